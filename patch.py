@@ -1,0 +1,20 @@
+"""One patching run, or with ``-m`` a sweep: ``python patch.py -m corruption=gray,noise window=1,3,5``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from vitpatch.config import register_resolvers
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="patch")
+def main(cfg: DictConfig) -> None:
+    """Runs the job that Hydra composed."""
+    from vitpatch.sweep import job  # heavy: after --help is answered
+
+    job("vitpatch.run", cfg)
+
+
+if __name__ == "__main__":
+    main()

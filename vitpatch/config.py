@@ -1,0 +1,104 @@
+"""The composed config → nouns, with the checks that need no model; and the names of runs. Light: no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from vitpatch.spec import BaseRun, Direction, Metric, Site, Target, TokenGroup, VitPatchError
+
+E = TypeVar("E", bound=StrEnum)
+
+SWEEP_VARIABLE = "VITPATCH_SWEEP"
+"""Hands the sweep's time stamp down to the processes of a sweep."""
+
+UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite")
+"""Keys that are not part of a run's name: they do not say what is measured (``logger`` covers ``logger.mode``)."""
+LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a run measures, beside its model, data and corruption."""
+
+    target: Target
+    window: int
+    direction: Direction
+    metric: Metric
+    rival: BaseRun
+    seed: int
+
+
+def read_study(cfg: DictConfig) -> Study:
+    """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
+    layers = cfg.target.layers
+    if layers != "all":
+        if not OmegaConf.is_list(layers) or not layers:
+            raise VitPatchError(f"target.layers {layers!r}: expected all or a list of layers such as [0,3]")
+        layers = tuple(whole_number("target.layers", layer, least=0) for layer in layers)
+    target = Target(
+        site=one_of("target.site", cfg.target.site, Site),
+        layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
+        tokens=one_of("target.tokens", cfg.target.tokens, TokenGroup),
+    )
+    return Study(
+        target=target,
+        window=whole_number("window", cfg.window, least=1),
+        direction=one_of("direction", cfg.direction, Direction),
+        metric=one_of("metric", cfg.metric, Metric),
+        rival=one_of("rival", cfg.rival, BaseRun),
+        seed=whole_number("seed", cfg.seed, least=0),
+    )
+
+
+def whole_number(key: str, value: Any, least: int) -> int:
+    """``value`` where it is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise VitPatchError(f"{key} {value!r}: expected a whole number, {least} or more")
+    return value
+
+
+def one_of(key: str, value: Any, kind: type[E]) -> E:
+    """``value`` as a member of ``kind``."""
+    if value not in list(kind):
+        raise VitPatchError(f"{key} {value!r}: expected one of {', '.join(kind)}")
+    return kind(value)
+
+
+def run_name(overrides: Iterable[str]) -> str:
+    """The folder name of a sweep's run, from its overrides: readable, stable, at most 120 characters."""
+    kept = [o for o in sorted(overrides) if not any(_key(o) == key or _key(o).startswith(f"{key}.") for key in UNNAMED)]
+    name = re.sub(r"[^A-Za-z0-9=,._-]+", "_", ",".join(kept)).strip(".") or "default"
+    if len(name) <= LONGEST_NAME:
+        return name
+    tail = "-" + hashlib.sha256(",".join(kept).encode()).hexdigest()[:8]
+    return name[: LONGEST_NAME - len(tail)] + tail
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def sweep_stamp() -> str:
+    """The time stamp that names a sweep, the same in every process below the first that asks."""
+    return os.environ.setdefault(SWEEP_VARIABLE, time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def asset(name: str) -> str:
+    """The folder of data or a model that ships with the package."""
+    return str(Path(__file__).parent / "assets" / name)
+
+
+def register_resolvers() -> None:
+    """Makes ``${asset:NAME}``, ``${sweep_stamp:}`` and ``${run_name:OVERRIDES}`` known to OmegaConf."""
+    for function in (asset, sweep_stamp, run_name):
+        OmegaConf.register_new_resolver(function.__name__, function, replace=True)

@@ -1,0 +1,90 @@
+"""Corruptions: ``(ImageBatch, seed) → images``, batched, on the device the batch is on.
+
+A corruption is a class whose constructor's parameters are the keys of its file in ``conf/corruption/``. Called with
+a batch and the run's seed it returns float32 images of the same shape, (batch, 3, height, width), still on the
+[0, 1] scale. What is random in it must be a function of the seed and the image's id alone – ``normal_like`` is –
+so that a result does not depend on the batch, the order or the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitpatch.spec import ImageBatch, VitPatchError
+
+BT601_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in ITU-R BT.601 luma."""
+
+
+def normal_like(batch: ImageBatch, seed: int) -> Tensor:
+    """Standard normal draws of the images' shape, a function of (seed, id) alone; drawn on the CPU."""
+    draws = torch.empty(batch.images.shape, dtype=torch.float32)
+    for row, example_id in zip(draws, batch.ids.tolist(), strict=True):
+        state = int(np.random.SeedSequence([seed, example_id]).generate_state(1, np.uint64)[0] >> 1)
+        row.normal_(generator=torch.Generator().manual_seed(state))
+    return draws.to(batch.images.device)
+
+
+class Identity:
+    """Leaves the image as it is: the null, under which every effect is 0."""
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same."""
+        return batch.images
+
+
+class Gray:
+    """Takes the colour away: BT.601 luma in all three channels (ITU-R BT.601-7, 2.5.1)."""
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape, three equal channels."""
+        luma = batch.images.new_tensor(BT601_LUMA).view(1, 3, 1, 1)
+        return (batch.images * luma).sum(1, keepdim=True).expand_as(batch.images)
+
+
+class Noise:
+    """Adds Gaussian pixel noise.
+
+    ``std`` is on the [0, 1] scale of the pixels, at the model's input size; the sum is clipped to [0, 1] unless
+    ``clip`` is false. ``std`` 0 is the identity.
+    """
+
+    def __init__(self, std: float, clip: bool = True) -> None:
+        if not std >= 0:
+            raise VitPatchError(f"corruption.std {std}: expected a number ≥ 0, on the [0, 1] scale of the pixels")
+        self.std, self.clip = std, clip
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        noisy = batch.images + self.std * normal_like(batch, seed)
+        return noisy.clamp(0, 1) if self.clip else noisy
+
+
+class Blur:
+    """Gaussian blur.
+
+    ``sigma`` is in pixels of the model's input; the kernel reaches 4 σ to each side and the border pixels are
+    repeated outward. ``sigma`` 0 is the identity.
+    """
+
+    REACH = 4.0  # kernel half-width in σ, as in scipy.ndimage.gaussian_filter
+
+    def __init__(self, sigma: float) -> None:
+        if not sigma >= 0:
+            raise VitPatchError(f"corruption.sigma {sigma}: expected a number of pixels ≥ 0")
+        self.sigma = sigma
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        radius = int(self.REACH * self.sigma + 0.5)
+        if radius == 0:
+            return batch.images
+        offsets = torch.arange(-radius, radius + 1, device=batch.images.device, dtype=torch.float32)
+        kernel = torch.softmax(-(offsets**2) / (2 * self.sigma**2), dim=0)
+        kernel = kernel.expand(3, 1, 1, -1)  # (channels, 1, 1, 2 radius + 1): each channel by itself
+        wide = F.pad(batch.images, (radius,) * 4, mode="replicate")
+        rows = F.conv2d(wide, kernel, groups=3)
+        return F.conv2d(rows, kernel.transpose(2, 3), groups=3)

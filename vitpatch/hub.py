@@ -1,0 +1,49 @@
+"""A hub id or a local folder: which it is, and what to say when it cannot be had."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vitpatch.spec import VitPatchError
+
+PATIENCE_S = 3.0
+
+
+def resolve(path: str, key: str) -> str:
+    """A local folder as it is, expanded; a hub id after a short try of the hub. Else raises ``VitPatchError``."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return str(local)
+    if local.exists() or local.is_absolute() or path.startswith(".") or path.count("/") > 1:
+        raise VitPatchError(f"{key} {path}: no such folder; give an existing one, or a hub id such as owner/name")
+    stay_local_if_unreachable()
+    return path
+
+
+def stay_local_if_unreachable() -> None:
+    """Turns the hub's offline mode on where it does not answer in 3 s; its own client would try for half a minute."""
+    import datasets.config
+    import httpx
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        httpx.head(constants.ENDPOINT, timeout=PATIENCE_S)
+    except httpx.HTTPError:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for processes started from here
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+def explain(error: Exception, path: str, key: str, download: str) -> str:
+    """One line on why ``path`` did not load; ``download`` are options of ``hf download`` that stand before the id."""
+    from huggingface_hub import constants
+
+    if Path(path).expanduser().exists() or not constants.HF_HUB_OFFLINE:
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        "the hub cannot be reached and there is no local copy of it. Where there is a network run "
+        f"`hf download {download}{path}` and bring its cache here (HF_HOME names the place), "
+        f"or give a local folder: {key}=FOLDER"
+    )

@@ -1,0 +1,140 @@
+"""Per-image effects → means and intervals. Pure: numpy and pandas, the seed an argument.
+
+The unit is the cluster: images of one cluster (an object's views, an emoji's skin tones) are not independent, so
+whole clusters are resampled (Davison & Hinkley 1997, section 3.8, the ratio of cluster sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+LEVEL = 0.95
+TIE = 1e-6
+"""Means closer than this are one size where the furthest is looked for."""
+MIN_STANDARD_ERRORS = 3.0
+"""A mean total effect within this many standard errors of 0 is no denominator."""
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images with its standard error and percentile interval, all by resampling clusters.
+
+    ``se``, ``low`` and ``high`` are NaN where there is one cluster: nothing is known of its spread.
+    """
+
+    mean: float
+    se: float
+    low: float
+    high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is inside the interval (or nothing is known): no effect is shown."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def cluster_sums(values: Array, clusters: NDArray[np.integer]) -> tuple[Array, Array]:
+    """(images, columns), (images,) → sums (clusters, columns) and image counts (clusters,), float64."""
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((index.max() + 1, values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums, np.bincount(index).astype(float)
+
+
+def resampled_means(values: Array, clusters: NDArray[np.integer], seed: int, resamples: int = RESAMPLES) -> Array:
+    """Means over images in resamples of whole clusters: (images, columns) → (resamples, columns).
+
+    All columns share the resamples, so that ratios and differences of columns can be taken row by row.
+    """
+    sums, counts = cluster_sums(values, clusters)
+    rng, n = np.random.default_rng(seed), len(counts)
+    means = np.empty((resamples, values.shape[1]))
+    step = max(1, 4_000_000 // n)  # resamples at a time: bounds the weights at 32 MB
+    for start in range(0, resamples, step):
+        rows = slice(start, min(start + step, resamples))
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=rows.stop - rows.start).astype(float)
+        means[rows] = (weights @ sums) / (weights @ counts)[:, None]
+    return means
+
+
+def interval(means: Array) -> tuple[Array, Array]:
+    """The percentile interval of ``LEVEL`` over the first axis."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def estimates(values: Array, clusters: NDArray[np.integer], seed: int) -> list[Estimate]:
+    """An ``Estimate`` for each column of (images, columns)."""
+    mean = values.mean(0)
+    if len(np.unique(clusters)) < 2:
+        return [Estimate(float(m), np.nan, np.nan, np.nan) for m in mean]
+    means = resampled_means(values, clusters, seed)
+    low, high = interval(means)
+    low, high = np.minimum(low, mean), np.maximum(high, mean)  # equal values differ by rounding alone
+    return [Estimate(*map(float, row)) for row in zip(mean, means.std(0, ddof=1), low, high, strict=True)]
+
+
+def recovered(effects: Array, total: Array, clusters: NDArray[np.integer], seed: int) -> Array | None:
+    """Mean effect / mean total effect with its interval: (images, columns), (images,) → (3, columns).
+
+    Both means are recomputed on each resample. ``None`` where the mean total effect is within
+    ``MIN_STANDARD_ERRORS`` standard errors of 0, or has none.
+    """
+    (estimate,) = estimates(total[:, None], clusters, seed)
+    if not abs(estimate.mean) > MIN_STANDARD_ERRORS * estimate.se:
+        return None
+    means = resampled_means(np.column_stack([effects, total]), clusters, seed)
+    ratio = effects.mean(0) / total.mean()
+    low, high = interval(means[:, :-1] / means[:, -1:])
+    return np.stack([ratio, np.minimum(low, ratio), np.maximum(high, ratio)])
+
+
+def peak(effects: Array, total: float) -> int | None:
+    """The index whose mean goes furthest in the direction of the total effect, the lowest on a tie.
+
+    ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
+    """
+    if total == 0:
+        return None
+    towards = np.sign(total) * effects
+    return int(np.flatnonzero(towards >= towards.max() - TIE)[0])
+
+
+def summarize(patches: pd.DataFrame, effects: Array, correct: Array, examples: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The rows of ``summary.csv``: one a patch, means over the images given.
+
+    ``patches`` has a row a patch (site, layer, head, …); ``effects`` and ``correct`` are (images, patches);
+    ``examples`` has a row an image with ``cluster`` and ``total_effect``.
+    """
+    clusters = examples["cluster"].to_numpy()
+    rows = estimates(effects, clusters, seed)
+    ratios = recovered(effects, examples["total_effect"].to_numpy(float), clusters, seed)
+    low_mid_high = np.full((3, len(rows)), np.nan) if ratios is None else ratios
+    return patches.assign(
+        n=len(examples),
+        n_clusters=len(np.unique(clusters)),
+        effect=[r.mean for r in rows],
+        effect_se=[r.se for r in rows],
+        effect_low=[r.low for r in rows],
+        effect_high=[r.high for r in rows],
+        recovered=low_mid_high[0],
+        recovered_low=low_mid_high[1],
+        recovered_high=low_mid_high[2],
+        accuracy=correct.mean(0),
+    )
+
+
+def by_class(effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int) -> Iterator[tuple]:
+    """For each label in order: (label, images, [Estimate of each column])."""
+    for label in np.unique(labels):
+        of_class = labels == label
+        yield int(label), int(of_class.sum()), estimates(effects[of_class], clusters[of_class], seed)

@@ -1,0 +1,130 @@
+"""The run folder: shards while it runs, parquet and csv after, ``manifest.json`` as the last act."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+
+from vitpatch.spec import BaseRun, Metric
+
+DPI = 130
+_OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
+
+EXAMPLES_SCHEMA = pa.schema(
+    [("example_id", pa.int64()), ("label", pa.int64()), ("label_name", pa.string()), ("rival", pa.int64())]
+    + [("included", pa.bool_()), ("cluster", pa.int64())]
+    + [(f"{metric}_{run}", pa.float32()) for run in BaseRun for metric in _OF_EACH_BASE_RUN]
+    + [(f"pred_{run}", pa.int64()) for run in BaseRun]
+    + [("kl_corrupt", pa.float32())]
+)
+"""One row an image, in order of ``example_id``."""
+
+PATCH_COLUMNS = ("site", "layer", "head", "tokens", "window", "first_layer", "last_layer", "n_layers")
+"""What names a patch in ``effects.parquet`` and ``summary.csv``."""
+
+EFFECTS_SCHEMA = pa.schema(
+    [("example_id", pa.int64())]
+    + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in PATCH_COLUMNS]
+    + [(str(metric), pa.float32()) for metric in Metric]
+    + [("pred", pa.int64()), ("effect", pa.float32())]
+)
+"""One row an image and patch, in order of ``example_id``, then patch."""
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes ``path`` by rename, when and only when the block ends well."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as readable JSON, by rename."""
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class RunFolder:
+    """One run's files below ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.examples = path / "examples.parquet"
+        self.effects = path / "effects.parquet"
+        self.summary = path / "summary.csv"
+        self.figures = path / "figures"
+        self.manifest = path / "manifest.json"
+        self.failed = path / "failed.json"
+        self._shards = path / "shards"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The manifest of the finished run in this folder, if there is one."""
+        return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.exists() else None
+
+    def begin(self) -> None:
+        """Clears what an earlier run left and makes room for this one; the manifest goes first."""
+        for file in (self.manifest, self.failed, self.examples, self.effects, self.summary):
+            file.unlink(missing_ok=True)
+        for folder in (self._shards, self.figures):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+
+    def write_shard(self, number: int, examples: pa.Table, effects: pa.Table) -> None:
+        """Puts one batch's rows on the disk; ``number`` orders the batches."""
+        for kind, table in (("effects", effects), ("examples", examples)):
+            with written_beside(self._shards / f"{kind}-{number:08d}.parquet") as beside:
+                pq.write_table(table, beside)
+
+    def merge(self) -> None:
+        """Joins the shards into ``examples.parquet`` and ``effects.parquet``, a row group a shard, and drops them."""
+        for kind, schema, path in (
+            ("examples", EXAMPLES_SCHEMA, self.examples),
+            ("effects", EFFECTS_SCHEMA, self.effects),
+        ):
+            with written_beside(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+                last_id = -1
+                for shard in sorted(self._shards.glob(f"{kind}-*.parquet")):
+                    table = pq.read_table(shard)
+                    ids = table["example_id"]
+                    assert ids[0].as_py() > last_id, f"{shard.name} starts at image {ids[0]}, after image {last_id}"
+                    last_id = ids[-1].as_py()
+                    writer.write_table(table)
+        shutil.rmtree(self._shards)
+
+    def write_summary(self, summary: pd.DataFrame) -> None:
+        """Writes ``summary.csv``; what is not known is an empty field."""
+        with written_beside(self.summary) as beside:
+            summary.to_csv(beside, index=False)
+
+    def save(self, figure: Figure, name: str) -> Path:
+        """Writes a figure as ``figures/NAME.png``."""
+        path = self.figures / f"{name}.png"
+        with written_beside(path) as beside:
+            figure.savefig(beside, format="png", dpi=DPI)
+        return path
+
+    @contextmanager
+    def sealing(self, manifest: dict[str, Any]) -> Iterator[Path]:
+        """The manifest under a passing name for the length of the block; its end, by rename, finishes the run."""
+        with written_beside(self.manifest) as beside:
+            write_json(beside, manifest)
+            yield beside
+
+    def fail(self, state: str, reason: str) -> None:
+        """Leaves ``failed.json`` – nothing else of this folder is to be relied on – and clears the shards."""
+        self.manifest.unlink(missing_ok=True)
+        shutil.rmtree(self._shards, ignore_errors=True)
+        write_json(self.failed, {"state": state, "reason": reason})

@@ -1,0 +1,119 @@
+"""Jobs of Hydra: each ends in a sealed folder or in one line that says why not; a sweep ends in a word on all of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vitpatch.spec import VitPatchError
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""The exit code of a run that CTRL-C ended."""
+
+
+def job(module: str, cfg: DictConfig) -> None:
+    """Calls ``run(cfg, folder, options)`` of ``module``; what it raises becomes a line and ``failed.json``.
+
+    A single run then exits with 1; in a sweep the other jobs go on, and the sweep's end tells.
+    """
+    hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    try:
+        importlib.import_module(module).run(cfg, folder, dict(hydra_cfg.runtime.choices))
+        return
+    except VitPatchError as error:
+        reason = str(error)
+    except OSError as error:  # a full or read-only disk is the user's to mend; the file is named
+        reason = f"{error.strerror or error}: {error.filename or folder}"
+    except (KeyboardInterrupt, SystemExit):
+        _leave(folder, "interrupted", "stopped from outside before it was done")
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # our own mistake: the traceback is for whoever reports it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in vitpatch; please report it)"
+        traceback.print_exc()
+    _leave(folder, "failed", reason)
+    log.error("error: %s", reason)
+    if hydra_cfg.mode == RunMode.RUN:
+        sys.exit(1)
+
+
+def _leave(folder: Path, state: str, reason: str) -> None:
+    from vitpatch.store import RunFolder
+
+    try:
+        RunFolder(folder).fail(state, reason)
+    except OSError as error:
+        log.error("error: %s cannot be written (%s)", folder, error.strerror)
+
+
+def state_of(folder: Path) -> tuple[str, str]:
+    """(finished | failed | interrupted | unfinished, reason) of a run's folder."""
+    if (folder / "failed.json").exists():
+        left = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+        return left["state"], left["reason"]
+    if (folder / "manifest.json").exists():
+        return "finished", ""
+    return "unfinished", "it left neither manifest.json nor failed.json"
+
+
+class SweepCallback(Callback):
+    """Refuses a folder that cannot be written before Hydra fails in it; ends a sweep with its states and exit code."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tries the run's folder."""
+        _try_writing(Path(str(config.hydra.run.dir)))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tries the sweep's folder and notes the time."""
+        folder = Path(str(config.hydra.sweep.dir))
+        _try_writing(folder)
+        self._started = _disk_time(folder)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """A line for each run that did not finish, the last word on all, exit code 1 if any fell short."""
+        root = Path(str(config.hydra.sweep.dir))
+        # Hydra writes .hydra/ anew for every job of this sweep, with every launcher, also for one that is then skipped
+        jobs = [p.parent.parent for p in sorted(root.glob("*/.hydra/overrides.yaml")) if p.stat().st_mtime >= self._started]
+        states = {folder: state_of(folder) for folder in jobs}
+        short = {folder: state for folder, state in states.items() if state[0] != "finished"}
+        log.info("%d of %d runs finished in %s", len(states) - len(short), len(states), root)
+        for folder, (state, reason) in short.items():
+            log.error("%s: %s: %s", state, folder.name, reason)
+        if short or not jobs:
+            sys.exit(1)
+
+
+def _disk_time(folder: Path) -> float:
+    """Now, by the clock of the disk that holds ``folder``."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        return min(os.stat(file.name).st_mtime, time.time())
+
+
+def _try_writing(folder: Path) -> None:
+    """Ends the program with one line where ``folder`` cannot be made or written: Hydra would end in a traceback."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"0" * 65536)
+    except OSError as error:
+        reason = f"output folder {folder}: {error.strerror}; free some space, or choose another (hydra.run.dir, hydra.sweep.dir)"
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(1)
