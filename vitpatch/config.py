@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.spec import BaseRun, Direction, Metric, Site, Target, TokenGroup, VitPatchError
@@ -72,6 +74,17 @@ def one_of(key: str, value: Any, kind: type[E]) -> E:
     if value not in list(kind):
         raise VitPatchError(f"{key} {value!r}: expected one of {', '.join(kind)}")
     return kind(value)
+
+
+def construct(cfg: DictConfig) -> Any:
+    """The object a config names, what its constructor objects to said in one line."""
+    try:
+        return instantiate(cfg)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, VitPatchError):
+            raise cause from error
+        raise VitPatchError(f"{cfg.get('_target_')}: {' '.join(str(cause or error).split())[:300]}") from error
 
 
 def run_name(overrides: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -64,12 +64,17 @@ class ParquetImages(ImageSource):
     def rows(self) -> datasets.Dataset:
         """The rows of the file or files."""
         from datasets import Dataset
+        from pyarrow import parquet
 
         path = Path(self.path).expanduser()
         files = [path] if path.is_file() else sorted(path.glob(f"{self.split or ''}*.parquet"))
         if not files:
             what = f"no file {self.split or ''}*.parquet in it" if path.is_dir() else "no such file or folder"
-            raise VitPatchError(f"data.path {self.path}: {what}; give a parquet file, or a folder of them and data.split")
+            raise VitPatchError(
+                f"data.path {self.path}: {what}; give a parquet file, or a folder of them and data.split"
+            )
+        if not sum(parquet.read_metadata(file).num_rows for file in files):
+            raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
         return Dataset.from_parquet([str(file) for file in files])
 
 
@@ -83,7 +88,9 @@ class FolderImages(ImageSource):
 
         path = Path(self.path).expanduser()
         if not path.is_dir():
-            raise VitPatchError(f"data.path {self.path}: no such folder; give a folder with one folder of images a class")
+            raise VitPatchError(
+                f"data.path {self.path}: no such folder; give a folder with one folder of images a class"
+            )
         return self._split_of(load_dataset("imagefolder", data_dir=str(path)))
 
     def _split_of(self, splits: datasets.DatasetDict) -> datasets.Dataset:
@@ -158,8 +165,10 @@ class LabelledImages:
             image = Image.open(io.BytesIO(_bytes(stored)))
             image.load()
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise VitPatchError(f"{where}: not a readable image ({reason}); data.on_error=skip leaves it out") from error
+            reason = _why_unreadable(stored, error)
+            raise VitPatchError(
+                f"{where}: not a readable image ({reason}); data.on_error=skip leaves it out"
+            ) from error
         return image
 
     def _file(self, stored: dict[str, Any]) -> str | None:
@@ -175,6 +184,12 @@ class LabelledImages:
                 except (OSError, TypeError):  # said when the row is read
                     total.update(b"unreadable")
         return total.hexdigest()[:16]
+
+
+def _why_unreadable(stored: dict[str, Any] | None, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format" if _bytes(stored) else "it has 0 bytes"
+    return "the row has none" if stored is None else " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _bytes(stored: dict[str, Any]) -> bytes:
@@ -240,7 +255,9 @@ def _checked_columns(source: ImageSource, rows: datasets.Dataset) -> datasets.Da
         rows = rows.cast_column(column, datasets.Image(decode=False))
     label = rows.features[source.label_column]
     if not isinstance(label, datasets.ClassLabel) and not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
-        raise VitPatchError(f"data.label_column {source.label_column!r} holds {label}; expected whole numbers or ClassLabel")
+        raise VitPatchError(
+            f"data.label_column {source.label_column!r} holds {label}; expected whole numbers or ClassLabel"
+        )
     if None in rows[source.label_column]:
         raise VitPatchError(f"data.label_column {source.label_column!r}: some rows have no label")
     return rows
@@ -262,7 +279,9 @@ def check_labels(images: LabelledImages, classes: int, model_names: Sequence[str
             raise VitPatchError(f"{which}: names must agree in order; use a model trained on these labels")
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= classes:
-        raise VitPatchError(f"the data have labels from {low} to {high}; the model's {classes} go from 0 to {classes - 1}")
+        raise VitPatchError(
+            f"the data have labels from {low} to {high}; the model's {classes} go from 0 to {classes - 1}"
+        )
 
 
 def _folded(name: str) -> str:
@@ -272,8 +291,8 @@ def _folded(name: str) -> str:
 class Decoded(Dataset):
     """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``."""
 
-    def __init__(self, images: LabelledImages, to_input: Any) -> None:
-        self.images, self._to_input = images, to_input
+    def __init__(self, images: LabelledImages, to_input: Any, masks: bool = True) -> None:
+        self.images, self._to_input, self._masks = images, to_input, masks
 
     def __len__(self) -> int:
         return len(self.images)
@@ -281,7 +300,7 @@ class Decoded(Dataset):
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor | None, int, int] | BadImage:
         """(image (3, height, width), mask (1, height, width) or None, id, label)."""
         try:
-            image, mask = self.images.image(row), self.images.mask(row)
+            image, mask = self.images.image(row), self.images.mask(row) if self._masks else None
         except VitPatchError as error:
             return BadImage(row, str(error))
         masked = None if mask is None else self._to_input(mask)[:1]
@@ -310,7 +329,9 @@ class ImageDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches."""
         workers = self.images.source.num_workers
-        return DataLoader(self.decoded, batch_size=self.batch_size, shuffle=False, num_workers=workers, collate_fn=collate)
+        return DataLoader(
+            self.decoded, batch_size=self.batch_size, shuffle=False, num_workers=workers, collate_fn=collate
+        )
 
     def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:
         """Moves the images, leaves the errors."""
@@ -322,5 +343,3 @@ class ImageDataModule(lightning.LightningDataModule):
         batch, _ = collate([self.decoded[row] for row in rows])
         assert batch is not None and len(batch) == len(rows), f"rows {list(rows)} were readable before"
         return batch
-
-

@@ -7,7 +7,7 @@ Nothing of the model is re-implemented or converted: sites are read and replaced
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -112,7 +112,9 @@ class PatchableViT(nn.Module):
     def tokens(self, group: TokenGroup) -> slice:
         """The positions of a token group along the token axis."""
         special = self.family.special_tokens
-        return {TokenGroup.ALL: slice(None), TokenGroup.CLS: slice(0, 1), TokenGroup.PATCHES: slice(special, None)}[group]
+        return {TokenGroup.ALL: slice(None), TokenGroup.CLS: slice(0, 1), TokenGroup.PATCHES: slice(special, None)}[
+            group
+        ]
 
     @contextmanager
     def reading(self, places: tuple[Place, ...]) -> Iterator[dict[Place, Tensor]]:
@@ -196,7 +198,7 @@ class PatchableViT(nn.Module):
 
 
 def _on_output(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
-    """A forward hook that shows ``act`` the output's tensor and puts back what it returns; attention returns a tuple."""
+    """A forward hook that shows ``act`` the output's tensor and puts back what it returns; attention gives a tuple."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         is_tuple = isinstance(output, tuple)
@@ -210,6 +212,18 @@ def _on_output(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
 
 @lru_cache(maxsize=2)
 def _load(checkpoint: Checkpoint) -> PatchableViT:
+    model, preprocessing, missing = _from_pretrained(checkpoint)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier")
+    patchable = PatchableViT(model, family_of(model.config.model_type, checkpoint.path), preprocessing)
+    _check_input_size(patchable, checkpoint.path)
+    patchable.prove()
+    return patchable
+
+
+def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preprocessing, Sequence[str]]:
+    """Model, preprocessing, and the names of weights that the checkpoint lacks; ``head`` changes the labels."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import logging as hf_logging
 
@@ -218,20 +232,36 @@ def _load(checkpoint: Checkpoint) -> PatchableViT:
     arguments = {"revision": checkpoint.revision} if checkpoint.revision else {}
     with _one_line(checkpoint.path):
         config = AutoConfig.from_pretrained(where, **arguments)
-    family = family_of(config.model_type, checkpoint.path)
+    family_of(config.model_type, checkpoint.path)
     with _one_line(checkpoint.path):
         processor = AutoImageProcessor.from_pretrained(where, **arguments)
-    with _one_line(checkpoint.path):
         model, info = AutoModelForImageClassification.from_pretrained(
-            where, dtype=DTYPES[checkpoint.dtype], use_safetensors=True, output_loading_info=True, **arguments
+            where, dtype=DTYPES[checkpoint.dtype], use_safetensors=True, output_loading_info=True, **head, **arguments
         )
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier")
-    patchable = PatchableViT(model, family, _preprocessing(processor))
-    _check_input_size(patchable, checkpoint.path)
-    patchable.prove()
-    return patchable
+    return model, _preprocessing(processor), info["missing_keys"]
+
+
+def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
+    """A checkpoint to fine-tune, its head replaced where its labels are not ``names``."""
+    model, preprocessing, _ = _from_pretrained(checkpoint, **_labels(names), ignore_mismatched_sizes=True)
+    return model, preprocessing
+
+
+def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessing]:
+    """An untrained classifier of a Hugging Face ``config``; its image processor resizes and maps [0, 1] to [-1, 1]."""
+    from transformers import AutoModelForImageClassification, ViTImageProcessorPil
+
+    family_of(config.model_type, type(config).__name__)
+    for key, value in _labels(names).items():
+        setattr(config, key, value)
+    height, width = _pair(config.image_size)
+    half = [0.5, 0.5, 0.5]
+    processor = ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
+    return AutoModelForImageClassification.from_config(config), _preprocessing(processor)
+
+
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _check_input_size(model: PatchableViT, path: str) -> None:

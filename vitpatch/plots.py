@@ -48,7 +48,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Trace:
-    """One image for an example page: pictures (height, width, 3) uint8 and its metric, by patch and in the base runs."""
+    """One image for an example page: pictures (height, width, 3) uint8, and its metric by patch and base run."""
 
     name: str
     pictures: dict[BaseRun, NDArray[np.uint8]]
@@ -120,7 +120,9 @@ def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Seque
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.1f}"
+    if abs(value) < 0.005:
+        return "0"
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
 
 
 def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, caption: Caption) -> Figure:

@@ -21,8 +21,8 @@ from vitpatch.effects import metrics, runner_up
 from vitpatch.execute import Logits, execute
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan
-from vitpatch.spec import BaseRun, ImageBatch, Metric, VitPatchError
-from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, RunFolder
+from vitpatch.spec import BaseRun, ImageBatch, VitPatchError
+from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,9 @@ class PatchingModule(lightning.LightningModule):
             for row in _rows_not_finite(logits.base[run]):
                 layer = self.model.first_bad_layer(pixels[run][row : row + 1])
                 where = "in the classifier" if layer is None else f"from layer {layer} on"
-                raise VitPatchError(f"image {images.ids[row]}: the {run} run is not finite {where}; check the weights and dtype")
+                raise VitPatchError(
+                    f"image {images.ids[row]}: the {run} run is not finite {where}; check the weights and dtype"
+                )
         for patch, patched in zip(self.plan.patches, logits.patched, strict=True):
             for row in _rows_not_finite(patched):
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
@@ -106,11 +108,10 @@ def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
 def patch_columns(plan: Plan) -> dict[str, np.ndarray]:
     """What names each patch of a plan, by column, (patches,) each."""
     rows = [
-        dict(site=str(p.site), layer=p.layer, head=p.head, tokens=str(p.tokens), window=p.window)
-        | dict(first_layer=p.layers[0], last_layer=p.layers[-1], n_layers=len(p.layers))
+        (str(p.site), p.layer, p.head, str(p.tokens), p.window, p.layers[0], p.layers[-1], len(p.layers))
         for p in plan.patches
     ]
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
 
 
 def _rows_not_finite(logits: Tensor) -> list[int]:
@@ -166,7 +167,13 @@ class ImageProgress(ProgressBar):
         self._bar = tqdm(total=self._total, desc=self._name, unit=" images", mininterval=often, dynamic_ncols=True)
 
     def on_predict_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: tuple, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: lightning.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: tuple,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Moves on by the images of the batch, unreadable ones too."""
         images, bad = batch
@@ -176,7 +183,9 @@ class ImageProgress(ProgressBar):
         """Closes the bar."""
         self._bar.close()
 
-    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
         """Closes the bar, so that the error stands on a line of its own."""
         if hasattr(self, "_bar"):
             self._bar.close()

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION, __version__, plots, stats
-from vitpatch.config import Study, read_study, whole_number
+from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.data import ImageDataModule, LabelledImages, check_labels
 from vitpatch.effects import total_effect
 from vitpatch.model import Checkpoint, PatchableViT
@@ -54,7 +53,9 @@ class Setup:
         """The run in a line: model, data, corruption, target, window, direction."""
         target, study = self.study.target, self.study
         at = "" if target.tokens == "all" else f" at {target.tokens}"
-        first = f"{_short(self.cfg.model.path)} on {_short(self.cfg.data.path)}, {corruption_label(self.cfg.corruption)}"
+        first = (
+            f"{_short(self.cfg.model.path)} on {_short(self.cfg.data.path)}, {corruption_label(self.cfg.corruption)}"
+        )
         return f"{first}, {target.site}{at}, window {study.window}, {study.direction}"
 
     @property
@@ -151,19 +152,10 @@ def prepare(cfg: DictConfig) -> Setup:
     images = source.open()
     check_labels(images, model.classes, model.label_names)
     if plan.restores_everything:
-        log.info("note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction")
+        log.info(
+            "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
+        )
     return Setup(cfg, study, model, corruption, images, plan)
-
-
-def construct(cfg: DictConfig) -> Any:
-    """The object a config names, what its constructor objects to said in one line."""
-    try:
-        return instantiate(cfg)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, VitPatchError):
-            raise cause from error
-        raise VitPatchError(f"{cfg.get('_target_')}: {' '.join(str(cause or error).split())[:300]}") from error
 
 
 def _already_there(folder: RunFolder, run_id: str, overwrite: bool) -> bool:
@@ -233,7 +225,9 @@ def draw(folder: RunFolder, setup: Setup, outcome: Outcome, data: ImageDataModul
     return {
         "layer_profile": [folder.save(plots.layer_profile(outcome.summary, outcome.total, caption), "layer_profile")],
         "heatmap": [folder.save(plots.class_heatmap(rows, layers, caption), "heatmap")],
-        "examples": [folder.save(page, f"examples_{name}") for name, page in _pages(setup, outcome, data, caption, layers)],
+        "examples": [
+            folder.save(page, f"examples_{name}") for name, page in _pages(setup, outcome, data, caption, layers)
+        ],
     }
 
 
@@ -327,7 +321,9 @@ def report(folder: RunFolder, setup: Setup, outcome: Outcome, sync_command: str 
     log.info("%s", folder.path)
     log.info("  run           %s", setup.title)
     log.info("  accuracy      clean %.3f, corrupt %.3f", values["accuracy_clean"], values["accuracy_corrupt"])
-    log.info("  total effect  %s on %s, n = %d images", _with_interval(total), setup.study.metric, len(outcome.examples))
+    log.info(
+        "  total effect  %s on %s, n = %d images", _with_interval(total), setup.study.metric, len(outcome.examples)
+    )
     if total.holds_zero:
         log.warning("  the total effect's interval holds 0: this corruption does not move the model")
     if peak:

@@ -20,6 +20,9 @@ TIE = 1e-6
 MIN_STANDARD_ERRORS = 3.0
 """A mean total effect within this many standard errors of 0 is no denominator."""
 
+WEIGHTS_AT_ONCE = 4_000_000
+"""Bounds the resampling weights in memory, at 32 MB."""
+
 Array = NDArray[np.floating]
 
 
@@ -57,7 +60,7 @@ def resampled_means(values: Array, clusters: NDArray[np.integer], seed: int, res
     sums, counts = cluster_sums(values, clusters)
     rng, n = np.random.default_rng(seed), len(counts)
     means = np.empty((resamples, values.shape[1]))
-    step = max(1, 4_000_000 // n)  # resamples at a time: bounds the weights at 32 MB
+    step = max(1, WEIGHTS_AT_ONCE // n)  # resamples at a time
     for start in range(0, resamples, step):
         rows = slice(start, min(start + step, resamples))
         weights = rng.multinomial(n, np.full(n, 1 / n), size=rows.stop - rows.start).astype(float)

@@ -1,11 +1,10 @@
-"""Jobs of Hydra: each ends in a sealed folder or in one line that says why not; a sweep ends in a word on all of them."""
+"""Jobs of Hydra: each ends in a sealed folder or in one line that says why not; a sweep ends in a word on all."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
@@ -34,7 +33,8 @@ def job(module: str, cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
     try:
-        importlib.import_module(module).run(cfg, folder, dict(hydra_cfg.runtime.choices))
+        options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
+        importlib.import_module(module).run(cfg, folder, options)
         return
     except VitPatchError as error:
         reason = str(error)
@@ -91,7 +91,9 @@ class SweepCallback(Callback):
         """A line for each run that did not finish, the last word on all, exit code 1 if any fell short."""
         root = Path(str(config.hydra.sweep.dir))
         # Hydra writes .hydra/ anew for every job of this sweep, with every launcher, also for one that is then skipped
-        jobs = [p.parent.parent for p in sorted(root.glob("*/.hydra/overrides.yaml")) if p.stat().st_mtime >= self._started]
+        jobs = [
+            p.parent.parent for p in sorted(root.glob("*/.hydra/overrides.yaml")) if p.stat().st_mtime >= self._started
+        ]
         states = {folder: state_of(folder) for folder in jobs}
         short = {folder: state for folder, state in states.items() if state[0] != "finished"}
         log.info("%d of %d runs finished in %s", len(states) - len(short), len(states), root)
@@ -104,7 +106,7 @@ class SweepCallback(Callback):
 def _disk_time(folder: Path) -> float:
     """Now, by the clock of the disk that holds ``folder``."""
     with tempfile.NamedTemporaryFile(dir=folder) as file:
-        return min(os.stat(file.name).st_mtime, time.time())
+        return min(Path(file.name).stat().st_mtime, time.time())
 
 
 def _try_writing(folder: Path) -> None:
@@ -113,7 +115,8 @@ def _try_writing(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"0" * 65536)
+            file.flush()
     except OSError as error:
-        reason = f"output folder {folder}: {error.strerror}; free some space, or choose another (hydra.run.dir, hydra.sweep.dir)"
-        print(f"error: {reason}", file=sys.stderr)
+        remedy = "free some space, or choose another (hydra.run.dir, hydra.sweep.dir)"
+        print(f"error: output folder {folder}: {error.strerror}; {remedy}", file=sys.stderr)
         sys.exit(1)

@@ -106,7 +106,7 @@ class WandbTracker:
     def _init(self, info: RunInfo, mode: str) -> Any:
         import wandb
 
-        os.environ["WANDB_DATA_DIR"] = str(info.folder)  # else artifacts are staged outside the run's folder
+        os.environ["WANDB_DATA_DIR"] = str(info.folder / "wandb")  # else artifacts are staged outside the run's folder
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -135,7 +135,9 @@ def _mode(asked: str) -> str:
     if wandb.login(prompt=False, verify=False):
         return "online"
     if asked == "online":
-        raise VitPatchError("logger.mode=online: no Weights & Biases key; run `wandb login`, or use logger.mode=offline")
+        raise VitPatchError(
+            "logger.mode=online: no Weights & Biases key; run `wandb login`, or use logger.mode=offline"
+        )
     return "offline"
 
 
@@ -144,7 +146,9 @@ class _Tracked(Silent):
 
     def __init__(self, run: Any) -> None:
         self._run, self._broken = run, False
-        self.about = {"mode": run.settings.mode, "id": run.id, "url": run.url}
+        self.about = {"mode": run.settings.mode, "id": run.id}
+        if run.settings.mode == "online":
+            self.about["url"] = run.url
         if run.settings.mode == "offline":
             self.sync_command = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
 

@@ -1,0 +1,131 @@
+"""Tiny models and images that the tests make, and ways to run the project on them."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.pop("WANDB_API_KEY", None)
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+CLASSES, SIZE, DEPTH = 5, 32, 4
+NAMES = [f"class_{c}" for c in range(CLASSES)]
+
+
+def pictures(n: int, size: int = SIZE, seed: int = 0):
+    """n coloured RGB images: blocks of random colour with some grain."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    blocks = rng.random((n, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
+    pixels = 0.7 * blocks + 0.3 * rng.random((n, size, size, 3))
+    return [Image.fromarray((image * 255).astype("uint8")) for image in pixels]
+
+
+def write_parquet(path: Path, images, labels, names=NAMES, **columns) -> Path:
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+
+    kinds = {name: Image() if name == "mask" else Value("string") for name in columns}
+    label = ClassLabel(names=names) if names else Value("int64")
+    features = Features({"image": Image(), "label": label, **kinds})
+    Dataset.from_dict({"image": images, "label": labels, **columns}, features=features).to_parquet(str(path))
+    return path
+
+
+def save_model(path: Path, family: str, names=NAMES, size: int = SIZE, seed: int = 0, **config) -> Path:
+    """A random classifier whose answers differ visibly between images, with its image processor."""
+    import transformers as hf
+
+    torch.manual_seed(seed)
+    shape = dict(image_size=size, patch_size=8, hidden_size=32, num_hidden_layers=DEPTH, num_attention_heads=4)
+    labels = dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
+    kinds = {
+        "vit": (hf.ViTConfig, hf.ViTForImageClassification),
+        "deit": (hf.DeiTConfig, hf.DeiTForImageClassification),
+        "deit_with_teacher": (hf.DeiTConfig, hf.DeiTForImageClassificationWithTeacher),
+    }
+    config_class, model_class = kinds[family]
+    everything = shape | labels | dict(intermediate_size=64, initializer_range=0.25) | config
+    model = model_class(config_class(**everything))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "classifier" in name and name.endswith("weight"):
+                weight.normal_(std=0.5)
+    model.eval().save_pretrained(path)
+    half = [0.5] * 3
+    hf.ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """A folder with images.parquet (13 images, 5 classes) and the models vit, deit, deit_with_teacher."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("made")
+    labels = [i % CLASSES for i in range(13)]
+    write_parquet(folder / "images.parquet", pictures(13), labels)
+    for family in ("vit", "deit", "deit_with_teacher"):
+        save_model(folder / family, family)
+    return folder
+
+
+@pytest.fixture
+def config(made):
+    """Composes patch.yaml on the made model and images, without a tracker; overrides come last."""
+    from hydra import compose, initialize_config_dir
+
+    from vitpatch.config import register_resolvers
+
+    register_resolvers()
+
+    def make(*overrides: str, family: str = "vit"):
+        tiny = ["model=hf", f"model.path={made / family}", "data=parquet", f"data.path={made / 'images.parquet'}"]
+        rest = ["trainer=cpu", "logger=none", "batch_size=5", *overrides]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose("patch", overrides=tiny + rest)
+
+    return make
+
+
+@pytest.fixture
+def patched(config, tmp_path):
+    """Makes a run in this process; the run's folder."""
+    from vitpatch.run import run
+
+    def make(*overrides: str, folder: str = "run", family: str = "vit") -> Path:
+        run(config(*overrides, family=family), tmp_path / folder)
+        return tmp_path / folder
+
+    return make
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    """``python patch.py …`` in this process: (exit code, what it printed)."""
+
+    def call(*arguments: str, script: str = "patch") -> tuple[int, str]:
+        import importlib
+        import logging
+
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        capfd.readouterr()
+        try:
+            importlib.import_module(script).main()
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        finally:
+            logging.shutdown()
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err
+
+    return call

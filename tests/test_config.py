@@ -1,0 +1,114 @@
+import inspect
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from vitpatch import config
+from vitpatch.spec import VitPatchError
+
+GROUPS = ("model", "data", "corruption", "target", "trainer", "logger", "architecture")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+HYDRAS = {"_target_", "_partial_"}
+
+
+@pytest.fixture(autouse=True)
+def _resolvers():
+    config.register_resolvers()
+
+
+def composed(name, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_has_the_keys_of_its_class(group, option):
+    entry = "train_eval" if group == "architecture" else "patch"
+    keys = composed(entry, f"{group}={option}")[group]
+    if option == "none" and group == "architecture":
+        assert not keys
+        return
+    target = get_object(keys._target_)
+    parameters = inspect.signature(target).parameters
+    ours = keys._target_.startswith("vitpatch.")
+    if ours:
+        assert set(keys) - HYDRAS == set(parameters), keys._target_
+    elif not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        assert set(keys) - HYDRAS <= set(parameters), keys._target_
+
+
+@pytest.mark.parametrize("key", ["recipe", "augment"])
+def test_training_keys_are_those_of_their_class(key):
+    keys = composed("train_eval")[key]
+    assert set(keys) - HYDRAS == set(inspect.signature(get_object(keys._target_)).parameters)
+
+
+def test_defaults_are_the_contracts():
+    cfg = composed("patch")
+    assert (cfg.window, cfg.direction, cfg.metric, cfg.rival) == (3, "denoise", "prob", "corrupt")
+    assert (cfg.batch_size, cfg.seed, cfg.overwrite, cfg.data.limit) == (64, 0, False, 256)
+    study = config.read_study(cfg)
+    assert study.target.layers is None and study.target.site == "attn_out" and study.target.tokens == "all"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("window=three", "window 'three'.*whole number"),
+        ("window=0", "window 0.*1 or more"),
+        ("window=-1", "window -1"),
+        ("window=2.5", "window 2.5"),
+        ("window=true", "window True"),
+        ("direction=up", "direction 'up'.*denoise, noise"),
+        ("metric=loss", "metric 'loss'.*prob, log_odds"),
+        ("rival=both", "rival 'both'"),
+        ("seed=-1", "seed -1"),
+        ("target.layers=3", "target.layers 3.*list of layers"),
+        ("target.layers=[]", "target.layers"),
+        ("target.layers=[0,x]", "target.layers 'x'"),
+        ("target.layers=[-1]", "target.layers -1"),
+        ("target.tokens=dog", "target.tokens 'dog'.*all, cls, patches"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_expected(override, says):
+    with pytest.raises(VitPatchError, match=says):
+        config.read_study(composed("patch", override))
+
+
+def test_a_runs_name_is_what_is_measured():
+    overrides = ["corruption=gray", "window=1", "logger=none", "trainer=cpu", "trainer.devices=1", "batch_size=8"]
+    rest = ["sweep=x", "memory_gb=2", "data.num_workers=1", "logger.mode=offline", "overwrite=true"]
+    assert config.run_name(overrides + rest) == "corruption=gray,window=1"
+    assert config.run_name(["window=1", "corruption=gray"]) == "corruption=gray,window=1"
+    assert config.run_name([]) == "default"
+
+
+def test_a_runs_name_is_clean_short_and_its_own():
+    odd = config.run_name(["data.path=/a b/ü.parquet", "+corruption.x='$HOME'"])
+    assert not set(odd) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=,._-") and "/" not in odd
+    long = [config.run_name([f"data.path={'x' * 200}{i}"]) for i in range(2)]
+    assert all(len(name) == 120 for name in long) and long[0] != long[1]
+
+
+def test_every_process_of_a_sweep_has_one_time_stamp(monkeypatch):
+    monkeypatch.delenv(config.SWEEP_VARIABLE, raising=False)
+    first = config.sweep_stamp()
+    monkeypatch.setattr(config.time, "strftime", lambda _: "later")
+    assert config.sweep_stamp() == first
+
+
+def test_what_a_constructor_objects_to_comes_out_as_one_line():
+    with pytest.raises(VitPatchError, match=r"corruption.std -1.0: expected"):
+        config.construct(OmegaConf.create({"_target_": "vitpatch.corruptions.Noise", "std": -1.0}))
+    with pytest.raises(VitPatchError, match="no_such") as error:
+        config.construct(OmegaConf.create({"_target_": "no_such.Thing"}))
+    assert "\n" not in str(error.value)
+
+
+def test_assets_are_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert (Path(config.asset("emoji")) / "test.parquet").exists()

@@ -1,0 +1,81 @@
+"""The rooms: who may import whom, asserted from the source; and nothing heavy on the --help path."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+LEVELS = {
+    "sweep": 6,
+    "run": 5,
+    "fit": 5,
+    "predict": 4,
+    "execute": 3,
+    "training": 3,
+    "model": 2,
+    "data": 2,
+    "store": 2,
+    "plan": 1,
+    "anatomy": 1,
+    "corruptions": 1,
+    "effects": 1,
+    "stats": 1,
+    "plots": 1,
+    "tracking": 1,
+    "config": 1,
+    "hub": 1,
+    "spec": 0,
+}
+WITHIN = {("plots", "stats")}  # a figure is drawn from estimates
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vitpatch":
+            rest = node.module.split(".")[1:]
+            yield from (rest[:1] or [alias.name for alias in node.names])
+
+
+def test_every_room_has_a_level():
+    rooms = {path.stem for path in (ROOT / "vitpatch").glob("*.py")} - {"__init__"}
+    assert rooms == set(LEVELS)
+
+
+@pytest.mark.parametrize("room", LEVELS)
+def test_imports_go_strictly_downward(room):
+    for other in imports_of(ROOT / "vitpatch" / f"{room}.py"):
+        if other in LEVELS and (room, other) not in WITHIN:
+            assert LEVELS[other] < LEVELS[room], f"{room} imports {other}"
+
+
+def test_entries_are_thin():
+    for entry in ("patch.py", "train_eval.py"):
+        assert len((ROOT / entry).read_text().splitlines()) <= 40
+        assert set(imports_of(ROOT / entry)) <= {"config", "sweep"}
+
+
+@pytest.mark.parametrize("entry", ["patch", "train_eval"])
+def test_help_imports_nothing_heavy(entry):
+    code = f"""
+import runpy, sys
+sys.argv = ["{entry}.py", "--help"]
+try:
+    runpy.run_path("{entry}.py", run_name="__main__")
+except SystemExit as error:
+    assert not error.code, error.code
+heavy = {{"torch", "numpy", "transformers", "lightning", "datasets", "wandb", "pandas", "matplotlib"}}
+print("HEAVY", sorted(heavy & set(sys.modules)))
+"""
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "HEAVY []" in out.stdout, out.stdout[-500:] + out.stderr[-500:]
+    assert "window" in out.stdout or entry != "patch"
+
+
+def test_no_pickle_and_no_remote_code():
+    for path in [*(ROOT / "vitpatch").glob("*.py"), ROOT / "patch.py", ROOT / "train_eval.py"]:
+        text = path.read_text()
+        assert not re.search(r"\bpickle\b|trust_remote_code|weights_only=False|yaml\.unsafe", text), path
+        assert text.count("torch.load(") == text.count("weights_only=True, map_location"), path

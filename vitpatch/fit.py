@@ -1,0 +1,229 @@
+"""One training, from the composed config to a saved model and its evaluation table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+from hydra import compose
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
+
+from vitpatch.config import construct
+from vitpatch.data import BadImage, Decoded, ImageSource, LabelledImages, collate
+from vitpatch.model import Checkpoint, PatchableViT, Preprocessing, new_classifier, pretrained_classifier
+from vitpatch.predict import Corruption, corrupted, quiet
+from vitpatch.spec import ImageBatch, VitPatchError
+from vitpatch.store import written_beside
+from vitpatch.training import Augment, ClassifierTraining, Recipe
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None) -> None:
+    """Trains what ``cfg`` describes, saves it in ``folder/model`` (or ``save_to``) and evaluates it.
+
+    Started again on the same folder it goes on from its last checkpoint.
+    """
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    recipe, augment = construct(cfg.recipe), construct(cfg.augment)
+    source: ImageSource = construct(cfg.data)
+    train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
+    corruptions = {name: corruption_option(name) for name in cfg.corruptions}
+    names = _class_names(train, test)
+    if cfg.get("architecture"):  # the option none is empty
+        model, preprocessing = new_classifier(construct(cfg.architecture), names)
+    else:
+        checkpoint: Checkpoint = construct(cfg.model)
+        model, preprocessing = pretrained_classifier(checkpoint, names)
+    trained = fit(model, preprocessing, train, folder, instantiate(cfg.trainer), recipe, augment)
+    target = Path(cfg.save_to) if cfg.save_to else folder / "model"
+    trained.save_pretrained(target)
+    preprocessing.processor.save_pretrained(target)
+    table = evaluate(Checkpoint(str(target)).load(), test, corruptions, cfg.seed, recipe.batch_size)
+    text = f"{len(test)} images of {cfg.data.path}, split {cfg.data.split}\n\n{as_markdown(table)}\n"
+    for path in (folder, target):
+        with written_beside(path / "evaluation.csv") as beside:
+            table.to_csv(beside, index=False)
+        with written_beside(path / "evaluation.md") as beside:
+            beside.write_text(text, encoding="utf-8")
+    log.info("%s", text)
+    log.info("saved: python patch.py model=hf model.path=%s", target)
+
+
+def corruption_option(name: str) -> Corruption:
+    """The corruption that ``patch.py corruption=NAME`` takes."""
+    try:
+        return construct(compose("patch", overrides=[f"corruption={name}"]).corruption)
+    except VitPatchError:
+        raise
+    except Exception as error:  # Hydra's own, of several classes
+        raise VitPatchError(f"corruptions: no option {name!r} in conf/corruption") from error
+
+
+def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:
+    if train.label_names != test.label_names:
+        raise VitPatchError("data: the training and the test split have different label names")
+    if train.label_names is not None:
+        return train.label_names
+    return [f"LABEL_{i}" for i in range(int(max(train.labels.max(), test.labels.max())) + 1)]
+
+
+class TrainingImages(torch.utils.data.Dataset):
+    """All images of a split as bytes in memory, decoded once; an unreadable one stops the training."""
+
+    def __init__(self, images: LabelledImages, preprocessing: Preprocessing) -> None:
+        decoded = Decoded(images, preprocessing.to_input, masks=False)
+        self._pixels, self._labels = [], images.labels
+        for row in range(len(decoded)):
+            item = decoded[row]
+            if isinstance(item, BadImage):
+                raise VitPatchError(item.reason)
+            self._pixels.append((item[0] * 255).round().byte())
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, None, int, int]:
+        """(image (3, height, width) in [0, 1], None, id, label)."""
+        return self._pixels[row].float() / 255, None, row, int(self._labels[row])
+
+
+def fit(
+    model: torch.nn.Module,
+    preprocessing: Preprocessing,
+    images: LabelledImages,
+    folder: Path,
+    make_trainer: Any,
+    recipe: Recipe,
+    augment: Augment,
+) -> torch.nn.Module:
+    """The trained model: of the best epoch where part of the images is held back, else of the last."""
+    kept, held = _split(images, recipe.validation)
+    data = TrainingImages(images, preprocessing)
+    loaders = [
+        _training_loader(data, images.labels, kept, recipe),
+        _loader(Subset(data, held.tolist()), recipe) if len(held) else None,
+    ]
+    model.set_attn_implementation(recipe.attention)
+    shape = (1, 3, 1, 1)
+    module = ClassifierTraining(
+        model,
+        torch.tensor(preprocessing.mean).view(shape),
+        torch.tensor(preprocessing.std).view(shape),
+        recipe,
+        augment,
+    )
+    best = {"monitor": "balanced_accuracy", "mode": "max"} if len(held) else {}
+    keeper = ModelCheckpoint(
+        folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best
+    )
+    callbacks = [keeper, TQDMProgressBar(refresh_rate=5)]
+    if recipe.average:
+        callbacks.append(EMAWeightAveraging(decay=recipe.average, use_buffers=False))
+    if recipe.patience is not None and best:
+        callbacks.append(EarlyStopping(patience=recipe.patience, **best))
+    quiet()
+    trainer = make_trainer(
+        max_epochs=recipe.epochs, callbacks=callbacks, logger=False, gradient_clip_val=1.0,
+        enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    )  # fmt: skip
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
+    weights = torch.load(keeper.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+    return model.eval()
+
+
+def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held back, whole clusters each; fixed by the data alone."""
+    rng = np.random.default_rng(0)
+    chosen = rng.random(int(images.clusters.max()) + 1) < share
+    held = chosen[images.clusters]
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _only_images(items: Sequence[tuple]) -> ImageBatch:
+    batch, bad = collate(items)
+    assert batch is not None and not bad, "training images are decoded before"
+    return batch
+
+
+def _loader(data: torch.utils.data.Dataset, recipe: Recipe, **options: Any) -> DataLoader:
+    return DataLoader(data, batch_size=recipe.batch_size, collate_fn=_only_images, **options)
+
+
+def _training_loader(data: TrainingImages, labels: np.ndarray, rows: np.ndarray, recipe: Recipe) -> DataLoader:
+    """Batches in random order; balanced, a class is drawn as often as any other."""
+    of_rows = labels[rows]
+    weights = 1 / np.bincount(of_rows)[of_rows] if recipe.balanced else np.ones(len(of_rows))
+    sampler = WeightedRandomSampler(torch.from_numpy(weights), len(rows), replacement=recipe.balanced)
+    return _loader(Subset(data, rows.tolist()), recipe, sampler=sampler, drop_last=len(rows) > recipe.batch_size)
+
+
+@torch.no_grad()
+def evaluate(
+    model: PatchableViT, images: LabelledImages, corruptions: Mapping[str, Corruption], seed: int, batch_size: int
+) -> pd.DataFrame:
+    """Accuracy and mean true-class probability, clean and under each corruption, for each class and over all.
+
+    Columns: run, class, n, accuracy, prob (mean softmax probability of the true class), predicted (the share of all
+    images that are called this class). Class ``balanced`` is the mean over classes, ``all`` the mean over images.
+    """
+    loader = DataLoader(Decoded(images, model.preprocessing.to_input), batch_size=batch_size, collate_fn=collate)
+    predictions: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
+    labels = []
+    for batch, bad in loader:
+        if bad:
+            raise VitPatchError(bad[0].reason)
+        labels.append(batch.labels)
+        for run, found in predictions.items():
+            pixels = batch.images if run == "clean" else corrupted(corruptions[run], batch, seed)
+            found.append(model(model.normalize(pixels)).double().softmax(-1))
+    truth = torch.cat(labels)
+    names = images.label_names or model.label_names or tuple(map(str, range(model.classes)))
+    return pd.concat(
+        [_table(run, torch.cat(found), truth, names) for run, found in predictions.items()], ignore_index=True
+    )
+
+
+def _table(run: str, probs: Tensor, truth: Tensor, names: Sequence[str]) -> pd.DataFrame:
+    called = probs.argmax(-1)
+    frame = pd.DataFrame(
+        {"label": truth, "accuracy": (called == truth).double(), "prob": probs[range(len(truth)), truth]}
+    )
+    by_class = frame.groupby("label").agg(n=("label", "size"), accuracy=("accuracy", "mean"), prob=("prob", "mean"))
+    shares = np.bincount(called.numpy(), minlength=len(names)) / len(called)
+    by_class["predicted"] = shares[by_class.index]
+    by_class.insert(0, "class", [names[label] for label in by_class.index])
+    over = {"n": len(frame), "predicted": shares.max()}  # the largest share: is one class called for everything?
+    rows = [
+        {"class": "balanced", **by_class[["accuracy", "prob"]].mean().to_dict(), **over},
+        {"class": "all", **frame[["accuracy", "prob"]].mean().to_dict(), **over},
+    ]
+    table = pd.concat([by_class, pd.DataFrame(rows)], ignore_index=True)
+    table.insert(0, "run", run)
+    return table
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The evaluation as a table: a row a class, of each run accuracy / mean probability / share of predictions."""
+    runs = list(dict.fromkeys(table["run"]))
+    lines = ["| class | n | " + " | ".join(runs) + " |", "|---|---:|" + "---:|" * len(runs)]
+    for name, rows in table.groupby("class", sort=False):
+        cells = [f"{r.accuracy:.3f} / {r.prob:.3f} / {r.predicted:.3f}" for r in rows.itertuples()]
+        lines.append(f"| {name} | {rows['n'].iloc[0]} | " + " | ".join(cells) + " |")
+    legend = (
+        "Each cell: accuracy / mean probability of the true class / share of predictions (last two rows: the largest)."
+    )
+    return "\n".join([legend, "", *lines])
