@@ -113,13 +113,13 @@ def cli(monkeypatch, capfd):
     """``python patch.py …`` in this process: (exit code, what it printed)."""
 
     def call(*arguments: str, script: str = "patch") -> tuple[int, str]:
-        import importlib
         import logging
+        import runpy
 
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         capfd.readouterr()
         try:
-            importlib.import_module(script).main()
+            runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
             code = 0
         except SystemExit as error:
             code = error.code

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from hydra import compose
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 from vitpatch.config import construct
 from vitpatch.data import BadImage, Decoded, ImageSource, LabelledImages, collate
 from vitpatch.model import Checkpoint, PatchableViT, Preprocessing, new_classifier, pretrained_classifier
-from vitpatch.predict import Corruption, corrupted, quiet
+from vitpatch.predict import Corruption, corrupted, quiet, trainer_of
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import written_beside
 from vitpatch.training import Augment, ClassifierTraining, Recipe
@@ -46,7 +45,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     else:
         checkpoint: Checkpoint = construct(cfg.model)
         model, preprocessing = pretrained_classifier(checkpoint, names)
-    trained = fit(model, preprocessing, train, folder, instantiate(cfg.trainer), recipe, augment)
+    trained = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
     preprocessing.processor.save_pretrained(target)
@@ -115,6 +114,7 @@ def fit(
         _training_loader(data, images.labels, kept, recipe),
         _loader(Subset(data, held.tolist()), recipe) if len(held) else None,
     ]
+    model.train()  # from_pretrained leaves dropout off
     model.set_attn_implementation(recipe.attention)
     shape = (1, 3, 1, 1)
     module = ClassifierTraining(
@@ -134,7 +134,8 @@ def fit(
     if recipe.patience is not None and best:
         callbacks.append(EarlyStopping(patience=recipe.patience, **best))
     quiet()
-    trainer = make_trainer(
+    trainer = trainer_of(
+        make_trainer,
         max_epochs=recipe.epochs, callbacks=callbacks, logger=False, gradient_clip_val=1.0,
         enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
     )  # fmt: skip

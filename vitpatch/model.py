@@ -170,6 +170,12 @@ class PatchableViT(nn.Module):
             plain = self(pixels)
         if missed := [place for place in places if place not in values]:
             raise VitPatchError(f"{self.family.name}: {missed[0][0]} of layer {missed[0][1]} is never computed")
+        if not plain.isfinite().all():
+            layer = self.first_bad_layer(pixels)
+            where = "in the classifier" if layer is None else f"from layer {layer} on"
+            raise VitPatchError(
+                f"the model's values are not finite {where}, on random pixels; check its weights and dtype"
+            )
 
         def equal(got: Tensor, want: Tensor) -> bool:
             rounding = 64 * torch.finfo(self.model.dtype).eps * float(want.float().abs().max())
@@ -228,6 +234,7 @@ def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preproce
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
     where = resolve(checkpoint.path, "model.path")
     arguments = {"revision": checkpoint.revision} if checkpoint.revision else {}
     with _one_line(checkpoint.path):

@@ -12,6 +12,7 @@ import lightning
 import numpy as np
 import pyarrow as pa
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from tqdm import tqdm
 
@@ -203,7 +204,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*predict returned None.*")
+    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume from it
 
 
 def predict(
@@ -214,5 +216,14 @@ def predict(
     writer = ShardWriter(folder, data.images.source.on_error)
     progress = ImageProgress(len(data.images), folder.path.name)
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    make_trainer(callbacks=[writer, progress], **quietly).predict(module, datamodule=data, return_predictions=False)
+    trainer = trainer_of(make_trainer, callbacks=[writer, progress], **quietly)
+    trainer.predict(module, datamodule=data, return_predictions=False)
     return writer.skipped
+
+
+def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
+    """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for a device that is not there."""
+    try:
+        return make_trainer(**arguments)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error

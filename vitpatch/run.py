@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
@@ -95,19 +94,19 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     A finished run of the same ``run_id`` is left as it is. Raises ``VitPatchError`` for what the user can mend.
     """
     started = time.monotonic()
+    tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
     setup = prepare(cfg)
     folder = RunFolder(path)
     if _already_there(folder, setup.run_id, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
     folder.begin()
-    tracker = instantiate(cfg.logger)
     config = OmegaConf.to_container(cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     with tracker.run(RunInfo(path, str(cfg.sweep), config)) as tracked:
         data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
         module = PatchingModule(setup.model, setup.corruption, setup.plan, setup.study, setup.images)
         patching_started = time.monotonic()
-        skipped = predict(module, data, instantiate(cfg.trainer), folder)
+        skipped = predict(module, data, make_trainer, folder)
         patching_seconds = time.monotonic() - patching_started
         if len(skipped) == len(setup.images):
             raise VitPatchError(f"data {cfg.data.path}: none of the {len(skipped)} images can be read")

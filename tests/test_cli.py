@@ -1,0 +1,142 @@
+"""Wrong input through the command line: one clear line, exit code 1, nothing that looks finished."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, pictures, save_model, write_parquet
+
+
+@pytest.fixture
+def tiny(made, tmp_path):
+    where = [f"model.path={made / 'vit'}", "data=parquet", f"data.path={made / 'images.parquet'}"]
+    return ["model=hf", *where, "trainer=cpu", "logger=none", "batch_size=5", f"hydra.run.dir={tmp_path / 'run'}"]
+
+
+def assert_one_line(code, printed, says, folder=None):
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 1 and says in errors[0], printed
+    assert "Traceback" not in printed
+    if folder is not None:
+        assert not (folder / "manifest.json").exists() and (folder / "failed.json").exists()
+        assert not (folder / "shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("window=three", "window 'three': expected a whole number"),
+        ("window=0", "window 0"),
+        ("window=5", "window 5: the model has 4 layers; use 1 to 4"),
+        ("target.layers=[7]", "target.layers 7: the model has 4 layers; use 0 to 3"),
+        ("model.path=/nowhere", "model.path /nowhere: no such folder"),
+        ("model.path=null", "model.path is missing"),
+        ("model.path=owner/name", "hub cannot be reached"),
+        ("data.path=/nowhere", "data.path /nowhere: no such file or folder"),
+        ("data.label_column=y", "data.label_column 'y': the data have the columns image, label"),
+        ("data.limit=0", "data.limit 0"),
+        ("batch_size=0", "batch_size 0"),
+        ("corruption=noise corruption.std=-1", "corruption.std -1"),
+        ("logger=wandb logger.mode=sometimes", "logger.mode 'sometimes': expected one of auto, offline, online"),
+        ("logger=wandb logger.mode=online", "no Weights & Biases key"),
+        ("trainer=gpu", "trainer: No supported gpu backend found"),
+        ("trainer.accelerator=abacus", "trainer: "),
+        ("model=emoji_vit", "the data have 5 classes, the model"),
+    ],
+)
+def test_a_wrong_value_ends_in_one_line(cli, tiny, tmp_path, monkeypatch, override, says):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key of whoever runs the tests
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    overrides = override.split()
+    kept = [o for o in tiny if not (override == "model=emoji_vit" and o.startswith("model"))]
+    kept = [o for o in kept if not (overrides[0] == "logger=wandb" and o == "logger=none")]
+    kept = [o for o in kept if not (override == "trainer=gpu" and o == "trainer=cpu")]
+    assert_one_line(*cli(*kept, *overrides), says, tmp_path / "run")
+
+
+@pytest.mark.parametrize("override", ["corruption=sepia", "windows=3", "corruption.std=0.1", "target=everything"])
+def test_an_unknown_option_or_key_is_hydras_to_name(tiny, override):
+    done = subprocess.run([sys.executable, "patch.py", *tiny, override], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and override.split("=")[0].rpartition(".")[2] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_labels_that_are_not_the_models(cli, tiny, tmp_path):
+    names = ["cat", "dog", "bird", "ship", "frog"]
+    other = write_parquet(tmp_path / "other.parquet", pictures(3), [0, 1, 2], names=names)
+    printed = cli(*tiny, f"data.path={other}")
+    assert_one_line(*printed, "label 0 is 'cat' in the data and 'class_0' in the model", tmp_path / "run")
+
+
+def test_an_output_folder_that_cannot_be_written(cli, tiny):
+    code, printed = cli(*tiny, "hydra.run.dir=/proc/vitpatch/run")
+    assert_one_line(code, printed, "output folder /proc/vitpatch/run")
+
+
+def test_a_sweep_folder_that_cannot_be_written(cli, tiny):
+    code, printed = cli("-m", *tiny, "hydra.sweep.dir=/proc/vitpatch/sweep")
+    assert_one_line(code, printed, "output folder /proc/vitpatch/sweep")
+
+
+def test_a_full_disk_ends_in_one_line(cli, tiny, tmp_path, monkeypatch):
+    from vitpatch.store import RunFolder
+
+    def full(*args):
+        raise OSError(28, "No space left on device", str(tmp_path / "run" / "shards"))
+
+    monkeypatch.setattr(RunFolder, "write_shard", full)
+    assert_one_line(*cli(*tiny), "No space left on device", tmp_path / "run")
+
+
+def test_a_bug_of_ours_is_a_failure_too(cli, tiny, tmp_path, monkeypatch):
+    import vitpatch.run
+
+    def broken(*args):
+        raise RuntimeError("the frobnicator is off")
+
+    monkeypatch.setattr(vitpatch.run, "measure", broken)
+    code, printed = cli(*tiny)
+    assert code == 1 and "error: RuntimeError: the frobnicator is off (a bug in vitpatch" in printed
+    assert (tmp_path / "run" / "failed.json").exists() and not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_ctrl_c_is_no_success(cli, tiny, tmp_path, monkeypatch):
+    import vitpatch.run
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vitpatch.run, "measure", interrupted)
+    code, _ = cli(*tiny)
+    assert code == 130 and "interrupted" in (tmp_path / "run" / "failed.json").read_text()
+
+
+def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):
+    assert cli(*tiny, "window=9")[0] == 1
+    code, printed = cli(*tiny)
+    assert code == 0 and (tmp_path / "run" / "manifest.json").exists(), printed
+    assert not (tmp_path / "run" / "failed.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a given size can be mounted by root only")
+def test_a_disk_that_is_really_full(cli, tiny, tmp_path):
+    """A file system of 256 KiB: too small for the figures."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        code, printed = cli(*tiny, f"hydra.run.dir={small / 'run'}")
+        assert_one_line(code, printed, "No space left on device")
+        assert not (small / "run" / "manifest.json").exists()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_model_of_another_depth_is_judged_by_its_own(cli, tiny, tmp_path):
+    deeper = save_model(tmp_path / "deep", "vit", num_hidden_layers=6)
+    code, printed = cli(*tiny, f"model.path={deeper}", "window=5", "data.limit=2")
+    assert code == 0, printed

@@ -1,0 +1,145 @@
+"""A real ``-m`` sweep on the shipped model and data, its W&B log read back; and sweeps in which a run fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+RUNS = [f"corruption={c},window={w}" for c in ("gray", "noise") for w in (1, 3)]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The folder of a finished sweep of four runs, W&B offline, and what was printed."""
+    folder = tmp_path_factory.mktemp("multirun") / "demo"
+    command = [sys.executable, "patch.py", "-m", "corruption=gray,noise", "window=1,3", "data.limit=40"]
+    command += ["trainer=cpu", "logger.mode=offline", "sweep=demo", f"hydra.sweep.dir={folder}", "batch_size=20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder, done.stdout + done.stderr
+
+
+def logged(run: Path) -> list[dict]:
+    """W&B's own reading of what a run logged."""
+    (log,) = (run / "wandb").glob("offline-run-*")
+    wandb = [shutil.which("wandb", path=Path(sys.executable).parent) or "wandb", "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(wandb, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_folder_a_run_by_its_overrides(sweep):
+    folder, printed = sweep
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == RUNS
+    assert "4 of 4 runs finished" in printed and "Traceback" not in printed
+    assert printed.count("wandb sync ") == 4 and printed.count("total effect") == 4
+    for run in RUNS:
+        names = {path.name for path in (folder / run).iterdir()}
+        assert names >= {
+            ".hydra",
+            "manifest.json",
+            "examples.parquet",
+            "effects.parquet",
+            "summary.csv",
+            "figures",
+            "wandb",
+        }
+        assert names <= {*names, "patch.log"} - {"shards", "failed.json", "artifacts"}
+
+
+def test_runs_share_images_and_differ_in_what_was_asked(sweep):
+    folder, _ = sweep
+    examples = {run: pd.read_parquet(folder / run / "examples.parquet") for run in RUNS}
+    for run in RUNS:
+        assert (examples[run].prob_clean == examples[RUNS[0]].prob_clean).all()
+        assert set(pd.read_csv(folder / run / "summary.csv")["window"]) == {int(run[-1])}
+    assert (examples[RUNS[0]].prob_corrupt == examples[RUNS[1]].prob_corrupt).all()
+    assert (examples[RUNS[0]].prob_corrupt != examples[RUNS[2]].prob_corrupt).any()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_what_wandb_logged_is_the_summary(sweep, run):
+    folder, _ = sweep
+    rows = logged(folder / run)
+    summary = pd.read_csv(folder / run / "summary.csv").set_index("layer")
+    history = {}
+    for row in (entry for entry in rows if entry.get("type") == "history"):
+        values = row.get("data", row)
+        if "effect/mean" in values:
+            history[int(values["layer"])] = values
+    assert set(history) == set(summary.index)
+    for layer, values in history.items():
+        for key, column in (
+            ("mean", "effect"),
+            ("low", "effect_low"),
+            ("high", "effect_high"),
+            ("recovered", "recovered"),
+        ):
+            if not np.isnan(summary.loc[layer, column]):
+                assert values[f"effect/{key}"] == pytest.approx(summary.loc[layer, column], rel=1e-6), (layer, key)
+
+
+def test_media_are_there_and_not_black(sweep):
+    folder, _ = sweep
+    for run in RUNS:
+        found = {
+            path.name.split("_")[0] for path in (folder / run).glob("wandb/offline-run-*/files/media/images/*.png")
+        }
+        assert found >= {"heatmap", "layer", "examples"}, found
+        for path in [
+            *(folder / run).glob("wandb/*/files/media/images/*.png"),
+            *(folder / run / "figures").glob("*.png"),
+        ]:
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            assert pixels.mean() > 100 and pixels.std() > 20, path
+
+
+@pytest.fixture
+def tiny(made, tmp_path):
+    where = [f"model.path={made / 'vit'}", "data=parquet", f"data.path={made / 'images.parquet'}", "data.limit=4"]
+    return ["-m", "model=hf", *where, "trainer=cpu", "logger=none", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+
+
+def test_a_failing_run_does_not_stop_the_others_and_is_told_at_the_end(cli, tiny, tmp_path):
+    code, printed = cli(*tiny, "window=1,9,2", "hydra.sweep.subdir=w${window}")
+    assert code == 1
+    states = {p.name: (p / "manifest.json").exists() for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
+    assert states == {"w1": True, "w9": False, "w2": True}
+    end = printed.splitlines()[-2:]
+    assert "2 of 3 runs finished" in end[0]
+    assert end[1].startswith("failed: w9: window 9: the model has 4 layers"), printed
+
+
+def test_an_old_failure_in_the_folder_is_not_this_sweeps(cli, tiny):
+    assert cli(*tiny, "window=9,1", "hydra.sweep.subdir=w${window}")[0] == 1
+    code, printed = cli(*tiny, "window=1,2", "hydra.sweep.subdir=w${window}")
+    assert code == 0 and "2 of 2 runs finished" in printed and "finished before" in printed
+
+
+def test_model_and_data_are_loaded_once_per_process(cli, tiny, monkeypatch):
+    from vitpatch import data, model
+
+    data._open.cache_clear(), model._load.cache_clear()
+    assert cli(*tiny, "window=1,2,3")[0] == 0
+    assert (data._open.cache_info().misses, model._load.cache_info().misses) == (1, 1)
+
+
+def test_no_key_no_network_no_terminal_never_asks(made, tmp_path):
+    """``logger.mode=auto`` without anything: offline, at once, nobody asked."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment = keep | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "patch.py", "model=hf", f"model.path={made / 'vit'}", "data=parquet"]
+    command += [f"data.path={made / 'images.parquet'}", "trainer=cpu", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wandb sync " in done.stdout and (tmp_path / "run" / "manifest.json").exists()

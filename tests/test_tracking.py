@@ -1,0 +1,96 @@
+"""The tracker: failures are marked, nothing leaks, and a broken witness does not stop a run."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from vitpatch.spec import VitPatchError
+from vitpatch.tracking import NoTracker, Results, RunInfo, WandbTracker
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+
+
+def info(folder):
+    folder.mkdir()
+    return RunInfo(folder, "group", {"window": 3})
+
+
+def results():
+    row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": float("nan")}
+    return Results(pd.DataFrame([row]), {"total_effect": 0.5, "peak_layer": 0}, {})
+
+
+def inspected(folder):
+    (log,) = (folder / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_failed_job_is_marked_and_does_not_leak_into_the_next(tmp_path):
+    import wandb
+
+    with pytest.raises(ZeroDivisionError), WandbTracker("offline").run(info(tmp_path / "first")) as first:
+        raise ZeroDivisionError
+    assert wandb.run is None
+    with WandbTracker("offline").run(info(tmp_path / "second")) as second:
+        second.log(results())
+    assert first.about["id"] != second.about["id"] and wandb.run is None
+    assert str(tmp_path / "second" / "wandb") in second.sync_command
+    codes = [
+        [row for row in inspected(tmp_path / name) if "exit" in json.dumps(row).lower()] for name in ("first", "second")
+    ]
+    assert codes[0] != codes[1]
+
+
+def test_auto_without_a_key_is_offline_and_the_environment_decides(tmp_path, monkeypatch):
+    with WandbTracker("auto").run(info(tmp_path / "a")) as run:
+        assert run.about["mode"] == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with WandbTracker("auto").run(info(tmp_path / "b")) as run:
+        assert run.sync_command is None
+    assert not list((tmp_path / "b").glob("wandb/offline-run-*"))
+
+
+def test_auto_with_a_key_and_no_network_goes_offline(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    real = wandb.init
+
+    def no_network(**arguments):
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("Run initialization has timed out after 20.0 sec")
+        return real(**arguments)
+
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", no_network)
+    with caplog.at_level(logging.WARNING), WandbTracker("auto").run(info(tmp_path / "a")) as run:
+        assert run.about["mode"] == "offline"
+    assert "did not answer" in caplog.text
+    with pytest.raises(VitPatchError, match=r"logger.mode=online: Weights & Biases did not start: .*timed out"):
+        with WandbTracker("online").run(info(tmp_path / "b")):
+            pass
+
+
+def test_a_broken_tracker_is_one_warning(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
+        run.log(Results(pd.DataFrame(), {}, {}))  # no column to log
+        run.log(Results(pd.DataFrame(), {}, {}))
+    assert caplog.text.count("Weights & Biases failed") == 1 and "wandb sync" in caplog.text
+
+
+def test_no_tracker_tracks_nothing(tmp_path):
+    with NoTracker().run(info(tmp_path / "a")) as run:
+        run.log(results())
+    assert run.sync_command is None and list((tmp_path / "a").iterdir()) == []
