@@ -66,7 +66,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(patched, config, tm
 
 
 def test_the_run_id_is_of_what_can_change_a_number(config, tmp_path, made):
-    from vitpatch.run import prepare
+    from vitpatch.setup import prepare
 
     def run_id(*overrides, family="vit"):
         return prepare(config(*overrides, family=family)).run_id

@@ -8,6 +8,8 @@ so that a result does not depend on the batch, the order or the device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,18 @@ from vitpatch.spec import ImageBatch, VitPatchError
 
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""
+
+
+Corruption = Callable[[ImageBatch, int], Tensor]
+
+
+def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
+    """The corruption's images, checked: a user's own class can be anything."""
+    result = corruption(images, seed)
+    if not isinstance(result, Tensor) or result.shape != images.images.shape:
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise VitPatchError(f"corruption {type(corruption).__name__} gave {got}; expected {tuple(images.images.shape)}")
+    return result
 
 
 def normal_like(batch: ImageBatch, seed: int) -> Tensor:

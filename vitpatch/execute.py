@@ -23,6 +23,10 @@ class Logits:
     base: Mapping[BaseRun, Tensor]
     patched: Tensor
 
+    def cpu(self) -> Logits:
+        """The same in the CPU's memory: metrics are in float64, which not every device has."""
+        return Logits({run: logits.cpu() for run, logits in self.base.items()}, self.patched.cpu())
+
 
 @torch.no_grad()
 def execute(plan: Plan, model: PatchableViT, pixels: Mapping[BaseRun, Tensor]) -> Logits:

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.config import construct
+from vitpatch.corruptions import Corruption, corrupted
 from vitpatch.data import BadImage, Decoded, ImageSource, LabelledImages, collate
 from vitpatch.model import Checkpoint, PatchableViT, Preprocessing, new_classifier, pretrained_classifier
-from vitpatch.predict import Corruption, corrupted, quiet, trainer_of
+from vitpatch.predict import quiet, trainer_of
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import written_beside
 from vitpatch.training import Augment, ClassifierTraining, Recipe

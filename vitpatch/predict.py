@@ -16,18 +16,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from tqdm import tqdm
 
-from vitpatch.config import Study
-from vitpatch.data import BadImage, ImageDataModule, LabelledImages
+from vitpatch.corruptions import corrupted
+from vitpatch.data import BadImage, ImageDataModule
 from vitpatch.effects import metrics, runner_up
 from vitpatch.execute import Logits, execute
-from vitpatch.model import PatchableViT
-from vitpatch.plan import Plan
+from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, ImageBatch, VitPatchError
-from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS, RunFolder
+from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, RunFolder, patch_columns
 
 log = logging.getLogger(__name__)
-
-Corruption = Callable[[ImageBatch, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,11 @@ class Rows:
 class PatchingModule(lightning.LightningModule):
     """Corrupts a batch, runs the plan on it and reads the metrics off."""
 
-    def __init__(self, model: PatchableViT, corruption: Corruption, plan: Plan, study: Study, data: LabelledImages):
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        self.model, self.corruption, self.plan, self.study = model, corruption, plan, study
-        self._clusters = data.clusters
-        self._names = data.label_names or model.label_names
+        self.model, self.corruption, self.plan, self.study = setup.model, setup.corruption, setup.plan, setup.study
+        self._clusters = setup.images.clusters
+        self._names = setup.label_names
 
     def predict_step(self, batch: tuple[ImageBatch | None, list[BadImage]], batch_idx: int = 0) -> Rows:
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
@@ -57,9 +54,9 @@ class PatchingModule(lightning.LightningModule):
             BaseRun.CLEAN: self.model.normalize(images.images),
             BaseRun.CORRUPT: self.model.normalize(corrupted(self.corruption, images, self.study.seed)),
         }
-        logits = execute(self.plan, self.model, pixels)
+        logits = execute(self.plan, self.model, pixels).cpu()
         self._check_finite(logits, pixels, images)
-        return Rows(*self._tables(logits, images), bad)
+        return Rows(*self._tables(logits, images.to("cpu")), bad)
 
     def _tables(self, logits: Logits, images: ImageBatch) -> tuple[pa.Table, pa.Table]:
         labels, clean = images.labels, logits.base[BaseRun.CLEAN]
@@ -95,24 +92,6 @@ class PatchingModule(lightning.LightningModule):
             for row in _rows_not_finite(patched):
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
                 raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
-
-
-def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
-    """The corruption's images, checked: a user's own class can be anything."""
-    result = corruption(images, seed)
-    if not isinstance(result, Tensor) or result.shape != images.images.shape:
-        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise VitPatchError(f"corruption {type(corruption).__name__} gave {got}; expected {tuple(images.images.shape)}")
-    return result
-
-
-def patch_columns(plan: Plan) -> dict[str, np.ndarray]:
-    """What names each patch of a plan, by column, (patches,) each."""
-    rows = [
-        (str(p.site), p.layer, p.head, str(p.tokens), p.window, p.layers[0], p.layers[-1], len(p.layers))
-        for p in plan.patches
-    ]
-    return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
 
 
 def _rows_not_finite(logits: Tensor) -> list[int]:
@@ -209,7 +188,7 @@ def quiet() -> None:
 
 
 def predict(
-    module: PatchingModule, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], folder: RunFolder
+    setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], folder: RunFolder
 ) -> list[BadImage]:
     """Patches all images of ``data`` into ``folder``; the images that were skipped."""
     quiet()
@@ -217,7 +196,7 @@ def predict(
     progress = ImageProgress(len(data.images), folder.path.name)
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = trainer_of(make_trainer, callbacks=[writer, progress], **quietly)
-    trainer.predict(module, datamodule=data, return_predictions=False)
+    trainer.predict(PatchingModule(setup), datamodule=data, return_predictions=False)
     return writer.skipped
 
 

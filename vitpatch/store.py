@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from vitpatch.plan import Plan
 from vitpatch.spec import BaseRun, Metric
 
 DPI = 130
@@ -38,6 +40,15 @@ EFFECTS_SCHEMA = pa.schema(
     + [("pred", pa.int64()), ("effect", pa.float32())]
 )
 """One row an image and patch, in order of ``example_id``, then patch."""
+
+
+def patch_columns(plan: Plan) -> dict[str, np.ndarray]:
+    """What names each patch of a plan, by column, (patches,) each."""
+    rows = [
+        (str(p.site), p.layer, p.head, str(p.tokens), p.window, p.layers[0], p.layers[-1], len(p.layers))
+        for p in plan.patches
+    ]
+    return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
 
 
 @contextmanager

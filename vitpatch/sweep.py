@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ def job(module: str, cfg: DictConfig) -> None:
 
     A single run then exits with 1; in a sweep the other jobs go on, and the sweep's end tells.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine 7-fold
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
     try:
