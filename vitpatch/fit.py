@@ -46,12 +46,12 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     else:
         checkpoint: Checkpoint = construct(cfg.model)
         model, preprocessing = pretrained_classifier(checkpoint, names)
-    trained = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
+    trained, device = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
     preprocessing.processor.save_pretrained(target)
-    table = evaluate(Checkpoint(str(target)).load(), test, corruptions, cfg.seed, recipe.batch_size)
-    text = f"{len(test)} images of {cfg.data.path}, split {cfg.data.split}\n\n{as_markdown(table)}\n"
+    table = evaluate(Checkpoint(str(target)).load().to(device), test, corruptions, cfg.seed, recipe.batch_size)
+    text = f"{len(test)} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
     for path in (folder, target):
         with written_beside(path / "evaluation.csv") as beside:
             table.to_csv(beside, index=False)
@@ -107,8 +107,8 @@ def fit(
     make_trainer: Any,
     recipe: Recipe,
     augment: Augment,
-) -> torch.nn.Module:
-    """The trained model: of the best epoch where part of the images is held back, else of the last."""
+) -> tuple[torch.nn.Module, torch.device]:
+    """The trained model and where it was trained; of the best epoch where images are held back, else of the last."""
     kept, held = _split(images, recipe.validation)
     data = TrainingImages(images, preprocessing)
     loaders = [
@@ -144,7 +144,7 @@ def fit(
     trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
     weights = torch.load(keeper.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-    return model.eval()
+    return model.eval(), trainer.strategy.root_device
 
 
 def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -189,9 +189,10 @@ def evaluate(
         if bad:
             raise VitPatchError(bad[0].reason)
         labels.append(batch.labels)
+        batch = batch.to(model.device)
         for run, found in predictions.items():
             pixels = batch.images if run == "clean" else corrupted(corruptions[run], batch, seed)
-            found.append(model(model.normalize(pixels)).double().softmax(-1))
+            found.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
     truth = torch.cat(labels)
     names = images.label_names or model.label_names or tuple(map(str, range(model.classes)))
     return pd.concat(

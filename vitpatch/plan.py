@@ -27,10 +27,10 @@ class Plan:
 
 
 @lru_cache
-def make_plan(target: Target, window: int, direction: Direction, depth: int, has_cls: bool = True) -> Plan:
+def make_plan(target: Target, window: int, direction: Direction, depth: int) -> Plan:
     """The plan for a model of ``depth`` blocks.
 
-    Raises ``VitPatchError`` where the window, a layer or a token group does not fit the model.
+    Raises ``VitPatchError`` where the window or a layer does not fit the model.
     """
     if not 1 <= window <= depth:
         raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}")
@@ -38,7 +38,5 @@ def make_plan(target: Target, window: int, direction: Direction, depth: int, has
     for layer in layers:
         if not 0 <= layer < depth:
             raise VitPatchError(f"target.layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
-    if target.tokens is TokenGroup.CLS and not has_cls:
-        raise VitPatchError("target.tokens=cls: the model has no CLS token; use all or patches")
     patches = (Patch(target.site, c, window, window_layers(c, window, depth), target.tokens) for c in layers)
     return Plan(tuple(patches), direction)
