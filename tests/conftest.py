@@ -117,14 +117,19 @@ def cli(monkeypatch, capfd):
         import runpy
 
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
         capfd.readouterr()
         try:
             runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
             code = 0
         except SystemExit as error:
             code = error.code
-        finally:
-            logging.shutdown()
+        finally:  # Hydra's handlers hold streams and files of this call
+            for handler in root.handlers:
+                handler.flush()
+            root.handlers[:] = handlers
+            root.setLevel(level)
         printed = capfd.readouterr()
         return code, printed.out + printed.err
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-RUNS = [f"corruption={c},window={w}" for c in ("gray", "noise") for w in (1, 3)]
+RUNS = [f"corruption={c},data.limit=40,window={w}" for c in ("gray", "noise") for w in (1, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_folder_a_run_by_its_overrides(sweep):
     folder, printed = sweep
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == RUNS
     assert "4 of 4 runs finished" in printed and "Traceback" not in printed
-    assert printed.count("wandb sync ") == 4 and printed.count("total effect") == 4
+    assert printed.count("wandb sync ") == 4 and printed.count("  total effect  ") == 4
     for run in RUNS:
         names = {path.name for path in (folder / run).iterdir()}
         assert names >= {
@@ -70,11 +70,8 @@ def test_what_wandb_logged_is_the_summary(sweep, run):
     folder, _ = sweep
     rows = logged(folder / run)
     summary = pd.read_csv(folder / run / "summary.csv").set_index("layer")
-    history = {}
-    for row in (entry for entry in rows if entry.get("type") == "history"):
-        values = row.get("data", row)
-        if "effect/mean" in values:
-            history[int(values["layer"])] = values
+    items = [row["history"]["item"] for row in rows if row["type"] == "history"]
+    history = {item["layer"]: item for item in items if "effect/mean" in item}
     assert set(history) == set(summary.index)
     for layer, values in history.items():
         for key, column in (
@@ -85,6 +82,27 @@ def test_what_wandb_logged_is_the_summary(sweep, run):
         ):
             if not np.isnan(summary.loc[layer, column]):
                 assert values[f"effect/{key}"] == pytest.approx(summary.loc[layer, column], rel=1e-6), (layer, key)
+    updates = {}
+    for row in rows:
+        if row["type"] == "summary":
+            updates |= row["summary"]["update"]
+    manifest = json.loads((folder / run / "manifest.json").read_text())
+    examples = pd.read_parquet(folder / run / "examples.parquet")
+    assert updates["total_effect"] == pytest.approx(manifest["total_effect"]["mean"])
+    assert updates["peak_layer"] == manifest["peak_layer"]
+    assert updates["peak_effect"] == pytest.approx(summary.loc[manifest["peak_layer"], "effect"])
+    for base in ("clean", "corrupt"):
+        assert updates[f"prob_{base}"] == pytest.approx(examples[f"prob_{base}"].mean())
+        assert updates[f"accuracy_{base}"] == pytest.approx((examples[f"pred_{base}"] == examples.label).mean())
+    (started,) = [row["run"] for row in rows if row["type"] == "run"]
+    assert (started["project"], started["run_group"], started["job_type"]) == ("vitpatch", "demo", "patch")
+    assert started["display_name"] == run
+    metrics = {m.get("glob_name"): m.get("step_metric") for m in (r["metric"] for r in rows if r["type"] == "metric")}
+    assert metrics["effect/*"] == "layer"
+    artifacts = [row["artifact"] for row in rows if row["type"] == "artifact"]
+    (kept,) = [artifact for artifact in artifacts if artifact["type"] == "effects"]
+    contents = {entry["path"] for entry in kept["manifest"]["contents"]}
+    assert contents == {"examples.parquet", "effects.parquet", "summary.csv", "manifest.json"}
 
 
 def test_media_are_there_and_not_black(sweep):
@@ -113,9 +131,9 @@ def test_a_failing_run_does_not_stop_the_others_and_is_told_at_the_end(cli, tiny
     assert code == 1
     states = {p.name: (p / "manifest.json").exists() for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
     assert states == {"w1": True, "w9": False, "w2": True}
-    end = printed.splitlines()[-2:]
-    assert "2 of 3 runs finished" in end[0]
-    assert end[1].startswith("failed: w9: window 9: the model has 4 layers"), printed
+    said = [line for line in printed.splitlines() if line and "images/s" not in line]
+    assert "2 of 3 runs finished" in said[-2], printed
+    assert said[-1].startswith("failed: w9: window 9: the model has 4 layers"), printed
 
 
 def test_an_old_failure_in_the_folder_is_not_this_sweeps(cli, tiny):
