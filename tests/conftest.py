@@ -126,8 +126,8 @@ def cli(monkeypatch, capfd):
         except SystemExit as error:
             code = error.code
         finally:  # Hydra's handlers hold streams and files of this call
-            for handler in root.handlers:
-                handler.flush()
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
             root.handlers[:] = handlers
             root.setLevel(level)
         printed = capfd.readouterr()
