@@ -120,6 +120,29 @@ def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):
     assert not (tmp_path / "run" / "failed.json").exists()
 
 
+@pytest.mark.parametrize("override", ["window=2", "window=9", "model.path=/nowhere"])
+def test_a_refused_start_leaves_the_finished_run_as_it_is(cli, tiny, tmp_path, override):
+    assert cli(*tiny, "window=1")[0] == 0
+    files = {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.*") if p.suffix in (".json", ".csv", ".parquet")
+    }
+    assert_one_line(
+        *cli(*tiny, "window=1", override), override.split("=")[0] if "=2" not in override else "overwrite=true"
+    )
+    after = {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.*") if p.suffix in (".json", ".csv", ".parquet")
+    }
+    assert after == files and len(files) == 4
+
+
+def test_a_sweep_tells_of_a_refused_start(cli, tiny, tmp_path):
+    sweep = ["-m", *tiny, f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweep.subdir=s${seed}"]
+    assert cli(*sweep, "seed=0,1")[0] == 0
+    code, printed = cli(*sweep, "seed=0,1", "window=2")
+    assert code == 1 and "0 of 2 runs finished" in printed and printed.count("overwrite=true") == 4
+    assert cli(*sweep, "seed=0,1")[0] == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a given size can be mounted by root only")
 def test_a_disk_that_is_really_full(cli, tiny, tmp_path):
     """A file system of 256 KiB: too small for the figures."""

@@ -117,6 +117,22 @@ def test_a_folder_that_is_not_a_model_is_refused(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "empty", "reshaped", "fewer layers", "pickle only"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
+    folder = save_model(tmp_path / "m", "vit")
+    weights, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    if damage in ("truncated", "empty"):
+        weights.write_bytes(weights.read_bytes()[: 1000 if damage == "truncated" else 0])
+    elif damage == "pickle only":
+        weights.rename(folder / "pytorch_model.bin")
+    else:
+        change = {"intermediate_size": 48} if damage == "reshaped" else {"num_hidden_layers": DEPTH - 1}
+        (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(VitPatchError, match=r"^model ") as error:
+        Checkpoint(str(folder)).load()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
 def test_an_image_processor_of_another_size_is_refused(tmp_path):
     folder = save_model(tmp_path / "m", "vit")
     file = folder / "preprocessor_config.json"

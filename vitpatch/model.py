@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -218,18 +219,20 @@ def _on_output(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
 
 @lru_cache(maxsize=2)
 def _load(checkpoint: Checkpoint) -> PatchableViT:
-    model, preprocessing, missing = _from_pretrained(checkpoint)
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
+    model, preprocessing, info = _from_pretrained(checkpoint)
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
         raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier")
+    if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
+        raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
     patchable = PatchableViT(model, family_of(model.config.model_type, checkpoint.path), preprocessing)
     _check_input_size(patchable, checkpoint.path)
     patchable.prove()
     return patchable
 
 
-def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preprocessing, Sequence[str]]:
-    """Model, preprocessing, and the names of weights that the checkpoint lacks; ``head`` changes the labels."""
+def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preprocessing, Mapping[str, Any]]:
+    """Model, preprocessing, and what transformers says of the weights; ``head`` changes the labels."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import logging as hf_logging
 
@@ -240,12 +243,21 @@ def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preproce
     with _one_line(checkpoint.path):
         config = AutoConfig.from_pretrained(where, **arguments)
     family_of(config.model_type, checkpoint.path)
+    _refuse_pickle(Path(where))
     with _one_line(checkpoint.path):
         processor = AutoImageProcessor.from_pretrained(where, **arguments)
         model, info = AutoModelForImageClassification.from_pretrained(
             where, dtype=DTYPES[checkpoint.dtype], use_safetensors=True, output_loading_info=True, **head, **arguments
         )
-    return model, _preprocessing(processor), info["missing_keys"]
+    return model, _preprocessing(processor), info
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if (folder / "pytorch_model.bin").exists() and not list(folder.glob("model*.safetensors*")):
+        raise VitPatchError(
+            f"model {folder}: it has only pytorch_model.bin, a pickle, which is not loaded; where you trust it, "
+            "load it with transformers and save_pretrained it again: that writes model.safetensors"
+        )
 
 
 def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
@@ -282,7 +294,7 @@ def _one_line(path: str) -> Iterator[None]:
     """Turns what the Hugging Face libraries raise on loading a model into one line."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
         raise VitPatchError(f"model {path}: {explain(error, path, 'model.path', '')}") from error
 
 

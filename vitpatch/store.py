@@ -79,6 +79,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.manifest = path / "manifest.json"
         self.failed = path / "failed.json"
+        self.refused = path / ".hydra" / "refused.json"
         self._shards = path / "shards"
 
     def finished(self) -> dict[str, Any] | None:
@@ -135,7 +136,24 @@ class RunFolder:
             yield beside
 
     def fail(self, state: str, reason: str) -> None:
-        """Leaves ``failed.json`` – nothing else of this folder is to be relied on – and clears the shards."""
-        self.manifest.unlink(missing_ok=True)
+        """Leaves ``failed.json`` and clears the shards; a finished run that is still in the folder is not touched.
+
+        ``begin`` takes the manifest away, so where there is one the failed run never began: its word then goes to
+        ``.hydra/refused.json``.
+        """
+        said = {"state": state, "reason": reason}
+        if self.manifest.exists():
+            write_json(self.refused, said)
+            return
         shutil.rmtree(self._shards, ignore_errors=True)
-        write_json(self.failed, {"state": state, "reason": reason})
+        write_json(self.failed, said)
+
+    def state(self) -> tuple[str, str]:
+        """(finished | failed | interrupted | unfinished, reason) of the last start in this folder."""
+        for word in (self.refused, self.failed):
+            if word.exists():
+                said = json.loads(word.read_text(encoding="utf-8"))
+                return said["state"], said["reason"]
+        if self.manifest.exists():
+            return "finished", ""
+        return "unfinished", "it left neither manifest.json nor failed.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
 import sys
@@ -34,6 +33,7 @@ def job(module: str, cfg: DictConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine 7-fold
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
+    (folder / ".hydra" / "refused.json").unlink(missing_ok=True)  # of an earlier start
     try:
         options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
         importlib.import_module(module).run(cfg, folder, options)
@@ -63,16 +63,6 @@ def _leave(folder: Path, state: str, reason: str) -> None:
         log.error("error: %s cannot be written (%s)", folder, error.strerror)
 
 
-def state_of(folder: Path) -> tuple[str, str]:
-    """(finished | failed | interrupted | unfinished, reason) of a run's folder."""
-    if (folder / "failed.json").exists():
-        left = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
-        return left["state"], left["reason"]
-    if (folder / "manifest.json").exists():
-        return "finished", ""
-    return "unfinished", "it left neither manifest.json nor failed.json"
-
-
 class SweepCallback(Callback):
     """Refuses a folder that cannot be written before Hydra fails in it; ends a sweep with its states and exit code."""
 
@@ -91,12 +81,14 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """A line for each run that did not finish, the last word on all, exit code 1 if any fell short."""
+        from vitpatch.store import RunFolder
+
         root = Path(str(config.hydra.sweep.dir))
         # Hydra writes .hydra/ anew for every job of this sweep, with every launcher, also for one that is then skipped
         jobs = [
             p.parent.parent for p in sorted(root.glob("*/.hydra/overrides.yaml")) if p.stat().st_mtime >= self._started
         ]
-        states = {folder: state_of(folder) for folder in jobs}
+        states = {folder: RunFolder(folder).state() for folder in jobs}
         short = {folder: state for folder, state in states.items() if state[0] != "finished"}
         log.info("%d of %d runs finished in %s", len(states) - len(short), len(states), root)
         for folder, (state, reason) in short.items():
