@@ -85,7 +85,7 @@ def test_weights_have_a_digest_of_their_values(made, tmp_path):
     [
         ("./nowhere", "model.path ./nowhere: no such folder"),
         ("/nowhere/at/all", "no such folder"),
-        ("owner/name", r"cannot be reached.*hf download owner/name.*model.path=FOLDER"),
+        ("owner/name", r"cannot be loaded: the hub cannot be reached.*hf download owner/name.*model.path=FOLDER"),
         ("", "model.path is missing"),
     ],
 )

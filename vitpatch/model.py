@@ -223,6 +223,9 @@ def _load(checkpoint: Checkpoint) -> PatchableViT:
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier")
+    if info["mismatched_keys"]:
+        some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
+        raise VitPatchError(f"model {checkpoint.path}: its weights {some} have another shape than its config says")
     if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
         raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
     patchable = PatchableViT(model, family_of(model.config.model_type, checkpoint.path), preprocessing)
@@ -247,7 +250,13 @@ def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preproce
     with _one_line(checkpoint.path):
         processor = AutoImageProcessor.from_pretrained(where, **arguments)
         model, info = AutoModelForImageClassification.from_pretrained(
-            where, dtype=DTYPES[checkpoint.dtype], use_safetensors=True, output_loading_info=True, **head, **arguments
+            where,
+            dtype=DTYPES[checkpoint.dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the info
+            **head,
+            **arguments,
         )
     return model, _preprocessing(processor), info
 
@@ -262,7 +271,7 @@ def _refuse_pickle(folder: Path) -> None:
 
 def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
     """A checkpoint to fine-tune, its head replaced where its labels are not ``names``."""
-    model, preprocessing, _ = _from_pretrained(checkpoint, **_labels(names), ignore_mismatched_sizes=True)
+    model, preprocessing, _ = _from_pretrained(checkpoint, **_labels(names))
     return model, preprocessing
 
 
@@ -295,7 +304,7 @@ def _one_line(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
-        raise VitPatchError(f"model {path}: {explain(error, path, 'model.path', '')}") from error
+        raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error
 
 
 def _preprocessing(processor: Any) -> Preprocessing:
