@@ -93,11 +93,13 @@ def half_broken(tmp_path):
     return path
 
 
-def test_an_unreadable_image_stops_the_run_or_is_counted(patched, half_broken, tmp_path):
+def test_an_unreadable_image_stops_the_run_or_is_counted(patched, half_broken, tmp_path, caplog):
     with pytest.raises(VitPatchError, match=r"row 2 \(cat.gif\).*not a readable image.*data.on_error=skip"):
         patched(f"data.path={half_broken}", folder="a")
     assert not (tmp_path / "a" / "manifest.json").exists()
-    folder = patched(f"data.path={half_broken}", "data.on_error=skip", "batch_size=1", folder="b")
+    with caplog.at_level(logging.INFO):
+        folder = patched(f"data.path={half_broken}", "data.on_error=skip", "batch_size=1", folder="b")
+    assert "skipped: data row 2 (cat.gif)" in caplog.text and "1 of 4 images could not be read" in caplog.text
     assert pd.read_parquet(folder / "examples.parquet").example_id.tolist() == [0, 1, 3]
     counts = manifest_of(folder)["counts"]
     assert (counts["images"], counts["read"], counts["dropped"]) == (4, 3, {"unreadable": 1})

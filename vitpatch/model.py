@@ -236,7 +236,8 @@ def _load(checkpoint: Checkpoint) -> PatchableViT:
 
 def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preprocessing, Mapping[str, Any]]:
     """Model, preprocessing, and what transformers says of the weights; ``head`` changes the labels."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()

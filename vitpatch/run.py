@@ -70,6 +70,8 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         tracked.log(Results(outcome.summary, scalars(outcome), pictures, files))
     for line in lines(outcome, setup.study, folder, setup.title):
         log.info("%s", line)
+    if skipped:
+        log.info("  skipped       %d of %d images could not be read", len(skipped), len(setup.images))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
 
