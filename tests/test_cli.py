@@ -109,8 +109,9 @@ def test_ctrl_c_is_no_success(cli, tiny, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vitpatch.run, "measure", interrupted)
-    code, _ = cli(*tiny)
-    assert code == 130 and "interrupted" in (tmp_path / "run" / "failed.json").read_text()
+    code, printed = cli(*tiny)
+    assert code == 130 and "interrupted: " in printed
+    assert "interrupted" in (tmp_path / "run" / "failed.json").read_text()
 
 
 def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):

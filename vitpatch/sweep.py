@@ -44,6 +44,7 @@ def job(module: str, cfg: DictConfig) -> None:
         reason = f"{error.strerror or error}: {error.filename or folder}"
     except (KeyboardInterrupt, SystemExit):
         _leave(folder, "interrupted", "stopped from outside before it was done")
+        log.error("interrupted: %s is not finished; the same command begins it again", folder)
         sys.exit(INTERRUPTED)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in vitpatch; please report it)"
