@@ -32,7 +32,6 @@ LEVELS = {
     "hub": 1,
     "spec": 0,
 }
-WITHIN = {("plots", "stats")}  # a figure is drawn from estimates
 
 
 def imports_of(path):
@@ -50,7 +49,7 @@ def test_every_room_has_a_level():
 @pytest.mark.parametrize("room", LEVELS)
 def test_imports_go_strictly_downward(room):
     for other in imports_of(ROOT / "vitpatch" / f"{room}.py"):
-        if other in LEVELS and (room, other) not in WITHIN:
+        if other in LEVELS:
             assert LEVELS[other] < LEVELS[room], f"{room} imports {other}"
 
 

@@ -13,8 +13,7 @@ from vitpatch import stats
 from vitpatch.config import Study
 from vitpatch.effects import total_effect
 from vitpatch.plan import Plan
-from vitpatch.spec import BaseRun, Metric
-from vitpatch.stats import Estimate
+from vitpatch.spec import BaseRun, Estimate, Metric
 from vitpatch.store import RunFolder, patch_columns
 
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not move the model"

@@ -133,6 +133,24 @@ class ImageBatch:
         return ImageBatch(self.images.to(device), self.ids.to(device), self.labels.to(device), masks)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images with its standard error and percentile interval, all by resampling clusters.
+
+    ``se``, ``low`` and ``high`` are NaN where there is one cluster: nothing is known of its spread.
+    """
+
+    mean: float
+    se: float
+    low: float
+    high: float
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is inside the interval (or nothing is known): no effect is shown."""
+        return not (self.low > 0 or self.high < 0)
+
+
 def digest(value: Any) -> str:
     """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -7,11 +7,12 @@ whole clusters are resampled (Davison & Hinkley 1997, section 3.8, the ratio of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from vitpatch.spec import Estimate
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -24,24 +25,6 @@ WEIGHTS_AT_ONCE = 4_000_000
 """Bounds the resampling weights in memory, at 32 MB."""
 
 Array = NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over images with its standard error and percentile interval, all by resampling clusters.
-
-    ``se``, ``low`` and ``high`` are NaN where there is one cluster: nothing is known of its spread.
-    """
-
-    mean: float
-    se: float
-    low: float
-    high: float
-
-    @property
-    def holds_zero(self) -> bool:
-        """Whether 0 is inside the interval (or nothing is known): no effect is shown."""
-        return not (self.low > 0 or self.high < 0)
 
 
 def cluster_sums(values: Array, clusters: NDArray[np.integer]) -> tuple[Array, Array]:
