@@ -63,6 +63,12 @@ def test_an_unknown_option_or_key_is_hydras_to_name(tiny, override):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("option", "key"), [("model=hf", "model.path"), ("data=imagefolder", "data.path")])
+def test_a_path_that_was_not_given_is_asked_for(cli, tmp_path, option, key):
+    printed = cli(option, "logger=none", "trainer=cpu", f"hydra.run.dir={tmp_path / 'run'}")
+    assert_one_line(*printed, f"{key} is missing: add {key}=…", tmp_path / "run")
+
+
 def test_labels_that_are_not_the_models(cli, tiny, tmp_path):
     names = ["cat", "dog", "bird", "ship", "frog"]
     other = write_parquet(tmp_path / "other.parquet", pictures(3), [0, 1, 2], names=names)

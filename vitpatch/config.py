@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from vitpatch.spec import BaseRun, Direction, Metric, Site, Target, TokenGroup, VitPatchError
 
@@ -80,6 +80,8 @@ def construct(cfg: DictConfig) -> Any:
     """The object a config names, what its constructor objects to said in one line."""
     try:
         return instantiate(cfg)
+    except MissingMandatoryValue as error:
+        raise VitPatchError(f"{error.full_key} is missing: add {error.full_key}=… to the command") from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, VitPatchError):

@@ -216,7 +216,7 @@ def _open(source: ImageSource) -> LabelledImages:
         raise VitPatchError(f"data.on_error {source.on_error!r}: expected one of {', '.join(ON_ERROR)}")
     if source.limit is not None and (not isinstance(source.limit, int) or source.limit < 1):
         raise VitPatchError(f"data.limit {source.limit!r}: expected a whole number, 1 or more, or null for all")
-    if not source.path or source.path == "???":
+    if not source.path:
         raise VitPatchError("data.path is missing: say where the images are")
     with _one_line(source):
         rows = source.rows()

@@ -41,7 +41,7 @@ class Checkpoint:
 
     def load(self) -> PatchableViT:
         """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
-        if not self.path or self.path == "???":
+        if not self.path:
             raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
         if self.dtype not in DTYPES:
             raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
