@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,11 @@ from vitpatch.spec import ImageBatch, VitPatchError
 if TYPE_CHECKING:
     import datasets
 
+log = logging.getLogger(__name__)
+
 ON_ERROR = ("raise", "skip")
+MANY = 5000
+"""Images whose reading takes long enough to say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +180,8 @@ class LabelledImages:
         return stored["path"] if stored and stored.get("path") else None
 
     def _digest(self) -> str:
+        if len(self) > MANY:
+            log.info("reading %d images of %s once, to identify them", len(self), self.source.path)
         total = hashlib.sha256(self.labels.tobytes() + self.clusters.tobytes())
         columns = [c for c in (self.source.image_column, self.source.mask_column) if c]
         for row in self._rows.select_columns(columns):

@@ -60,7 +60,7 @@ def interval(means: Array) -> tuple[Array, Array]:
 
 def estimates(values: Array, clusters: NDArray[np.integer], seed: int) -> list[Estimate]:
     """An ``Estimate`` for each column of (images, columns)."""
-    mean = values.mean(0)
+    mean = values.mean(0, dtype=float)
     if len(np.unique(clusters)) < 2:
         return [Estimate(float(m), np.nan, np.nan, np.nan) for m in mean]
     means = resampled_means(values, clusters, seed)
@@ -79,7 +79,7 @@ def recovered(effects: Array, total: Array, clusters: NDArray[np.integer], seed:
     if not abs(estimate.mean) > MIN_STANDARD_ERRORS * estimate.se:
         return None
     means = resampled_means(np.column_stack([effects, total]), clusters, seed)
-    ratio = effects.mean(0) / total.mean()
+    ratio = effects.mean(0, dtype=float) / total.mean(dtype=float)
     low, high = interval(means[:, :-1] / means[:, -1:])
     return np.stack([ratio, np.minimum(low, ratio), np.maximum(high, ratio)])
 
