@@ -42,6 +42,9 @@ def assert_one_line(code, printed, says, folder=None):
         ("logger=wandb logger.mode=online", "no Weights & Biases key"),
         ("trainer=gpu", "trainer: No supported gpu backend found"),
         ("trainer.accelerator=abacus", "trainer: "),
+        ("trainer.devices=2", "2 processes; a run uses one device so far"),
+        ("corruption=noise corruption.std=abc", "corruption.std 'abc'"),
+        ("data.limit=true", "data.limit True"),
         ("model=emoji_vit", "the data have 5 classes, the model"),
     ],
 )

@@ -54,6 +54,10 @@ def test_blur_is_scipys_gaussian_filter(sigma):
 
 
 def test_a_negative_strength_is_refused():
-    for make in (lambda: Noise(-0.1), lambda: Noise(float("nan")), lambda: Blur(-1.0)):
-        with pytest.raises(VitPatchError, match="expected a number"):
-            make()
+    wrong = (-0.1, float("nan"), float("inf"), "abc", None, True)
+    for make in (lambda v: Noise(v), lambda v: Blur(v)):
+        for value in wrong:
+            with pytest.raises(VitPatchError, match="expected a number"):
+                make(value)
+    with pytest.raises(VitPatchError, match="expected true or false"):
+        Noise(0.1, clip="maybe")

@@ -61,6 +61,10 @@ def test_an_image_folder_with_and_without_splits(tmp_path):
     assert images.label_names == ("cat", "dog") and images.labels.tolist() == [0, 1]
     assert images.image(1).getpixel((0, 0)) == (0, 0, 255) and images.name(1).endswith("dog/a.png")
     assert len(FolderImages(path=str(tmp_path / "test")).open()) == 2
+    (tmp_path / "loose").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose" / "a.png")
+    with pytest.raises(VitPatchError, match="not in one folder a class"):
+        FolderImages(path=str(tmp_path / "loose")).open()
     with pytest.raises(VitPatchError, match=r"data.split None: the data have test, train|have train, test"):
         FolderImages(path=str(tmp_path)).open()
 

@@ -74,7 +74,8 @@ def test_the_run_id_is_of_what_can_change_a_number(config, tmp_path, made):
     same = run_id()
     assert same == run_id("batch_size=1", "sweep=x", "logger=wandb", "overwrite=true", "trainer=auto")
     changed = ("window=1", "seed=1", "direction=noise", "metric=kl", "rival=clean", "target=mlp_out", "data.limit=5",
-               "corruption=blur", "target.tokens=cls", "target.layers=[0]", "model.dtype=bfloat16")  # fmt: skip
+               "corruption=blur", "target.tokens=cls", "target.layers=[0]", "model.dtype=bfloat16",
+               "+trainer.precision=bf16-mixed")  # fmt: skip
     ids = [run_id(override) for override in changed] + [run_id(family="deit")]
     assert len({same, *ids}) == len(ids) + 1
 
@@ -120,6 +121,14 @@ def test_a_corruption_that_does_nothing_says_so(patched, caplog):
     assert manifest["total_effect"]["mean"] == 0 and manifest["peak_layer"] is None
     assert any("recovered is empty" in note for note in manifest["notes"])
     assert pd.read_csv(folder / "summary.csv")["recovered"].isna().all()
+
+
+def test_one_image_has_effects_and_no_interval(patched, caplog):
+    with caplog.at_level(logging.INFO):
+        folder = patched("data.limit=1")
+    assert "one cluster: no interval" in caplog.text and "does not move" not in caplog.text
+    assert manifest_of(folder)["total_effect"]["low"] is None
+    assert any("one cluster" in note for note in manifest_of(folder)["notes"])
 
 
 def test_the_end_of_a_run_says_where_what_and_how_much(patched, caplog):

@@ -56,7 +56,8 @@ def test_a_resample_does_not_depend_on_how_many_fit_in_memory(monkeypatch):
 
 def test_one_cluster_has_a_mean_and_no_interval():
     (estimate,) = stats.estimates(np.array([[1.0], [2.0]]), np.array([0, 0]), seed=0)
-    assert estimate.mean == 1.5 and np.isnan([estimate.se, estimate.low, estimate.high]).all() and estimate.holds_zero
+    assert estimate.mean == 1.5 and np.isnan([estimate.se, estimate.low, estimate.high]).all()
+    assert not estimate.known and not estimate.holds_zero
 
 
 def test_equal_values_have_an_interval_around_their_mean():

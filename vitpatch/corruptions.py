@@ -8,6 +8,7 @@ so that a result does not depend on the batch, the order or the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -42,6 +43,13 @@ def normal_like(batch: ImageBatch, seed: int) -> Tensor:
     return draws.to(batch.images.device)
 
 
+def strength(key: str, value: float, unit: str) -> float:
+    """``value`` where it is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise VitPatchError(f"corruption.{key} {value!r}: expected a number ≥ 0, {unit}")
+    return float(value)
+
+
 class Identity:
     """Leaves the image as it is: the null, under which every effect is 0."""
 
@@ -67,9 +75,9 @@ class Noise:
     """
 
     def __init__(self, std: float, clip: bool = True) -> None:
-        if not std >= 0:
-            raise VitPatchError(f"corruption.std {std}: expected a number ≥ 0, on the [0, 1] scale of the pixels")
-        self.std, self.clip = std, clip
+        if not isinstance(clip, bool):
+            raise VitPatchError(f"corruption.clip {clip!r}: expected true or false")
+        self.std, self.clip = strength("std", std, "on the [0, 1] scale of the pixels"), clip
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -87,9 +95,7 @@ class Blur:
     REACH = 4.0  # kernel half-width in σ, as in scipy.ndimage.gaussian_filter
 
     def __init__(self, sigma: float) -> None:
-        if not sigma >= 0:
-            raise VitPatchError(f"corruption.sigma {sigma}: expected a number of pixels ≥ 0")
-        self.sigma = sigma
+        self.sigma = strength("sigma", sigma, "in pixels")
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""

@@ -102,6 +102,8 @@ class FolderImages(ImageSource):
         wanted = self.split or (next(iter(splits)) if len(splits) == 1 else None)
         if wanted not in splits:
             raise VitPatchError(f"data.split {self.split}: the data have {', '.join(splits)}; choose one")
+        if "label" not in splits[wanted].column_names:
+            raise VitPatchError(f"data.path {self.path}: its images are not in one folder a class (a loose image?)")
         return splits[wanted]
 
 
@@ -221,7 +223,7 @@ def _open(source: ImageSource) -> LabelledImages:
     datasets.disable_progress_bars()
     if source.on_error not in ON_ERROR:
         raise VitPatchError(f"data.on_error {source.on_error!r}: expected one of {', '.join(ON_ERROR)}")
-    if source.limit is not None and (not isinstance(source.limit, int) or source.limit < 1):
+    if source.limit is not None and (type(source.limit) is not int or source.limit < 1):
         raise VitPatchError(f"data.limit {source.limit!r}: expected a whole number, 1 or more, or null for all")
     if not source.path:
         raise VitPatchError("data.path is missing: say where the images are")

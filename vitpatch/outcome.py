@@ -89,6 +89,8 @@ def described(outcome: Outcome) -> dict[str, Any]:
     notes = []
     if total.holds_zero:
         notes.append(DOES_NOT_MOVE)
+    if not total.known:
+        notes.append("no interval: all images are of one cluster")
     if outcome.summary["recovered"].isna().all():
         notes.append("recovered is empty: the mean total effect is within 3 standard errors of 0, or has none")
     if outcome.peak is None:
@@ -135,6 +137,6 @@ def lines(outcome: Outcome, study: Study, folder: RunFolder, title: str) -> list
 
 
 def _with_interval(estimate: Estimate) -> str:
-    if np.isnan(estimate.low):
+    if not estimate.known:
         return f"{estimate.mean:+.3f} (one cluster: no interval)"
     return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

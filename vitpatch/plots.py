@@ -64,7 +64,7 @@ def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> F
     clipped = (summary["n_layers"] < summary["window"]).to_numpy()
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label="total effect, 95 % interval")
-    if np.isfinite(total.low):
+    if total.known:
         axes.axhspan(total.low, total.high, color=ORANGE, alpha=0.15, linewidth=0)
     error = np.abs(np.stack([effect - summary["effect_low"], summary["effect_high"] - effect]))
     axes.errorbar(layers, effect, yerr=error, color=BLUE, linewidth=1.8, capsize=3, zorder=2)
@@ -85,7 +85,7 @@ def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> F
 
 def _share_of_total(axes: Axes, total: Estimate) -> None:
     """A second axis in shares of the total effect, where the total effect is a denominator."""
-    if total.holds_zero:
+    if total.holds_zero or not total.known:
         return
     share = axes.secondary_yaxis("right", functions=(lambda y: y / total.mean, lambda s: s * total.mean))
     share.set_ylabel("share of the total effect recovered")
@@ -106,7 +106,7 @@ def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Seque
     image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     for (row, column), value in np.ndenumerate(means):
         estimate = shown[row][2][column]
-        style = {"fontweight": "bold"} if not estimate.holds_zero else {"alpha": 0.75}
+        style = {"fontweight": "bold"} if estimate.known and not estimate.holds_zero else {"alpha": 0.75}
         ink = "white" if abs(value) > 0.6 * limit else "black"
         axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])

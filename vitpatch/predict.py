@@ -196,6 +196,8 @@ def predict(
     progress = ImageProgress(len(data.images), folder.path.name)
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = trainer_of(make_trainer, callbacks=[writer, progress], **quietly)
+    if trainer.world_size > 1:
+        raise VitPatchError(f"trainer: {trainer.world_size} processes; a run uses one device so far: trainer.devices=1")
     trainer.predict(PatchingModule(setup), datamodule=data, return_predictions=False)
     return writer.skipped
 

@@ -58,7 +58,7 @@ class Setup:
                 "data": self.images.digest,
                 "selection": {"on_error": cfg["data"]["on_error"]},
                 **{key: cfg[key] for key in ("corruption", "target", "window", "direction", "metric", "rival", "seed")},
-                "precision": cfg["model"]["dtype"],
+                "precision": [cfg["model"]["dtype"], cfg["trainer"].get("precision")],
             }
         )
 

@@ -146,9 +146,14 @@ class Estimate:
     high: float
 
     @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return self.low == self.low  # not NaN
+
+    @property
     def holds_zero(self) -> bool:
-        """Whether 0 is inside the interval (or nothing is known): no effect is shown."""
-        return not (self.low > 0 or self.high < 0)
+        """Whether 0 is inside the interval: no effect is shown. Of an unknown interval it is not said."""
+        return self.low <= 0 <= self.high
 
 
 def digest(value: Any) -> str:
