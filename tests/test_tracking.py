@@ -19,6 +19,7 @@ def _alone(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_DATA_DIR", "")
+    monkeypatch.setattr(WandbTracker, "unreachable", False)
 
 
 def info(folder):
@@ -81,6 +82,52 @@ def test_auto_with_a_key_and_no_network_goes_offline(tmp_path, monkeypatch, capl
     with pytest.raises(VitPatchError, match=r"logger.mode=online: Weights & Biases did not start: .*timed out"):
         with WandbTracker("online").run(info(tmp_path / "b")):
             pass
+
+
+def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    asked, real = [], wandb.init
+
+    def no_network(**arguments):
+        asked.append(arguments["mode"])
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("timed out")
+        return real(**arguments)
+
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", no_network)
+    for name in "ab":
+        with WandbTracker("auto").run(info(tmp_path / name)):
+            pass
+    assert asked == ["online", "offline", "offline"]
+
+
+def test_a_key_of_the_wrong_form_is_a_warning_or_one_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with caplog.at_level(logging.WARNING), WandbTracker("auto").run(info(tmp_path / "a")) as run:
+        assert run.about["mode"] == "offline"
+    assert "Weights & Biases key" in caplog.text
+    with pytest.raises(VitPatchError, match=r"logger.mode=online: "), WandbTracker("online").run(info(tmp_path / "b")):
+        pass
+
+
+def test_an_unknown_mode_in_the_environment_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "garbage")
+    with pytest.raises(VitPatchError, match="WANDB_MODE=garbage"), WandbTracker("auto").run(info(tmp_path / "a")):
+        pass
+
+
+def test_a_tracker_that_does_not_start_does_not_stop_the_run(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    def broken(**arguments):
+        raise RuntimeError("no service")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
+        run.log(results())
+    assert run.about is None and "did not start (no service)" in caplog.text
 
 
 def test_a_broken_tracker_is_one_warning(tmp_path, caplog):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -21,6 +21,7 @@ from vitpatch.spec import VitPatchError
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "offline", "online")
+MODES_OF_WANDB = ("online", "offline", "disabled", "dryrun")
 INIT_TIMEOUT_S = 20.0
 
 
@@ -53,6 +54,9 @@ class Silent:
     def log(self, results: Results) -> None:
         """Nothing."""
 
+    def finish(self, exit_code: int) -> None:
+        """Nothing."""
+
 
 class NoTracker:
     """``logger=none``: results stay on the disk."""
@@ -68,8 +72,10 @@ class WandbTracker:
 
     ``mode``: ``online`` needs a key; ``offline`` writes below the run's folder, for ``wandb sync``; ``auto`` is
     online where there is a key and the server answers within 20 s, else offline. ``WANDB_MODE`` in the environment
-    decides for ``auto``.
+    decides for ``auto``. A server that did not answer is not asked again by the same process.
     """
+
+    unreachable: ClassVar[bool] = False
 
     def __init__(self, mode: str = "auto", project: str = "vitpatch", entity: str | None = None) -> None:
         if mode not in MODES:
@@ -90,18 +96,23 @@ class WandbTracker:
             raise
         tracked.finish(exit_code=0)
 
-    def _start(self, info: RunInfo) -> _Tracked:
+    def _start(self, info: RunInfo) -> Silent:
         mode = _mode(self.mode)
-        if mode != "online":
-            return _Tracked(self._init(info, mode))
+        if mode == "online" and (self.mode == "online" or not WandbTracker.unreachable):
+            try:
+                return _Tracked(self._init(info, mode))
+            except Exception as error:  # wandb has no one class for "the server did not answer"
+                if self.mode == "online":
+                    raise VitPatchError(
+                        f"logger.mode=online: Weights & Biases did not start: {_said(error)}"
+                    ) from error
+                log.warning("Weights & Biases did not answer (%s); logging offline from here on", _said(error))
+                WandbTracker.unreachable = True
         try:
-            return _Tracked(self._init(info, mode))
-        except Exception as error:  # wandb has no one class for "the server did not answer"
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if self.mode == "online":
-                raise VitPatchError(f"logger.mode=online: Weights & Biases did not start: {reason}") from error
-            log.warning("Weights & Biases did not answer (%s); this run is logged offline", reason[:200])
-            return _Tracked(self._init(info, "offline"))
+            return _Tracked(self._init(info, mode if mode == "disabled" else "offline"))
+        except Exception as error:  # the run must end well without its witness
+            log.warning("Weights & Biases did not start (%s); the results are on disk only", _said(error))
+            return Silent()
 
     def _init(self, info: RunInfo, mode: str) -> Any:
         import wandb
@@ -126,19 +137,27 @@ class WandbTracker:
 
 def _mode(asked: str) -> str:
     """``offline``, ``online`` or ``disabled``, from what is asked for and what is there."""
-    if asked == "offline":
-        return asked
-    if asked == "auto" and (of_environment := os.environ.get("WANDB_MODE", "")) in ("offline", "disabled"):
-        return of_environment
+    of_environment = os.environ.get("WANDB_MODE") or "online"
+    if of_environment not in MODES_OF_WANDB:
+        raise VitPatchError(f"WANDB_MODE={of_environment}: expected one of {', '.join(MODES_OF_WANDB)}, or unset it")
+    if asked == "offline" or (asked == "auto" and of_environment != "online"):
+        return "disabled" if asked == "auto" and of_environment == "disabled" else "offline"
     import wandb
 
-    if wandb.login(prompt=False, verify=False):
-        return "online"
-    if asked == "online":
-        raise VitPatchError(
-            "logger.mode=online: no Weights & Biases key; run `wandb login`, or use logger.mode=offline"
-        )
-    return "offline"
+    try:
+        has_key = wandb.login(prompt=False, verify=False)
+    except Exception as error:  # of several classes: a key of the wrong form, an unreadable netrc
+        if asked == "online":
+            raise VitPatchError(f"logger.mode=online: {_said(error)}") from error
+        log.warning("Weights & Biases key: %s; logging offline", _said(error))
+        return "offline"
+    if not has_key and asked == "online":
+        raise VitPatchError("logger.mode=online: no Weights & Biases key; run `wandb login` or use logger.mode=offline")
+    return "online" if has_key else "offline"
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class _Tracked(Silent):
