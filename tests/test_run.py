@@ -199,6 +199,8 @@ class Halver:
         self.by = by
 
     def __call__(self, batch, seed):
+        if self.by < 0:
+            raise IndexError("no such channel")
         return batch.images * self.by if self.by else batch.images[:, :1]
 
 
@@ -209,3 +211,8 @@ def test_a_users_own_corruption_is_one_class_and_one_file(config, tmp_path):
     cfg.corruption.by = 0.0
     with pytest.raises(VitPatchError, match=r"corruption Halver gave \(5, 1, 32, 32\); expected \(5, 3, 32, 32\)"):
         run(cfg, tmp_path / "wrong")
+    cfg.corruption.by = -1.0
+    with pytest.raises(
+        VitPatchError, match=r"corruption Halver raised IndexError: no such channel \(.*test_run.py, line"
+    ):
+        run(cfg, tmp_path / "raises")

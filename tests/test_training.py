@@ -97,7 +97,10 @@ def test_a_checkpoint_is_fine_tuned_to_other_labels(cli, arguments, splits, tmp_
     [
         ("corruptions=[sepia]", "corruptions: no option 'sepia'"),
         ("train_split=dev", "no file dev*.parquet"),
-        ("recipe.epochs=0", "0 epochs"),
+        ("recipe.epochs=0", "recipe.epochs 0"),
+        ("recipe.epochs=x", "recipe.epochs 'x'"),
+        ("recipe.learning_rate=-1", "recipe.learning_rate -1"),
+        ("corruptions=sepia", "no option 'sepia'"),
     ],
 )
 def test_wrong_input_is_one_line(cli, arguments, override, says):

@@ -9,6 +9,7 @@ so that a result does not depend on the batch, the order or the device.
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -27,10 +28,18 @@ Corruption = Callable[[ImageBatch, int], Tensor]
 
 def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
     """The corruption's images, checked: a user's own class can be anything."""
-    result = corruption(images, seed)
+    name = type(corruption).__name__
+    try:
+        result = corruption(images, seed)
+    except VitPatchError:
+        raise
+    except Exception as error:  # a user's class may raise anything: where it did is what they look for
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}, line {last.lineno}"
+        raise VitPatchError(f"corruption {name} raised {type(error).__name__}: {error} ({where})") from error
     if not isinstance(result, Tensor) or result.shape != images.images.shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise VitPatchError(f"corruption {type(corruption).__name__} gave {got}; expected {tuple(images.images.shape)}")
+        raise VitPatchError(f"corruption {name} gave {got}; expected {tuple(images.images.shape)}")
     return result
 
 

@@ -39,7 +39,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     recipe, augment = construct(cfg.recipe), construct(cfg.augment)
     source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    corruptions = {name: corruption_option(name) for name in cfg.corruptions}
+    corruptions = {name: corruption_option(name) for name in _listed(cfg.corruptions)}
     names = _class_names(train, test)
     if cfg.get("architecture"):  # the option none is empty
         model, preprocessing = new_classifier(construct(cfg.architecture), names)
@@ -59,6 +59,10 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
             beside.write_text(text, encoding="utf-8")
     log.info("%s", text)
     log.info("saved: python patch.py model=hf model.path=%s", target)
+
+
+def _listed(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])
 
 
 def corruption_option(name: str) -> Corruption:

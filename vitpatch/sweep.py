@@ -39,7 +39,7 @@ def job(module: str, cfg: DictConfig) -> None:
         importlib.import_module(module).run(cfg, folder, options)
         return
     except VitPatchError as error:
-        reason = str(error)
+        reason = str(error).replace("\n", " ")
     except OSError as error:  # a full or read-only disk is the user's to mend; the file is named
         reason = f"{error.strerror or error}: {error.filename or folder}"
     except (KeyboardInterrupt, SystemExit):

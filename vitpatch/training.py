@@ -39,12 +39,16 @@ class Recipe:
     attention: str = "sdpa"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise VitPatchError(
-                f"recipe: {self.epochs} epochs of batches of {self.batch_size}: expected 1 or more of both"
-            )
-        if not 0 <= self.validation < 1:
-            raise VitPatchError(f"recipe.validation {self.validation}: expected a share from 0 up to 1")
+        for name, least in (("epochs", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise VitPatchError(f"recipe.{name} {value!r}: expected a whole number, {least} or more")
+        for name in ("learning_rate", "weight_decay", "warmup", "label_smoothing", "average", "validation"):
+            value, most = getattr(self, name), math.inf if name in ("learning_rate", "weight_decay") else 1
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
+                raise VitPatchError(
+                    f"recipe.{name} {value!r}: expected a number ≥ 0" + (" and < 1" if most == 1 else "")
+                )
 
 
 @dataclass(frozen=True)
