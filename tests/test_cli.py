@@ -45,6 +45,7 @@ def assert_one_line(code, printed, says, folder=None):
         ("trainer.devices=2", "2 processes; a run uses one device so far"),
         ("corruption=noise corruption.std=abc", "corruption.std 'abc'"),
         ("data.limit=true", "data.limit True"),
+        ("data.num_workers=two", "data.num_workers 'two'"),
         ("model=emoji_vit", "the data have 5 classes, the model"),
     ],
 )
@@ -121,6 +122,20 @@ def test_ctrl_c_is_no_success(cli, tiny, tmp_path, monkeypatch):
     code, printed = cli(*tiny)
     assert code == 130 and "interrupted: " in printed
     assert "interrupted" in (tmp_path / "run" / "failed.json").read_text()
+
+
+def test_sigterm_stops_a_run(cli, tiny, tmp_path, monkeypatch):
+    import signal
+
+    from vitpatch.predict import ShardWriter
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ShardWriter, "write_on_batch_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        code, printed = cli(*tiny)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130 and "interrupted: " in printed and not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):

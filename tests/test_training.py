@@ -75,6 +75,19 @@ def test_it_goes_on_where_it_was_stopped(cli, arguments, tmp_path):
     assert resumed["global_step"] == 12  # 4 batches in each of 3 epochs, the first two not again
 
 
+def test_another_training_in_the_same_folder_is_refused(cli, arguments, tmp_path):
+    assert cli(*arguments, "recipe.epochs=1", script="train_eval")[0] == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+    code, printed = cli(*arguments, "recipe.epochs=1", "seed=5", script="train_eval")
+    assert code == 1 and "holds a training with other settings (seed)" in printed and "Traceback" not in printed
+
+
+def test_a_sweep_of_trainings_ends_well(cli, arguments, tmp_path):
+    where = ["seed=0,1", "recipe.epochs=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    code, printed = cli("-m", *arguments, *where, script="train_eval")
+    assert code == 0 and "2 of 2 runs finished" in printed, printed
+
+
 def test_it_stops_early_when_it_gets_no_better(cli, arguments, tmp_path):
     extra = ["recipe.validation=0.25", "recipe.patience=1", "recipe.learning_rate=0.0", "recipe.epochs=9"]
     assert cli(*arguments, *extra, script="train_eval")[0] == 0

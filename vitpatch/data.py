@@ -171,6 +171,8 @@ class LabelledImages:
         try:
             image = Image.open(io.BytesIO(_bytes(stored)))
             image.load()
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range")
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             reason = _why_unreadable(stored, error)
             raise VitPatchError(
@@ -225,6 +227,8 @@ def _open(source: ImageSource) -> LabelledImages:
         raise VitPatchError(f"data.on_error {source.on_error!r}: expected one of {', '.join(ON_ERROR)}")
     if source.limit is not None and (type(source.limit) is not int or source.limit < 1):
         raise VitPatchError(f"data.limit {source.limit!r}: expected a whole number, 1 or more, or null for all")
+    if type(source.num_workers) is not int or source.num_workers < 0:
+        raise VitPatchError(f"data.num_workers {source.num_workers!r}: expected a whole number, 0 or more")
     if not source.path:
         raise VitPatchError("data.path is missing: say where the images are")
     with _one_line(source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from hydra import compose
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
@@ -24,7 +25,7 @@ from vitpatch.data import BadImage, Decoded, ImageSource, LabelledImages, collat
 from vitpatch.model import Checkpoint, PatchableViT, Preprocessing, new_classifier, pretrained_classifier
 from vitpatch.predict import quiet, trainer_of
 from vitpatch.spec import ImageBatch, VitPatchError
-from vitpatch.store import written_beside
+from vitpatch.store import write_json, written_beside
 from vitpatch.training import Augment, ClassifierTraining, Recipe
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
 
     Started again on the same folder it goes on from its last checkpoint.
     """
+    settings = _settings(cfg)
+    _check_same_training(folder, settings)
+    for earlier in ("manifest.json", "failed.json"):
+        (folder / earlier).unlink(missing_ok=True)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     recipe, augment = construct(cfg.recipe), construct(cfg.augment)
     source: ImageSource = construct(cfg.data)
@@ -58,7 +63,29 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
         with written_beside(path / "evaluation.md") as beside:
             beside.write_text(text, encoding="utf-8")
     log.info("%s", text)
+    write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
     log.info("saved: python patch.py model=hf model.path=%s", target)
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """What makes a training another one; how many epochs it has and when it stops do not."""
+    kept = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
+    settings = {key: OmegaConf.to_container(cfg, resolve=True).get(key) for key in kept}
+    settings["recipe"] = {k: v for k, v in settings["recipe"].items() if k not in ("epochs", "patience")}
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("split", "limit", "num_workers")}
+    if settings["architecture"]:
+        settings.pop("model")  # it is built, not loaded
+    return settings
+
+
+def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises ``VitPatchError`` where the folder's checkpoints are of a training with other settings."""
+    file = folder / "checkpoints" / "settings.json"
+    if file.exists() and (earlier := json.loads(file.read_text(encoding="utf-8"))) != settings:
+        other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
+        raise VitPatchError(f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, settings)
 
 
 def _listed(names: Any) -> list[str]:

@@ -141,7 +141,7 @@ def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, ca
     grid[-1][2].set_xlabel("layer (the window's centre)")
     handles, labels = grid[0][2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"{caption.title}\n{METRIC_NAMES[caption.metric]}; {chosen}", fontsize=10)
+    figure.suptitle(f"{caption.title}\n{METRIC_NAMES[caption.metric]}; {chosen}, of {caption.sample}", fontsize=10)
     return figure
 
 

@@ -84,7 +84,7 @@ def prepare(cfg: DictConfig) -> Setup:
 def _corruption_label(cfg: DictConfig) -> str:
     """The corruption in words: its class and its strengths."""
     keys = ", ".join(f"{key}={value}" for key, value in cfg.items() if key != "_target_")
-    name = str(cfg._target_).rpartition(".")[2].lower()
+    name = str(cfg._target_).rpartition(".")[2].lower().replace("identity", "no corruption")
     return f"{name} ({keys})" if keys else name
 
 
