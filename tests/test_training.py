@@ -82,6 +82,12 @@ def test_another_training_in_the_same_folder_is_refused(cli, arguments, tmp_path
     assert code == 1 and "holds a training with other settings (seed)" in printed and "Traceback" not in printed
 
 
+def test_a_mistyped_start_does_not_hold_the_folder(cli, arguments):
+    assert cli(*arguments, "recipe.learning_rate=-1", script="train_eval")[0] == 1
+    code, printed = cli(*arguments, "recipe.epochs=1", script="train_eval")
+    assert code == 0, printed
+
+
 def test_a_sweep_of_trainings_ends_well(cli, arguments, tmp_path):
     where = ["seed=0,1", "recipe.epochs=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     code, printed = cli("-m", *arguments, *where, script="train_eval")

@@ -80,8 +80,8 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     """Raises ``VitPatchError`` where the folder's checkpoints are of a training with other settings."""
-    file = folder / "checkpoints" / "settings.json"
-    if file.exists() and (earlier := json.loads(file.read_text(encoding="utf-8"))) != settings:
+    file, last = (folder / "checkpoints" / name for name in ("settings.json", "last.ckpt"))
+    if last.exists() and file.exists() and (earlier := json.loads(file.read_text(encoding="utf-8"))) != settings:
         other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
         raise VitPatchError(f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir")
     file.parent.mkdir(parents=True, exist_ok=True)
