@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -97,12 +99,15 @@ def config(made):
 
 
 @pytest.fixture
-def patched(config, tmp_path):
-    """Makes a run in this process; the run's folder."""
-    from vitpatch.run import run
+def patched(config, tmp_path, monkeypatch):
+    """Makes a run in this process; the run's folder. Its pictures, which take longest, only where they are wanted."""
+    from vitpatch import run as room
 
-    def make(*overrides: str, folder: str = "run", family: str = "vit") -> Path:
-        run(config(*overrides, family=family), tmp_path / folder)
+    draw = room.draw
+
+    def make(*overrides: str, folder: str = "run", family: str = "vit", pictures: bool = False) -> Path:
+        monkeypatch.setattr(room, "draw", draw if pictures else lambda *everything: {})
+        room.run(config(*overrides, family=family), tmp_path / folder)
         return tmp_path / folder
 
     return make

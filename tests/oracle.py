@@ -1,13 +1,35 @@
-"""Every patch by walking the model's modules by hand: no hook, no code of the project's executor."""
+"""Every patch by walking the model's modules by hand: no hook, no code of the project's executor.
+
+Values by head are (batch, tokens, heads, head width), the pattern (batch, query tokens, heads, key tokens).
+"""
 
 import torch
 
 PARTS = {"vit": ("vit", 1), "deit": ("deit", 2)}  # name of the backbone, tokens before the patches
+BY_HEAD = ("z", "q", "k", "v", "pattern")
 
 
 def layers_of(centre: int, window: int, depth: int) -> list[int]:
+    if window == -1:
+        return list(range(centre + 1))
+    if window == -2:
+        return list(range(centre, depth))
     half = window // 2
     return [layer for layer in range(centre - half, centre - half + window) if 0 <= layer < depth]
+
+
+def attend(block, normed, site):
+    """Attention by its formula: softmax(q kᵀ · scale) v, heads side by side, then the output projection."""
+    part = block.attention
+
+    def by_head(name, projection):
+        return site(name, projection(normed).unflatten(-1, (part.num_attention_heads, -1)))
+
+    q, k, v = by_head("q", part.q_proj), by_head("k", part.k_proj), by_head("v", part.v_proj)
+    scores = torch.einsum("bqhd,bkhd->bqhk", q, k) * q.shape[-1] ** -0.5
+    pattern = site("pattern", scores.softmax(-1))
+    z = site("z", torch.einsum("bqhk,bkhd->bqhd", pattern, v))
+    return part.o_proj(z.flatten(2))
 
 
 @torch.no_grad()
@@ -15,34 +37,51 @@ def walk(model, family, pixels, put=None, seen=None):
     """Logits of one forward pass; ``put`` maps (site, layer) to act(value) → value, ``seen`` collects the values."""
     put, seen = put or {}, {} if seen is None else seen
 
-    def site(name, layer, value):
-        seen[name, layer] = value
-        return put[name, layer](value) if (name, layer) in put else value
+    def at(layer):
+        def site(name, value):
+            seen[name, layer] = value
+            return put[name, layer](value) if (name, layer) in put else value
+
+        return site
 
     backbone = getattr(model, PARTS[family][0])
     state = backbone.embeddings(pixels)
     for layer, block in enumerate(backbone.layers):
-        state = state + site("attn_out", layer, block.attention(block.layernorm_before(state))[0])
-        state = state + site("mlp_out", layer, block.mlp(block.layernorm_after(state)))
-        state = site("resid_post", layer, state)
-    state = backbone.layernorm(state)
+        site = at(layer)
+        state = site("resid_pre", state)
+        state = state + site("attn_out", attend(block, block.layernorm_before(state), site))
+        state = site("resid_mid", state)
+        state = state + site("mlp_out", block.mlp(block.layernorm_after(state)))
+        state = site("resid_post", state)
+    return read(model, backbone.layernorm(state))
+
+
+def read(model, state):
     if hasattr(model, "cls_classifier"):
         return (model.cls_classifier(state[:, 0]) + model.distillation_classifier(state[:, 1])) / 2
     return model.classifier(state[:, 0])
 
 
-def expected(model, family, clean, corrupt, *, site="attn_out", window=3, direction="denoise", tokens="all"):
-    """Logits of (clean, corrupt, [one a layer]), each (batch, classes) float64."""
+def expected(
+    model, family, clean, corrupt, *, site="attn_out", window=3, direction="denoise", tokens="all", head=None, mask=None
+):
+    """Logits of (clean, corrupt, [one a layer]), each (batch, classes) float64; ``mask`` bool (batch, tokens)."""
     depth = len(getattr(model, PARTS[family][0]).layers)
     donor, recipient = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     values = {}
     walk(model, family, donor, seen=values)
-    first, last = {"all": (0, None), "cls": (0, 1), "patches": (PARTS[family][1], None)}[tokens]
+    first, last = {"all": (0, None), "cls": (0, 1), "patches": (PARTS[family][1], None)}.get(tokens, (0, 0))
 
     def taken(layer):
         def act(value):
-            new = value.clone()
-            new[:, first:last] = values[site, layer][:, first:last]
+            new, theirs = value.clone(), values[site, layer]
+            rows = torch.zeros(value.shape[:2], dtype=torch.bool)
+            rows[:, first:last] = True
+            rows = rows if mask is None else mask
+            if head is None:
+                new[rows] = theirs[rows]
+            else:
+                new[rows, head] = theirs[rows, head]
             return new
 
         return act

@@ -52,7 +52,7 @@ def test_defaults_are_the_contracts():
     assert (cfg.window, cfg.direction, cfg.metric, cfg.rival) == (3, "denoise", "prob", "corrupt")
     assert (cfg.batch_size, cfg.seed, cfg.overwrite, cfg.data.limit) == (64, 0, False, 256)
     study = config.read_study(cfg)
-    assert study.target.layers is None and study.target.site == "attn_out" and study.target.tokens == "all"
+    assert study.target.layers is None and study.target.site == "attn_out" and study.target.tokens == ("all",)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,19 @@ def test_defaults_are_the_contracts():
         ("metric=loss", "metric 'loss'.*prob, log_odds"),
         ("rival=both", "rival 'both'"),
         ("seed=-1", "seed -1"),
+        ("window=[]", "window: an empty list"),
+        ("window=[1,x]", "window 'x'"),
+        ("target.tokens=[]", "target.tokens: an empty list"),
+        ("target.heads=some", "target.heads 'some'.*all, joint"),
+        ("target.heads=[-1]", "target.heads -1"),
+        ("target.grid=3", "target.grid 3.*rows,columns"),
+        ("target.grid=[0,2]", "target.grid 0"),
+        ("matmul_precision=low", "matmul_precision 'low'.*highest, high, medium"),
         ("target.layers=3", "target.layers 3.*list of layers"),
         ("target.layers=[]", "target.layers"),
         ("target.layers=[0,x]", "target.layers 'x'"),
         ("target.layers=[-1]", "target.layers -1"),
-        ("target.tokens=dog", "target.tokens 'dog'.*all, cls, patches"),
+        ("target.tokens=dog", "target.tokens 'dog'.*all, cls, registers, patches"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_expected(override, says):

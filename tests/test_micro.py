@@ -16,11 +16,13 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from vitpatch.anatomy import FAMILIES
 from vitpatch.corruptions import Gray
+from vitpatch.cost import Room
 from vitpatch.effects import metrics, runner_up
 from vitpatch.execute import execute
 from vitpatch.model import PatchableViT, Preprocessing
 from vitpatch.plan import make_plan
 from vitpatch.spec import BaseRun, Direction, ImageBatch, Site, Target, TokenGroup
+from vitpatch.tokens import token_masks
 
 LINEAR = 1e-4  # layer norm with eps 1e6 is linear to about 1e-6
 
@@ -50,8 +52,9 @@ def log_odds(model, site, window, direction, tokens="all"):
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     batch = ImageBatch(red, torch.tensor([0]), torch.tensor([0]))
     pixels = {BaseRun.CLEAN: model.normalize(red), BaseRun.CORRUPT: model.normalize(Gray()(batch, seed=0))}
-    plan = make_plan(Target(Site(site), None, TokenGroup(tokens)), window, Direction(direction), depth=2)
-    logits = execute(plan, model, pixels)
+    plan = make_plan(Target(Site(site), None, (TokenGroup(tokens),)), (window,), Direction(direction), model.sizes)
+    masks = token_masks(plan.token_groups, model.sizes, None, None, [0], seed=0)
+    logits = execute(plan, model, pixels, masks, Room(1, 1))
     clean = logits.base[BaseRun.CLEAN]
     rivals = runner_up(logits.base[BaseRun.CORRUPT], batch.labels)
     read = lambda x: metrics(x, batch.labels, rivals, clean)["log_odds"]  # noqa: E731

@@ -10,13 +10,14 @@ import torch
 from conftest import DEPTH, pictures, save_model, write_parquet
 from PIL import Image
 
-from vitpatch.model import Checkpoint
+from vitpatch.checkpoint import Checkpoint
 from vitpatch.run import run
 from vitpatch.spec import VitPatchError
 
 SUMMARY = (
     "site,layer,head,tokens,window,first_layer,last_layer,n_layers,n,n_clusters,effect,effect_se,effect_low,"
-    "effect_high,recovered,recovered_low,recovered_high,accuracy"
+    "effect_high,recovered,recovered_low,recovered_high,accuracy,log_odds_effect,log_odds_effect_low,"
+    "log_odds_effect_high,direct_log_odds,direct_log_odds_low,direct_log_odds_high,delta_norm"
 ).split(",")
 
 
@@ -43,10 +44,25 @@ def test_the_folder_is_the_contracts(patched):
     assert {"run_id", "config", "versions", "model", "seconds", "images_per_second"} <= set(manifest)
 
 
-def test_pictures_are_pictures(patched):
-    folder = patched()
+ALWAYS = ["direct", "examples_largest", "examples_random", "heatmap", "layer_profile"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more"),
+    [
+        ((), []),
+        (("window=[1,3]", "target.layers=[0,2]"), []),
+        (("target=z", "target.tokens=[all,cls]"), ["heads"]),
+        (("target=handover", "window=1"), ["handover"]),
+        (("target.tokens=each", "window=[1,2]"), ["maps"]),
+        (("target=k", "target.tokens=grid", "target.grid=[2,4]", "target.heads=[1]"), ["maps"]),
+    ],
+)
+def test_pictures_are_pictures(patched, overrides, more):
+    folder = patched(*overrides, pictures=True)
     found = sorted(path.name for path in (folder / "figures").iterdir())
-    assert found == ["examples_largest.png", "examples_random.png", "heatmap.png", "layer_profile.png"]
+    moved = manifest_of(folder)["total_effect"]["mean"] > 0  # else nothing is recovered, and there is no handover
+    assert found == sorted(f"{name}.png" for name in ALWAYS + more) or (not moved and more == ["handover"])
     for name in found:
         pixels = np.asarray(Image.open(folder / "figures" / name).convert("RGB"))
         assert min(pixels.shape[:2]) > 300 and pixels.mean() > 100 and pixels.std() > 20, name
@@ -72,10 +88,18 @@ def test_the_run_id_is_of_what_can_change_a_number(config, tmp_path, made):
         return prepare(config(*overrides, family=family)).run_id
 
     same = run_id()
-    assert same == run_id("batch_size=1", "sweep=x", "logger=wandb", "overwrite=true", "trainer=auto")
+    assert same == run_id(
+        "batch_size=1",
+        "sweep=x",
+        "logger=wandb",
+        "overwrite=true",
+        "trainer=auto",
+        "memory_gb=1",
+        "trainer.precision=32-true",
+    )
     changed = ("window=1", "seed=1", "direction=noise", "metric=kl", "rival=clean", "target=mlp_out", "data.limit=5",
-               "corruption=blur", "target.tokens=cls", "target.layers=[0]", "model.dtype=bfloat16",
-               "+trainer.precision=bf16-mixed")  # fmt: skip
+               "corruption=blur", "target.tokens=cls", "target.layers=[0]", "model.dtype=bfloat16", "window=[1,3]",
+               "trainer.precision=bf16-mixed", "matmul_precision=high", "target=z")  # fmt: skip
     ids = [run_id(override) for override in changed] + [run_id(family="deit")]
     assert len({same, *ids}) == len(ids) + 1
 
@@ -133,7 +157,7 @@ def test_one_image_has_effects_and_no_interval(patched, caplog):
 
 def test_the_end_of_a_run_says_where_what_and_how_much(patched, caplog):
     with caplog.at_level(logging.INFO):
-        folder = patched("window=3", "metric=log_odds")
+        folder = patched("window=3", "metric=log_odds", pictures=True)
     for part in (str(folder), "total effect", "on log_odds, n = 13 images", "peak layer", "layer_profile.png"):
         assert part in caplog.text
 
@@ -156,27 +180,27 @@ def test_weights_that_are_not_finite_are_found_when_loaded(patched, tmp_path):
 
 
 def test_a_logit_that_is_not_finite_names_image_and_layer(made, patched, tmp_path):
-    block = Checkpoint(str(made / "vit")).load().model.vit.layers[2]
+    mlp = Checkpoint(str(made / "vit")).load().model.vit.layers[2].mlp
     passes = []
 
     def overflows_once(module, args, output):
         passes.append(len(output))
-        return output.index_fill(0, torch.tensor([1]), torch.inf) if passes == [5, 5] else output
+        return output.index_fill(0, torch.tensor([1]), torch.inf) if passes == [10] else output
 
-    with block.register_forward_hook(overflows_once):  # the second pass: the recipient's base run
+    with mlp.register_forward_hook(overflows_once):  # the first pass: both base runs, the recipient's rows first
         with pytest.raises(VitPatchError, match=r"image 1: the corrupt run is not finite"):
             patched()
 
 
 def test_a_patched_run_that_is_not_finite_names_image_and_patch(made, patched):
-    block = Checkpoint(str(made / "vit")).load().model.vit.layers[3]
+    mlp = Checkpoint(str(made / "vit")).load().model.vit.layers[2].mlp
     passes = []
 
     def overflows_once(module, args, output):
         passes.append(len(output))
-        return output.index_fill(0, torch.tensor([4]), torch.nan) if len(passes) == 4 else output
+        return output.index_fill(0, torch.tensor([9]), torch.nan) if passes == [10, 15] else output
 
-    with block.register_forward_hook(overflows_once):  # two base runs, then the patches of layer 0 and 1
+    with mlp.register_forward_hook(overflows_once):  # after the base runs the states of layers 0 to 2, 5 rows each
         with pytest.raises(VitPatchError, match=r"image 4: with attn_out of layers 1 to 1 patched.*not finite"):
             patched("window=1")
 

@@ -97,8 +97,21 @@ def test_peak(effects, total, want):
 def test_summary_means_are_over_the_images_given():
     effects, correct = np.array([[0.1, 0.2], [0.3, 0.6], [0.2, 0.1]]), np.array([[1, 0], [1, 1], [0, 0]], dtype=bool)
     examples = pd.DataFrame({"cluster": [0, 0, 1], "total_effect": [0.5, 0.7, 0.6]})
-    summary = stats.summarize(pd.DataFrame({"layer": [0, 1]}), effects, correct, examples, seed=0)
+    direct, delta = np.array([[1.0, 0], [2, 0], [3, 0]]), np.array([[0.5, np.nan], [0.7, np.nan], [np.nan, np.nan]])
+    measured = stats.Measured(effects, correct, 2 * effects, direct, delta)
+    summary = stats.summarize(pd.DataFrame({"layer": [0, 1]}), measured, examples, seed=0)
     assert summary["effect"].tolist() == pytest.approx([0.2, 0.3])
     assert summary["accuracy"].tolist() == pytest.approx([2 / 3, 1 / 3])
     assert summary[["n", "n_clusters"]].drop_duplicates().to_numpy().tolist() == [[3, 2]]
     assert summary["recovered"].tolist() == pytest.approx([1 / 3, 0.5])
+    assert summary["log_odds_effect"].tolist() == pytest.approx([0.4, 0.6])
+    assert summary["direct_log_odds"].tolist() == pytest.approx([2, 0])
+    assert summary["delta_norm"][0] == pytest.approx(0.6) and np.isnan(summary["delta_norm"][1])
+    assert (summary["direct_log_odds_low"] <= summary["direct_log_odds"]).all()
+
+
+def test_what_is_not_known_of_an_image_has_no_mean():
+    effects, examples = np.zeros((2, 1)), pd.DataFrame({"cluster": [0, 1], "total_effect": [0.5, 0.7]})
+    measured = stats.Measured(effects, effects > 0, effects, np.full((2, 1), np.nan), effects)
+    summary = stats.summarize(pd.DataFrame({"layer": [0]}), measured, examples, seed=0)
+    assert summary[["direct_log_odds", "direct_log_odds_low"]].isna().all(axis=None)

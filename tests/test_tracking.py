@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vitpatch.spec import VitPatchError
-from vitpatch.tracking import NoTracker, Results, RunInfo, WandbTracker
+from vitpatch.tracking import NoTracker, Results, RunInfo, WandbTracker, history
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def info(folder):
 
 def results():
     row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": float("nan")}
-    return Results(pd.DataFrame([row]), {"total_effect": 0.5, "peak_layer": 0}, {})
+    return Results(pd.DataFrame([row]), [""], {"total_effect": 0.5, "peak_layer": 0}, {})
 
 
 def inspected(folder):
@@ -132,8 +132,8 @@ def test_a_tracker_that_does_not_start_does_not_stop_the_run(tmp_path, monkeypat
 
 def test_a_broken_tracker_is_one_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
-        run.log(Results(pd.DataFrame(), {}, {}))  # no column to log
-        run.log(Results(pd.DataFrame(), {}, {}))
+        run.log(Results(pd.DataFrame(), [], {}, {}))  # no column to log
+        run.log(Results(pd.DataFrame(), [], {}, {}))
     assert caplog.text.count("Weights & Biases failed") == 1 and "wandb sync" in caplog.text
 
 
@@ -141,3 +141,18 @@ def test_no_tracker_tracks_nothing(tmp_path):
     with NoTracker().run(info(tmp_path / "a")) as run:
         run.log(results())
     assert run.sync_command is None and list((tmp_path / "a").iterdir()) == []
+
+
+def test_several_windows_heads_or_token_groups_have_keys_of_their_own():
+    row = {"effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": 0.5}
+    summary = pd.DataFrame([{"layer": layer, **row} for layer in (1, 0, 1, 0)])
+    logged = dict(history(Results(summary, ["w1", "w1", "w3", "w3"], {}, {})))
+    assert list(logged) == [0, 1]
+    assert set(logged[0]) == {
+        f"effect/{w}/{name}" for w in ("w1", "w3") for name in ("mean", "low", "high", "recovered")
+    }
+    assert set(dict(history(Results(summary[:2], ["", ""], {}, {})))[1]) == {
+        f"effect/{name}" for name in ("mean", "low", "high", "recovered")
+    }
+    many = pd.DataFrame([{"layer": 0, **row}] * 99)
+    assert not list(history(Results(many, [f"each:{i}x0" for i in range(99)], {}, {})))

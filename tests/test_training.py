@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import CLASSES, NAMES, pictures, save_model, write_parquet
 
+from vitpatch.checkpoint import Checkpoint
 from vitpatch.fit import _split, evaluate
-from vitpatch.model import Checkpoint
 from vitpatch.training import Augment
 
 

@@ -1,9 +1,25 @@
 """Activation patching (causal tracing) for vision transformers.
 
-Nothing heavy is imported here: Hydra imports the package to answer ``--help``.
+``vitpatch.patch`` and ``vitpatch.summarize`` are for notebooks. Nothing heavy is imported here: Hydra imports the
+package to answer ``--help``.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitpatch.api import patch, summarize
 
 __version__ = "0.1.0"
 
-NUMBERS_VERSION = 1
+NUMBERS_VERSION = 2
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
+
+__all__ = ["NUMBERS_VERSION", "__version__", "patch", "summarize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("patch", "summarize"):
+        from vitpatch import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'vitpatch' has no attribute {name!r}")

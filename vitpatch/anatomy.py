@@ -1,7 +1,8 @@
-"""One row a model family: where its blocks, attention, MLP and special tokens are. No torch at import."""
+"""One row a model family: where its blocks, attention, MLP, tokens and readout are. No torch at import."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vitpatch.spec import VitPatchError
@@ -9,22 +10,49 @@ from vitpatch.spec import VitPatchError
 
 @dataclass(frozen=True)
 class Family:
-    """The module names of a Hugging Face vision transformer; paths are dotted, those of parts start at a block.
+    """The module names of a Hugging Face vision transformer with pre-norm blocks.
 
-    ``special_tokens`` stand before the image patches, the CLS token first. ``Family`` is data: that it is true of a
-    model is shown when the model is loaded (``vitpatch.model.PatchableViT.prove``).
+    Paths are dotted; ``embeddings``, ``blocks``, ``norm`` (the last one) and the readouts' heads start at the model,
+    ``norm1``, ``attention``, ``norm2``, ``mlp`` at a block, ``query``, ``key``, ``value``, ``output`` at the attention.
+    ``special`` names the tokens before the image patches. ``readouts`` are the ways to classify that models of the
+    family have, each {head: token it reads}, its logits the mean over its heads; a model's way is the first whose
+    heads it has. ``Family`` is data: that it is true of a model is shown when the model is loaded
+    (``vitpatch.model.PatchableViT.prove``).
     """
 
     name: str
+    embeddings: str
     blocks: str
-    attention: str
-    mlp: str
-    special_tokens: int
+    norm: str
+    special: tuple[str, ...]
+    readouts: tuple[Mapping[str, int], ...]
+    norm1: str = "layernorm_before"
+    attention: str = "attention"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str = "o_proj"
+    norm2: str = "layernorm_after"
+    mlp: str = "mlp"
 
 
 FAMILIES = {
-    "vit": Family("ViT", blocks="vit.layers", attention="attention", mlp="mlp", special_tokens=1),
-    "deit": Family("DeiT", blocks="deit.layers", attention="attention", mlp="mlp", special_tokens=2),
+    "vit": Family(
+        name="ViT",
+        embeddings="vit.embeddings",
+        blocks="vit.layers",
+        norm="vit.layernorm",
+        special=("cls",),
+        readouts=({"classifier": 0},),
+    ),
+    "deit": Family(
+        name="DeiT",
+        embeddings="deit.embeddings",
+        blocks="deit.layers",
+        norm="deit.layernorm",
+        special=("cls", "distillation"),
+        readouts=({"classifier": 0}, {"cls_classifier": 0, "distillation_classifier": 1}),
+    ),
 }
 """By ``config.model_type``."""
 

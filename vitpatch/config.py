@@ -16,16 +16,35 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
-from vitpatch.spec import BaseRun, Direction, Metric, Site, Target, TokenGroup, VitPatchError
+from vitpatch.spec import (
+    EVERY_HEAD,
+    JOINT,
+    WINDOW_WORDS,
+    BaseRun,
+    Direction,
+    Metric,
+    Site,
+    Target,
+    TokenGroup,
+    VitPatchError,
+)
 
 E = TypeVar("E", bound=StrEnum)
 
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
 
-UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite")
+UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
 """Keys that are not part of a run's name: they do not say what is measured (``logger`` covers ``logger.mode``)."""
 LONGEST_NAME = 120
+
+
+class MatmulPrecision(StrEnum):
+    """How float32 matrix products are rounded inside (``torch.set_float32_matmul_precision``)."""
+
+    HIGHEST = "highest"
+    HIGH = "high"
+    MEDIUM = "medium"
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class Study:
     """What a run measures, beside its model, data and corruption."""
 
     target: Target
-    window: int
+    windows: tuple[int, ...]
     direction: Direction
     metric: Metric
     rival: BaseRun
@@ -50,16 +69,50 @@ def read_study(cfg: DictConfig) -> Study:
     target = Target(
         site=one_of("target.site", cfg.target.site, Site),
         layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
-        tokens=one_of("target.tokens", cfg.target.tokens, TokenGroup),
+        tokens=tuple(one_of("target.tokens", g, TokenGroup) for g in _listed("target.tokens", cfg.target.tokens)),
+        heads=_heads(cfg.target.heads),
+        grid=_grid(cfg.target.grid),
     )
+    one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
     return Study(
         target=target,
-        window=whole_number("window", cfg.window, least=1),
+        windows=tuple(dict.fromkeys(_window(window) for window in _listed("window", cfg.window))),
         direction=one_of("direction", cfg.direction, Direction),
         metric=one_of("metric", cfg.metric, Metric),
         rival=one_of("rival", cfg.rival, BaseRun),
         seed=whole_number("seed", cfg.seed, least=0),
     )
+
+
+def _listed(key: str, value: Any) -> list[Any]:
+    if OmegaConf.is_list(value) and not value:
+        raise VitPatchError(f"{key}: an empty list; expected at least one")
+    return list(value) if OmegaConf.is_list(value) else [value]
+
+
+def _window(value: Any) -> int:
+    if value in WINDOW_WORDS:
+        return WINDOW_WORDS[value]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise VitPatchError(f"window {value!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
+    return value
+
+
+def _heads(value: Any) -> tuple[int, ...] | str | None:
+    if value in (None, EVERY_HEAD, JOINT):
+        return value
+    if isinstance(value, str):
+        raise VitPatchError(f"target.heads {value!r}: expected all, joint, a head, or a list of heads such as [0,3]")
+    return tuple(dict.fromkeys(whole_number("target.heads", head, least=0) for head in _listed("target.heads", value)))
+
+
+def _grid(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if not OmegaConf.is_list(value) or len(value) != 2:
+        raise VitPatchError(f"target.grid {value!r}: expected [rows,columns], for instance [4,4]")
+    rows, columns = (whole_number("target.grid", number, least=1) for number in value)
+    return rows, columns
 
 
 def whole_number(key: str, value: Any, least: int) -> int:
@@ -108,12 +161,17 @@ def sweep_stamp() -> str:
     return os.environ.setdefault(SWEEP_VARIABLE, time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
+def default_window(heads: Any) -> int:
+    """The window where none is given: 1 where single heads are patched, else 3."""
+    return 3 if heads in (None, JOINT) else 1
+
+
 def asset(name: str) -> str:
     """The folder of data or a model that ships with the package."""
     return str(Path(__file__).parent / "assets" / name)
 
 
 def register_resolvers() -> None:
-    """Makes ``${asset:NAME}``, ``${sweep_stamp:}`` and ``${run_name:OVERRIDES}`` known to OmegaConf."""
-    for function in (asset, sweep_stamp, run_name):
+    """Makes ``${asset:…}``, ``${sweep_stamp:}``, ``${run_name:…}`` and ``${default_window:…}`` known to OmegaConf."""
+    for function in (asset, sweep_stamp, run_name, default_window):
         OmegaConf.register_new_resolver(function.__name__, function, replace=True)

@@ -13,6 +13,14 @@ def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.double().scatter(-1, labels[:, None], -torch.inf).argmax(-1)
 
 
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit minus the logsumexp of all others: (..., batch, classes), (batch,) → float64 (..., batch)."""
+    logits = logits.double()
+    index = labels.expand(logits.shape[:-1])[..., None]
+    others = logits.scatter(-1, index, -torch.inf).logsumexp(-1)
+    return logits.gather(-1, index).squeeze(-1) - others
+
+
 def metrics(logits: Tensor, labels: Tensor, rivals: Tensor, clean_logits: Tensor) -> dict[str, Tensor]:
     """What is stored of a run, by column.
 
@@ -26,10 +34,9 @@ def metrics(logits: Tensor, labels: Tensor, rivals: Tensor, clean_logits: Tensor
     rival_index = rivals.expand(logits.shape[:-1])[..., None]
     label_logit = logits.gather(-1, index).squeeze(-1)
     log_probs = logits.log_softmax(-1)
-    others = logits.scatter(-1, index, -torch.inf).logsumexp(-1)
     return {
         Metric.PROB: log_probs.gather(-1, index).squeeze(-1).exp(),
-        Metric.LOG_ODDS: label_logit - others,
+        Metric.LOG_ODDS: log_odds(logits, labels),
         Metric.LOGIT: label_logit,
         Metric.LOGIT_DIFF: label_logit - logits.gather(-1, rival_index).squeeze(-1),
         Metric.KL: (clean.exp() * (clean - log_probs)).sum(-1),

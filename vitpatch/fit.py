@@ -19,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
+from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.config import construct
 from vitpatch.corruptions import Corruption, corrupted
 from vitpatch.data import BadImage, Decoded, ImageSource, LabelledImages, collate
-from vitpatch.model import Checkpoint, PatchableViT, Preprocessing, new_classifier, pretrained_classifier
+from vitpatch.model import PatchableViT, Preprocessing
 from vitpatch.predict import quiet, trainer_of
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import write_json, written_beside

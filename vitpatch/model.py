@@ -1,51 +1,33 @@
 """``PatchableViT``: a Hugging Face vision transformer with named sites, run by its own modules.
 
-Nothing of the model is re-implemented or converted: sites are read and replaced by hooks that live inside a
-``with`` and go by name, never by firing order.
+Nothing of the model is converted. It can be run whole, with hooks that live inside a ``with`` and go by name, never by
+firing order; or by its parts – embeddings, each block's attention and MLP, readout – which is what the executor does.
+That both give the same logits is shown when the model is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitpatch.anatomy import Family, family_of
-from vitpatch.hub import explain, resolve
-from vitpatch.spec import Site, TokenGroup, VitPatchError
+from vitpatch.anatomy import Family
+from vitpatch.spec import ALL_HEADS, Site, Sizes, VitPatchError
+
+log = logging.getLogger(__name__)
 
 Place = tuple[Site, int]
 """A site of a layer."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Which weights: ``path`` is a hub id or a folder written by ``save_pretrained``, ``revision`` one of a hub id.
-
-    ``dtype`` is the type of the weights: float32, bfloat16 or float16.
-    """
-
-    path: str | None
-    revision: str | None = None
-    dtype: str = "float32"
-
-    def load(self) -> PatchableViT:
-        """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
-        if not self.path:
-            raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
-        if self.dtype not in DTYPES:
-            raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        return _load(self)
+HOOKED = (Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST, Site.Z, Site.Q, Site.K, Site.V)
+"""Sites that are a module's input or output, and so can be read and replaced by a hook."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +48,76 @@ class Preprocessing:
         return pixels[0].float()
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What attention computes by head, (rows, heads, tokens, head width) each.
+
+    ``pattern`` (rows, heads, query tokens, key tokens) where it was asked for, ``z`` where it has been computed.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pattern: Tensor | None = None
+    z: Tensor | None = None
+
+    def of(self, head: int) -> Heads:
+        """One head, its axis kept, or all."""
+        at = slice(None) if head == ALL_HEADS else slice(head, head + 1)
+        return Heads(*(None if x is None else x[:, at] for x in (self.q, self.k, self.v, self.pattern, self.z)))
+
+    def at(self, queries: slice) -> Heads:
+        """The same at some query tokens; keys and values are of all tokens."""
+        q, pattern, z = (None if x is None else x[:, :, queries] for x in (self.q, self.pattern, self.z))
+        return Heads(q, self.k, self.v, pattern, z)
+
+    def rows(self, rows: slice) -> Heads:
+        """Some rows."""
+        return Heads(*(None if x is None else x[rows] for x in (self.q, self.k, self.v, self.pattern, self.z)))
+
+
 class PatchableViT(nn.Module):
     """A vision transformer classifier whose sites can be recorded and replaced.
 
-    ``depth`` blocks; ``label_names`` by class index, or ``None`` where the checkpoint has none; ``weights_digest``
-    identifies the weights.
+    ``label_names`` by class index, or ``None`` where the checkpoint has none; ``weights_digest`` identifies the
+    weights; ``sizes`` are what a plan must know; ``stepwise`` says whether the parts give the model's own logits.
     """
 
-    def __init__(self, model: nn.Module, family: Family, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, family: Family, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.family, self.preprocessing = family, preprocessing
-        self.depth = len(self._blocks)
         self.classes = int(model.config.num_labels)
         self.label_names = _label_names(model.config)
-        self.input_size = _pair(model.config.image_size)  # (height, width) in pixels
-        self.weights_digest = _digest_of_weights(model)
+        self.input_size = pair(model.config.image_size)  # (height, width) in pixels
+        self._readout = self._find_readout()
+        self.sizes = self._sizes()
+        self.stepwise = True
         shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(shape), persistent=False)
+        mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,) * 3, (1.0,) * 3)
+        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
+
+    def _find_readout(self) -> Mapping[str, int]:
+        present = {name for name, _ in self.model.named_modules()}
+        for readout in self.family.readouts:
+            if present.issuperset(readout):
+                return readout
+        heads = " or ".join(" + ".join(readout) for readout in self.family.readouts)
+        raise VitPatchError(f"{type(self.model).__name__}: an image classifier of {self.family.name} has {heads}")
+
+    def _sizes(self) -> Sizes:
+        patch = pair(self.model.config.patch_size)
+        height, width = (size // step for size, step in zip(self.input_size, patch, strict=True))
+        heads, reads = int(self.model.config.num_attention_heads), max(self._readout.values()) + 1
+        return Sizes(len(self._blocks), heads, self.family.special, (height, width), reads)
+
+    @property
+    def weights_digest(self) -> str:
+        """Sixteen hex digits of all weights by name, type, shape and value."""
+        if not hasattr(self, "_weights_digest"):
+            self._weights_digest = _digest_of_weights(self.model)
+        return self._weights_digest
 
     @property
     def _blocks(self) -> nn.ModuleList:
@@ -93,112 +126,243 @@ class PatchableViT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.mean.device
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.model.dtype
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels inside the MLP."""
+        return int(self.model.config.intermediate_size)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] → what the model takes, in its own type."""
-        return ((images - self.mean) / self.std).to(self.model.dtype)
+        return ((images - self.mean) / self.std).to(self.dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (batch, 3, height, width) → logits (batch, classes)."""
         return self.model(pixel_values=pixels).logits
 
-    def module_at(self, place: Place) -> nn.Module:
-        """The module whose output is the site's value."""
-        site, layer = place
+    # --- by parts ---
+
+    def _attention_part(self, layer: int, name: str = "") -> nn.Module:
+        path = f"{self.family.attention}.{name}" if name else self.family.attention
+        return self._blocks[layer].get_submodule(path)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels → the stream that enters the first block, (batch, tokens, width)."""
+        return self.model.get_submodule(self.family.embeddings)(pixels)
+
+    def attention(self, layer: int, stream: Tensor, queries: int | None = None) -> Tensor:
+        """What a block's attention adds to its ``stream`` (rows, tokens, width), at the first ``queries`` tokens."""
+        if queries is None:
+            normed = self._blocks[layer].get_submodule(self.family.norm1)(stream)
+            return self._attention_part(layer)(normed)[0]
+        heads = self.heads(layer, stream, queries)
+        return self.project(layer, self.z(layer, heads))
+
+    def heads(self, layer: int, stream: Tensor, queries: int | None = None, pattern: bool = False) -> Heads:
+        """Queries, keys and values of a block by head, and the pattern where it is asked for."""
+        normed = self._blocks[layer].get_submodule(self.family.norm1)(stream)
+
+        def split(name: str, tokens: Tensor) -> Tensor:  # (rows, tokens, width) → (rows, heads, tokens, head width)
+            projected = self._attention_part(layer, name)(tokens)
+            return projected.unflatten(-1, (self.sizes.heads, -1)).transpose(1, 2)
+
+        q = split(self.family.query, normed if queries is None else normed[:, :queries])
+        heads = Heads(q, split(self.family.key, normed), split(self.family.value, normed))
+        return Heads(heads.q, heads.k, heads.v, self.pattern(layer, heads)) if pattern else heads
+
+    def _scaling(self, layer: int) -> float:
+        return self._attention_part(layer).scaling
+
+    def pattern(self, layer: int, heads: Heads) -> Tensor:
+        """Attention probabilities (rows, heads, query tokens, key tokens), by the formula, in float32 inside."""
+        scores = heads.q @ heads.k.transpose(-1, -2) * self._scaling(layer)
+        return scores.softmax(-1, dtype=torch.float32).to(heads.v.dtype)
+
+    def z(self, layer: int, heads: Heads) -> Tensor:
+        """What attention hands to the output projection, (rows, heads, query tokens, head width)."""
+        if heads.pattern is not None:
+            return heads.pattern @ heads.v
+        return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, scale=self._scaling(layer))
+
+    def project(self, layer: int, z: Tensor) -> Tensor:
+        """The output projection of all heads' ``z``: (rows, tokens, width)."""
+        return self._attention_part(layer, self.family.output)(z.transpose(1, 2).flatten(2))
+
+    def project_change(self, layer: int, change: Tensor, head: int) -> Tensor:
+        """What a ``change`` of ``z`` (rows, heads or 1, tokens, head width) adds to the output, (rows, tokens, width).
+
+        Of one head only its own columns of the projection are needed.
+        """
+        weight = self._attention_part(layer, self.family.output).weight  # (width, heads · head width)
+        if head != ALL_HEADS:
+            weight = weight.unflatten(1, (self.sizes.heads, -1))[:, head]
+        return F.linear(change.transpose(1, 2).flatten(2), weight)
+
+    def mlp(self, layer: int, stream: Tensor) -> Tensor:
+        """What a block's MLP adds to its ``stream`` (rows, tokens, width), token by token."""
         block = self._blocks[layer]
-        inside = {Site.ATTN_OUT: self.family.attention, Site.MLP_OUT: self.family.mlp, Site.RESID_POST: ""}
-        return block.get_submodule(inside[site])
+        return block.get_submodule(self.family.mlp)(block.get_submodule(self.family.norm2)(stream))
 
-    def tokens(self, group: TokenGroup) -> slice:
-        """The positions of a token group along the token axis."""
-        special = self.family.special_tokens
-        return {TokenGroup.ALL: slice(None), TokenGroup.CLS: slice(0, 1), TokenGroup.PATCHES: slice(special, None)}[
-            group
-        ]
+    def readout(self, stream: Tensor) -> Tensor:
+        """The last stream at the tokens that are read, (rows, reads, width) → logits (rows, classes)."""
+        return self._classify(self.model.get_submodule(self.family.norm)(stream))
+
+    def _classify(self, normed: Tensor) -> Tensor:
+        logits = [self.model.get_submodule(head)(normed[:, token]) for head, token in self._readout.items()]
+        return logits[0] if len(logits) == 1 else sum(logits) / len(logits)
+
+    def direct(self, stream: Tensor, change: Tensor) -> Tensor:
+        """Logits (changes, rows, classes) of the last ``stream`` (rows, reads, width) with a ``change`` added to it.
+
+        ``change`` (changes, rows, reads, width). The scale of the last layer norm stays that of ``stream``, so that
+        the way is linear up to the classifier (the direct effect of Elhage et al. 2021, with a frozen layer norm).
+        """
+        norm = self.model.get_submodule(self.family.norm)
+        scale = (stream.float().var(-1, keepdim=True, unbiased=False) + norm.eps).rsqrt()
+        change = change.float()
+        moved = (change - change.mean(-1, keepdim=True)) * scale * norm.weight  # (changes, rows, reads, width)
+        moved = norm(stream) + moved
+        return self._classify(moved.flatten(0, 1).to(self.dtype)).unflatten(0, change.shape[:2])
+
+    # --- whole, with hooks ---
+
+    def _hook_point(self, place: Place) -> tuple[nn.Module, bool]:
+        """The module, and whether the value is its input (else its output)."""
+        (site, layer), family = place, self.family
+        path, is_input = {
+            Site.RESID_PRE: ("", True),
+            Site.ATTN_OUT: (family.attention, False),
+            Site.RESID_MID: (family.norm2, True),
+            Site.MLP_OUT: (family.mlp, False),
+            Site.RESID_POST: ("", False),
+            Site.Z: (f"{family.attention}.{family.output}", True),
+            Site.Q: (f"{family.attention}.{family.query}", False),
+            Site.K: (f"{family.attention}.{family.key}", False),
+            Site.V: (f"{family.attention}.{family.value}", False),
+        }[site]
+        return self._blocks[layer].get_submodule(path), is_input
 
     @contextmanager
-    def reading(self, places: tuple[Place, ...]) -> Iterator[dict[Place, Tensor]]:
-        """Collects the value (batch, tokens, width) of each place in the forward passes made inside the block."""
-        values: dict[Place, Tensor] = {}
+    def hooked(self, acts: Mapping[Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+        """Shows each act its place's value (batch, tokens, channels); what it returns, unless ``None``, goes on.
 
-        def keep(place: Place) -> Callable[[Tensor], None]:
-            return lambda value: values.__setitem__(place, value.detach())
-
-        with self._hooked({place: keep(place) for place in places}):
-            yield values
-
-    @contextmanager
-    def replacing(self, values: Mapping[Place, Tensor], group: TokenGroup = TokenGroup.ALL) -> Iterator[None]:
-        """Puts ``values`` (batch, tokens, width) at their places, for a token group, inside the block."""
-        at = self.tokens(group)
-
-        def put(new: Tensor) -> Callable[[Tensor], Tensor]:
-            def act(value: Tensor) -> Tensor:
-                if group is TokenGroup.ALL:
-                    return new
-                mixed = value.clone()
-                mixed[:, at] = new[:, at]
-                return mixed
-
-            return act
-
-        with self._hooked({place: put(new) for place, new in values.items()}):
-            yield
-
-    @contextmanager
-    def _hooked(self, acts: Mapping[Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+        ``resid_mid`` can be read here, not replaced: what is replaced in front of the MLP's norm is not the stream.
+        """
         handles = []
         try:
             for place, act in acts.items():
-                handles.append(self.module_at(place).register_forward_hook(_on_output(act)))
+                module, is_input = self._hook_point(place)
+                if is_input:
+                    handles.append(module.register_forward_pre_hook(_on_input(act), with_kwargs=True))
+                else:
+                    handles.append(module.register_forward_hook(_on_output(act)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def reading(self, places: tuple[Place, ...]) -> Iterator[dict[Place, Tensor]]:
+        """Collects the value of each place in the forward passes made inside the block."""
+        values: dict[Place, Tensor] = {}
+
+        def keep(place: Place) -> Callable[[Tensor], None]:
+            return lambda value: values.__setitem__(place, value.detach())
+
+        with self.hooked({place: keep(place) for place in places}):
+            yield values
+
+    @contextmanager
+    def replacing(self, values: Mapping[Place, Tensor]) -> Iterator[None]:
+        """Puts whole ``values`` at their places inside the block."""
+
+        def put(new: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda value: new
+
+        with self.hooked({place: put(new) for place, new in values.items()}):
+            yield
+
+    # --- proof ---
+
     @torch.no_grad()
     def prove(self) -> None:
         """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
 
-        Checked: every site is met once a pass, as (batch, tokens, width); a block's output is its input plus
-        attention plus MLP; putting a run's own values back changes no logit; values put in are what goes on.
+        Checked: every site is met once a pass, in its shape; a block's output is its input plus attention plus MLP;
+        putting a run's own values back changes no logit; values put in are what goes on. Where only the run by parts
+        has other logits, ``stepwise`` becomes false: patches are then full forward passes.
         """
-        pixels = torch.rand(3, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
-        pixels = pixels.to(self.device, self.model.dtype)
-        places = tuple((site, layer) for site in Site for layer in range(self.depth))
+        name, pixels = self.family.name, torch.rand(3, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
+        pixels = pixels.to(self.device, self.dtype)
+        places = tuple((site, layer) for site in (*HOOKED, Site.RESID_MID) for layer in range(self.sizes.depth))
         with self.reading(places) as values:
             plain = self(pixels)
         if missed := [place for place in places if place not in values]:
-            raise VitPatchError(f"{self.family.name}: {missed[0][0]} of layer {missed[0][1]} is never computed")
+            raise VitPatchError(f"{name}: {missed[0][0]} of layer {missed[0][1]} is never computed")
         if not plain.isfinite().all():
             layer = self.first_bad_layer(pixels)
             where = "in the classifier" if layer is None else f"from layer {layer} on"
             raise VitPatchError(
                 f"the model's values are not finite {where}, on random pixels; check its weights and dtype"
             )
-
-        def equal(got: Tensor, want: Tensor) -> bool:
-            rounding = 64 * torch.finfo(self.model.dtype).eps * float(want.float().abs().max())
-            return torch.allclose(got, want, rtol=0, atol=rounding)
-
-        for layer in range(1, self.depth):
-            before, after = values[Site.RESID_POST, layer - 1], values[Site.RESID_POST, layer]
-            sum_of_parts = before + values[Site.ATTN_OUT, layer] + values[Site.MLP_OUT, layer]
-            if not equal(sum_of_parts, after):
-                raise VitPatchError(f"{self.family.name}: block {layer} is not input + attention + MLP; not supported")
-        with self.replacing(values):
+        for (site, layer), value in values.items():
+            if value.shape[:2] != (3, self.sizes.tokens):
+                want = (3, self.sizes.tokens)
+                raise VitPatchError(f"{name}: {site} of layer {layer} is {tuple(value.shape)}, expected {want} first")
+        for layer in range(self.sizes.depth):
+            before, after = values[Site.RESID_PRE, layer], values[Site.RESID_POST, layer]
+            if not self._equal(before + values[Site.ATTN_OUT, layer] + values[Site.MLP_OUT, layer], after):
+                raise VitPatchError(f"{name}: block {layer} is not input + attention + MLP; not supported")
+        with self.replacing({place: value for place, value in values.items() if place[0] is not Site.RESID_MID}):
             same = self(pixels)
         with self.replacing({(Site.RESID_POST, 0): values[Site.RESID_POST, 0].flip(0)}):
             flipped = self(pixels)
-        for name, got, want in (("its own values", same, plain), ("another run's values", flipped, plain.flip(0))):
-            if not equal(got, want):
-                raise VitPatchError(f"{self.family.name}: a run patched with {name} has the wrong logits")
+        for what, got, want in (("its own values", same, plain), ("another run's values", flipped, plain.flip(0))):
+            if not self._equal(got, want):
+                raise VitPatchError(f"{name}: a run patched with {what} has the wrong logits")
+        self.stepwise = self._parts_are_true(pixels, plain, values)
+        if not self.stepwise:
+            log.warning("%s: run by its parts this model has other logits; every patch is a full forward pass", name)
+
+    def _parts_are_true(self, pixels: Tensor, logits: Tensor, values: Mapping[Place, Tensor]) -> bool:
+        """Whether the parts give the sites' values and the logits, attention taken apart by head included."""
+        try:
+            stream = self.embed(pixels)
+            for layer in range(self.sizes.depth):
+                heads = self.heads(layer, stream)
+                patterned = self.heads(layer, stream, pattern=True)
+                added = self.attention(layer, stream)
+                ways = [values[Site.ATTN_OUT, layer], self.project(layer, self.z(layer, heads))]
+                ways.append(self.project(layer, self.z(layer, patterned)))
+                if not all(self._equal(way, added) for way in ways):
+                    return False
+                stream = stream + added
+                stream = stream + self.mlp(layer, stream)
+            read = stream[:, : self.sizes.reads]
+            unmoved = self.direct(read, torch.zeros(1, *read.shape, device=read.device))[0]
+            return self._equal(self.readout(read), logits) and self._equal(unmoved, logits)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # a row that does not fit this model's modules
+            return False
+
+    def _equal(self, got: Tensor, want: Tensor) -> bool:
+        rounding = 64 * torch.finfo(self.dtype).eps * float(want.float().abs().max())
+        return torch.allclose(got.float(), want.float(), rtol=0, atol=rounding)
 
     @torch.no_grad()
     def first_bad_layer(self, pixels: Tensor) -> int | None:
         """The first layer after which a value of this run is not finite, or ``None``."""
-        places = tuple((Site.RESID_POST, layer) for layer in range(self.depth))
+        places = tuple((Site.RESID_POST, layer) for layer in range(self.sizes.depth))
         with self.reading(places) as values:
             self(pixels)
         return next((layer for (_, layer), value in values.items() if not value.isfinite().all()), None)
@@ -217,102 +381,16 @@ def _on_output(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
     return hook
 
 
-@lru_cache(maxsize=2)
-def _load(checkpoint: Checkpoint) -> PatchableViT:
-    model, preprocessing, info = _from_pretrained(checkpoint)
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier")
-    if info["mismatched_keys"]:
-        some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
-        raise VitPatchError(f"model {checkpoint.path}: its weights {some} have another shape than its config says")
-    if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
-        raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
-    patchable = PatchableViT(model, family_of(model.config.model_type, checkpoint.path), preprocessing)
-    _check_input_size(patchable, checkpoint.path)
-    patchable.prove()
-    return patchable
+def _on_input(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    """A hook on the first argument, by position or as ``hidden_states``."""
 
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        new = act(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
-def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preprocessing, Mapping[str, Any]]:
-    """Model, preprocessing, and what transformers says of the weights; ``head`` changes the labels."""
-    from transformers import AutoConfig, AutoModelForImageClassification
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
-    where = resolve(checkpoint.path, "model.path")
-    arguments = {"revision": checkpoint.revision} if checkpoint.revision else {}
-    with _one_line(checkpoint.path):
-        config = AutoConfig.from_pretrained(where, **arguments)
-    family_of(config.model_type, checkpoint.path)
-    _refuse_pickle(Path(where))
-    with _one_line(checkpoint.path):
-        processor = AutoImageProcessor.from_pretrained(where, **arguments)
-        model, info = AutoModelForImageClassification.from_pretrained(
-            where,
-            dtype=DTYPES[checkpoint.dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the info
-            **head,
-            **arguments,
-        )
-    return model, _preprocessing(processor), info
-
-
-def _refuse_pickle(folder: Path) -> None:
-    if (folder / "pytorch_model.bin").exists() and not list(folder.glob("model*.safetensors*")):
-        raise VitPatchError(
-            f"model {folder}: it has only pytorch_model.bin, a pickle, which is not loaded; where you trust it, "
-            "load it with transformers and save_pretrained it again: that writes model.safetensors"
-        )
-
-
-def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
-    """A checkpoint to fine-tune, its head replaced where its labels are not ``names``."""
-    model, preprocessing, _ = _from_pretrained(checkpoint, **_labels(names))
-    return model, preprocessing
-
-
-def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessing]:
-    """An untrained classifier of a Hugging Face ``config``; its image processor resizes and maps [0, 1] to [-1, 1]."""
-    from transformers import AutoModelForImageClassification, ViTImageProcessorPil
-
-    family_of(config.model_type, type(config).__name__)
-    for key, value in _labels(names).items():
-        setattr(config, key, value)
-    height, width = _pair(config.image_size)
-    half = [0.5, 0.5, 0.5]
-    processor = ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
-    return AutoModelForImageClassification.from_config(config), _preprocessing(processor)
-
-
-def _labels(names: Sequence[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-
-
-def _check_input_size(model: PatchableViT, path: str) -> None:
-    got = tuple(model.preprocessing.to_input(Image.new("RGB", (61, 47))).shape[1:])
-    if got != model.input_size:
-        raise VitPatchError(f"model {path}: its image processor gives {got} pixels, the model takes {model.input_size}")
-
-
-@contextmanager
-def _one_line(path: str) -> Iterator[None]:
-    """Turns what the Hugging Face libraries raise on loading a model into one line."""
-    try:
-        yield
-    except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
-        raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error
-
-
-def _preprocessing(processor: Any) -> Preprocessing:
-    ones = (1.0, 1.0, 1.0)
-    if not getattr(processor, "do_normalize", True):
-        return Preprocessing(processor, (0.0, 0.0, 0.0), ones)
-    return Preprocessing(processor, tuple(map(float, processor.image_mean)), tuple(map(float, processor.image_std)))
+    return hook
 
 
 def _label_names(config: Any) -> tuple[str, ...] | None:
@@ -322,7 +400,6 @@ def _label_names(config: Any) -> tuple[str, ...] | None:
 
 
 def _digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hex digits of all weights by name, type, shape and value."""
     total = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -330,5 +407,6 @@ def _digest_of_weights(model: nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
     return (size, size) if isinstance(size, int) else tuple(size)

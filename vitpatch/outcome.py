@@ -13,9 +13,10 @@ from vitpatch import stats
 from vitpatch.config import Study
 from vitpatch.effects import total_effect
 from vitpatch.plan import Plan
-from vitpatch.spec import BaseRun, Estimate, Metric
+from vitpatch.spec import PREFIX, SUFFIX, BaseRun, Estimate, Metric
 from vitpatch.store import RunFolder, patch_columns
 
+EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not move the model"
 
 
@@ -23,54 +24,86 @@ DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not m
 class Outcome:
     """What is known once all images are through, over the included ones.
 
-    ``effects`` (images, patches) of the headline metric; ``summary`` has a row a patch.
+    ``summary`` has a row a patch, ``effects`` (images, patches) are of the headline metric; ``peak`` is the row of
+    ``summary`` that goes furthest, ``None`` where the total effect has no direction; ``empty`` counts the images in
+    which a token group has no token.
     """
 
     examples: pd.DataFrame
     effects: np.ndarray
     summary: pd.DataFrame
     total: Estimate
-    peak: int | None
+    peak: pd.Series | None
+    empty: int
 
     @property
     def clusters(self) -> int:
         """How many clusters the included images are in."""
         return int(self.examples["cluster"].nunique())
 
+    @property
+    def peak_layer(self) -> int | None:
+        """The layer of the peak."""
+        return None if self.peak is None else int(self.peak["layer"])
+
 
 def measure(folder: RunFolder, plan: Plan, study: Study) -> Outcome:
     """Means, intervals and the peak, from the merged files; writes ``summary.csv``."""
     examples = pd.read_parquet(folder.examples)
-    patches = pd.DataFrame(patch_columns(plan))
-    effects, correct = _matrices(folder, examples, len(patches))
+    recipient = metric_of(examples, plan.direction.recipient, Metric.LOG_ODDS)
+    measured, is_empty = _measured(folder, examples, len(plan.patches), recipient)
     included = examples["included"].to_numpy()
-    examples, effects, correct = examples[included].reset_index(drop=True), effects[included], correct[included]
+    examples, measured = examples[included].reset_index(drop=True), measured.of(included)
     clean, corrupt = (metric_of(examples, run, study.metric) for run in (BaseRun.CLEAN, BaseRun.CORRUPT))
     examples["total_effect"] = total_effect(clean, corrupt, study.direction)
-    seed = study.seed
-    summary = stats.summarize(patches, effects, correct, examples, seed)
-    clusters = examples["cluster"].to_numpy()
-    (total,) = stats.estimates(examples[["total_effect"]].to_numpy(float), clusters, seed)
+    summary = stats.summarize(pd.DataFrame(patch_columns(plan.patches)), measured, examples, study.seed)
+    (total,) = stats.estimates(examples[["total_effect"]].to_numpy(float), examples["cluster"].to_numpy(), study.seed)
     by_layer = summary.sort_values("layer", kind="stable")
     at = stats.peak(by_layer["effect"].to_numpy(), total.mean)
     folder.write_summary(summary)
-    return Outcome(examples, effects, summary, total, None if at is None else int(by_layer["layer"].iloc[at]))
+    peak = None if at is None else by_layer.iloc[at]
+    return Outcome(examples, measured.effects, summary, total, peak, int(is_empty[included].sum()))
 
 
-def _matrices(folder: RunFolder, examples: pd.DataFrame, patches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Effects float32 and correctness bool of all images, (images, patches), read a row group at a time."""
-    effects = np.empty((len(examples), patches), dtype=np.float32)
+def _measured(
+    folder: RunFolder, examples: pd.DataFrame, patches: int, recipient: np.ndarray
+) -> tuple[stats.Measured, np.ndarray]:
+    """What was measured of all images, read a row group at a time; and whether an image has an empty token group.
+
+    ``recipient`` are the log odds of the recipient's base run.
+    """
+    floats = {
+        name: np.empty((len(examples), patches), dtype=np.float32)
+        for name in ("effect", "log_odds", "direct_log_odds", "delta_norm")
+    }
     correct = np.empty((len(examples), patches), dtype=bool)
+    is_empty = np.zeros(len(examples), dtype=bool)
     labels, row = examples["label"].to_numpy(), 0
     with pq.ParquetFile(folder.effects) as file:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=["effect", "pred"])
-            of_group = slice(row, row + table.num_rows // patches)
-            effects[of_group] = table["effect"].to_numpy().reshape(-1, patches)
-            correct[of_group] = table["pred"].to_numpy().reshape(-1, patches) == labels[of_group, None]
-            row = of_group.stop
+            table = file.read_row_group(group, columns=[*floats, "pred", "n_tokens"])
+            here = slice(row, row + table.num_rows // patches)
+            for name, values in floats.items():
+                values[here] = table[name].to_numpy().reshape(-1, patches)
+            floats["log_odds"][here] -= recipient[here, None]
+            correct[here] = table["pred"].to_numpy().reshape(-1, patches) == labels[here, None]
+            is_empty[here] = (table["n_tokens"].to_numpy().reshape(-1, patches) == 0).any(1)
+            row = here.stop
     assert row == len(examples), f"{row} images have effects, {len(examples)} have base runs"
-    return effects, correct
+    direct, delta = floats["direct_log_odds"], floats["delta_norm"]
+    return stats.Measured(floats["effect"], correct, floats["log_odds"], direct, delta), is_empty
+
+
+def series_of(summary: pd.DataFrame) -> list[str]:
+    """What tells apart patches of one layer, by row: window, head, tokens, as far as they differ; ``""`` = nothing."""
+    words = {PREFIX: "prefix", SUFFIX: "suffix"}
+    named = {
+        "window": [words.get(window, f"w{window}") for window in summary["window"]],
+        "head": [f"h{head}" for head in summary["head"]],
+        "tokens": list(summary["tokens"]),
+    }
+    differ = [values for values in named.values() if len(set(values)) > 1]
+    return ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
 
 
 def metric_of(examples: pd.DataFrame, base_run: BaseRun, metric: Metric) -> np.ndarray:
@@ -85,8 +118,11 @@ def described(outcome: Outcome) -> dict[str, Any]:
     total = outcome.total
     numbers = {"mean": total.mean, "se": total.se, "low": total.low, "high": total.high}
     known = {name: None if np.isnan(value) else value for name, value in numbers.items()}
-    result = {"total_effect": known, "peak_layer": outcome.peak, "peak_effect": _peak_row(outcome).get("effect")}
+    result = {"total_effect": known, "peak_layer": outcome.peak_layer, "peak_effect": _of_peak(outcome, "effect")}
+    result["peak"] = {name: _of_peak(outcome, name) for name in ("layer", "head", "tokens", "window")}
     notes = []
+    if outcome.empty:
+        notes.append(EMPTY.format(outcome.empty))
     if total.holds_zero:
         notes.append(DOES_NOT_MOVE)
     if not total.known:
@@ -101,23 +137,24 @@ def described(outcome: Outcome) -> dict[str, Any]:
 def scalars(outcome: Outcome) -> dict[str, Any]:
     """The tracker's summary values."""
     examples = outcome.examples
-    values = {"total_effect": outcome.total.mean, "peak_layer": outcome.peak}
-    values["peak_effect"] = _peak_row(outcome).get("effect")
+    values = {"total_effect": outcome.total.mean, "peak_layer": outcome.peak_layer}
+    values["peak_effect"] = _of_peak(outcome, "effect")
     for base_run in BaseRun:
         values[f"prob_{base_run}"] = float(examples[f"prob_{base_run}"].mean())
         values[f"accuracy_{base_run}"] = float((examples[f"pred_{base_run}"] == examples["label"]).mean())
     return values
 
 
-def _peak_row(outcome: Outcome) -> dict[str, Any]:
+def _of_peak(outcome: Outcome, column: str) -> Any:
     if outcome.peak is None:
-        return {}
-    return outcome.summary[outcome.summary["layer"] == outcome.peak].iloc[0].to_dict()
+        return None
+    value = outcome.peak[column]
+    return value.item() if hasattr(value, "item") else value
 
 
 def lines(outcome: Outcome, study: Study, folder: RunFolder, title: str) -> list[str]:
     """The few lines that end a run."""
-    total, peak, values = outcome.total, _peak_row(outcome), scalars(outcome)
+    total, peak, values = outcome.total, outcome.peak, scalars(outcome)
     said = [
         f"{folder.path}",
         f"  run           {title}",
@@ -126,10 +163,14 @@ def lines(outcome: Outcome, study: Study, folder: RunFolder, title: str) -> list
     ]
     if total.holds_zero:
         said.append(f"  note          {DOES_NOT_MOVE}")
-    if peak:
+    if outcome.empty:
+        said.append(f"  note          {EMPTY.format(outcome.empty)}")
+    if peak is not None:
         estimate = Estimate(peak["effect"], peak["effect_se"], peak["effect_low"], peak["effect_high"])
         share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
-        said.append(f"  peak layer    {outcome.peak}: {_with_interval(estimate)}{share}")
+        which = series_of(outcome.summary)[outcome.summary.index.get_loc(peak.name)]
+        at = f"{outcome.peak_layer} ({which})" if which else str(outcome.peak_layer)
+        said.append(f"  peak layer    {at}: {_with_interval(estimate)}{share}")
     else:
         said.append("  peak layer    none: the mean total effect is 0")
     pictures = ", ".join(sorted(path.name for path in folder.figures.iterdir()))

@@ -2,41 +2,97 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from vitpatch import plots, stats
+from vitpatch import pages, plots, stats
 from vitpatch.corruptions import corrupted
 from vitpatch.data import ImageDataModule
-from vitpatch.outcome import DOES_NOT_MOVE, Outcome, metric_of
+from vitpatch.outcome import DOES_NOT_MOVE, Outcome, metric_of, series_of
 from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun
 from vitpatch.store import RunFolder
+from vitpatch.tokens import cell
 
 IMAGES_A_PAGE = 6
+MOST_GROUPS = 4
+"""Token groups side by side in the heatmap of heads."""
 
 
 def draw(folder: RunFolder, setup: Setup, outcome: Outcome, data: ImageDataModule) -> dict[str, list[Path]]:
     """Draws the run's figures into its folder; their files, by the names they have in the tracker."""
     title = f"{setup.title}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else setup.title
     caption = plots.Caption(title, setup.study.metric, len(outcome.examples), outcome.clusters)
-    layers = [patch.layer for patch in setup.plan.patches]
-    labels, names = outcome.examples["label"].to_numpy(), outcome.examples.set_index("label")["label_name"].to_dict()
-    of_class = stats.by_class(outcome.effects, labels, outcome.examples["cluster"].to_numpy(), setup.study.seed)
-    rows = [(names[label], images, estimates) for label, images, estimates in of_class]
-    return {
-        "layer_profile": [folder.save(plots.layer_profile(outcome.summary, outcome.total, caption), "layer_profile")],
-        "heatmap": [folder.save(plots.class_heatmap(rows, layers, caption), "heatmap")],
-        "examples": [
-            folder.save(page, f"examples_{name}") for name, page in _pages(setup, outcome, data, caption, layers)
-        ],
+    summary = outcome.summary.assign(series=series_of(outcome.summary))
+    drawn = {
+        "layer_profile": plots.layer_profile(summary, outcome.total, caption),
+        "heatmap": _class_heatmap(setup, outcome, summary, caption),
+        **_figures_of_target(setup, summary, caption),
     }
+    files = {name: [folder.save(figure, name)] for name, figure in drawn.items()}
+    pictures = _pages(setup, outcome, data, caption, summary)
+    return files | {"examples": [folder.save(page, f"examples_{name}") for name, page in pictures]}
+
+
+def _figures_of_target(setup: Setup, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
+    """What some targets have beside the profile."""
+    target, drawn = setup.study.target, {}
+    if target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
+        drawn["heads"] = plots.head_heatmap(summary, caption)
+    one_window = summary["window"].nunique() == 1
+    if target.site.is_stream and {"cls", "patches"} <= set(summary["tokens"]) and one_window:
+        if summary["recovered"].notna().all():
+            drawn["handover"] = plots.handover(summary, caption)
+    if summary["direct_log_odds"].notna().all():
+        drawn["direct"] = plots.direct_effects(summary, caption)
+    if (at := _over_the_image(summary)) is not None:
+        drawn["maps"] = _mean_maps(summary, at, caption)
+    return drawn
+
+
+def _class_heatmap(setup: Setup, outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> Figure:
+    """Class × layer, of the series that the peak is in."""
+    series = summary["series"].iloc[0] if outcome.peak is None else summary.loc[outcome.peak.name, "series"]
+    rows = np.flatnonzero(summary["series"] == series)
+    labels, names = outcome.examples["label"].to_numpy(), outcome.examples.set_index("label")["label_name"].to_dict()
+    clusters = outcome.examples["cluster"].to_numpy()
+    of_class = stats.by_class(outcome.effects[:, rows], labels, clusters, setup.study.seed)
+    cells = [(names[label], images, estimates) for label, images, estimates in of_class]
+    if series:
+        caption = replace(caption, title=f"{caption.title}: {series}")
+    return plots.class_heatmap(cells, summary["layer"].iloc[rows].tolist(), caption)
+
+
+def _over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
+    """Rows of ``each`` or ``grid`` as (layers, rows, columns), of the first window and head; ``None`` without them."""
+    kinds = [name.partition(":")[0] for name in summary["tokens"] if cell(name)]
+    if not kinds:
+        return None
+    first = summary[[name.startswith(f"{kinds[0]}:") and cell(name) is not None for name in summary["tokens"]]]
+    first = first[(first["window"] == first["window"].iloc[0]) & (first["head"] == first["head"].iloc[0])]
+    cells = [cell(name) for name in first["tokens"]]
+    layers = {layer: i for i, layer in enumerate(dict.fromkeys(first["layer"]))}
+    at = np.empty((len(layers), *(max(c[axis] for c in cells) + 1 for axis in (0, 1))), dtype=np.intp)
+    for row, layer, (y, x) in zip(first.index, first["layer"], cells, strict=True):
+        at[layers[layer], y, x] = row
+    return at
+
+
+def _mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Caption) -> Figure:
+    layers = summary["layer"].iloc[at[:, 0, 0]].tolist()
+    window = summary["window"].iloc[at.flat[0]]
+    of_cls = summary[(summary["tokens"] == "each:cls") & (summary["window"] == window)].set_index("layer")["effect"]
+    beside = [f", CLS {of_cls[layer]:+.3f}" if layer in of_cls.index else "" for layer in layers]
+    return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, caption)
 
 
 def _pages(
-    setup: Setup, outcome: Outcome, data: ImageDataModule, caption: plots.Caption, layers: list[int]
+    setup: Setup, outcome: Outcome, data: ImageDataModule, caption: plots.Caption, summary: pd.DataFrame
 ) -> list[tuple[str, Figure]]:
     """Two example pages: the images that the corruption moves most, and images drawn by lot."""
     total = outcome.examples["total_effect"].to_numpy()
@@ -48,12 +104,34 @@ def _pages(
         "random": (lot, f"{number} images drawn by lot"),
     }
     return [
-        (name, plots.example_page(_traces(setup, outcome, data, rows), layers, words, caption))
+        (name, _page(_traces(setup, outcome, data, rows, summary), setup, summary, words, caption))
         for name, (rows, words) in chosen.items()
     ]
 
 
-def _traces(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: np.ndarray) -> list[plots.Trace]:
+def _page(
+    traces: list[pages.Trace], setup: Setup, summary: pd.DataFrame, chosen: str, caption: plots.Caption
+) -> Figure:
+    layers = list(dict.fromkeys(summary["layer"]))
+    if _over_the_image(summary) is not None:
+        return pages.map_page(traces, [f"layer {layer}" for layer in layers], ("", ""), chosen, caption)
+    if traces[0].maps is not None:
+        return pages.map_page(traces, ["layer × head"], ("head", "layer"), chosen, caption)
+    return pages.example_page(traces, layers, chosen, caption)
+
+
+def _maps_at(setup: Setup, summary: pd.DataFrame) -> NDArray[np.intp] | None:
+    """Rows of the summary as maps of one image: over the image by layer, or one of layer × head."""
+    over_image = _over_the_image(summary)
+    if over_image is None and setup.study.target.one_head_at_a_time:
+        first = summary[summary["tokens"] == summary["tokens"].iloc[0]]
+        return first.index.to_numpy().reshape(1, first["layer"].nunique(), -1)
+    return over_image
+
+
+def _traces(
+    setup: Setup, outcome: Outcome, data: ImageDataModule, rows: np.ndarray, summary: pd.DataFrame
+) -> list[pages.Trace]:
     """The images at ``rows`` of the outcome, drawn again: decoding and corruption are functions of the image's id."""
     examples = outcome.examples.iloc[rows]
     batch = data.batch_of(examples["example_id"].tolist())
@@ -61,20 +139,23 @@ def _traces(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: np.ndar
     as_bytes = {
         run: (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for run, images in pictures.items()
     }
-    names = setup.label_names
+    names, maps = setup.label_names, _maps_at(setup, summary)
+    series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
     recipient = setup.plan.direction.recipient
     traces = []
     for i, (row, example) in enumerate(zip(rows, examples.to_dict("records"), strict=True)):
         frame = examples.iloc[[i]]
         base = {run: float(metric_of(frame, run, setup.study.metric)[0]) for run in BaseRun}
         predicted = {run: example[f"pred_{run}"] for run in BaseRun}
+        patched = base[recipient] + outcome.effects[row]
         traces.append(
-            plots.Trace(
+            pages.Trace(
                 name=f"{setup.images.name(example['example_id'])} – {example['label_name']}",
                 pictures={run: as_bytes[run][i] for run in BaseRun},
                 predictions={run: names[p] if names else str(p) for run, p in predicted.items()},
                 base=base,
-                patched=base[recipient] + outcome.effects[row],
+                patched={name: patched[at] for name, at in series.items()},
+                maps=None if maps is None else outcome.effects[row][maps],
             )
         )
     return traces

@@ -1,42 +1,286 @@
-"""Which patches a run makes: decided from numbers alone, without a tensor."""
+"""Which patches a run makes, and which distinct states they need: decided from numbers alone, without a tensor.
+
+A network of L blocks is 2 L **halves**, the attention of block 0, its MLP, the attention of block 1, …; each adds to
+the residual stream. A patch is a set of *edits*: inside a half (``attn_out``, ``mlp_out``, head sites) or on the stream
+that enters it (``resid_pre`` and ``resid_post`` of the block before are the same). Two patched runs whose edits up to
+some point are equal are one **state** there. The plan says for each half which states it is computed for and where
+states part, so that none is computed twice:
+
+- before its first edit a run is the recipient's own, and costs nothing;
+- the whole stream replaced makes it the donor's, which costs nothing from there on;
+- inside a half whose output is wholly replaced nothing is computed, nor where the entering state is the recipient's
+  and a token group or a head is replaced: both base runs' values are known there.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
-from vitpatch.spec import Direction, Patch, Site, Target, TokenGroup, VitPatchError, window_layers
+from vitpatch.spec import (
+    ALL_HEADS,
+    EVERY_HEAD,
+    JOINT,
+    WINDOW_WORDS,
+    Direction,
+    Patch,
+    Site,
+    Sizes,
+    Target,
+    VitPatchError,
+    window_layers,
+)
+from vitpatch.tokens import token_names
+
+RECIPIENT, DONOR = -1, -2
+"""States that are base runs; other states are numbered from 0 in the order in which they part from one."""
+
+
+@dataclass(frozen=True, order=True)
+class Edit:
+    """The donor's values at a site (which half or stream is said by where the edit stands), at a token group."""
+
+    site: Site
+    tokens: str
+    head: int = ALL_HEADS
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of what it replaces is left."""
+        return self.tokens == "all" and self.head == ALL_HEADS
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A state that parts from another by an edit; its number may be the other's own, which it then takes over."""
+
+    edit: Edit
+    state: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A state in a half, and the states that part from it there; ``goes_on`` = it also lives on without an edit."""
+
+    state: int
+    branches: tuple[Branch, ...]
+    goes_on: bool
+
+    @property
+    def computes(self) -> bool:
+        """Whether the half is computed for the unedited state."""
+        mixes = any(not b.edit.is_whole and b.edit.site not in RECOMPUTED for b in self.branches)
+        return self.state != RECIPIENT and (self.goes_on or mixes)
+
+    @property
+    def recomputed(self) -> tuple[Branch, ...]:
+        """Branches for which the half is computed once more, with the edit inside."""
+        return tuple(b for b in self.branches if self.state != RECIPIENT and b.edit.site in RECOMPUTED)
+
+
+RECOMPUTED = (Site.Q, Site.K, Site.V, Site.PATTERN)
+"""Sites whose replacement changes what attention computes, not only what it hands on."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """One half: ``mixes`` part states on the stream that enters it, ``steps`` are what it is then computed for."""
+
+    mixes: tuple[Step, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """For how many patched states the half is computed."""
+        return sum(step.computes + len(step.recomputed) for step in self.steps)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether anything is replaced inside the half."""
+        return any(step.branches for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where donor and recipient are compared: a site of a layer, at a token group and a head."""
+
+    site: Site
+    layer: int
+    tokens: str
+    head: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The patches of a run, in the order of the rows of ``effects.parquet``, and their direction."""
+    """The patches of a run, in the order of the rows of ``effects.parquet``, and the states that give them.
+
+    ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final`` (one a patch) are
+    the states that the classifier reads. States 0 … ``whole`` − 1 exist before the last block's attention and need all
+    tokens; the other ``states`` − ``whole`` arise inside the last block.
+    """
 
     patches: tuple[Patch, ...]
     direction: Direction
+    target: Target
+    sizes: Sizes
+    halves: tuple[Half, ...]
+    last: tuple[Step, ...]
+    final: tuple[int, ...]
+    states: int
+    whole: int
 
     @property
-    def recorded(self) -> tuple[tuple[Site, int], ...]:
-        """The (site, layer) pairs that are read from the donor, each once."""
-        return tuple(sorted({(patch.site, layer) for patch in self.patches for layer in patch.layers}))
+    def depth(self) -> int:
+        """Blocks of the model."""
+        return self.sizes.depth
 
     @property
     def restores_everything(self) -> bool:
         """Whether every patch hands over the whole residual stream: the effect is then the total effect everywhere."""
-        return all(p.site is Site.RESID_POST and p.tokens is TokenGroup.ALL for p in self.patches)
+        return set(self.final) == {DONOR}
+
+    @cached_property
+    def readings(self) -> dict[Reading, int]:
+        """What is compared between the base runs beside the patches, each once, with its number."""
+        numbers: dict[Reading, int] = {}
+        for patch in self.patches:
+            for reading in readings_of(patch):
+                numbers.setdefault(reading, len(numbers))
+        return numbers
+
+    @cached_property
+    def readings_at(self) -> dict[tuple[Site, int], list[Reading]]:
+        """The readings of a site of a layer."""
+        found: dict[tuple[Site, int], list[Reading]] = defaultdict(list)
+        for reading in self.readings:
+            found[reading.site, reading.layer].append(reading)
+        return dict(found)
+
+    @property
+    def token_groups(self) -> tuple[str, ...]:
+        """The names of the token groups, each once, in the order of the patches."""
+        return tuple(dict.fromkeys(patch.tokens for patch in self.patches))
+
+    @property
+    def block_evaluations(self) -> int:
+        """Blocks computed an image: patched states by block, where attention or MLP are, and both base runs."""
+        pairs = zip(self.halves[::2], self.halves[1::2], strict=True)
+        return 2 * self.depth + sum(max(attention.evaluations, mlp.evaluations) for attention, mlp in pairs)
+
+    @property
+    def full_evaluations(self) -> int:
+        """Blocks computed an image where each patch is a full forward pass."""
+        return (2 + len(self.patches)) * self.depth
 
 
-@lru_cache
-def make_plan(target: Target, window: int, direction: Direction, depth: int) -> Plan:
-    """The plan for a model of ``depth`` blocks.
+@lru_cache(maxsize=32)
+def make_plan(target: Target, windows: tuple[int, ...], direction: Direction, sizes: Sizes) -> Plan:
+    """The plan for a model of these ``sizes``; ``windows`` count layers or are ``PREFIX``, ``SUFFIX``.
 
-    Raises ``VitPatchError`` where the window or a layer does not fit the model.
+    Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
     """
-    if not 1 <= window <= depth:
-        raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}")
-    layers = tuple(range(depth)) if target.layers is None else target.layers
-    for layer in layers:
+    _check(target, windows, sizes)
+    layers = tuple(range(sizes.depth)) if target.layers is None else target.layers
+    patches = tuple(
+        Patch(target.site, centre, window, window_layers(centre, window, sizes.depth), tokens, head)
+        for window in windows
+        for tokens in token_names(target, sizes)
+        for centre in layers
+        for head in _heads(target, sizes)
+    )
+    return _with_states(patches, direction, target, sizes)
+
+
+def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
+    depth = sizes.depth
+    for window in windows:
+        if window not in WINDOW_WORDS.values() and not 1 <= window <= depth:
+            raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}, prefix or suffix")
+        if target.one_head_at_a_time and window != 1:
+            word = {number: word for word, number in WINDOW_WORDS.items()}.get(window, window)
+            raise VitPatchError(
+                f"window {word} with target={target.site}: a head has no identity across layers; "
+                "use window=1, or target.heads=joint for all heads together"
+            )
+    for layer in target.layers or ():
         if not 0 <= layer < depth:
             raise VitPatchError(f"target.layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
-    patches = (Patch(target.site, c, window, window_layers(c, window, depth), target.tokens) for c in layers)
-    return Plan(tuple(patches), direction)
+    if target.site.by_head != (target.heads is not None):
+        wants = "all, joint or a list of heads" if target.site.by_head else "null: it is not split by head"
+        raise VitPatchError(f"target.heads {target.heads}: of {target.site} expected {wants}")
+    for head in target.heads if isinstance(target.heads, tuple) else ():
+        if not 0 <= head < sizes.heads:
+            raise VitPatchError(f"target.heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
+
+
+def _heads(target: Target, sizes: Sizes) -> Sequence[int]:
+    if target.heads in (None, JOINT):
+        return (ALL_HEADS,)
+    return range(sizes.heads) if target.heads == EVERY_HEAD else target.heads
+
+
+def edits_of(patch: Patch) -> dict[int, Edit]:
+    """A patch as edits by position: 2 h + 1 is inside half h, 2 h on the stream that enters it."""
+    return dict(_edit(patch, layer) for layer in patch.layers)
+
+
+def _edit(patch: Patch, layer: int) -> tuple[int, Edit]:
+    if patch.site.is_stream:  # one name for the one stream
+        half = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}[patch.site]
+        return 2 * (2 * layer + half), Edit(Site.RESID_PRE, patch.tokens)
+    if patch.site is Site.MLP_OUT:
+        return 2 * (2 * layer + 1) + 1, Edit(Site.MLP_OUT, patch.tokens)
+    joint_z = patch.site is Site.Z and patch.head == ALL_HEADS  # the output projection goes token by token
+    return 2 * 2 * layer + 1, Edit(Site.ATTN_OUT if joint_z else patch.site, patch.tokens, patch.head)
+
+
+def readings_of(patch: Patch) -> tuple[Reading, ...]:
+    """Where a patch's donor and recipient differ: at each of its layers."""
+    return tuple(Reading(patch.site, layer, patch.tokens, patch.head) for layer in patch.layers)
+
+
+def _with_states(patches: tuple[Patch, ...], direction: Direction, target: Target, sizes: Sizes) -> Plan:
+    edits = [edits_of(patch) for patch in patches]
+    final, states, whole = [RECIPIENT] * len(patches), 0, 0
+    positions: list[tuple[Step, ...]] = []
+    for position in range(4 * sizes.depth + 1):
+        if position == 4 * (sizes.depth - 1) + 1:  # inside the last block's attention
+            whole = states
+        steps, states = _part(final, [e.get(position) for e in edits], states, is_stream=position % 2 == 0)
+        positions.append(steps)
+    pairs = zip(positions[:-1:2], positions[1::2], strict=True)
+    halves = tuple(Half(mixes, steps) for mixes, steps in pairs)
+    return Plan(patches, direction, target, sizes, halves, positions[-1], tuple(final), states, whole)
+
+
+def _part(current: list[int], edits: list[Edit | None], states: int, is_stream: bool) -> tuple[tuple[Step, ...], int]:
+    """Moves each run on from its ``current`` state (in place) by its edit here; the steps, and the states so far."""
+    by_state: dict[int, dict[Edit | None, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for run, (state, edit) in enumerate(zip(current, edits, strict=True)):
+        if state != DONOR:  # the donor's own values in it change nothing
+            by_state[state][edit].append(run)
+    steps = []
+    for state, runs_of in by_state.items():
+        goes_on = state == RECIPIENT or None in runs_of
+        parting = [edit for edit in runs_of if edit is not None and not (is_stream and edit.is_whole)]
+        branches = []
+        for i, edit in enumerate(parting):
+            takes_over = not goes_on and i == len(parting) - 1  # the last: those before still start from it
+            branches.append(Branch(edit, state if takes_over else states))
+            states += not takes_over
+        for branch in branches:
+            _move(current, runs_of[branch.edit], branch.state)
+        if is_stream:
+            for edit in runs_of:
+                if edit is not None and edit.is_whole:
+                    _move(current, runs_of[edit], DONOR)
+        if branches or (not is_stream and state != RECIPIENT):
+            steps.append(Step(state, tuple(branches), goes_on))
+    return tuple(steps), states
+
+
+def _move(current: list[int], runs: Iterable[int], state: int) -> None:
+    for run in runs:
+        current[run] = state

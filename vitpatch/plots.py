@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,14 +10,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from vitpatch.spec import BaseRun, Estimate, Metric
+from vitpatch.spec import PREFIX, SUFFIX, Estimate, Metric
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 MOST_CLASSES = 40
+MOST_LINES = 8
+"""More series than these are drawn as dots."""
+APART = 0.07
+"""How far series are drawn apart, in layers."""
+NAMED = 5
+"""Of dots, how many are named."""
+STYLES = tuple(
+    zip((BLUE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#882255"), "os^DvPX*", strict=True)
+)
+"""(colour, marker) of the lines of a figure."""
 
 METRIC_NAMES = {
     Metric.PROB: "probability of the true class",
@@ -45,42 +54,66 @@ class Caption:
         return f"n = {self.images} images{clusters}"
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One image for an example page: pictures (height, width, 3) uint8, and its metric by patch and base run."""
-
-    name: str
-    pictures: dict[BaseRun, NDArray[np.uint8]]
-    predictions: dict[BaseRun, str]
-    base: dict[BaseRun, float]
-    patched: NDArray[np.floating]
-
-
 def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
-    """Mean effect by layer with its 95 % interval, the total effect as a line; clipped windows have hollow markers."""
+    """Mean effect by layer with its 95 % interval, the total effect as a line; clipped windows have hollow markers.
+
+    ``summary`` has a column ``series`` that tells rows of one layer apart. Of more than ``MOST_LINES`` series each row
+    is a dot, and those with the largest effects are named.
+    """
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    layers, effect = summary["layer"].to_numpy(), summary["effect"].to_numpy()
-    clipped = (summary["n_layers"] < summary["window"]).to_numpy()
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label="total effect, 95 % interval")
     if total.known:
         axes.axhspan(total.low, total.high, color=ORANGE, alpha=0.15, linewidth=0)
-    error = np.abs(np.stack([effect - summary["effect_low"], summary["effect_high"] - effect]))
-    axes.errorbar(layers, effect, yerr=error, color=BLUE, linewidth=1.8, capsize=3, zorder=2)
-    axes.plot(layers[~clipped], effect[~clipped], "o", color=BLUE, zorder=3, label="mean effect, 95 % interval")
-    if clipped.any():
-        label = "window clipped at the network's end"
-        axes.plot(layers[clipped], effect[clipped], "o", color=BLUE, markerfacecolor="white", zorder=3, label=label)
-    window = int(summary["window"].iloc[0])
-    axes.set_xlabel("layer" if window == 1 else f"layer at the centre of the window of {window}")
+    series = list(dict.fromkeys(summary["series"]))
+    if len(series) > MOST_LINES:
+        _dots(axes, summary)
+    else:
+        for i, (style, name) in enumerate(zip(STYLES, series, strict=False)):
+            beside = APART * (i - (len(series) - 1) / 2)  # so that intervals do not hide each other
+            _line(axes, summary[summary["series"] == name], f"{name}: " if name else "", style, beside)
+    windows = set(summary["window"])
+    window = windows.pop() if len(windows) == 1 else 0
+    axes.set_xlabel("layer" if window in (1, PREFIX, SUFFIX) else _centre(window))
     axes.set_ylabel(f"effect on the\n{METRIC_NAMES[caption.metric]}")
-    axes.set_xticks(layers)
+    axes.set_xticks(sorted(set(summary["layer"])))
     _share_of_total(axes, total)
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9, ncols=1 if len(series) < 4 else 2)
     axes.grid(axis="y", alpha=0.25)
     axes.set_title(f"{caption.title}\n{caption.sample}", fontsize=10)
     return figure
+
+
+def _centre(window: int) -> str:
+    return f"layer at the centre of the window{f' of {window}' if window else ''}"
+
+
+def _line(axes: Axes, rows: pd.DataFrame, name: str, style: tuple[str, str], beside: float) -> None:
+    """One series: a line, interval bars, full markers, hollow ones where the window is clipped."""
+    (colour, marker), rows = style, rows.sort_values("layer")
+    layers, effect = rows["layer"].to_numpy() + beside, rows["effect"].to_numpy()
+    clipped = (rows["n_layers"] < rows["window"]).to_numpy()
+    error = np.abs(np.stack([effect - rows["effect_low"], rows["effect_high"] - effect]))
+    axes.errorbar(layers, effect, yerr=error, color=colour, linewidth=1.8, capsize=3, zorder=2)
+    label = f"{name}mean effect, 95 % interval"
+    axes.plot(layers[~clipped], effect[~clipped], marker, color=colour, zorder=3, label=label)
+    if clipped.any():
+        hollow = {"color": colour, "markerfacecolor": "white", "label": f"{name}window clipped at the network's end"}
+        axes.plot(layers[clipped], effect[clipped], marker, zorder=3, **hollow)
+
+
+def _dots(axes: Axes, summary: pd.DataFrame) -> None:
+    """Every row a dot; the largest with name and interval."""
+    number = summary["series"].nunique()
+    label = f"mean effect, {number} a layer; the largest named, with 95 % interval"
+    axes.plot(summary["layer"], summary["effect"], "o", color=BLUE, markersize=4, alpha=0.35, label=label)
+    largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index]
+    error = np.abs(np.stack([largest["effect"] - largest["effect_low"], largest["effect_high"] - largest["effect"]]))
+    axes.errorbar(largest["layer"], largest["effect"], yerr=error, fmt="o", color=BLUE, markersize=4, capsize=3)
+    for row in largest.to_dict("records"):
+        at = (row["layer"], row["effect"])
+        axes.annotate(row["series"], at, (5, 3), textcoords="offset points", fontsize=8)
 
 
 def _share_of_total(axes: Axes, total: Estimate) -> None:
@@ -99,16 +132,10 @@ def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Seque
     images are shown, and the title says so.
     """
     shown = sorted(sorted(rows, key=lambda row: -row[1])[:MOST_CLASSES], key=rows.index)
-    means = np.array([[e.mean for e in estimates] for _, _, estimates in shown])
-    limit = max(float(np.abs(means).max()), 1e-12)
     figure = Figure(figsize=(2.6 + 0.62 * len(layers), 1.9 + 0.36 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-    for (row, column), value in np.ndenumerate(means):
-        estimate = shown[row][2][column]
-        style = {"fontweight": "bold"} if estimate.known and not estimate.holds_zero else {"alpha": 0.75}
-        ink = "white" if abs(value) > 0.6 * limit else "black"
-        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
+    estimates = [estimates for _, _, estimates in shown]
+    image = _heatmap(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(shown)), [f"{name} (n = {images})" for name, images, _ in shown])
     axes.set_xlabel("layer (the window's centre)")
@@ -118,40 +145,109 @@ def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Seque
     return figure
 
 
+def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
+    """Means as colours and numbers, rows × columns; ``limit`` is the colours' end on both sides of 0."""
+    limit = max(limit, 1e-12)
+    means = np.array([[e.mean for e in row] for row in estimates])
+    image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+    for (row, column), value in np.ndenumerate(means):
+        estimate = estimates[row][column]
+        style = {"fontweight": "bold"} if estimate.known and not estimate.holds_zero else {"alpha": 0.75}
+        ink = "white" if abs(value) > 0.6 * limit else "black"
+        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
+    return image
+
+
+def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
+    """Mean effect, layer × head, a panel a token group; numbers in bold where the 95 % interval leaves 0 out."""
+    groups, layers, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "layer", "head"))
+    width, height = 1.6 + 0.5 * len(heads), 1.6 + 0.32 * len(layers)
+    figure = Figure(figsize=(width * len(groups) + 1, height), layout="constrained")
+    limit = float(summary["effect"].abs().max())
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, tokens in zip(panels, groups, strict=True):
+        rows = summary[summary["tokens"] == tokens].set_index(["layer", "head"])
+        cells = [[_estimate(rows.loc[(layer, head)]) for head in heads] for layer in layers]
+        image = _heatmap(axes, cells, limit)
+        axes.set_xticks(range(len(heads)), [str(head) for head in heads])
+        axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
+    panels[0].set_ylabel("layer")
+    figure.colorbar(image, ax=list(panels), label=f"mean effect on the\n{METRIC_NAMES[caption.metric]}", pad=0.02)
+    figure.suptitle(f"{caption.title}\n{caption.sample}; bold: 95 % interval without 0", fontsize=10)
+    return figure
+
+
+def _estimate(row: pd.Series) -> Estimate:
+    return Estimate(row["effect"], row["effect_se"], row["effect_low"], row["effect_high"])
+
+
+def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
+    """Share of the total effect recovered by the residual stream at CLS and at the image patches, by layer."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for level in (0, 1):
+        axes.axhline(level, color="black", linewidth=0.8)
+    for (colour, marker), tokens in zip(STYLES, ("cls", "patches"), strict=False):
+        rows = summary[summary["tokens"] == tokens].sort_values("layer")
+        share = rows["recovered"].to_numpy()
+        error = np.abs(np.stack([share - rows["recovered_low"], rows["recovered_high"] - share]))
+        label = f"{summary['site'].iloc[0]} at {tokens}, 95 % interval"
+        axes.errorbar(
+            rows["layer"], share, yerr=error, color=colour, marker=marker, linewidth=1.8, capsize=3, label=label
+        )
+    axes.set_xticks(sorted(set(summary["layer"])))
+    axes.set_xlabel("layer")
+    axes.set_ylabel("share of the total effect recovered")
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_title(f"{caption.title}\nhandover: where the information moves to CLS; {caption.sample}", fontsize=10)
+    return figure
+
+
+def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
+    """Effect on the log odds beside its direct share: by layer, or of many series as dots, direct against whole."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="black", linewidth=0.8)
+    series = list(dict.fromkeys(summary["series"]))
+    if len(series) > MOST_LINES // 2:
+        _scatter_direct(axes, summary)
+    else:
+        for (colour, marker), name in zip(STYLES, series, strict=False):
+            rows = summary[summary["series"] == name].sort_values("layer")
+            for column, look, word in (("log_odds_effect", "-", "whole"), ("direct_log_odds", ":", "direct")):
+                value = rows[column].to_numpy()
+                error = np.abs(np.stack([value - rows[f"{column}_low"], rows[f"{column}_high"] - value]))
+                label = f"{name}: {word} effect" if name else f"{word} effect"
+                style = {"color": colour, "marker": marker, "linestyle": look, "label": f"{label}, 95 % interval"}
+                fill = {} if word == "whole" else {"markerfacecolor": "white"}
+                axes.errorbar(rows["layer"], value, yerr=error, linewidth=1.8, capsize=3, **style, **fill)
+        axes.set_xticks(sorted(set(summary["layer"])))
+        axes.set_xlabel("layer (the window's centre)")
+        axes.set_ylabel("change of the log odds of the true class (nats)")
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    axes.grid(axis="y", alpha=0.25)
+    what = "direct: carried straight to the readout, last layer norm's scale frozen"
+    axes.set_title(f"{caption.title}\n{what}; {caption.sample}", fontsize=10)
+    return figure
+
+
+def _scatter_direct(axes: Axes, summary: pd.DataFrame) -> None:
+    x, y = summary["direct_log_odds"], summary["log_odds_effect"]
+    points = axes.scatter(x, y, c=summary["layer"], cmap="viridis", s=18)
+    axes.figure.colorbar(points, ax=axes, label="layer")
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="all of the effect is direct")
+    for row in summary.loc[y.abs().nlargest(NAMED).index].to_dict("records"):
+        at = (row["direct_log_odds"], row["log_odds_effect"])
+        name = f"layer {row['layer']}, {row['series']}"
+        axes.annotate(name, at, (5, 3), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("direct effect on the log odds of the true class (nats)")
+    axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
+
+
 def _short(value: float) -> str:
     if abs(value) < 0.005:
         return "0"
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
-
-
-def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, caption: Caption) -> Figure:
-    """For each image: clean, corrupted, and the metric as each layer's window is patched, with both base runs as lines.
-
-    ``chosen`` says in words how the images were picked.
-    """
-    figure = Figure(figsize=(9.5, 1.1 + 1.75 * len(traces)), layout="constrained")
-    grid = figure.subplots(len(traces), 3, width_ratios=(1, 1, 3.4), squeeze=False)
-    for row, trace in zip(grid, traces, strict=True):
-        for axes, run in zip(row[:2], BaseRun, strict=True):
-            axes.imshow(trace.pictures[run], interpolation="nearest")
-            axes.set_xticks([]), axes.set_yticks([])
-            axes.set_xlabel(f"{run}: “{trace.predictions[run]}”", fontsize=8)
-        row[0].set_title("\n".join(textwrap.wrap(trace.name, 26)[:2]), fontsize=8, loc="left")
-        _draw_trace(row[2], trace, layers, caption.metric)
-    grid[-1][2].set_xlabel("layer (the window's centre)")
-    handles, labels = grid[0][2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"{caption.title}\n{METRIC_NAMES[caption.metric]}; {chosen}, of {caption.sample}", fontsize=10)
-    return figure
-
-
-def _draw_trace(axes: Axes, trace: Trace, layers: Sequence[int], metric: Metric) -> None:
-    axes.axhline(trace.base[BaseRun.CLEAN], color=GREEN, linewidth=1.5, linestyle="-", label="clean run")
-    axes.axhline(trace.base[BaseRun.CORRUPT], color=ORANGE, linewidth=1.5, linestyle="--", label="corrupted run")
-    axes.plot(layers, trace.patched, "o-", color=BLUE, markersize=4, linewidth=1.2, label="patched run")
-    if metric is Metric.PROB:
-        axes.set_ylim(-0.03, 1.03)
-    axes.set_xticks(layers)
-    axes.tick_params(labelsize=8)
-    axes.grid(axis="y", alpha=0.25)
-    axes.set_ylabel(str(metric), fontsize=8)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import numpy as np
 import pyarrow as pa
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from tqdm import tqdm
 
 from vitpatch.corruptions import corrupted
+from vitpatch.cost import Room, cost_of, described, memory_limit
 from vitpatch.data import BadImage, ImageDataModule
-from vitpatch.effects import metrics, runner_up
-from vitpatch.execute import Logits, execute
+from vitpatch.execute import Outputs, execute
+from vitpatch.model import PatchableViT
+from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, ImageBatch, VitPatchError
-from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, RunFolder, patch_columns
+from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, RunFolder
+from vitpatch.tokens import token_masks
 
 log = logging.getLogger(__name__)
 
@@ -37,69 +43,125 @@ class Rows:
 
 
 class PatchingModule(lightning.LightningModule):
-    """Corrupts a batch, runs the plan on it and reads the metrics off."""
+    """Corrupts a batch, runs the plan on it, some images at a time, and reads the metrics off.
 
-    def __init__(self, setup: Setup) -> None:
+    ``line`` says what the plan costs, once the first images have been timed; ``precision_error`` how far the effects of
+    the first batch are from float32, of a run at reduced precision. With ``dry_run`` nothing but these first images is
+    computed.
+    """
+
+    def __init__(self, setup: Setup, batch_size: int, dry_run: bool = False) -> None:
         super().__init__()
         self.model, self.corruption, self.plan, self.study = setup.model, setup.corruption, setup.plan, setup.study
-        self._clusters = setup.images.clusters
-        self._names = setup.label_names
+        self.setup, self.batch_size, self.dry_run = setup, min(batch_size, len(setup.images)), dry_run
+        self.cost = cost_of(self.plan, self.model)
+        self.line: str | None = None
+        self.precision_error: dict[str, float] | None = None
+        self._room: Room | None = None
+
+    def on_predict_start(self) -> None:
+        """Finds how much fits the device. Raises ``VitPatchError`` where one image does not."""
+        limit = memory_limit(self.setup.cfg.memory_gb, self.device)
+        self._room = self.cost.room(self.batch_size, limit, self.plan.sizes.tokens, self.device)
 
     def predict_step(self, batch: tuple[ImageBatch | None, list[BadImage]], batch_idx: int = 0) -> Rows:
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
         images, bad = batch
         if images is None:
             return Rows(None, None, bad)
+        parts = []
+        for part in self._parts(images):
+            started = time.perf_counter()
+            parts.append(self._columns(part, self.model, check=True))
+            if self.line is None:
+                self._say(len(part), time.perf_counter() - started)
+            if self.dry_run:
+                return Rows(None, None, bad)
+        measured = joined(parts)
+        if self.setup.is_reduced and self.precision_error is None:
+            self._compare_with_float32(images, measured.effects["effect"])
+        return Rows(*self._tables(measured), bad)
+
+    def _parts(self, images: ImageBatch) -> Iterator[ImageBatch]:
+        """As many images at a time as there is room for."""
+        for first in range(0, len(images), self._room.images):
+            yield images.part(slice(first, first + self._room.images))
+
+    def _columns(self, images: ImageBatch, model: PatchableViT, check: bool = False) -> Columns:
         pixels = {
-            BaseRun.CLEAN: self.model.normalize(images.images),
-            BaseRun.CORRUPT: self.model.normalize(corrupted(self.corruption, images, self.study.seed)),
+            BaseRun.CLEAN: model.normalize(images.images),
+            BaseRun.CORRUPT: model.normalize(corrupted(self.corruption, images, self.study.seed)),
         }
-        logits = execute(self.plan, self.model, pixels).cpu()
-        self._check_finite(logits, pixels, images)
-        return Rows(*self._tables(logits, images.to("cpu")), bad)
+        plan, images = self.plan, images.to("cpu")
+        blocks, ids = plan.target.grid, images.ids.tolist()
+        masks = token_masks(plan.token_groups, plan.sizes, blocks, images.masks, ids, self.study.seed)
+        outputs = execute(plan, model, pixels, masks, self._room).cpu()
+        if check:
+            self._check_finite(outputs, pixels, images)
+        return columns(outputs, plan, images.labels, images.ids, masks, self.study.metric, self.study.rival)
 
-    def _tables(self, logits: Logits, images: ImageBatch) -> tuple[pa.Table, pa.Table]:
-        labels, clean = images.labels, logits.base[BaseRun.CLEAN]
-        rivals = runner_up(logits.base[self.study.rival], labels)
-        base = {run: _numpy(metrics(logits.base[run], labels, rivals, clean)) for run in BaseRun}
-        patched = _numpy(metrics(logits.patched, labels, rivals, clean))  # (patches, batch) each
-        recipient = base[self.plan.direction.recipient][self.study.metric]
-        patched["effect"] = patched[self.study.metric] - recipient
-        ids = images.ids.cpu().numpy()
-        examples = {f"{name}_{run}": values for run in BaseRun for name, values in base[run].items()}
-        examples |= {
-            "example_id": ids,
-            "label": labels.cpu().numpy(),
-            "label_name": [self._names[i] if self._names else str(i) for i in labels.tolist()],
-            "rival": rivals.cpu().numpy(),
+    def _say(self, images: int, seconds: float) -> None:
+        time_left = seconds / images * len(self.setup.images)
+        first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
+        about = f"about {_duration(time_left)} for {len(self.setup.images)} images ({first})"
+        self.line = f"{described(self.plan, self.cost, self._room)}, {about}"
+        log.info("plan: %s", self.line)
+        if not self.model.stepwise:
+            log.warning("%s: %s", self.model.family.name, NOT_STEPWISE)
+
+    def _compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> None:
+        """Runs the batch again in float32, and keeps how far the effects differ."""
+        model = self.setup.float32_model().to(self.device)
+        with torch.autocast(self.device.type, enabled=False), matmul_precision("highest"):
+            exact = joined([self._columns(part, model) for part in self._parts(images)]).effects["effect"]
+        error = np.abs(effects - exact)
+        self.precision_error = {
+            "largest": float(error.max()),
+            "mean": float(error.mean()),
+            "largest_effect": float(np.abs(exact).max()),
+            "images": len(images),
+        }
+        log.info(
+            "precision: effects of the first %d images differ from float32 by %.2g at most, %.2g on average "
+            "(largest effect %.2g)",
+            len(images), error.max(), error.mean(), self.precision_error["largest_effect"],
+        )  # fmt: skip
+
+    def _tables(self, measured: Columns) -> tuple[pa.Table, pa.Table]:
+        ids, names = measured.examples["example_id"], self.setup.label_names
+        examples = measured.examples | {
+            "label_name": [names[i] if names else str(i) for i in measured.examples["label"].tolist()],
             "included": np.ones(len(ids), dtype=bool),
-            "cluster": self._clusters[ids],
+            "cluster": self.setup.images.clusters[ids],
         }
-        columns = {name: np.tile(values, len(ids)) for name, values in patch_columns(self.plan).items()}
-        columns |= {name: values.T.ravel() for name, values in patched.items()}
-        columns["example_id"] = np.repeat(ids, len(self.plan.patches))
-        return _table(examples, EXAMPLES_SCHEMA), _table(columns, EFFECTS_SCHEMA)
+        return _table(examples, EXAMPLES_SCHEMA), _table(measured.effects, EFFECTS_SCHEMA)
 
-    def _check_finite(self, logits: Logits, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
+    def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
         for run in BaseRun:
-            for row in _rows_not_finite(logits.base[run]):
+            for row in _rows_not_finite(outputs.base[run]):
                 layer = self.model.first_bad_layer(pixels[run][row : row + 1])
                 where = "in the classifier" if layer is None else f"from layer {layer} on"
                 raise VitPatchError(
                     f"image {images.ids[row]}: the {run} run is not finite {where}; check the weights and dtype"
                 )
-        for patch, patched in zip(self.plan.patches, logits.patched, strict=True):
+        for patch, patched in zip(self.plan.patches, outputs.patched, strict=True):
             for row in _rows_not_finite(patched):
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
                 raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
 
 
+NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def _rows_not_finite(logits: Tensor) -> list[int]:
     return (~logits.isfinite().all(-1)).nonzero().flatten().tolist()
-
-
-def _numpy(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {str(name): value.cpu().numpy() for name, value in values.items()}
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
@@ -135,16 +197,15 @@ class ShardWriter(BasePredictionWriter):
 
 
 class ImageProgress(ProgressBar):
-    """A bar that counts images, and so shows images per second and the time left."""
+    """A bar that counts images, and so shows images per second and the time left; from the first batch on."""
 
     def __init__(self, images: int, name: str) -> None:
         super().__init__()
         self._total, self._name = images, name
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Opens the bar; where nobody watches it is renewed every 10 s only."""
-        often = 0.2 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(total=self._total, desc=self._name, unit=" images", mininterval=often, dynamic_ncols=True)
+        """Notes the time."""
+        self._started = time.time()
 
     def on_predict_batch_end(
         self,
@@ -155,13 +216,18 @@ class ImageProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Moves on by the images of the batch, unreadable ones too."""
+        """Moves on by the images of the batch, unreadable ones too; where nobody watches, every 10 s only."""
+        if not hasattr(self, "_bar"):
+            often = 0.2 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(total=self._total, desc=self._name, unit=" images", mininterval=often, dynamic_ncols=True)
+            self._bar.start_t = self._started
         images, bad = batch
         self._bar.update((0 if images is None else len(images)) + len(bad))
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Closes the bar."""
-        self._bar.close()
+        if hasattr(self, "_bar"):
+            self._bar.close()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -187,19 +253,49 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume from it
 
 
+@dataclass(frozen=True)
+class Done:
+    """What predicting leaves beside the shards."""
+
+    skipped: list[BadImage]
+    line: str | None
+    precision_error: dict[str, float] | None
+
+
 def predict(
-    setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], folder: RunFolder
-) -> list[BadImage]:
-    """Patches all images of ``data`` into ``folder``; the images that were skipped."""
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    folder: RunFolder,
+    dry_run: bool = False,
+) -> Done:
+    """Patches all images of ``data`` into ``folder``; with ``dry_run`` only a few, and nothing is written."""
     quiet()
     writer = ShardWriter(folder, data.images.source.on_error)
-    progress = ImageProgress(len(data.images), folder.path.name)
+    callbacks = [] if dry_run else [writer, ImageProgress(len(data.images), folder.path.name)]
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = trainer_of(make_trainer, callbacks=[writer, progress], **quietly)
+    if dry_run:
+        quietly |= {"limit_predict_batches": 1, "enable_progress_bar": False}
+    trainer = trainer_of(make_trainer, callbacks=callbacks, **quietly)
     if trainer.world_size > 1:
         raise VitPatchError(f"trainer: {trainer.world_size} processes; a run uses one device so far: trainer.devices=1")
-    trainer.predict(PatchingModule(setup), datamodule=data, return_predictions=False)
-    return writer.skipped
+    module = PatchingModule(setup, data.batch_size, dry_run)
+    with matmul_precision(setup.cfg.matmul_precision):
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    return Done(writer.skipped, module.line, module.precision_error)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Sets the rounding inside float32 matrix products, on a GPU of convolutions too, for the length of the block."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:

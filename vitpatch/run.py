@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.config import construct
 from vitpatch.data import ImageDataModule
-from vitpatch.outcome import Outcome, described, lines, measure, scalars
+from vitpatch.outcome import Outcome, described, lines, measure, scalars, series_of
 from vitpatch.pictures import draw
 from vitpatch.predict import predict
 from vitpatch.setup import Setup, prepare
@@ -40,13 +40,18 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     if _already_there(folder, setup.run_id, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
+    if cfg.dry_run:
+        data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
+        folder.plan_only(predict(setup, data, make_trainer, folder, dry_run=True).line or "no image can be read")
+        return
     folder.begin()
     config = OmegaConf.to_container(cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
         data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
         patching_started = time.monotonic()
-        skipped = predict(setup, data, make_trainer, folder)
+        done = predict(setup, data, make_trainer, folder)
+        skipped = done.skipped
         patching_seconds = time.monotonic() - patching_started
         if len(skipped) == len(setup.images):
             raise VitPatchError(f"data {cfg.data.path}: none of the {len(skipped)} images can be read")
@@ -61,13 +66,15 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             "data": {"digest": setup.images.digest},
             "counts": _counts(setup, outcome, len(skipped)),
             **described(outcome),
+            "plan": {"line": done.line, "stepwise": setup.model.stepwise},
+            "precision_error": done.precision_error,
             "tracking": tracked.about,
             "seconds": round(time.monotonic() - started, 3),
             "images_per_second": round(len(outcome.examples) / patching_seconds, 3),
         }
         files = {f.name: f for f in (folder.examples, folder.effects, folder.summary)}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
-        tracked.log(Results(outcome.summary, scalars(outcome), pictures, files))
+        tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
     for line in lines(outcome, setup.study, folder, setup.title):
         log.info("%s", line)
     if skipped:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
+from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.corruptions import Corruption
 from vitpatch.data import LabelledImages, check_labels
-from vitpatch.model import Checkpoint, PatchableViT
+from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
-from vitpatch.spec import digest
+from vitpatch.spec import JOINT, WINDOW_WORDS, TokenGroup, VitPatchError, digest
+from vitpatch.tokens import needs_masks
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,16 @@ class Setup:
     corruption: Corruption
     images: LabelledImages
     plan: Plan
+    checkpoint: Checkpoint
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether anything is computed below float32."""
+        return not _is_float32(self.cfg) or self.checkpoint.dtype != "float32"
+
+    def float32_model(self) -> PatchableViT:
+        """The same weights in float32."""
+        return replace(self.checkpoint, dtype="float32").load()
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -40,11 +52,15 @@ class Setup:
     def title(self) -> str:
         """The run in a line: model, data, corruption, target, window, direction."""
         target, study = self.study.target, self.study
-        at = "" if target.tokens == "all" else f" at {target.tokens}"
+        at = "" if target.tokens == (TokenGroup.ALL,) else f" at {' and '.join(target.tokens)}"
+        if target.heads is not None:
+            at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
+        words = {number: word for word, number in WINDOW_WORDS.items()}
+        windows = ", ".join(str(words.get(window, window)) for window in study.windows)
         first = (
             f"{_short(self.cfg.model.path)} on {_short(self.cfg.data.path)}, {_corruption_label(self.cfg.corruption)}"
         )
-        return f"{first}, {target.site}{at}, window {study.window}, {study.direction}"
+        return f"{first}, {target.site}{at}, window {windows}, {study.direction}"
 
     @property
     def run_id(self) -> str:
@@ -58,7 +74,7 @@ class Setup:
                 "data": self.images.digest,
                 "selection": {"on_error": cfg["data"]["on_error"]},
                 **{key: cfg[key] for key in ("corruption", "target", "window", "direction", "metric", "rival", "seed")},
-                "precision": [cfg["model"]["dtype"], cfg["trainer"].get("precision")],
+                "precision": [cfg["model"]["dtype"], _precision(self.cfg), cfg["matmul_precision"]],
             }
         )
 
@@ -70,15 +86,46 @@ def prepare(cfg: DictConfig) -> Setup:
     corruption = construct(cfg.corruption)
     checkpoint: Checkpoint = construct(cfg.model)
     source = construct(cfg.data)
+    _check_precision(cfg, checkpoint)
     model = checkpoint.load()
-    plan = make_plan(study.target, study.window, study.direction, model.depth)
+    plan = make_plan(study.target, study.windows, study.direction, model.sizes)
     images = source.open()
+    if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
+        raise VitPatchError(
+            f"target.tokens {' and '.join(plan.target.tokens)}: the data have no object masks; "
+            "name their column with data.mask_column"
+        )
     check_labels(images, model.classes, model.label_names)
     if plan.restores_everything:
         log.info(
             "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
         )
-    return Setup(cfg, study, model, corruption, images, plan)
+    return Setup(cfg, study, model, corruption, images, plan, checkpoint)
+
+
+PRECISIONS = {"32": "32", "32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
+
+
+def _precision(cfg: DictConfig) -> str:
+    """The trainer's precision by one name each."""
+    return PRECISIONS[str(cfg.trainer.get("precision") or 32)]
+
+
+def _is_float32(cfg: DictConfig) -> bool:
+    return _precision(cfg) == "32" and cfg.matmul_precision == "highest"
+
+
+def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
+    asked = str(cfg.trainer.get("precision") or 32)
+    if asked not in PRECISIONS:
+        raise VitPatchError(
+            f"trainer.precision {asked}: expected one of {', '.join(PRECISIONS)}; weights below float32: model.dtype"
+        )
+    if checkpoint.dtype != "float32" and _precision(cfg) != "32":
+        raise VitPatchError(
+            f"trainer.precision {asked} with model.dtype {checkpoint.dtype}: the weights are below float32 already; "
+            "leave trainer.precision at 32"
+        )
 
 
 def _corruption_label(cfg: DictConfig) -> str:

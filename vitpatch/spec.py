@@ -19,21 +19,49 @@ class VitPatchError(Exception):
 class Site(StrEnum):
     """Where in a block an activation is replaced, by the field's names.
 
-    ``attn_out`` and ``mlp_out`` are what the block's attention and MLP hand to the residual stream,
-    ``resid_post`` is the residual stream after the block; all (batch, tokens, width).
+    The residual stream ``resid_pre`` → + ``attn_out`` → ``resid_mid`` → + ``mlp_out`` → ``resid_post``: all
+    (batch, tokens, width); ``attn_out`` and ``mlp_out`` are what attention and MLP add. By head, (batch, tokens, heads,
+    head width): ``q``, ``k``, ``v``, the outputs of their projections, and ``z``, the input of the output projection;
+    ``pattern`` (batch, heads, tokens, tokens) are the attention probabilities, whole query rows.
     """
 
+    RESID_PRE = "resid_pre"
     ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
     MLP_OUT = "mlp_out"
     RESID_POST = "resid_post"
+    Z = "z"
+    Q = "q"
+    K = "k"
+    V = "v"
+    PATTERN = "pattern"
+
+    @property
+    def by_head(self) -> bool:
+        """Whether the site is split by attention head."""
+        return self in (Site.Z, Site.Q, Site.K, Site.V, Site.PATTERN)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the site is the residual stream itself: replaced at all tokens, the run is the donor's from there."""
+        return self in (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST)
 
 
 class TokenGroup(StrEnum):
-    """Which tokens of a site are replaced: every one, the CLS token, or the image patches (no special token)."""
+    """Which tokens of a site are replaced. ``vitpatch.tokens`` has the definitions.
+
+    ``each`` and ``grid`` stand for many patches: one a token, one a block of image patches.
+    """
 
     ALL = "all"
     CLS = "cls"
+    REGISTERS = "registers"
     PATCHES = "patches"
+    OBJECT = "object"
+    BACKGROUND = "background"
+    RANDOM_OBJECT = "random_object"
+    EACH = "each"
+    GRID = "grid"
 
 
 class BaseRun(StrEnum):
@@ -70,17 +98,55 @@ class Metric(StrEnum):
     KL = "kl"
 
 
+ALL_HEADS = -1
+"""``Patch.head`` of a patch of all heads together, or of a site that has none."""
+EVERY_HEAD, JOINT = "all", "joint"
+"""``Target.heads``: every head by itself, or all heads together."""
+PREFIX, SUFFIX = -1, -2
+"""``Patch.window`` of the layers 0 … l, and of l … depth − 1."""
+WINDOW_WORDS = {"prefix": PREFIX, "suffix": SUFFIX}
+"""How a window that is no number is asked for."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """What is patched, as asked for: a site, its layers (``None`` = all; the windows' centres) and tokens."""
+    """What is patched, as asked for.
+
+    ``layers`` are the windows' centres, ``None`` = all. ``tokens`` are groups, each patched by itself. ``heads``, of a
+    site by head: numbers, or ``all`` – one head at a time – or ``joint`` – all together –; ``None`` of other sites.
+    ``grid`` (rows, columns) are the blocks of the group ``grid``.
+    """
 
     site: Site
     layers: tuple[int, ...] | None = None
-    tokens: TokenGroup = TokenGroup.ALL
+    tokens: tuple[TokenGroup, ...] = (TokenGroup.ALL,)
+    heads: tuple[int, ...] | str | None = None
+    grid: tuple[int, int] | None = None
+
+    @property
+    def one_head_at_a_time(self) -> bool:
+        """Whether single heads are patched."""
+        return self.heads is not None and self.heads != JOINT
 
 
-ALL_HEADS = -1
-"""``Patch.head`` of a patch that is not of one attention head."""
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan must know of a model, as numbers.
+
+    ``special`` are the names of the tokens before the image patches, ``cls`` first; ``grid`` the (rows, columns) of
+    image patches; the classifier reads the first ``reads`` tokens.
+    """
+
+    depth: int
+    heads: int
+    special: tuple[str, ...]
+    grid: tuple[int, int]
+    reads: int
+
+    @property
+    def tokens(self) -> int:
+        """The length of the token axis."""
+        return len(self.special) + self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True)
@@ -88,14 +154,15 @@ class Patch:
     """One replacement: the donor's values at ``site`` of ``layers``, at ``tokens``, put into the recipient.
 
     ``layer`` is the centre of the window and names the patch; ``layers`` are what is left of the window after
-    clipping to the network (0-based, ascending).
+    clipping to the network (0-based, ascending). ``window`` counts layers, or is ``PREFIX`` or ``SUFFIX``. ``tokens``
+    is a group's name, of one token ``each:<row>x<column>`` or ``each:cls``, of a block ``grid:<row>x<column>``.
     """
 
     site: Site
     layer: int
     window: int
     layers: tuple[int, ...]
-    tokens: TokenGroup = TokenGroup.ALL
+    tokens: str = "all"
     head: int = ALL_HEADS
 
     @property
@@ -105,7 +172,12 @@ class Patch:
 
 
 def window_layers(centre: int, window: int, depth: int) -> tuple[int, ...]:
-    """Layers ``centre - window // 2 … centre + (window - 1) // 2``, clipped to ``0 … depth - 1``."""
+    """The layers of a window, clipped to ``0 … depth - 1``.
+
+    ``centre - window // 2 … centre + (window - 1) // 2``; of ``PREFIX`` ``0 … centre``, of ``SUFFIX`` ``centre …``.
+    """
+    if window in (PREFIX, SUFFIX):
+        return tuple(range(centre + 1) if window == PREFIX else range(centre, depth))
     first, last = centre - window // 2, centre + (window - 1) // 2
     return tuple(range(max(first, 0), min(last, depth - 1) + 1))
 
@@ -126,6 +198,11 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, rows: slice) -> ImageBatch:
+        """Some of the images."""
+        masks = None if self.masks is None else self.masks[rows]
+        return ImageBatch(self.images[rows], self.ids[rows], self.labels[rows], masks)
 
     def to(self, device: Any) -> ImageBatch:
         """The same batch on another device."""

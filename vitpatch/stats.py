@@ -7,6 +7,7 @@ whole clusters are resampled (Davison & Hinkley 1997, section 3.8, the ratio of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -95,12 +96,33 @@ def peak(effects: Array, total: float) -> int | None:
     return int(np.flatnonzero(towards >= towards.max() - TIE)[0])
 
 
-def summarize(patches: pd.DataFrame, effects: Array, correct: Array, examples: pd.DataFrame, seed: int) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of each image and patch, (images, patches) each.
+
+    ``effects`` of the headline metric; ``correct`` whether the patched run's prediction is the label; ``log_odds`` the
+    effect on the log odds and ``direct`` its direct share; ``delta_norm`` how far donor and recipient differ.
+    """
+
+    effects: Array
+    correct: NDArray[np.bool_]
+    log_odds: Array
+    direct: Array
+    delta_norm: Array
+
+    def of(self, images: NDArray) -> Measured:
+        """Some of the images."""
+        parts = (self.effects, self.correct, self.log_odds, self.direct, self.delta_norm)
+        return Measured(*(values[images] for values in parts))
+
+
+def summarize(patches: pd.DataFrame, measured: Measured, examples: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The rows of ``summary.csv``: one a patch, means over the images given.
 
-    ``patches`` has a row a patch (site, layer, head, …); ``effects`` and ``correct`` are (images, patches);
-    ``examples`` has a row an image with ``cluster`` and ``total_effect``.
+    ``patches`` has a row a patch (site, layer, head, …); ``examples`` has a row an image with ``cluster`` and
+    ``total_effect``. ``delta_norm`` is the mean over the images where it is defined.
     """
+    effects, correct = measured.effects, measured.correct
     clusters = examples["cluster"].to_numpy()
     rows = estimates(effects, clusters, seed)
     ratios = recovered(effects, examples["total_effect"].to_numpy(float), clusters, seed)
@@ -116,7 +138,24 @@ def summarize(patches: pd.DataFrame, effects: Array, correct: Array, examples: p
         recovered_low=low_mid_high[1],
         recovered_high=low_mid_high[2],
         accuracy=correct.mean(0),
+        **_with_interval("log_odds_effect", measured.log_odds, clusters, seed),
+        **_with_interval("direct_log_odds", measured.direct, clusters, seed),
+        delta_norm=_mean_of_known(measured.delta_norm),
     )
+
+
+def _with_interval(name: str, values: Array, clusters: NDArray[np.integer], seed: int) -> dict[str, list[float]]:
+    """Columns ``name``, ``name_low``, ``name_high``; empty where a value is not known."""
+    if np.isnan(values).any():
+        return {f"{name}{end}": [np.nan] * values.shape[1] for end in ("", "_low", "_high")}
+    rows = estimates(values, clusters, seed)
+    return {name: [r.mean for r in rows], f"{name}_low": [r.low for r in rows], f"{name}_high": [r.high for r in rows]}
+
+
+def _mean_of_known(values: Array) -> Array:
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(0, dtype=float) / known.sum(0)
 
 
 def by_class(effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int) -> Iterator[tuple]:

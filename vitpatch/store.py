@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from vitpatch.plan import Plan
-from vitpatch.spec import BaseRun, Metric
+from vitpatch.spec import BaseRun, Metric, Patch
 
 DPI = 130
 _OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
@@ -38,15 +37,21 @@ EFFECTS_SCHEMA = pa.schema(
     + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in PATCH_COLUMNS]
     + [(str(metric), pa.float32()) for metric in Metric]
     + [("pred", pa.int64()), ("effect", pa.float32())]
+    + [("delta_norm", pa.float32()), ("direct_log_odds", pa.float32()), ("n_tokens", pa.int64())]
 )
-"""One row an image and patch, in order of ``example_id``, then patch."""
+"""One row an image and patch, in order of ``example_id``, then patch.
+
+``delta_norm``: norm of donor − recipient over norm of the recipient at the site, over the patched tokens and layers.
+``direct_log_odds``: change of the log odds where the replacement is carried straight to the readout, the scale of the
+last layer norm frozen. ``n_tokens``: how many tokens of this image are patched.
+"""
 
 
-def patch_columns(plan: Plan) -> dict[str, np.ndarray]:
-    """What names each patch of a plan, by column, (patches,) each."""
+def patch_columns(patches: Sequence[Patch]) -> dict[str, np.ndarray]:
+    """What names each patch, by column, (patches,) each."""
     rows = [
         (str(p.site), p.layer, p.head, str(p.tokens), p.window, p.layers[0], p.layers[-1], len(p.layers))
-        for p in plan.patches
+        for p in patches
     ]
     return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
 
@@ -79,7 +84,7 @@ class RunFolder:
         self.figures = path / "figures"
         self.manifest = path / "manifest.json"
         self.failed = path / "failed.json"
-        self.refused = path / ".hydra" / "refused.json"
+        self.start = path / ".hydra" / "start.json"
         self._shards = path / "shards"
 
     def finished(self) -> dict[str, Any] | None:
@@ -135,22 +140,27 @@ class RunFolder:
             write_json(beside, manifest)
             yield beside
 
+    def plan_only(self, line: str) -> None:
+        """Leaves a word that the last start was a dry run; nothing else in the folder is touched."""
+        self.start.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.start, {"state": "planned", "reason": line})
+
     def fail(self, state: str, reason: str) -> None:
         """Leaves ``failed.json`` and clears the shards; a finished run that is still in the folder is not touched.
 
         ``begin`` takes the manifest away, so where there is one the failed run never began: its word then goes to
-        ``.hydra/refused.json``.
+        ``.hydra/start.json``.
         """
         said = {"state": state, "reason": reason}
         if self.manifest.exists():
-            write_json(self.refused, said)
+            write_json(self.start, said)
             return
         shutil.rmtree(self._shards, ignore_errors=True)
         write_json(self.failed, said)
 
     def state(self) -> tuple[str, str]:
-        """(finished | failed | interrupted | unfinished, reason) of the last start in this folder."""
-        for word in (self.refused, self.failed):
+        """(finished | planned | failed | interrupted | unfinished, reason) of the last start in this folder."""
+        for word in (self.start, self.failed):
             if word.exists():
                 said = json.loads(word.read_text(encoding="utf-8"))
                 return said["state"], said["reason"]

@@ -37,7 +37,7 @@ def job(module: str, cfg: DictConfig) -> None:
         signal.signal(signal.SIGTERM, _interrupt)  # Lightning's predict would swallow it
     hydra_cfg = HydraConfig.get()
     folder = Path(hydra_cfg.runtime.output_dir)
-    (folder / ".hydra" / "refused.json").unlink(missing_ok=True)  # of an earlier start
+    (folder / ".hydra" / "start.json").unlink(missing_ok=True)  # of an earlier start
     try:
         options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
         importlib.import_module(module).run(cfg, folder, options)
@@ -98,8 +98,10 @@ class SweepCallback(Callback):
             p.parent.parent for p in sorted(root.glob("*/.hydra/overrides.yaml")) if p.stat().st_mtime >= self._started
         ]
         states = {folder: RunFolder(folder).state() for folder in jobs}
-        short = {folder: state for folder, state in states.items() if state[0] != "finished"}
-        log.info("%d of %d runs finished in %s", len(states) - len(short), len(states), root)
+        short = {folder: state for folder, state in states.items() if state[0] not in ("finished", "planned")}
+        planned = sum(state == "planned" for state, _ in states.values())
+        dry = f" ({planned} only planned, dry_run=true)" if planned else ""
+        log.info("%d of %d runs finished in %s%s", len(states) - len(short) - planned, len(states), root, dry)
         for folder, (state, reason) in short.items():
             log.error("%s: %s: %s", state, folder.name, reason)
         if short or not jobs:

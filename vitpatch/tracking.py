@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MODES = ("auto", "offline", "online")
 MODES_OF_WANDB = ("online", "offline", "disabled", "dryrun")
 INIT_TIMEOUT_S = 20.0
+MOST_SERIES = 64
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,34 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Results:
-    """What is shown of a finished run: rows of ``summary.csv``, scalars, pictures by name, files to keep."""
+    """What is shown of a finished run: rows of ``summary.csv``, scalars, pictures by name, files to keep.
+
+    ``series`` (a name a row) tells rows of one layer apart – ``w3``, ``h5``, ``cls`` –; empty where there is one.
+    """
 
     summary: pd.DataFrame
+    series: Sequence[str]
     scalars: dict[str, Any]
     pictures: dict[str, list[Path]]
     files: dict[str, Path] = field(default_factory=dict)
+
+
+def history(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
+    """(layer, values) in order of layer; keys as the contract has them, ``effect/mean`` or ``effect/w3/mean``.
+
+    Nothing where there are more than ``MOST_SERIES``: the table ``effects`` has them all.
+    """
+    if len(set(results.series)) > MOST_SERIES:
+        return
+    rows = results.summary.assign(series=list(results.series)).sort_values("layer", kind="stable")
+    for layer, of_layer in rows.groupby("layer", sort=True):
+        values = {}
+        for row in of_layer.to_dict("records"):
+            prefix = f"effect/{row['series']}/" if row["series"] else "effect/"
+            of_row = {"mean": row["effect"], "low": row["effect_low"], "high": row["effect_high"]}
+            of_row["recovered"] = row["recovered"]
+            values |= {prefix + name: value for name, value in of_row.items() if pd.notna(value)}
+        yield int(layer), values
 
 
 class Silent:
@@ -192,11 +215,8 @@ class _Tracked(Silent):
         import wandb
 
         run = self._run
-        for row in results.summary.sort_values("layer").to_dict("records"):
-            values = {"mean": row["effect"], "low": row["effect_low"], "high": row["effect_high"]}
-            values["recovered"] = row["recovered"]
-            known = {f"effect/{name}": value for name, value in values.items() if pd.notna(value)}
-            run.log({"layer": row["layer"], **known})
+        for layer, values in history(results):
+            run.log({"layer": layer, **values})
         pictures = {name: [wandb.Image(str(p)) for p in paths] for name, paths in results.pictures.items()}
         media = {name: images[0] if len(images) == 1 else images for name, images in pictures.items()}
         run.log({**media, "effects": wandb.Table(dataframe=results.summary)})

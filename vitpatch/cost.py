@@ -1,0 +1,170 @@
+"""What a plan costs on a model: floating-point operations, bytes, and how much may be done at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vitpatch.model import PatchableViT
+from vitpatch.plan import RECIPIENT, Plan
+from vitpatch.spec import Site, VitPatchError
+
+GB = 1e9
+MARGIN = 0.8
+"""The share of what is free that may be taken without being asked."""
+TOKENS_A_CALL = {"cpu": 4096, "other": 131072}
+"""More in one call is not faster."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much is computed at once: ``images`` go through the network together, at most ``rows`` in one call.
+
+    A row is an image in one state; ``rows`` ≥ ``images``. ``bytes`` is what that takes at most.
+    """
+
+    images: int
+    rows: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs on a model; FLOPs are of matrix products, multiply and add counted as two, an image.
+
+    ``full_flops``: the same with a full forward pass a patch. ``image_bytes``: what an image takes while it and its
+    states are on their way; ``row_bytes``: one row inside a call; ``batch_bytes``: one image of a batch that waits.
+    """
+
+    flops: float
+    full_flops: float
+    image_bytes: int
+    row_bytes: int
+    batch_bytes: int
+
+    def room(self, batch: int, limit: float, tokens: int, device: torch.device) -> Room:
+        """The most that fits ``limit`` bytes and is of use. Raises ``VitPatchError`` where one image does not fit."""
+        waiting = batch * self.batch_bytes
+
+        def taken(images: int, rows: int) -> int:
+            return waiting + images * self.image_bytes + rows * self.row_bytes
+
+        if taken(1, 1) > limit:
+            raise VitPatchError(
+                f"memory_gb {limit / GB:.3g}: one image of this plan and a batch of {batch} need "
+                f"{math.ceil(taken(1, 1) / GB * 1000) / 1000:.3f} GB; "
+                f"give as much, or a smaller batch_size (each image {self.batch_bytes / GB:.4f} GB)"
+            )
+        most = max(1, TOKENS_A_CALL["cpu" if device.type == "cpu" else "other"] // tokens)
+        images = max(n for n in range(1, min(batch, most) + 1) if n == 1 or taken(n, n) <= limit)
+        rows = max(n for n in range(images, most + 1) if n == images or taken(images, n) <= limit)
+        return Room(images, rows, taken(images, rows))
+
+
+def cost_of(plan: Plan, model: PatchableViT) -> Cost:
+    """FLOPs and bytes of a plan on a model, from their sizes."""
+    sizes, width, inner = plan.sizes, model.width, model.mlp_width
+    tokens, reads = sizes.tokens, sizes.reads
+    attention = 8 * tokens * width**2 + 4 * tokens**2 * width
+    read_attention = 4 * (tokens + reads) * width**2 + 4 * reads * tokens * width
+    mlp = 4 * width * inner  # a token
+    embedding = 2 * width * 3 * model.input_size[0] * model.input_size[1]
+    block = attention + tokens * mlp
+    flops = 2 * (embedding + sizes.depth * block)
+    for number, half in enumerate(plan.halves):
+        last = number >= 2 * (sizes.depth - 1)
+        if number % 2:
+            flops += half.evaluations * mlp * (reads if last else tokens)
+        else:
+            flops += half.evaluations * (read_attention if last else attention)
+            flops += _edits(plan, half.steps, width)
+    full = (2 + len(plan.patches)) * (embedding + sizes.depth * block)
+    return Cost(flops, full, *_bytes(plan, model))
+
+
+def _edits(plan: Plan, steps: tuple, width: int) -> float:
+    """Head edits of the recipient's attention: the heads' attention again, and their part of the projection."""
+    sizes, total = plan.sizes, 0.0
+    for branch in (b for step in steps if step.state == RECIPIENT for b in step.branches):
+        if branch.edit.site.by_head:
+            channels = width if branch.edit.head < 0 else width // sizes.heads
+            again = 0 if branch.edit.site is Site.Z else 4 * sizes.tokens**2 * channels
+            total += again + 2 * sizes.tokens * channels * width
+    return total
+
+
+def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
+    """(an image on its way, a row in a call, an image that waits), at most."""
+    sizes, width, size = plan.sizes, model.width, torch.finfo(model.dtype).bits // 8
+    stream = sizes.tokens * width * size
+    read = sizes.reads * width
+    image = (plan.whole + 10) * stream  # states, both base runs before, added, after, and what is put together
+    image += plan.states * read * size + 3 * (len(plan.readings) + len(plan.patches)) * read * 4
+    image += 4 * len(plan.patches) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
+    if plan.target.site.by_head:
+        image += 12 * stream
+    if plan.target.site is Site.PATTERN:
+        image += 6 * sizes.heads * sizes.tokens**2 * size
+    elif plan.target.site in (Site.Q, Site.K):
+        image += stream
+    row = max(8 * stream, 3 * stream + 2 * sizes.tokens * model.mlp_width * size)
+    pixels = 3 * model.input_size[0] * model.input_size[1] * 4
+    return image, row, 5 * pixels
+
+
+def free_bytes(device: torch.device) -> float:
+    """What a device has free: of the GPU's memory, or of the machine's within the limit of its control group."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_available(), _left_to_the_group())
+
+
+def _available(path: Path = Path("/proc/meminfo")) -> float:
+    if not path.exists():  # not Linux
+        return 4 * GB
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return float(lines["MemAvailable"].split()[0]) * 1024
+
+
+def _left_to_the_group(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """What a container's limit leaves, version 2 of control groups or 1; infinite where there is none."""
+    for limit, used in (
+        (root / "memory.max", root / "memory.current"),
+        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+    ):
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+            return float(text) - float(used.read_text())
+    return math.inf
+
+
+def memory_limit(memory_gb: float | None, device: torch.device) -> float:
+    """Bytes that may be taken: what is asked for, or what is free less a margin."""
+    if memory_gb is None:
+        return MARGIN * free_bytes(device)
+    if isinstance(memory_gb, bool) or not isinstance(memory_gb, int | float) or not 0 < memory_gb < math.inf:
+        raise VitPatchError(f"memory_gb {memory_gb!r}: expected a number above 0, or null for what is free")
+    return memory_gb * GB
+
+
+def described(plan: Plan, cost: Cost, room: Room, seconds: Mapping[str, float] | None = None) -> str:
+    """The plan and its cost in one line."""
+    share = cost.flops / cost.full_flops
+    return (
+        f"{len(plan.patches)} patches by {plan.block_evaluations} block evaluations an image "
+        f"({plan.full_evaluations} by full forwards), {_flops(cost.flops)} an image ({share:.0%} of full forwards), "
+        f"up to {room.bytes / GB:.2g} GB ({room.images} images at once)"
+    )
+
+
+def _flops(flops: float) -> str:
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}"
+    return f"{flops / 1e6:.3g} MFLOP"

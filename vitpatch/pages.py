@@ -1,0 +1,144 @@
+"""Figures with images in them: example pages, and maps of effects over the image."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from vitpatch.plots import GREEN, METRIC_NAMES, ORANGE, STYLES, Caption
+from vitpatch.spec import BaseRun, Metric
+
+MOST_MAPS = 12
+"""Of more layers this many, evenly spread, are on an example page."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One image for an example page.
+
+    ``pictures`` (height, width, 3) uint8 and ``base``, the metric, by base run; ``patched`` the metric by series,
+    (layers,) each; or ``maps``, effects (layers, rows, columns) over the image, or one of layer × head.
+    """
+
+    name: str
+    pictures: dict[BaseRun, NDArray[np.uint8]]
+    predictions: dict[BaseRun, str]
+    base: dict[BaseRun, float]
+    patched: dict[str, NDArray[np.floating]]
+    maps: NDArray[np.floating] | None = None
+
+
+def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, caption: Caption) -> Figure:
+    """For each image: clean, corrupted, and the metric as each layer's window is patched, with both base runs as lines.
+
+    ``chosen`` says in words how the images were picked.
+    """
+    figure = Figure(figsize=(9.5, 1.1 + 1.75 * len(traces)), layout="constrained")
+    grid = figure.subplots(len(traces), 3, width_ratios=(1, 1, 3.4), squeeze=False)
+    for row, trace in zip(grid, traces, strict=True):
+        _draw_pictures(row, trace)
+        _draw_trace(row[2], trace, layers, caption.metric)
+    grid[-1][2].set_xlabel("layer (the window's centre)")
+    handles, labels = grid[0][2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(f"{caption.title}\n{METRIC_NAMES[caption.metric]}; {chosen}, of {caption.sample}", fontsize=10)
+    return figure
+
+
+def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
+    for axes, run in zip(row[:2], BaseRun, strict=True):
+        axes.imshow(trace.pictures[run], interpolation="nearest")
+        axes.set_xticks([]), axes.set_yticks([])
+        axes.set_xlabel(f"{run}: “{trace.predictions[run]}”, {trace.base[run]:.2f}", fontsize=8)
+    row[0].set_title("\n".join(textwrap.wrap(trace.name, 26)[:2]), fontsize=8, loc="left")
+
+
+def _draw_trace(axes: Axes, trace: Trace, layers: Sequence[int], metric: Metric) -> None:
+    axes.axhline(trace.base[BaseRun.CLEAN], color=GREEN, linewidth=1.5, linestyle="-", label="clean run")
+    axes.axhline(trace.base[BaseRun.CORRUPT], color=ORANGE, linewidth=1.5, linestyle="--", label="corrupted run")
+    for (colour, marker), (name, patched) in zip(STYLES, trace.patched.items(), strict=False):
+        label = f"patched run, {name}" if name else "patched run"
+        axes.plot(layers, patched, f"{marker}-", color=colour, markersize=4, linewidth=1.2, label=label)
+    if metric is Metric.PROB:
+        axes.set_ylim(-0.03, 1.03)
+    axes.set_xticks(layers)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_ylabel(str(metric), fontsize=8)
+
+
+def effect_maps(maps: NDArray[np.floating], layers: Sequence[int], beside: Sequence[str], caption: Caption) -> Figure:
+    """Mean effects over the image, (layers, rows, columns): a panel a layer, one scale.
+
+    ``beside`` are words for each panel on what is not an image patch, the CLS token.
+    """
+    columns = min(4, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(2.2 * columns + 1.2, 2.3 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    limit = _limit(maps)
+    for axes, layer, values, words in zip(panels, layers, maps, beside, strict=False):
+        image = _draw_map(axes, values, limit)
+        axes.set_title(f"layer {layer}{words}", fontsize=8)
+    for axes in panels[len(layers) :]:
+        axes.set_visible(False)
+    label = f"mean effect of a token on the\n{METRIC_NAMES[caption.metric]}"
+    figure.colorbar(image, ax=list(panels), label=label, pad=0.02, shrink=0.8)
+    figure.suptitle(f"{caption.title}\n{caption.sample}", fontsize=10)
+    return figure
+
+
+def map_page(
+    traces: Sequence[Trace], panels: Sequence[str], axes_words: tuple[str, str], chosen: str, caption: Caption
+) -> Figure:
+    """For each image: clean, corrupted, and its maps, each image on its own scale.
+
+    ``panels`` name the maps of an image; ``axes_words`` are (x, y) of a map that is not over the image, else empty.
+    """
+    kept = np.unique(np.linspace(0, len(panels) - 1, min(MOST_MAPS, len(panels))).round().astype(int))
+    over_image = not axes_words[0]
+    wide = 1.0 if over_image else 4.0
+    figure = Figure(figsize=(3.4 + wide * len(kept), 1.2 + 1.5 * len(traces)), layout="constrained")
+    ratios = (1.3, 1.3, *[wide] * len(kept))
+    grid = figure.subplots(len(traces), 2 + len(kept), width_ratios=ratios, squeeze=False)
+    for row, trace in zip(grid, traces, strict=True):
+        _draw_pictures(row, trace)
+        limit = _limit(trace.maps)
+        for axes, at in zip(row[2:], kept, strict=True):
+            image = _draw_map(axes, trace.maps[at], limit)
+            axes.set_title(panels[at], fontsize=7)
+            axes.set_xlabel(axes_words[0], fontsize=7)
+            if not over_image:
+                _number(axes, trace.maps[at])
+        row[2].set_ylabel(axes_words[1], fontsize=7)
+        bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
+        bar.ax.tick_params(labelsize=7)
+    what = f"effect on the {METRIC_NAMES[caption.metric]}, each image on its own scale"
+    figure.suptitle(f"{caption.title}\n{what}\n{chosen}, of {caption.sample}", fontsize=10)
+    return figure
+
+
+def _number(axes: Axes, values: NDArray[np.floating]) -> None:
+    """Lets a map that is no image fill its panel, its rows and columns numbered."""
+    axes.set_aspect("auto")
+    for axis, number in ((axes.xaxis, values.shape[1]), (axes.yaxis, values.shape[0])):
+        axis.set_ticks(range(0, number, 1 if number <= 16 else 2))
+        axis.set_tick_params(labelsize=6)
+
+
+def _limit(maps: NDArray[np.floating]) -> float:
+    return max(float(np.nanmax(np.abs(maps))), 1e-12)
+
+
+def _draw_map(axes: Axes, values: NDArray[np.floating], limit: float) -> AxesImage:
+    image = axes.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), interpolation="nearest")
+    axes.set_xticks([]), axes.set_yticks([])
+    return image
