@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,10 @@ def patch(
     """
     labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
     ids = torch.as_tensor(range(len(labels)) if ids is None else ids, dtype=torch.int64)
-    was_training = model.training
+    if not isinstance(model, nn.Module):
+        raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
+    metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
+    was_training = {module: module.training for module in model.modules()}
     try:
         patchable = _patchable(model)
         _check_images(patchable, clean, corrupt, labels, ids)
@@ -97,10 +101,10 @@ def patch(
             }
             of_part = group_masks[:, here]
             outputs = execute(plan, patchable, pixels, of_part, room).cpu()
-            metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
             parts.append(columns(outputs, plan, labels[here], ids[here], of_part, metric, rival))
     finally:
-        model.train(was_training)
+        for module, mode in was_training.items():
+            module.training = mode
     return _table(parts, plan, metric, ids if clusters is None else clusters)
 
 
@@ -125,12 +129,21 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return stats.summarize(patches, measured, images[["cluster", "total_effect"]], seed)
 
 
+_PROVEN: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+"""Of models proven before: their number of hooks then, and whether they can be run by their parts."""
+
+
 def _patchable(model: nn.Module) -> PatchableViT:
+    """The model with named sites; proven once, and again where hooks have come or gone."""
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
     patchable = PatchableViT(model, family_of(config.model_type, type(model).__name__))
-    patchable.prove()
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    proven_with, patchable.stepwise = _PROVEN.get(model, (-1, True))
+    if proven_with != hooks:
+        patchable.prove()
+        _PROVEN[model] = (hooks, patchable.stepwise)
     return patchable
 
 
@@ -174,7 +187,9 @@ def _windows(window: Any, site: str, heads: Any) -> tuple[int, ...]:
     if window is None:
         window = 1 if Site(site).by_head and heads != "joint" else 3
     windows = [window] if isinstance(window, int | str) else list(window)
-    for w in windows or [window]:
+    if not windows:
+        raise VitPatchError("window: empty; expected at least one")
+    for w in windows:
         if w not in WINDOW_WORDS and (isinstance(w, bool) or not isinstance(w, int) or w < 1):
             raise VitPatchError(f"window {w!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
     return tuple(dict.fromkeys(WINDOW_WORDS.get(w, w) for w in windows))

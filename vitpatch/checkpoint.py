@@ -51,7 +51,8 @@ def _load(checkpoint: Checkpoint) -> PatchableViT:
         raise VitPatchError(f"model {checkpoint.path}: its weights {some} have another shape than its config says")
     if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
         raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
-    patchable = PatchableViT(model, family_of(model.config.model_type, checkpoint.path), preprocessing)
+    family = family_of(model.config.model_type, checkpoint.path)
+    patchable = PatchableViT(model.requires_grad_(False), family, preprocessing)
     _check_input_size(patchable, checkpoint.path)
     patchable.prove()
     return patchable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +33,16 @@ class Room:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs on a model; FLOPs are of matrix products, multiply and add counted as two, an image.
+    """What a plan costs on a model, an image; FLOPs are of matrix products, multiply and add counted as two.
 
-    ``full_flops``: the same with a full forward pass a patch. ``image_bytes``: what an image takes while it and its
-    states are on their way; ``row_bytes``: one row inside a call; ``batch_bytes``: one image of a batch that waits.
+    ``full_flops``: the same with a full forward pass a patch, which is what a model run whole costs. ``image_bytes``:
+    what an image takes while it and its states are on their way; ``row_bytes``: one row inside a call;
+    ``batch_bytes``: one image of a batch that waits.
     """
 
     flops: float
     full_flops: float
+    block_evaluations: int
     image_bytes: int
     row_bytes: int
     batch_bytes: int
@@ -83,7 +84,9 @@ def cost_of(plan: Plan, model: PatchableViT) -> Cost:
             flops += half.evaluations * (read_attention if last else attention)
             flops += _edits(plan, half.steps, width)
     full = (2 + len(plan.patches)) * (embedding + sizes.depth * block)
-    return Cost(flops, full, *_bytes(plan, model))
+    if not model.stepwise:
+        return Cost(full, full, plan.full_evaluations, *_bytes(plan, model))
+    return Cost(flops, full, plan.block_evaluations, *_bytes(plan, model))
 
 
 def _edits(plan: Plan, steps: tuple, width: int) -> float:
@@ -107,6 +110,8 @@ def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
     image += 4 * len(plan.patches) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
     if plan.target.site.by_head:
         image += 12 * stream
+    if not model.stepwise:  # the values of both base runs, of all layers
+        image += 2 * len(plan.readings_at) * stream
     if plan.target.site is Site.PATTERN:
         image += 6 * sizes.heads * sizes.tokens**2 * size
     elif plan.target.site in (Site.Q, Site.K):
@@ -153,13 +158,13 @@ def memory_limit(memory_gb: float | None, device: torch.device) -> float:
     return memory_gb * GB
 
 
-def described(plan: Plan, cost: Cost, room: Room, seconds: Mapping[str, float] | None = None) -> str:
+def described(plan: Plan, cost: Cost, room: Room) -> str:
     """The plan and its cost in one line."""
     share = cost.flops / cost.full_flops
     return (
-        f"{len(plan.patches)} patches by {plan.block_evaluations} block evaluations an image "
+        f"{len(plan.patches)} patches by {cost.block_evaluations} block evaluations an image "
         f"({plan.full_evaluations} by full forwards), {_flops(cost.flops)} an image ({share:.0%} of full forwards), "
-        f"up to {room.bytes / GB:.2g} GB ({room.images} images at once)"
+        f"up to {room.bytes / GB:.2g} GB ({room.images} image{'s' * (room.images > 1)} at once)"
     )
 
 

@@ -62,8 +62,8 @@ class _Walk:
     """A few images on their way through the network, half by half.
 
     ``base`` (2, images, tokens, width) are recipient and donor; ``states`` (states, images, tokens, width) the patched
-    ones. From the last block's attention on both have only the tokens that are read, and so do the values of
-    ``_known``: what the half adds to recipient and donor.
+    ones. From the last block's attention on ``states`` have only the tokens that are read, and so has ``base`` where
+    nothing more of it is compared.
     """
 
     def __init__(
@@ -120,9 +120,11 @@ class _Walk:
             return compute(stream)
         return torch.cat([compute(rows) for rows in stream.split(self._rows)])
 
-    def _mask(self, tokens: str) -> Tensor:
-        """(images, tokens, 1)"""
-        return self._cut(self.masks[tokens][..., None])
+    def _mixed(self, branch: Branch, own: Tensor, donor: Tensor) -> Tensor:
+        """The donor's values at the branch's tokens, the others' own; all (images, tokens, width)."""
+        if branch.edit.is_whole:
+            return donor
+        return torch.where(self.masks[branch.edit.tokens][:, : own.shape[1], None], donor, own)
 
     def _mix(self, steps: Sequence[Step]) -> None:
         """States that part on the stream: the donor's stream at a token group."""
@@ -130,7 +132,7 @@ class _Walk:
         for step in steps:
             for branch in step.branches:
                 own = recipient if step.state == RECIPIENT else self.states[step.state]
-                self.states[branch.state] = torch.where(self._mask(branch.edit.tokens), donor, own)
+                self.states[branch.state] = self._mixed(branch, own, donor)
 
     def _mlp(self, layer: int, half: Half) -> None:
         self._compare(Site.RESID_MID, layer, self.base)
@@ -138,11 +140,11 @@ class _Walk:
         before = self.base if wide else self._cut(self.base)
         added = self._by_rows(lambda rows: self.model.mlp(layer, rows), before.flatten(0, 1)).unflatten(0, (2, -1))
         self._compare(Site.MLP_OUT, layer, added)
-        recipient, donor = before[0], self._cut(added[1])
+        recipient, known, donor = self._cut(before[0]), self._cut(added[0]), self._cut(added[1])
         for step in half.steps:
             if step.state == RECIPIENT:
                 for b in step.branches:
-                    self._put(b, self._cut(recipient), self._mixed(b, self._cut(added[0]), donor), self.states)
+                    self.states[b.state] = recipient + self._mixed(b, known, donor)
         self._own(half, lambda states: self.model.mlp(layer, states), donor, self.states)
         self.base = before + added
         self._compare(Site.RESID_POST, layer, self.base)
@@ -161,9 +163,9 @@ class _Walk:
         for step in half.steps:
             if step.state == RECIPIENT:
                 for b in step.branches:
-                    self._put(b, recipient, self._patched_attention(layer, b, known, donor), out)
+                    out[b.state] = recipient + self._patched_attention(layer, b, known, donor)
             for b in step.recomputed:
-                self._put(b, self.states[step.state][:, cut], self._recomputed(layer, step, b, queries), out)
+                out[b.state] = self.states[step.state][:, cut] + self._recomputed(layer, step, b, queries)
         self._own(half, lambda states: self.model.attention(layer, states, queries), donor, out)
         self.base = self.base[..., : added.shape[2], :] + added
         self.states = out
@@ -179,30 +181,17 @@ class _Walk:
             steps = [by_state[state] for state in range(states.start, states.stop)]
             for step, state_before, state_added in zip(steps, before, added, strict=True):
                 for b in self._handed_on(step):
-                    self._put(b, state_before[:, cut], self._mixed(b, state_added, donor), out)
-            if all(step.goes_on for step in steps):
-                torch.add(before[:, :, cut], added, out=out[states]) if out is not self.states else before.add_(added)
-            else:
-                for step, state_before, state_added in zip(steps, before, added, strict=True):
-                    if step.goes_on:
-                        out[step.state] = state_before[:, cut] + state_added
+                    out[b.state] = state_before[:, cut] + self._mixed(b, state_added, donor)
+                if step.goes_on:  # after the others, which start from what it was
+                    torch.add(state_before[:, cut], state_added, out=out[step.state])
         for step in by_state.values():
             if not step.computes:
                 for b in self._handed_on(step):
-                    self._put(b, self.states[step.state][:, cut], donor, out)
+                    out[b.state] = self.states[step.state][:, cut] + donor
 
     def _handed_on(self, step: Step) -> list[Branch]:
         """Branches that differ in what the half hands on, not in what it computes."""
         return [b for b in step.branches if b.edit.site not in RECOMPUTED]
-
-    def _put(self, branch: Branch, before: Tensor, added: Tensor, out: Tensor) -> None:
-        out[branch.state] = before + added
-
-    def _mixed(self, branch: Branch, own: Tensor, donor: Tensor) -> Tensor:
-        return donor if branch.edit.is_whole else torch.where(self._mask_of(branch, own), donor, own)
-
-    def _mask_of(self, branch: Branch, like: Tensor) -> Tensor:
-        return self.masks[branch.edit.tokens][:, : like.shape[1], None]  # (images, tokens, 1)
 
     def _is_compared(self, layer: int, *sites: Site) -> bool:
         return any((site, layer) in self.plan.readings_at for site in sites)

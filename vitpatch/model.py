@@ -85,7 +85,7 @@ class PatchableViT(nn.Module):
 
     def __init__(self, model: nn.Module, family: Family, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
         self.family, self.preprocessing = family, preprocessing
         self.classes = int(model.config.num_labels)
         self.label_names = _label_names(model.config)

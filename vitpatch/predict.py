@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitpatch.corruptions import corrupted
-from vitpatch.cost import Room, cost_of, described, memory_limit
+from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
 from vitpatch.data import BadImage, ImageDataModule
 from vitpatch.execute import Outputs, execute
 from vitpatch.model import PatchableViT
@@ -61,8 +61,11 @@ class PatchingModule(lightning.LightningModule):
 
     def on_predict_start(self) -> None:
         """Finds how much fits the device. Raises ``VitPatchError`` where one image does not."""
+        self._room = self._room_for(self.cost)
+
+    def _room_for(self, cost: Cost) -> Room:
         limit = memory_limit(self.setup.cfg.memory_gb, self.device)
-        self._room = self.cost.room(self.batch_size, limit, self.plan.sizes.tokens, self.device)
+        return cost.room(self.batch_size, limit, self.plan.sizes.tokens, self.device)
 
     def predict_step(self, batch: tuple[ImageBatch | None, list[BadImage]], batch_idx: int = 0) -> Rows:
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
@@ -70,9 +73,9 @@ class PatchingModule(lightning.LightningModule):
         if images is None:
             return Rows(None, None, bad)
         parts = []
-        for part in self._parts(images):
+        for part in _parts(images, self._room):
             started = time.perf_counter()
-            parts.append(self._columns(part, self.model, check=True))
+            parts.append(self._columns(part, self.model, self._room))
             if self.line is None:
                 self._say(len(part), time.perf_counter() - started)
             if self.dry_run:
@@ -82,12 +85,7 @@ class PatchingModule(lightning.LightningModule):
             self._compare_with_float32(images, measured.effects["effect"])
         return Rows(*self._tables(measured), bad)
 
-    def _parts(self, images: ImageBatch) -> Iterator[ImageBatch]:
-        """As many images at a time as there is room for."""
-        for first in range(0, len(images), self._room.images):
-            yield images.part(slice(first, first + self._room.images))
-
-    def _columns(self, images: ImageBatch, model: PatchableViT, check: bool = False) -> Columns:
+    def _columns(self, images: ImageBatch, model: PatchableViT, room: Room) -> Columns:
         pixels = {
             BaseRun.CLEAN: model.normalize(images.images),
             BaseRun.CORRUPT: model.normalize(corrupted(self.corruption, images, self.study.seed)),
@@ -95,9 +93,8 @@ class PatchingModule(lightning.LightningModule):
         plan, images = self.plan, images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
         masks = token_masks(plan.token_groups, plan.sizes, blocks, images.masks, ids, self.study.seed)
-        outputs = execute(plan, model, pixels, masks, self._room).cpu()
-        if check:
-            self._check_finite(outputs, pixels, images)
+        outputs = execute(plan, model, pixels, masks, room).cpu()
+        self._check_finite(outputs, pixels, images)
         return columns(outputs, plan, images.labels, images.ids, masks, self.study.metric, self.study.rival)
 
     def _say(self, images: int, seconds: float) -> None:
@@ -112,8 +109,11 @@ class PatchingModule(lightning.LightningModule):
     def _compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> None:
         """Runs the batch again in float32, and keeps how far the effects differ."""
         model = self.setup.float32_model().to(self.device)
+        room = self._room_for(cost_of(self.plan, model))
         with torch.autocast(self.device.type, enabled=False), matmul_precision("highest"):
-            exact = joined([self._columns(part, model) for part in self._parts(images)]).effects["effect"]
+            exact = joined([self._columns(part, model, room) for part in _parts(images, room)]).effects["effect"]
+        if model is not self.model:  # whose place on the device is needed
+            model.to("cpu")
         error = np.abs(effects - exact)
         self.precision_error = {
             "largest": float(error.max()),
@@ -151,6 +151,12 @@ class PatchingModule(lightning.LightningModule):
 
 
 NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
+
+
+def _parts(images: ImageBatch, room: Room) -> Iterator[ImageBatch]:
+    """As many images at a time as there is room for."""
+    for first in range(0, len(images), room.images):
+        yield images.part(slice(first, first + room.images))
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,145 @@
+"""``vitpatch.patch`` and ``vitpatch.summarize``: the numbers of patch.py, from two tensors."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, pictures
+from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
+
+import vitpatch
+from vitpatch.corruptions import BT601_LUMA
+from vitpatch.spec import VitPatchError
+from vitpatch.store import EFFECTS_SCHEMA
+
+
+@pytest.fixture(scope="module")
+def model(made):
+    return AutoModelForImageClassification.from_pretrained(made / "vit")
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    clean = torch.from_numpy(np.stack([np.asarray(p) for p in pictures(13)])).permute(0, 3, 1, 2).float() / 255
+    gray = (clean * torch.tensor(BT601_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(clean)
+    return (clean - 0.5) / 0.5, (gray - 0.5) / 0.5, torch.arange(13) % CLASSES
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arguments"),
+    [
+        ((), {}),
+        (("target=z", "direction=noise", "metric=kl"), dict(target="z", direction="noise", metric="kl")),
+        (("target=resid_post", "window=[1,2,suffix]", "target.tokens=[cls,grid]", "target.grid=[2,2]", "rival=clean"),
+         dict(target="resid_post", window=[1, 2, "suffix"], tokens=["cls", "grid"], grid=(2, 2), rival="clean")),
+        (("target=q", "target.heads=joint", "target.layers=[1,3]", "metric=log_odds"),
+         dict(target="q", heads="joint", layers=[1, 3], metric="log_odds")),
+        (("target=v", "target.heads=[0,2]"), dict(target="v", heads=[0, 2])),
+    ],
+)  # fmt: skip
+def test_the_numbers_are_those_of_patch_py(patched, model, tensors, overrides, arguments):
+    folder = patched(*overrides)
+    effects, summary = pd.read_parquet(folder / "effects.parquet"), pd.read_csv(folder / "summary.csv")
+    table = vitpatch.patch(model, *tensors, **arguments)
+    means = vitpatch.summarize(table)
+    for name in EFFECTS_SCHEMA.names:
+        if effects[name].dtype == np.float32:
+            scale = max(1.0, float(effects[name].abs().max()))
+            np.testing.assert_allclose(table[name], effects[name], atol=2e-6 * scale, rtol=0, err_msg=name)
+        else:
+            assert (table[name] == effects[name]).all(), name
+    assert means.columns.tolist() == summary.columns.tolist()
+    for name in summary:
+        if summary[name].dtype == float:
+            scale = max(1.0, float(summary[name].abs().max()))
+            np.testing.assert_allclose(means[name], summary[name], atol=5e-5 * scale, rtol=0, err_msg=name)
+        else:
+            assert (means[name] == summary[name]).all(), name
+
+
+def test_the_model_is_left_as_it_was(made, tensors):
+    model = AutoModelForImageClassification.from_pretrained(made / "vit")
+    model.train()
+    model.vit.layers[1].eval()
+
+    def state():
+        flags = [p.requires_grad for p in model.parameters()] + [m.training for m in model.modules()]
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+        return flags, hooks, [sorted(vars(m)) for m in model.modules()]
+
+    before = state()
+    assert any(before[0]) and not all(before[0])
+    vitpatch.patch(model, *tensors)
+    assert state() == before
+    with pytest.raises(VitPatchError):
+        vitpatch.patch(model, *tensors, window=9)
+    assert state() == before
+
+
+def test_a_hook_of_the_users_own_is_seen_also_on_a_proven_model(model, tensors):
+    before = vitpatch.patch(model, *tensors, window=1)
+
+    def halved(module, args, output):
+        output.logits = output.logits / 2
+        return output
+
+    with model.register_forward_hook(halved):
+        after = vitpatch.patch(model, *tensors, window=1)
+    assert after["logit"].to_numpy() == pytest.approx(before["logit"].to_numpy() / 2, abs=1e-5)
+    assert vitpatch.patch(model, *tensors, window=1)["logit"].equals(before["logit"])
+
+
+def test_clusters_and_masks(model, tensors):
+    clean, corrupt, labels = tensors
+    masks = torch.zeros(13, 1, 32, 32)
+    masks[:, :, :, :16] = 1
+    masks[0] = 0
+    table = vitpatch.patch(model, *tensors, tokens=["object", "random_object"], masks=masks, clusters=[0] * 6 + [1] * 7)
+    assert set(table["n_tokens"]) == {0, 8} and (table[table.example_id == 0]["effect"].abs() < 1e-6).all()
+    assert vitpatch.summarize(table)["n_clusters"].unique().tolist() == [2]
+    other = vitpatch.patch(model, clean[1:4], corrupt[1:4], labels[1:4], tokens="random_object", masks=masks[1:4],
+                           ids=[1, 2, 3])  # fmt: skip
+    same = table[(table.tokens == "random_object") & table.example_id.isin([1, 2, 3])]
+    assert other["prob"].to_numpy() == pytest.approx(same["prob"].to_numpy(), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(target="attention"), "target 'attention': expected one of resid_pre, attn_out"),
+        (dict(window="all"), "window 'all': expected a whole number, 1 or more, prefix, suffix"),
+        (dict(window=0), "window 0: expected"),
+        (dict(window=[]), "window"),
+        (dict(tokens=[]), "tokens: empty"),
+        (dict(tokens="object"), "object masks"),
+        (dict(tokens="grid"), "target.grid"),
+        (dict(heads=[9], target="z"), "0 to 3"),
+        (dict(direction="up"), "direction 'up'"),
+        (dict(memory_gb=0), "memory_gb 0"),
+        (dict(memory_gb=1e-6), "memory_gb 1e-06: one image of this plan"),
+        (dict(metric="loss"), "metric 'loss'"),
+        (dict(ids=[1] * 13), "ids: expected 13 different"),
+        (dict(masks=torch.zeros(2, 1, 32, 32)), "masks: 2 of them, 13 images"),
+        (dict(labels=torch.full((13,), 7)), "labels 7 to 7: the model has 5 classes"),
+        (dict(labels=[]), "clean: shape .* for 0 labels"),
+        (dict(clean=torch.zeros(13, 3, 8, 8)), r"clean: shape \(13, 3, 8, 8\); expected \(13, 3, 32, 32\)"),
+        (dict(model=torch.nn.Linear(2, 2)), "got Linear; expected a Hugging Face image classifier"),
+        (dict(model="google/vit"), "got str"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(model, tensors, change, says):
+    arguments = dict(model=model, clean=tensors[0], corrupt=tensors[1], labels=tensors[2]) | change
+    with pytest.raises(VitPatchError, match=says) as error:
+        vitpatch.patch(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_another_family_is_refused_with_the_known_ones(tensors):
+    resnet = ResNetForImageClassification(ResNetConfig(depths=[1] * 4, hidden_sizes=[8] * 4, embedding_size=8))
+    with pytest.raises(VitPatchError, match="'resnet' is not a known family; known: DeiT"):
+        vitpatch.patch(resnet, *tensors)
+
+
+def test_summarize_wants_the_table_of_patch(model, tensors):
+    with pytest.raises(VitPatchError, match="lacks cluster"):
+        vitpatch.summarize(vitpatch.patch(model, *tensors).drop(columns="cluster"))

@@ -1,0 +1,54 @@
+"""What only a GPU can show; skipped where there is none. Run them with ``pytest -m gpu``."""
+
+import pytest
+import torch
+
+from vitpatch.checkpoint import Checkpoint
+from vitpatch.cost import cost_of
+from vitpatch.execute import execute
+from vitpatch.plan import make_plan
+from vitpatch.spec import BaseRun, Direction, Site, Target
+from vitpatch.tokens import token_masks
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+def outputs(model, plan, pixels, room):
+    masks = token_masks(plan.token_groups, plan.sizes, None, None, range(len(pixels[BaseRun.CLEAN])), seed=0)
+    return execute(plan, model, pixels, masks, room).cpu()
+
+
+SITES = [("attn_out", None), ("resid_mid", None), ("z", "all"), ("pattern", "joint")]
+
+
+@pytest.mark.parametrize(("site", "heads"), SITES)
+def test_a_gpu_gives_the_cpus_numbers(made, site, heads):
+    model = Checkpoint(str(made / "vit")).load()
+    plan = make_plan(Target(Site(site), heads=heads), (1,), Direction.DENOISE, model.sizes)
+    draws = torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels = dict(zip(BaseRun, draws, strict=True))
+    room = cost_of(plan, model).room(4, 1e9, plan.sizes.tokens, torch.device("cpu"))
+    on_cpu = outputs(model, plan, pixels, room)
+    try:
+        on_gpu = outputs(model.to("cuda"), plan, {run: x.cuda() for run, x in pixels.items()}, room)
+    finally:
+        model.to("cpu")
+    for name in ("patched", "direct", "delta_norm"):
+        torch.testing.assert_close(getattr(on_gpu, name), getattr(on_cpu, name), rtol=1e-4, atol=1e-4)
+
+
+def test_the_budget_holds_on_the_gpu(made):
+    model = Checkpoint(str(made / "vit")).load().to("cuda")
+    plan = make_plan(Target(Site.ATTN_OUT), (1, 3), Direction.DENOISE, model.sizes)
+    pixels = {run: torch.randn(512, 3, 32, 32, device="cuda") for run in BaseRun}
+    limit, found = 2e7, 0
+    try:
+        room = cost_of(plan, model).room(64, limit, plan.sizes.tokens, torch.device("cuda"))
+        outputs(model, plan, {run: x[: room.images] for run, x in pixels.items()}, room)  # the libraries' workspaces
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        outputs(model, plan, {run: x[: room.images] for run, x in pixels.items()}, room)
+        found = torch.cuda.max_memory_allocated() - before
+    finally:
+        model.to("cpu")
+    assert 0 < found <= 1.1 * limit
