@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, pictures
+from conftest import CLASSES, pictures, save_model
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import vitpatch
+from vitpatch import VitPatchError
 from vitpatch.corruptions import BT601_LUMA
-from vitpatch.spec import VitPatchError
 from vitpatch.store import EFFECTS_SCHEMA
 
 
@@ -89,6 +89,40 @@ def test_a_hook_of_the_users_own_is_seen_also_on_a_proven_model(model, tensors):
     assert vitpatch.patch(model, *tensors, window=1)["logit"].equals(before["logit"])
 
 
+def test_other_hooks_forwards_and_projections_are_proven_anew(made, tensors):
+    model = AutoModelForImageClassification.from_pretrained(made / "vit")
+
+    def times(factor):
+        def act(module, args, output):
+            output.logits = output.logits * factor
+            return output
+
+        return act
+
+    def logits():
+        return vitpatch.patch(model, *tensors, target="z", layers=[1], heads=[0])["logit"].to_numpy()
+
+    plain = logits()
+    for factor in (2, 3):  # as many hooks, but another one
+        with model.register_forward_hook(times(factor)):
+            assert logits() == pytest.approx(factor * plain, abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert vitpatch.patch(model, *tensors)["direct_log_odds"].notna().all()
+    assert logits() == pytest.approx(plain, abs=1e-6)
+    block = model.vit.layers[1].attention
+    with block.o_proj.register_forward_hook(lambda module, args, output: output * 2):  # as an adapter would
+        table = vitpatch.patch(model, *tensors, target="z", layers=[1], heads=[0])
+        whole = vitpatch.patch(model, *tensors, target="z", layers=[1], heads="joint", window=1)
+    assert table["direct_log_odds"].isna().all()  # full forward passes: the weight does not say what the module does
+    block.o_proj.weight.data *= 2
+    block.o_proj.bias.data *= 2
+    merged = vitpatch.patch(model, *tensors, target="z", layers=[1], heads=[0])
+    assert table["effect"].to_numpy() == pytest.approx(merged["effect"].to_numpy(), abs=1e-5)
+    assert whole["effect"].to_numpy() == pytest.approx(
+        vitpatch.patch(model, *tensors, layers=[1], window=1)["effect"].to_numpy(), abs=1e-5
+    )
+
+
 def test_clusters_and_masks(model, tensors):
     clean, corrupt, labels = tensors
     masks = torch.zeros(13, 1, 32, 32)
@@ -119,7 +153,24 @@ def test_clusters_and_masks(model, tensors):
         (dict(memory_gb=1e-6), "memory_gb 1e-06: one image of this plan"),
         (dict(metric="loss"), "metric 'loss'"),
         (dict(ids=[1] * 13), "ids: expected 13 different"),
-        (dict(masks=torch.zeros(2, 1, 32, 32)), "masks: 2 of them, 13 images"),
+        (dict(ids=range(-1, 12)), "ids: expected 13 different numbers, 0 or more"),
+        (dict(seed=-1), "seed -1"),
+        (dict(clusters=[0]), "clusters: 1 of them, 13 images"),
+        (dict(labels=["cat"] * 13), "labels .*expected a list of whole numbers"),
+        (dict(labels=[0.9] * 13), "labels .*expected a list of whole numbers"),
+        (dict(labels=3), "labels .*expected a list of whole numbers"),
+        (dict(window=1.5), "window 1.5"),
+        (dict(window=[[1, 3]]), "window .1, 3.: expected"),
+        (dict(tokens=3), "tokens 3: expected one of all"),
+        (dict(layers="all"), "layers 'all': expected a list"),
+        (dict(target="z", heads="some"), "heads 'some': expected a list"),
+        (dict(target="z", heads=[True]), "heads .*expected a list"),
+        (dict(tokens="grid", grid=(0, 2)), r"grid \(0, 2\): expected \(rows, columns\)"),
+        (dict(tokens="grid", grid=4), "grid '4': expected a list"),
+        (dict(clean=np.zeros((13, 3, 32, 32))), "clean: got ndarray; expected a tensor"),
+        (dict(corrupt=torch.full((13, 3, 32, 32), torch.nan)), "corrupt: not finite"),
+        (dict(masks=torch.full((13, 1, 32, 32), 255.0)), "masks: values 255 to 255; expected 0 to 1"),
+        (dict(masks=torch.zeros(2, 1, 32, 32)), r"masks: shape \(2, 1, 32, 32\); expected \(13, 1"),
         (dict(labels=torch.full((13,), 7)), "labels 7 to 7: the model has 5 classes"),
         (dict(labels=[]), "clean: shape .* for 0 labels"),
         (dict(clean=torch.zeros(13, 3, 8, 8)), r"clean: shape \(13, 3, 8, 8\); expected \(13, 3, 32, 32\)"),
@@ -138,6 +189,36 @@ def test_another_family_is_refused_with_the_known_ones(tensors):
     resnet = ResNetForImageClassification(ResNetConfig(depths=[1] * 4, hidden_sizes=[8] * 4, embedding_size=8))
     with pytest.raises(VitPatchError, match="'resnet' is not a known family; known: DeiT"):
         vitpatch.patch(resnet, *tensors)
+
+
+def test_summarize_does_not_mind_the_order_and_refuses_what_is_not_one_table(model, tensors):
+    clean, corrupt, labels = tensors
+    table = vitpatch.patch(model, *tensors, window=[1, 3])
+    means = vitpatch.summarize(table)
+    shuffled = vitpatch.summarize(table.sample(frac=1, random_state=0))
+    wanted = shuffled.set_index(["window", "layer"]).loc[list(zip(means["window"], means["layer"], strict=True))]
+    np.testing.assert_allclose(wanted["effect"], means["effect"], atol=1e-12)
+    np.testing.assert_allclose(wanted["recovered_low"], means["recovered_low"], atol=1e-12)
+    halves = [vitpatch.patch(model, clean[h], corrupt[h], labels[h], window=[1, 3], ids=range(13)[h])
+              for h in (slice(0, 5), slice(5, 13))]  # fmt: skip
+    np.testing.assert_allclose(vitpatch.summarize(pd.concat(halves))["effect"], means["effect"], atol=1e-6)
+    with pytest.raises(VitPatchError, match=r"two rows of example_id 0, layer 0; .*give each its own ids"):
+        vitpatch.summarize(pd.concat([table, table]))
+    with pytest.raises(VitPatchError, match="103 rows for 13 images and 8 patches"):
+        vitpatch.summarize(table.iloc[1:])
+
+
+def test_a_float64_model_is_run_by_its_parts(made, tensors):
+    model = AutoModelForImageClassification.from_pretrained(made / "vit")
+    wanted = vitpatch.patch(model, *tensors)
+    table = vitpatch.patch(model.double(), *tensors)
+    assert table["direct_log_odds"].notna().all()
+    np.testing.assert_allclose(table["effect"], wanted["effect"], atol=1e-5)
+
+
+def test_the_default_window_fits_a_model_of_one_layer(tensors, tmp_path):
+    model = AutoModelForImageClassification.from_pretrained(save_model(tmp_path / "one", "vit", num_hidden_layers=1))
+    assert set(vitpatch.patch(model, *tensors)["window"]) == {1}
 
 
 def test_summarize_wants_the_table_of_patch(model, tensors):

@@ -68,6 +68,8 @@ def test_defaults_are_the_contracts():
         ("rival=both", "rival 'both'"),
         ("seed=-1", "seed -1"),
         ("window=[]", "window: an empty list"),
+        ("overwrite=no", "overwrite 'no': expected true or false"),
+        ("dry_run=1", "dry_run 1: expected true or false"),
         ("window=[1,x]", "window 'x'"),
         ("target.tokens=[]", "target.tokens: an empty list"),
         ("target.heads=some", "target.heads 'some'.*all, joint"),

@@ -1,13 +1,17 @@
 """The executor against the oracle – every site, token group, direction, window –, its counts, and what it leaves."""
 
+import copy
+
 import pytest
 import torch
 from conftest import DEPTH
 from oracle import BY_HEAD, expected, layers_of, read, walk
 
+from vitpatch.anatomy import FAMILIES
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.cost import Room, cost_of
+from vitpatch.cost import LIBRARIES, Room, cost_of
 from vitpatch.execute import execute
+from vitpatch.model import PatchableViT
 from vitpatch.plan import make_plan
 from vitpatch.spec import BaseRun, Direction, Site, Target, TokenGroup, VitPatchError
 from vitpatch.tokens import fixed, token_masks
@@ -162,6 +166,26 @@ def test_rows_at_once_change_nothing_but_rounding(made, pixels):
     outputs = [run(model, pixels, "attn_out", (1, 3), room=Room(IMAGES, rows))[2] for rows in (3, 5, 7, 1000)]
     for other in outputs[1:]:
         torch.testing.assert_close(other.patched, outputs[0].patched, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("site", [*STREAMS, *BY_HEAD])
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast", "float64"])
+def test_every_site_runs_at_every_precision(made, pixels, site, how):
+    heads = ("all", "joint") if site in BY_HEAD else (None,)
+    if how == "autocast":
+        model, dtype = load(made, "vit"), torch.float32
+    elif how == "float64":
+        model, dtype = PatchableViT(copy.deepcopy(load(made, "vit").model).double(), FAMILIES["vit"]), torch.float64
+    else:
+        model = Checkpoint(str(made / "vit"), dtype=how).load()
+        dtype = model.dtype
+    wanted = [run(load(made, "vit"), pixels, site, heads=h)[2] for h in heads]
+    for h, want in zip(heads, wanted, strict=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            got = run(model, {name: x.to(dtype) for name, x in pixels.items()}, site, heads=h)[2]
+        worst = 2e-5 if how == "float64" else 0.6  # of logits up to 8, with 8 bits of mantissa
+        for name in ("patched", "direct"):
+            assert (getattr(got, name).float() - getattr(want, name)).abs().max() < worst, name
 
 
 # --- beside the patches ---
@@ -323,7 +347,7 @@ def test_a_budget_below_one_images_need_is_refused_with_the_least_that_works(mad
     cost, cpu = cost_of(plan, model), torch.device("cpu")
     with pytest.raises(VitPatchError, match=r"memory_gb 1e-05: one image .* need 0\.\d+ GB"):
         cost.room(5, 1e4, plan.sizes.tokens, cpu)
-    least = 5 * cost.batch_bytes + cost.image_bytes + cost.row_bytes
+    least = LIBRARIES + 5 * cost.batch_bytes + cost.image_bytes + cost.row_bytes
     assert cost.room(5, least, plan.sizes.tokens, cpu) == Room(1, 1, least)
     with pytest.raises(VitPatchError):
         cost.room(5, least - 1, plan.sizes.tokens, cpu)

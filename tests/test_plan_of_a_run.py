@@ -60,13 +60,13 @@ def test_a_dry_sweep_is_no_failure(cli, made, tmp_path):
 
 
 def test_a_tiny_budget_changes_no_number_and_too_little_is_one_line(patched, tmp_path, caplog):
-    wide, tight = (effects_of(patched(f"memory_gb={gb}", folder=f"m{gb}")) for gb in (1, 0.0004))
+    wide, tight = (effects_of(patched(f"memory_gb={gb}", folder=f"m{gb}")) for gb in (1, 0.0304))
     assert tight["effect"].to_numpy() == pytest.approx(wide["effect"].to_numpy(), abs=1e-6)
     with caplog.at_level(logging.INFO):
-        patched("memory_gb=0.0004", "overwrite=true", folder="m0.0004")
+        patched("memory_gb=0.0304", "overwrite=true", folder="m0.0304")
     assert "(1 image at once)" in caplog.text
-    with pytest.raises(VitPatchError, match=r"memory_gb 0.0001: one image of this plan and a batch of 5 need 0.\d+ GB"):
-        patched("memory_gb=0.0001", folder="less")
+    with pytest.raises(VitPatchError, match=r"memory_gb 0.03: one image of this plan and a batch of 5 need 0.\d+ GB"):
+        patched("memory_gb=0.03", folder="less")
     for wrong in ("0", "-1", "much", "true"):
         with pytest.raises(VitPatchError, match=r"memory_gb .*expected a number above 0, or null"):
             patched(f"memory_gb={wrong}", folder="wrong")
@@ -97,6 +97,7 @@ def test_reduced_precision_measures_its_own_error(patched, caplog, override, wor
         (("trainer.precision=64",), "trainer.precision 64: expected one of 32"),
         (("trainer.precision=bf16-true",), r"weights below float32: model.dtype"),
         (("trainer.precision=bf16-mixed", "model.dtype=bfloat16"), "below float32 already"),
+        (("trainer.precision=16-mixed",), "16-mixed: a CPU has none"),
         (("target=z", "window=3"), "a head has no identity across layers"),
         (("target=z", "target.heads=[7]"), "target.heads 7: the model has 4 heads"),
         (("target.heads=all",), "of attn_out expected null"),

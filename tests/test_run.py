@@ -55,6 +55,7 @@ ALWAYS = ["direct", "examples_largest", "examples_random", "heatmap", "layer_pro
         (("target=z", "target.tokens=[all,cls]"), ["heads"]),
         (("target=handover", "window=1"), ["handover"]),
         (("target.tokens=each", "window=[1,2]"), ["maps"]),
+        (("target=z", "target.tokens=[each,patches]"), ["maps"]),
         (("target=k", "target.tokens=grid", "target.grid=[2,4]", "target.heads=[1]"), ["maps"]),
     ],
 )

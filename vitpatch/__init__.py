@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitpatch.api import patch, summarize
+    from vitpatch.spec import VitPatchError
 
 __version__ = "0.1.0"
 
 NUMBERS_VERSION = 2
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
 
-__all__ = ["NUMBERS_VERSION", "__version__", "patch", "summarize"]
+__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "patch", "summarize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from vitpatch import api
 
         return getattr(api, name)
+    if name == "VitPatchError":
+        from vitpatch.spec import VitPatchError
+
+        return VitPatchError
     raise AttributeError(f"module 'vitpatch' has no attribute {name!r}")

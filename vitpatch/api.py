@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vitpatch import stats
 from vitpatch.anatomy import family_of
-from vitpatch.config import one_of
+from vitpatch.config import one_of, whole_number
 from vitpatch.cost import cost_of, memory_limit
 from vitpatch.effects import total_effect
 from vitpatch.execute import execute
@@ -22,6 +23,7 @@ from vitpatch.plan import Plan, make_plan
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.spec import (
     EVERY_HEAD,
+    JOINT,
     WINDOW_WORDS,
     BaseRun,
     Direction,
@@ -60,35 +62,48 @@ def patch(
 ) -> pd.DataFrame:
     """Patches a loaded Hugging Face image classifier; a row an image and patch.
 
-    ``clean`` and ``corrupt`` (images, 3, height, width) are ``pixel_values`` as the model takes them, normalised;
-    ``labels`` (images,) class indices. ``window`` (3, or 1 where single heads are patched) counts layers, or is
-    ``"prefix"``, ``"suffix"`` or a list; ``heads``, of the sites ``z``, ``q``, ``k``, ``v``, ``pattern``, is ``"all"``,
-    ``"joint"`` or a list. ``masks`` (images, 1, height, width), 1 = object, are for the token groups ``object``,
-    ``background``, ``random_object``. ``ids`` (default: the row) seed what is drawn by image; images of one of
-    ``clusters`` (default: ``ids``) are not independent. The model is left as it was, on its device, in its mode.
+    Parameters:
+    - ``clean``, ``corrupt`` (images, 3, height, width): ``pixel_values`` as the model takes them, normalised;
+      ``labels`` (images,): class indices.
+    - ``target``: ``resid_pre``, ``attn_out``, ``resid_mid``, ``mlp_out``, ``resid_post``, or by head ``z``, ``q``,
+      ``k``, ``v``, ``pattern`` (``vitpatch.spec.Site``); ``heads`` of these: ``"all"``, one at a time (default), a
+      list, or ``"joint"``. ``layers``: a list of 0-based indices, the windows' centres (default: all).
+    - ``window``: a number of layers (default 3, at most the depth; 1 where single heads are patched), ``"prefix"``,
+      ``"suffix"``, or a list of these.
+    - ``tokens``: ``all``, ``cls``, ``registers``, ``patches``, ``object``, ``background``, ``random_object``,
+      ``each``, ``grid`` (with ``grid=(rows, columns)``), or a list. ``masks`` (images, 1, height, width) in [0, 1],
+      1 = object, are for the groups that need them.
+    - ``direction``: ``denoise`` (clean into the corrupted run) or ``noise``. ``metric`` of ``effect``: ``prob``,
+      ``log_odds``, ``logit``, ``logit_diff`` (against the runner-up of the ``rival`` run), ``kl``.
+    - ``ids`` (images,), default the row, and ``seed``: what is drawn by image is a function of both. Images of one of
+      ``clusters`` (images,), default ``ids``, are not independent.
+    - ``memory_gb``: bound on what states take (default: what is free, less a fifth).
+
+    The model is left as it was, on its device, in its mode.
 
     Returns the columns of ``effects.parquet`` (its docstring is ``vitpatch.store.EFFECTS_SCHEMA``'s), after
     ``example_id`` also ``label``, ``cluster``, ``total_effect`` and the base runs' metrics (``prob_clean``, …).
     Raises ``VitPatchError`` for what does not fit the model. ``vitpatch.summarize`` has the means.
     """
-    labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
-    ids = torch.as_tensor(range(len(labels)) if ids is None else ids, dtype=torch.int64)
     if not isinstance(model, nn.Module):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
+    labels = torch.tensor(_integers("labels", labels), dtype=torch.int64)
+    ids = torch.tensor(_integers("ids", range(len(labels)) if ids is None else ids), dtype=torch.int64)
+    clusters = ids.tolist() if clusters is None else _integers("clusters", clusters)
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
     was_training = {module: module.training for module in model.modules()}
     try:
         patchable = _patchable(model)
-        _check_images(patchable, clean, corrupt, labels, ids)
+        _check_images(patchable, clean, corrupt, labels, masks)
+        _check_ids(labels, ids, clusters, seed)
+        target_ = _target(target, tokens, layers, heads, grid)
         plan = make_plan(
-            _target(target, tokens, layers, heads, grid),
-            _windows(window, target, heads),
+            target_,
+            _windows(window, target_, patchable.sizes.depth),
             one_of("direction", direction, Direction),
             patchable.sizes,
         )
-        if masks is not None and len(masks) != len(labels):
-            raise VitPatchError(f"masks: {len(masks)} of them, {len(labels)} images")
-        group_masks = token_masks(plan.token_groups, plan.sizes, grid, masks, ids.tolist(), seed)
+        group_masks = token_masks(plan.token_groups, plan.sizes, target_.grid, masks, ids.tolist(), seed)
         room = cost_of(plan, patchable).room(
             len(labels), memory_limit(memory_gb, patchable.device), plan.sizes.tokens, patchable.device
         )
@@ -105,16 +120,31 @@ def patch(
     finally:
         for module, mode in was_training.items():
             module.training = mode
-    return _table(parts, plan, metric, ids if clusters is None else clusters)
+    return _table(parts, plan, metric, clusters)
 
 
 def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Means of ``patch``'s table over images, with 95 % intervals by resampling clusters: ``summary.csv``'s columns."""
+    if not isinstance(table, pd.DataFrame) or table.empty:
+        raise VitPatchError(f"summarize: got {type(table).__name__} without rows; give what vitpatch.patch returned")
     needed = {"example_id", "cluster", "label", "total_effect", "log_odds_recipient", *PATCH_COLUMNS}
     if missing := sorted(needed - set(table.columns)):
         raise VitPatchError(f"summarize: the table lacks {', '.join(missing)}; give what vitpatch.patch returned")
+    key = ["example_id", *PATCH_COLUMNS]
+    if table.duplicated(key).any():
+        row = table[table.duplicated(key)].iloc[0]
+        raise VitPatchError(
+            f"summarize: two rows of example_id {row['example_id']}, layer {row['layer']}; where tables of several "
+            "calls are joined, give each its own ids"
+        )
     patches = table[list(PATCH_COLUMNS)].drop_duplicates(ignore_index=True)
+    in_order = patches.assign(_patch=range(len(patches)))
+    table = table.merge(in_order, on=list(PATCH_COLUMNS)).sort_values(["example_id", "_patch"], ignore_index=True)
     images = table.drop_duplicates("example_id")
+    if len(table) != len(images) * len(patches):
+        raise VitPatchError(
+            f"summarize: {len(table)} rows for {len(images)} images and {len(patches)} patches; expected one of each"
+        )
 
     def matrix(values: pd.Series) -> np.ndarray:
         return values.to_numpy().reshape(len(images), len(patches))
@@ -129,70 +159,108 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return stats.summarize(patches, measured, images[["cluster", "total_effect"]], seed)
 
 
-_PROVEN: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
-"""Of models proven before: their number of hooks then, and whether they can be run by their parts."""
+_PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
+"""Of models proven before: what they were made of then, and whether they can be run by their parts."""
 
 
 def _patchable(model: nn.Module) -> PatchableViT:
-    """The model with named sites; proven once, and again where hooks have come or gone."""
+    """The model with named sites; proven once, and again where modules or hooks are other ones."""
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
     patchable = PatchableViT(model, family_of(config.model_type, type(model).__name__))
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-    proven_with, patchable.stepwise = _PROVEN.get(model, (-1, True))
-    if proven_with != hooks:
+    made_of, (proven_of, patchable.stepwise) = _made_of(model), _PROVEN.get(model, (None, True))
+    if made_of is None or made_of != proven_of:
         patchable.prove()
-        _PROVEN[model] = (hooks, patchable.stepwise)
+        _PROVEN[model] = (made_of, patchable.stepwise)
     return patchable
 
 
-def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: Tensor, ids: Tensor) -> None:
-    want = (len(labels), 3, *model.input_size)
-    for name, images in (("clean", clean), ("corrupt", corrupt)):
+def _made_of(model: nn.Module) -> Any:
+    """Modules, weights' types and places, and the numbers of hooks (each given once); ``None`` where it cannot tell."""
+    if any("forward" in vars(module) for module in model.modules()):
+        return None
+    modules = tuple(
+        (name, type(module), tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    )
+    weights = tuple((name, weight.dtype, weight.device) for name, weight in model.named_parameters())
+    return modules, weights, torch.is_autocast_enabled(next(model.parameters()).device.type)
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    """A sequence, array, series or tensor of whole numbers as a tuple."""
+    try:
+        numbers = tuple(values.tolist() if hasattr(values, "tolist") else values)
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+        return tuple(operator.index(number) for number in numbers)
+    except TypeError as error:
+        raise VitPatchError(f"{name} {str(values)[:60]!r}: expected a list of whole numbers") from error
+
+
+def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: Tensor, masks: Tensor | None) -> None:
+    number = len(labels)
+    channels = {"clean": 3, "corrupt": 3} | ({} if masks is None else {"masks": 1})
+    for name, images in (("clean", clean), ("corrupt", corrupt), ("masks", masks)):
+        if name not in channels:
+            continue
+        if not isinstance(images, Tensor):
+            raise VitPatchError(f"{name}: got {type(images).__name__}; expected a tensor")
+        want = (number, channels[name], *model.input_size)
         if tuple(images.shape) != want:
-            raise VitPatchError(f"{name}: shape {tuple(images.shape)}; expected {want} for {len(labels)} labels")
-    if len(labels) == 0:
+            raise VitPatchError(f"{name}: shape {tuple(images.shape)}; expected {want} for {number} labels")
+        if not images.isfinite().all():
+            raise VitPatchError(f"{name}: not finite")
+    if number == 0:
         raise VitPatchError("labels: none; expected one an image")
     if not 0 <= int(labels.min()) <= int(labels.max()) < model.classes:
         raise VitPatchError(f"labels {int(labels.min())} to {int(labels.max())}: the model has {model.classes} classes")
-    if len(ids) != len(labels) or len(ids.unique()) != len(ids):
-        raise VitPatchError(f"ids: expected {len(labels)} different numbers, one an image")
+    if masks is not None and not 0 <= float(masks.min()) <= float(masks.max()) <= 1:
+        raise VitPatchError(f"masks: values {float(masks.min()):g} to {float(masks.max()):g}; expected 0 to 1")
 
 
-def _target(
-    site: str,
-    tokens: str | Sequence[str],
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | str | None,
-    grid: tuple[int, int] | None,
-) -> Target:
+def _check_ids(labels: Tensor, ids: Tensor, clusters: Sequence[int], seed: int) -> None:
+    if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
+        raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
+    if len(clusters) != len(labels):
+        raise VitPatchError(f"clusters: {len(clusters)} of them, {len(labels)} images")
+    whole_number("seed", seed, least=0)
+
+
+def _target(site: Any, tokens: Any, layers: Any, heads: Any, grid: Any) -> Target:
     site = one_of("target", site, Site)
-    groups = [tokens] if isinstance(tokens, str) else tokens
+    groups = [tokens] if isinstance(tokens, str) else list(tokens) if isinstance(tokens, list | tuple) else [tokens]
+    if heads is None and site.by_head:
+        heads = EVERY_HEAD
+    if heads is not None and heads not in (EVERY_HEAD, JOINT):
+        heads = tuple(dict.fromkeys(_integers("heads", heads)))
+    layers = None if layers is None else tuple(dict.fromkeys(_integers("layers", layers)))
     for name, values in (("tokens", groups), ("layers", layers), ("heads", heads)):
         if values is not None and len(values) == 0:
             raise VitPatchError(f"{name}: empty; expected at least one")
-    if heads is None and site.by_head:
-        heads = EVERY_HEAD
-    return Target(
-        site=site,
-        layers=None if layers is None else tuple(layers),
-        tokens=tuple(one_of("tokens", group, TokenGroup) for group in groups),
-        heads=heads if isinstance(heads, str) or heads is None else tuple(heads),
-        grid=None if grid is None else (int(grid[0]), int(grid[1])),
-    )
+    if grid is not None:
+        grid = _integers("grid", grid)
+        if len(grid) != 2 or min(grid) < 1:
+            raise VitPatchError(f"grid {grid}: expected (rows, columns), 1 or more each")
+    return Target(site, layers, tuple(one_of("tokens", group, TokenGroup) for group in groups), heads, grid)
 
 
-def _windows(window: Any, site: str, heads: Any) -> tuple[int, ...]:
+def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:
     if window is None:
-        window = 1 if Site(site).by_head and heads != "joint" else 3
-    windows = [window] if isinstance(window, int | str) else list(window)
+        window = 1 if target.one_head_at_a_time else min(3, depth)
+    windows = list(window) if isinstance(window, list | tuple) else [window]
     if not windows:
         raise VitPatchError("window: empty; expected at least one")
+    numbers = []
     for w in windows:
-        if w not in WINDOW_WORDS and (isinstance(w, bool) or not isinstance(w, int) or w < 1):
+        if isinstance(w, str) and w in WINDOW_WORDS:
+            numbers.append(WINDOW_WORDS[w])
+        elif isinstance(w, bool) or not hasattr(w, "__index__") or operator.index(w) < 1:
             raise VitPatchError(f"window {w!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
-    return tuple(dict.fromkeys(WINDOW_WORDS.get(w, w) for w in windows))
+        else:
+            numbers.append(operator.index(w))
+    return tuple(dict.fromkeys(numbers))
 
 
 def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[int]) -> pd.DataFrame:

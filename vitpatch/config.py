@@ -73,6 +73,9 @@ def read_study(cfg: DictConfig) -> Study:
         heads=_heads(cfg.target.heads),
         grid=_grid(cfg.target.grid),
     )
+    for key in ("overwrite", "dry_run"):
+        if not isinstance(cfg[key], bool):
+            raise VitPatchError(f"{key} {cfg[key]!r}: expected true or false")
     one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
     return Study(
         target=target,
@@ -124,7 +127,7 @@ def whole_number(key: str, value: Any, least: int) -> int:
 
 def one_of(key: str, value: Any, kind: type[E]) -> E:
     """``value`` as a member of ``kind``."""
-    if value not in list(kind):
+    if not isinstance(value, str) or value not in list(kind):
         raise VitPatchError(f"{key} {value!r}: expected one of {', '.join(kind)}")
     return kind(value)
 

@@ -15,6 +15,10 @@ from vitpatch.spec import Site, VitPatchError
 GB = 1e9
 MARGIN = 0.8
 """The share of what is free that may be taken without being asked."""
+LIBRARIES = 30_000_000
+"""Bytes that torch and its kernels take for themselves once a model runs."""
+KEPT = 2
+"""A call's memory is taken this many times: an allocator does not give all of it back between calls."""
 TOKENS_A_CALL = {"cpu": 4096, "other": 131072}
 """More in one call is not faster."""
 
@@ -49,19 +53,19 @@ class Cost:
 
     def room(self, batch: int, limit: float, tokens: int, device: torch.device) -> Room:
         """The most that fits ``limit`` bytes and is of use. Raises ``VitPatchError`` where one image does not fit."""
-        waiting = batch * self.batch_bytes
 
         def taken(images: int, rows: int) -> int:
-            return waiting + images * self.image_bytes + rows * self.row_bytes
+            return LIBRARIES + batch * self.batch_bytes + images * self.image_bytes + rows * self.row_bytes
 
         if taken(1, 1) > limit:
             raise VitPatchError(
                 f"memory_gb {limit / GB:.3g}: one image of this plan and a batch of {batch} need "
                 f"{math.ceil(taken(1, 1) / GB * 1000) / 1000:.3f} GB; "
-                f"give as much, or a smaller batch_size (each image {self.batch_bytes / GB:.4f} GB)"
+                f"give as much, a smaller batch_size, or fewer layers, heads or tokens at once"
             )
         most = max(1, TOKENS_A_CALL["cpu" if device.type == "cpu" else "other"] // tokens)
         images = max(n for n in range(1, min(batch, most) + 1) if n == 1 or taken(n, n) <= limit)
+        images = math.ceil(batch / math.ceil(batch / images))  # parts of a batch of one size
         rows = max(n for n in range(images, most + 1) if n == images or taken(images, n) <= limit)
         return Room(images, rows, taken(images, rows))
 
@@ -118,7 +122,7 @@ def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
         image += stream
     row = max(8 * stream, 3 * stream + 2 * sizes.tokens * model.mlp_width * size)
     pixels = 3 * model.input_size[0] * model.input_size[1] * 4
-    return image, row, 5 * pixels
+    return image, KEPT * row, 5 * pixels
 
 
 def free_bytes(device: torch.device) -> float:

@@ -207,7 +207,7 @@ class PatchableViT(nn.Module):
         weight = self._attention_part(layer, self.family.output).weight  # (width, heads · head width)
         if head != ALL_HEADS:
             weight = weight.unflatten(1, (self.sizes.heads, -1))[:, head]
-        return F.linear(change.transpose(1, 2).flatten(2), weight)
+        return F.linear(change.to(weight.dtype).transpose(1, 2).flatten(2), weight)
 
     def mlp(self, layer: int, stream: Tensor) -> Tensor:
         """What a block's MLP adds to its ``stream`` (rows, tokens, width), token by token."""
@@ -229,8 +229,9 @@ class PatchableViT(nn.Module):
         the way is linear up to the classifier (the direct effect of Elhage et al. 2021, with a frozen layer norm).
         """
         norm = self.model.get_submodule(self.family.norm)
-        scale = (stream.float().var(-1, keepdim=True, unbiased=False) + norm.eps).rsqrt()
-        change = change.float()
+        wide = torch.promote_types(self.dtype, torch.float32)
+        scale = (stream.to(wide).var(-1, keepdim=True, unbiased=False) + norm.eps).rsqrt()
+        change = change.to(wide)
         moved = (change - change.mean(-1, keepdim=True)) * scale * norm.weight  # (changes, rows, reads, width)
         moved = norm(stream) + moved
         return self._classify(moved.flatten(0, 1).to(self.dtype)).unflatten(0, change.shape[:2])
@@ -345,7 +346,7 @@ class PatchableViT(nn.Module):
                 added = self.attention(layer, stream)
                 ways = [values[Site.ATTN_OUT, layer], self.project(layer, self.z(layer, heads))]
                 ways.append(self.project(layer, self.z(layer, patterned)))
-                if not all(self._equal(way, added) for way in ways):
+                if not all(self._equal(way, added) for way in ways) or not self._projects(layer, self.z(layer, heads)):
                     return False
                 stream = stream + added
                 stream = stream + self.mlp(layer, stream)
@@ -355,8 +356,22 @@ class PatchableViT(nn.Module):
         except (AttributeError, RuntimeError, TypeError, ValueError):  # a row that does not fit this model's modules
             return False
 
+    def _projects(self, layer: int, z: Tensor) -> bool:
+        """Whether a change of ``z`` goes through the output projection as its weight says, all heads' or one's."""
+        other, one = z.flip(0), z.clone()
+        one[:, 0] = other[:, 0]
+        before = self.project(layer, z)
+        for new, change, head in ((other, other - z, ALL_HEADS), (one, (other - z)[:, :1], 0)):
+            if not self._equal(before + self.project_change(layer, change, head), self.project(layer, new)):
+                return False
+        return True
+
     def _equal(self, got: Tensor, want: Tensor) -> bool:
-        rounding = 64 * torch.finfo(self.dtype).eps * float(want.float().abs().max())
+        types = [self.dtype, torch.float32]  # a pattern is float32 also in float64
+        if torch.is_autocast_enabled(self.device.type):
+            types.append(torch.get_autocast_dtype(self.device.type))
+        eps = max(torch.finfo(kind).eps for kind in types)
+        rounding = 64 * eps * float(want.float().abs().max())
         return torch.allclose(got.float(), want.float(), rtol=0, atol=rounding)
 
     @torch.no_grad()

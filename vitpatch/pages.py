@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.plots import GREEN, METRIC_NAMES, ORANGE, STYLES, Caption
+from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, headline
 from vitpatch.spec import BaseRun, Metric
 
 MOST_MAPS = 12
@@ -49,7 +49,9 @@ def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, ca
     grid[-1][2].set_xlabel("layer (the window's centre)")
     handles, labels = grid[0][2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(f"{caption.title}\n{METRIC_NAMES[caption.metric]}; {chosen}, of {caption.sample}", fontsize=10)
+    number = len(traces[0].patched)
+    some = f"; the first {MOST_LINES} of {number} series" if number > MOST_LINES else ""
+    headline(figure, caption.title, f"{METRIC_NAMES[caption.metric]}; {chosen}, of {caption.sample}{some}")
     return figure
 
 
@@ -75,10 +77,12 @@ def _draw_trace(axes: Axes, trace: Trace, layers: Sequence[int], metric: Metric)
     axes.set_ylabel(str(metric), fontsize=8)
 
 
-def effect_maps(maps: NDArray[np.floating], layers: Sequence[int], beside: Sequence[str], caption: Caption) -> Figure:
+def effect_maps(
+    maps: NDArray[np.floating], layers: Sequence[int], beside: Sequence[str], what: str, caption: Caption
+) -> Figure:
     """Mean effects over the image, (layers, rows, columns): a panel a layer, one scale.
 
-    ``beside`` are words for each panel on what is not an image patch, the CLS token.
+    ``beside`` are words for each panel on what is not an image patch, the CLS token; ``what`` a cell is.
     """
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
@@ -90,9 +94,9 @@ def effect_maps(maps: NDArray[np.floating], layers: Sequence[int], beside: Seque
         axes.set_title(f"layer {layer}{words}", fontsize=8)
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
-    label = f"mean effect of a token on the\n{METRIC_NAMES[caption.metric]}"
+    label = f"mean effect of a {what} on the\n{METRIC_NAMES[caption.metric]}"
     figure.colorbar(image, ax=list(panels), label=label, pad=0.02, shrink=0.8)
-    figure.suptitle(f"{caption.title}\n{caption.sample}", fontsize=10)
+    headline(figure, caption.title, caption.sample)
     return figure
 
 
@@ -122,7 +126,7 @@ def map_page(
         bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
         bar.ax.tick_params(labelsize=7)
     what = f"effect on the {METRIC_NAMES[caption.metric]}, each image on its own scale"
-    figure.suptitle(f"{caption.title}\n{what}\n{chosen}, of {caption.sample}", fontsize=10)
+    headline(figure, caption.title, what, f"{chosen}, of {caption.sample}")
     return figure
 
 

@@ -69,7 +69,10 @@ def _class_heatmap(setup: Setup, outcome: Outcome, summary: pd.DataFrame, captio
 
 
 def _over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
-    """Rows of ``each`` or ``grid`` as (layers, rows, columns), of the first window and head; ``None`` without them."""
+    """Rows of ``each`` or ``grid`` as (layers, rows, columns), of the first window and head; ``None`` without them.
+
+    Where there are several, ``_first_of`` says so.
+    """
     kinds = [name.partition(":")[0] for name in summary["tokens"] if cell(name)]
     if not kinds:
         return None
@@ -83,12 +86,25 @@ def _over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
     return at
 
 
+def _first_of(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
+    """What is shown of a run with several windows, heads or kinds of token groups, in words for a title."""
+    names = ("window", "head") if heads else ("window",)
+    words = [f"{name} {summary[name].loc[row]}" for name in names if summary[name].nunique() > 1]
+    kinds = {name.partition(":")[0] for name in summary["tokens"]}
+    if len(kinds) > 1:
+        words.append(f"tokens {summary['tokens'].loc[row].partition(':')[0]}")
+    return f"; shown: {', '.join(words)}" if words else ""
+
+
 def _mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Caption) -> Figure:
     layers = summary["layer"].iloc[at[:, 0, 0]].tolist()
-    window = summary["window"].iloc[at.flat[0]]
-    of_cls = summary[(summary["tokens"] == "each:cls") & (summary["window"] == window)].set_index("layer")["effect"]
+    shown = summary.iloc[at.flat[0]]
+    same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
+    of_cls = summary[same & (summary["tokens"] == "each:cls")].set_index("layer")["effect"]
     beside = [f", CLS {of_cls[layer]:+.3f}" if layer in of_cls.index else "" for layer in layers]
-    return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, caption)
+    caption = replace(caption, title=caption.title + _first_of(summary, at.flat[0]))
+    what = "token" if shown["tokens"].startswith("each") else "block of patches"
+    return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
 
 
 def _pages(
@@ -112,8 +128,11 @@ def _pages(
 def _page(
     traces: list[pages.Trace], setup: Setup, summary: pd.DataFrame, chosen: str, caption: plots.Caption
 ) -> Figure:
-    layers = list(dict.fromkeys(summary["layer"]))
-    if _over_the_image(summary) is not None:
+    layers, over_image = list(dict.fromkeys(summary["layer"])), _over_the_image(summary)
+    if traces[0].maps is not None:
+        row = 0 if over_image is None else over_image.flat[0]
+        caption = replace(caption, title=caption.title + _first_of(summary, row, heads=over_image is not None))
+    if over_image is not None:
         return pages.map_page(traces, [f"layer {layer}" for layer in layers], ("", ""), chosen, caption)
     if traces[0].maps is not None:
         return pages.map_page(traces, ["layer × head"], ("head", "layer"), chosen, caption)

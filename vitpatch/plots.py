@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,19 @@ APART = 0.07
 NAMED = 5
 """Of dots, how many are named."""
 STYLES = tuple(
-    zip((BLUE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#882255"), "os^DvPX*", strict=True)
+    zip((BLUE, "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288"), "os^DvPX*", strict=True)
 )
-"""(colour, marker) of the lines of a figure."""
+"""(colour, marker) of the lines of a figure; green and orange are the clean and the corrupted run's."""
+CHARACTERS_AN_INCH = 13.0
+"""Of a title."""
+
+
+def headline(figure: Figure, *lines: str) -> None:
+    """The figure's title, each line broken where the figure ends."""
+    width = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
+    parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
+    figure.suptitle("\n".join(parts), fontsize=10)
+
 
 METRIC_NAMES = {
     Metric.PROB: "probability of the true class",
@@ -78,10 +89,11 @@ def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> F
     axes.set_xlabel("layer" if window in (1, PREFIX, SUFFIX) else _centre(window))
     axes.set_ylabel(f"effect on the\n{METRIC_NAMES[caption.metric]}")
     axes.set_xticks(sorted(set(summary["layer"])))
-    _share_of_total(axes, total)
+    if summary["recovered"].notna().any():
+        _share_of_total(axes, total)
     axes.legend(loc="best", frameon=False, fontsize=9, ncols=1 if len(series) < 4 else 2)
     axes.grid(axis="y", alpha=0.25)
-    axes.set_title(f"{caption.title}\n{caption.sample}", fontsize=10)
+    headline(figure, caption.title, caption.sample)
     return figure
 
 
@@ -111,9 +123,14 @@ def _dots(axes: Axes, summary: pd.DataFrame) -> None:
     largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index]
     error = np.abs(np.stack([largest["effect"] - largest["effect_low"], largest["effect_high"] - largest["effect"]]))
     axes.errorbar(largest["layer"], largest["effect"], yerr=error, fmt="o", color=BLUE, markersize=4, capsize=3)
-    for row in largest.to_dict("records"):
-        at = (row["layer"], row["effect"])
-        axes.annotate(row["series"], at, (5, 3), textcoords="offset points", fontsize=8)
+    _name(axes, [(row["layer"], row["effect"], row["series"]) for row in largest.to_dict("records")])
+
+
+def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names points, from the lowest up on the right and on the left in turn, so that neighbours keep apart."""
+    for i, (x, y, name) in enumerate(sorted(points, key=lambda point: point[1])):
+        side = {"ha": "left", "xytext": (6, -3)} if i % 2 == 0 else {"ha": "right", "xytext": (-6, -3)}
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **side)
 
 
 def _share_of_total(axes: Axes, total: Estimate) -> None:
@@ -141,7 +158,7 @@ def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Seque
     axes.set_xlabel("layer (the window's centre)")
     figure.colorbar(image, ax=axes, label=f"mean effect on the\n{METRIC_NAMES[caption.metric]}", pad=0.02)
     some = f"; the {MOST_CLASSES} of {len(rows)} classes with the most images" if len(shown) < len(rows) else ""
-    axes.set_title(f"{caption.title}\n{caption.sample}{some}; bold: 95 % interval without 0", fontsize=10)
+    headline(figure, caption.title, f"{caption.sample}{some}; bold: 95 % interval without 0")
     return figure
 
 
@@ -174,7 +191,7 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
         axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
     panels[0].set_ylabel("layer")
     figure.colorbar(image, ax=list(panels), label=f"mean effect on the\n{METRIC_NAMES[caption.metric]}", pad=0.02)
-    figure.suptitle(f"{caption.title}\n{caption.sample}; bold: 95 % interval without 0", fontsize=10)
+    headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
     return figure
 
 
@@ -197,11 +214,12 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
             rows["layer"], share, yerr=error, color=colour, marker=marker, linewidth=1.8, capsize=3, label=label
         )
     axes.set_xticks(sorted(set(summary["layer"])))
-    axes.set_xlabel("layer")
+    window = int(summary["window"].iloc[0])
+    axes.set_xlabel("layer" if window in (1, PREFIX, SUFFIX) else _centre(window))
     axes.set_ylabel("share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
-    axes.set_title(f"{caption.title}\nhandover: where the information moves to CLS; {caption.sample}", fontsize=10)
+    headline(figure, caption.title, f"handover: where the information moves to CLS; {caption.sample}")
     return figure
 
 
@@ -214,22 +232,23 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
     if len(series) > MOST_LINES // 2:
         _scatter_direct(axes, summary)
     else:
-        for (colour, marker), name in zip(STYLES, series, strict=False):
+        for i, ((colour, marker), name) in enumerate(zip(STYLES, series, strict=False)):
             rows = summary[summary["series"] == name].sort_values("layer")
+            beside = APART * (i - (len(series) - 1) / 2)
             for column, look, word in (("log_odds_effect", "-", "whole"), ("direct_log_odds", ":", "direct")):
                 value = rows[column].to_numpy()
                 error = np.abs(np.stack([value - rows[f"{column}_low"], rows[f"{column}_high"] - value]))
                 label = f"{name}: {word} effect" if name else f"{word} effect"
                 style = {"color": colour, "marker": marker, "linestyle": look, "label": f"{label}, 95 % interval"}
                 fill = {} if word == "whole" else {"markerfacecolor": "white"}
-                axes.errorbar(rows["layer"], value, yerr=error, linewidth=1.8, capsize=3, **style, **fill)
+                axes.errorbar(rows["layer"] + beside, value, yerr=error, linewidth=1.8, capsize=3, **style, **fill)
         axes.set_xticks(sorted(set(summary["layer"])))
         axes.set_xlabel("layer (the window's centre)")
         axes.set_ylabel("change of the log odds of the true class (nats)")
     axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    axes.set_title(f"{caption.title}\n{what}; {caption.sample}", fontsize=10)
+    headline(figure, caption.title, f"{what}; {caption.sample}")
     return figure
 
 
@@ -238,11 +257,9 @@ def _scatter_direct(axes: Axes, summary: pd.DataFrame) -> None:
     points = axes.scatter(x, y, c=summary["layer"], cmap="viridis", s=18)
     axes.figure.colorbar(points, ax=axes, label="layer")
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="all of the effect is direct")
-    for row in summary.loc[y.abs().nlargest(NAMED).index].to_dict("records"):
-        at = (row["direct_log_odds"], row["log_odds_effect"])
-        name = f"layer {row['layer']}, {row['series']}"
-        axes.annotate(name, at, (5, 3), textcoords="offset points", fontsize=8)
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="whole = direct")
+    largest = summary.loc[y.abs().nlargest(NAMED).index].to_dict("records")
+    _name(axes, [(r["direct_log_odds"], r["log_odds_effect"], f"layer {r['layer']}, {r['series']}") for r in largest])
     axes.set_xlabel("direct effect on the log odds of the true class (nats)")
     axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
 

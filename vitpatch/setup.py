@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
@@ -121,6 +122,9 @@ def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
         raise VitPatchError(
             f"trainer.precision {asked}: expected one of {', '.join(PRECISIONS)}; weights below float32: model.dtype"
         )
+    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if _precision(cfg) == "16-mixed" and on_cpu:
+        raise VitPatchError("trainer.precision 16-mixed: a CPU has none; use bf16-mixed or 32")
     if checkpoint.dtype != "float32" and _precision(cfg) != "32":
         raise VitPatchError(
             f"trainer.precision {asked} with model.dtype {checkpoint.dtype}: the weights are below float32 already; "
