@@ -13,6 +13,7 @@ from vitpatch.cost import LIBRARIES, Room, cost_of
 from vitpatch.execute import execute
 from vitpatch.model import PatchableViT
 from vitpatch.plan import make_plan
+from vitpatch.proof import prove
 from vitpatch.spec import BaseRun, Direction, Site, Target, TokenGroup, VitPatchError
 from vitpatch.tokens import fixed, token_masks
 
@@ -121,7 +122,7 @@ def test_a_model_whose_parts_do_not_give_its_logits_is_found_out(made, pixels, c
 
     handle = model.model.register_forward_hook(doubled)
     try:
-        model.prove()
+        prove(model)
         assert not model.stepwise and "full forward pass" in caplog.text
         _, _, outputs = run(model, pixels, "attn_out", (3,))
         _, _, patched = expected(model.model, "vit", *pixels.values(), window=3)
@@ -130,7 +131,7 @@ def test_a_model_whose_parts_do_not_give_its_logits_is_found_out(made, pixels, c
             run(model, pixels, "pattern", (1,), heads="joint")
     finally:
         handle.remove()
-        model.prove()
+        prove(model)
     assert model.stepwise
 
 

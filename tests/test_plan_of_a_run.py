@@ -12,7 +12,9 @@ from conftest import DEPTH, ROOT, pictures, write_parquet
 from PIL import Image
 
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.spec import VitPatchError
+from vitpatch.cost import LIBRARIES, cost_of
+from vitpatch.plan import make_plan
+from vitpatch.spec import Direction, Site, Target, VitPatchError
 
 
 def manifest_of(folder):
@@ -59,14 +61,17 @@ def test_a_dry_sweep_is_no_failure(cli, made, tmp_path):
     assert code == 0 and "2 of 2 runs finished" in printed
 
 
-def test_a_tiny_budget_changes_no_number_and_too_little_is_one_line(patched, tmp_path, caplog):
-    wide, tight = (effects_of(patched(f"memory_gb={gb}", folder=f"m{gb}")) for gb in (1, 0.0304))
-    assert tight["effect"].to_numpy() == pytest.approx(wide["effect"].to_numpy(), abs=1e-6)
+def test_a_tiny_budget_changes_no_number_and_too_little_is_one_line(patched, made, caplog):
+    model = Checkpoint(str(made / "vit")).load()
+    cost = cost_of(make_plan(Target(Site.ATTN_OUT), (3,), Direction.DENOISE, model.sizes), model)
+    least = (LIBRARIES + 5 * cost.batch_bytes + cost.image_bytes + cost.row_bytes) / 1e9
+    wide = effects_of(patched("memory_gb=1", folder="wide"))
     with caplog.at_level(logging.INFO):
-        patched("memory_gb=0.0304", "overwrite=true", folder="m0.0304")
+        tight = effects_of(patched(f"memory_gb={least + 1e-6}", folder="tight"))
     assert "(1 image at once)" in caplog.text
-    with pytest.raises(VitPatchError, match=r"memory_gb 0.03: one image of this plan and a batch of 5 need 0.\d+ GB"):
-        patched("memory_gb=0.03", folder="less")
+    assert tight["effect"].to_numpy() == pytest.approx(wide["effect"].to_numpy(), abs=1e-6)
+    with pytest.raises(VitPatchError, match=r"memory_gb 0.0\d+: one image of this plan and 5 that wait need 0.\d+ GB"):
+        patched(f"memory_gb={least - 1e-6}", folder="less")
     for wrong in ("0", "-1", "much", "true"):
         with pytest.raises(VitPatchError, match=r"memory_gb .*expected a number above 0, or null"):
             patched(f"memory_gb={wrong}", folder="wrong")

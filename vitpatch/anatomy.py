@@ -17,7 +17,7 @@ class Family:
     ``special`` names the tokens before the image patches. ``readouts`` are the ways to classify that models of the
     family have, each {head: token it reads}, its logits the mean over its heads; a model's way is the first whose
     heads it has. ``Family`` is data: that it is true of a model is shown when the model is loaded
-    (``vitpatch.model.PatchableViT.prove``).
+    (``vitpatch.proof``).
     """
 
     name: str

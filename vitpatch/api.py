@@ -20,6 +20,7 @@ from vitpatch.effects import total_effect
 from vitpatch.execute import execute
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
+from vitpatch.proof import prove
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.spec import (
     EVERY_HEAD,
@@ -104,19 +105,15 @@ def patch(
             patchable.sizes,
         )
         group_masks = token_masks(plan.token_groups, plan.sizes, target_.grid, masks, ids.tolist(), seed)
-        room = cost_of(plan, patchable).room(
-            len(labels), memory_limit(memory_gb, patchable.device), plan.sizes.tokens, patchable.device
-        )
+        limit = memory_limit(memory_gb, patchable.device)
+        room = cost_of(plan, patchable).room(len(labels), limit, plan.sizes.tokens, patchable.device, waiting=0)
         parts = []
         for first in range(0, len(labels), room.images):
             here = slice(first, first + room.images)
-            pixels = {
-                run: images[here].to(patchable.device, patchable.dtype)
-                for run, images in ((BaseRun.CLEAN, clean), (BaseRun.CORRUPT, corrupt))
-            }
-            of_part = group_masks[:, here]
-            outputs = execute(plan, patchable, pixels, of_part, room).cpu()
-            parts.append(columns(outputs, plan, labels[here], ids[here], of_part, metric, rival))
+            images = {BaseRun.CLEAN: clean[here], BaseRun.CORRUPT: corrupt[here]}
+            pixels = {run: x.to(patchable.device, patchable.dtype) for run, x in images.items()}
+            outputs = execute(plan, patchable, pixels, group_masks[:, here], room).cpu()
+            parts.append(columns(outputs, plan, labels[here], ids[here], group_masks[:, here], metric, rival))
     finally:
         for module, mode in was_training.items():
             module.training = mode
@@ -171,7 +168,7 @@ def _patchable(model: nn.Module) -> PatchableViT:
     patchable = PatchableViT(model, family_of(config.model_type, type(model).__name__))
     made_of, (proven_of, patchable.stepwise) = _made_of(model), _PROVEN.get(model, (None, True))
     if made_of is None or made_of != proven_of:
-        patchable.prove()
+        prove(patchable)
         _PROVEN[model] = (made_of, patchable.stepwise)
     return patchable
 

@@ -15,6 +15,7 @@ from PIL import Image
 from vitpatch.anatomy import family_of
 from vitpatch.hub import explain, resolve
 from vitpatch.model import PatchableViT, Preprocessing, pair
+from vitpatch.proof import prove
 from vitpatch.spec import VitPatchError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,7 +55,7 @@ def _load(checkpoint: Checkpoint) -> PatchableViT:
     family = family_of(model.config.model_type, checkpoint.path)
     patchable = PatchableViT(model.requires_grad_(False), family, preprocessing)
     _check_input_size(patchable, checkpoint.path)
-    patchable.prove()
+    prove(patchable)
     return patchable
 
 

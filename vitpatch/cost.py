@@ -51,15 +51,19 @@ class Cost:
     row_bytes: int
     batch_bytes: int
 
-    def room(self, batch: int, limit: float, tokens: int, device: torch.device) -> Room:
-        """The most that fits ``limit`` bytes and is of use. Raises ``VitPatchError`` where one image does not fit."""
+    def room(self, batch: int, limit: float, tokens: int, device: torch.device, waiting: int | None = None) -> Room:
+        """The most of a batch that fits ``limit`` bytes and is of use; ``waiting`` of its images (all) take room too.
+
+        Raises ``VitPatchError`` where one image does not fit.
+        """
+        waiting = batch if waiting is None else waiting
 
         def taken(images: int, rows: int) -> int:
-            return LIBRARIES + batch * self.batch_bytes + images * self.image_bytes + rows * self.row_bytes
+            return LIBRARIES + waiting * self.batch_bytes + images * self.image_bytes + rows * self.row_bytes
 
         if taken(1, 1) > limit:
             raise VitPatchError(
-                f"memory_gb {limit / GB:.3g}: one image of this plan and a batch of {batch} need "
+                f"memory_gb {limit / GB:.3g}: one image of this plan and {waiting} that wait need "
                 f"{math.ceil(taken(1, 1) / GB * 1000) / 1000:.3f} GB; "
                 f"give as much, a smaller batch_size, or fewer layers, heads or tokens at once"
             )
@@ -109,7 +113,9 @@ def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
     sizes, width, size = plan.sizes, model.width, torch.finfo(model.dtype).bits // 8
     stream = sizes.tokens * width * size
     read = sizes.reads * width
-    image = (plan.whole + 10) * stream  # states, both base runs before, added, after, and what is put together
+    pixels = 3 * model.input_size[0] * model.input_size[1] * 4
+    image = 2 * pixels + plan.whole * stream
+    image += 10 * stream  # both base runs before a half, what it adds, after it; and what is put together of them
     image += plan.states * read * size + 3 * (len(plan.readings) + len(plan.patches)) * read * 4
     image += 4 * len(plan.patches) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
     if plan.target.site.by_head:
@@ -121,7 +127,6 @@ def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
     elif plan.target.site in (Site.Q, Site.K):
         image += stream
     row = max(8 * stream, 3 * stream + 2 * sizes.tokens * model.mlp_width * size)
-    pixels = 3 * model.input_size[0] * model.input_size[1] * 4
     return image, KEPT * row, 5 * pixels
 
 

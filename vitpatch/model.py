@@ -2,13 +2,12 @@
 
 Nothing of the model is converted. It can be run whole, with hooks that live inside a ``with`` and go by name, never by
 firing order; or by its parts – embeddings, each block's attention and MLP, readout – which is what the executor does.
-That both give the same logits is shown when the model is loaded.
+That both give the same logits, ``vitpatch.proof`` shows when the model is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from torch import Tensor, nn
 
 from vitpatch.anatomy import Family
 from vitpatch.spec import ALL_HEADS, Site, Sizes, VitPatchError
-
-log = logging.getLogger(__name__)
 
 Place = tuple[Site, int]
 """A site of a layer."""
@@ -293,86 +290,6 @@ class PatchableViT(nn.Module):
 
         with self.hooked({place: put(new) for place, new in values.items()}):
             yield
-
-    # --- proof ---
-
-    @torch.no_grad()
-    def prove(self) -> None:
-        """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
-
-        Checked: every site is met once a pass, in its shape; a block's output is its input plus attention plus MLP;
-        putting a run's own values back changes no logit; values put in are what goes on. Where only the run by parts
-        has other logits, ``stepwise`` becomes false: patches are then full forward passes.
-        """
-        name, pixels = self.family.name, torch.rand(3, 3, *self.input_size, generator=torch.Generator().manual_seed(0))
-        pixels = pixels.to(self.device, self.dtype)
-        places = tuple((site, layer) for site in (*HOOKED, Site.RESID_MID) for layer in range(self.sizes.depth))
-        with self.reading(places) as values:
-            plain = self(pixels)
-        if missed := [place for place in places if place not in values]:
-            raise VitPatchError(f"{name}: {missed[0][0]} of layer {missed[0][1]} is never computed")
-        if not plain.isfinite().all():
-            layer = self.first_bad_layer(pixels)
-            where = "in the classifier" if layer is None else f"from layer {layer} on"
-            raise VitPatchError(
-                f"the model's values are not finite {where}, on random pixels; check its weights and dtype"
-            )
-        for (site, layer), value in values.items():
-            if value.shape[:2] != (3, self.sizes.tokens):
-                want = (3, self.sizes.tokens)
-                raise VitPatchError(f"{name}: {site} of layer {layer} is {tuple(value.shape)}, expected {want} first")
-        for layer in range(self.sizes.depth):
-            before, after = values[Site.RESID_PRE, layer], values[Site.RESID_POST, layer]
-            if not self._equal(before + values[Site.ATTN_OUT, layer] + values[Site.MLP_OUT, layer], after):
-                raise VitPatchError(f"{name}: block {layer} is not input + attention + MLP; not supported")
-        with self.replacing({place: value for place, value in values.items() if place[0] is not Site.RESID_MID}):
-            same = self(pixels)
-        with self.replacing({(Site.RESID_POST, 0): values[Site.RESID_POST, 0].flip(0)}):
-            flipped = self(pixels)
-        for what, got, want in (("its own values", same, plain), ("another run's values", flipped, plain.flip(0))):
-            if not self._equal(got, want):
-                raise VitPatchError(f"{name}: a run patched with {what} has the wrong logits")
-        self.stepwise = self._parts_are_true(pixels, plain, values)
-        if not self.stepwise:
-            log.warning("%s: run by its parts this model has other logits; every patch is a full forward pass", name)
-
-    def _parts_are_true(self, pixels: Tensor, logits: Tensor, values: Mapping[Place, Tensor]) -> bool:
-        """Whether the parts give the sites' values and the logits, attention taken apart by head included."""
-        try:
-            stream = self.embed(pixels)
-            for layer in range(self.sizes.depth):
-                heads = self.heads(layer, stream)
-                patterned = self.heads(layer, stream, pattern=True)
-                added = self.attention(layer, stream)
-                ways = [values[Site.ATTN_OUT, layer], self.project(layer, self.z(layer, heads))]
-                ways.append(self.project(layer, self.z(layer, patterned)))
-                if not all(self._equal(way, added) for way in ways) or not self._projects(layer, self.z(layer, heads)):
-                    return False
-                stream = stream + added
-                stream = stream + self.mlp(layer, stream)
-            read = stream[:, : self.sizes.reads]
-            unmoved = self.direct(read, torch.zeros(1, *read.shape, device=read.device))[0]
-            return self._equal(self.readout(read), logits) and self._equal(unmoved, logits)
-        except (AttributeError, RuntimeError, TypeError, ValueError):  # a row that does not fit this model's modules
-            return False
-
-    def _projects(self, layer: int, z: Tensor) -> bool:
-        """Whether a change of ``z`` goes through the output projection as its weight says, all heads' or one's."""
-        other, one = z.flip(0), z.clone()
-        one[:, 0] = other[:, 0]
-        before = self.project(layer, z)
-        for new, change, head in ((other, other - z, ALL_HEADS), (one, (other - z)[:, :1], 0)):
-            if not self._equal(before + self.project_change(layer, change, head), self.project(layer, new)):
-                return False
-        return True
-
-    def _equal(self, got: Tensor, want: Tensor) -> bool:
-        types = [self.dtype, torch.float32]  # a pattern is float32 also in float64
-        if torch.is_autocast_enabled(self.device.type):
-            types.append(torch.get_autocast_dtype(self.device.type))
-        eps = max(torch.finfo(kind).eps for kind in types)
-        rounding = 64 * eps * float(want.float().abs().max())
-        return torch.allclose(got.float(), want.float(), rtol=0, atol=rounding)
 
     @torch.no_grad()
     def first_bad_layer(self, pixels: Tensor) -> int | None:
