@@ -118,14 +118,25 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Make the task, compare every peer, print the table and write the JSON."""
+    """Make the task, compare every peer, print the table and write the JSON, after each: a peer takes minutes."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        expected = reference(make_task(folder, options.size, options.images, options.small))
-        rows = [compare(peer, folder, expected, options) for peer in options.peer or PEERS]
-    settings = {
+    name = "small" if options.small else options.size
+    output = options.output or Path(__file__).parent / "results" / f"peers_{name}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        expected = reference(make_task(Path(folder), options.size, options.images, options.small))
+        settings, rows = about(options, expected), []
+        for peer in options.peer or PEERS:
+            rows.append(compare(peer, Path(folder), expected, options))
+            print(table(rows[-1:]), file=sys.stderr, flush=True)
+            output.write_text(json.dumps({"settings": settings, "peers": rows}, indent=2) + "\n")
+    print(table(rows))
+
+
+def about(options: argparse.Namespace, expected: torch.Tensor) -> dict[str, Any]:
+    """What was compared, and where."""
+    return {
         "model": "4-layer ViT" if options.small else "ViT-B/16",
         "size": 32 if options.small else options.size,
         "images": options.images,
@@ -138,11 +149,6 @@ def main() -> None:
         "mean_effect": expected.abs().mean().item(),
         "processor": platform.processor() or platform.machine(),
     }
-    print(table(rows))
-    name = "small" if options.small else options.size
-    output = options.output or Path(__file__).parent / "results" / f"peers_{name}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"settings": settings, "peers": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
