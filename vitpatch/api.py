@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitpatch import stats
 from vitpatch.anatomy import family_of
-from vitpatch.config import one_of, whole_number
+from vitpatch.config import one_of, whole_number, window_of
 from vitpatch.cost import cost_of, memory_limit
 from vitpatch.effects import total_effect
 from vitpatch.execute import execute
@@ -25,7 +25,6 @@ from vitpatch.rows import Columns, columns, joined
 from vitpatch.spec import (
     EVERY_HEAD,
     JOINT,
-    WINDOW_WORDS,
     BaseRun,
     Direction,
     Metric,
@@ -249,15 +248,7 @@ def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:
     windows = list(window) if isinstance(window, list | tuple) else [window]
     if not windows:
         raise VitPatchError("window: empty; expected at least one")
-    numbers = []
-    for w in windows:
-        if isinstance(w, str) and w in WINDOW_WORDS:
-            numbers.append(WINDOW_WORDS[w])
-        elif isinstance(w, bool) or not hasattr(w, "__index__") or operator.index(w) < 1:
-            raise VitPatchError(f"window {w!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
-        else:
-            numbers.append(operator.index(w))
-    return tuple(dict.fromkeys(numbers))
+    return tuple(dict.fromkeys(map(window_of, windows)))
 
 
 def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[int]) -> pd.DataFrame:

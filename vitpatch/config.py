@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import re
 import time
@@ -79,7 +80,7 @@ def read_study(cfg: DictConfig) -> Study:
     one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
     return Study(
         target=target,
-        windows=tuple(dict.fromkeys(_window(window) for window in _listed("window", cfg.window))),
+        windows=tuple(dict.fromkeys(window_of(window) for window in _listed("window", cfg.window))),
         direction=one_of("direction", cfg.direction, Direction),
         metric=one_of("metric", cfg.metric, Metric),
         rival=one_of("rival", cfg.rival, BaseRun),
@@ -93,12 +94,13 @@ def _listed(key: str, value: Any) -> list[Any]:
     return list(value) if OmegaConf.is_list(value) else [value]
 
 
-def _window(value: Any) -> int:
-    if value in WINDOW_WORDS:
+def window_of(value: Any) -> int:
+    """A window as ``Patch.window`` has it, from a number of layers or a word."""
+    if isinstance(value, str) and value in WINDOW_WORDS:
         return WINDOW_WORDS[value]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise VitPatchError(f"window {value!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
-    return value
+    return operator.index(value)
 
 
 def _heads(value: Any) -> tuple[int, ...] | str | None:

@@ -13,7 +13,7 @@ from vitpatch import stats
 from vitpatch.config import Study
 from vitpatch.effects import total_effect
 from vitpatch.plan import Plan
-from vitpatch.spec import PREFIX, SUFFIX, BaseRun, Estimate, Metric
+from vitpatch.spec import BaseRun, Estimate, Metric, window_word
 from vitpatch.store import RunFolder, patch_columns
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
@@ -96,9 +96,8 @@ def _measured(
 
 def series_of(summary: pd.DataFrame) -> list[str]:
     """What tells apart patches of one layer, by row: window, head, tokens, as far as they differ; ``""`` = nothing."""
-    words = {PREFIX: "prefix", SUFFIX: "suffix"}
     named = {
-        "window": [words.get(window, f"w{window}") for window in summary["window"]],
+        "window": [window_word(w) if w < 1 else f"w{w}" for w in summary["window"]],
         "head": [f"h{head}" for head in summary["head"]],
         "tokens": list(summary["tokens"]),
     }

@@ -31,6 +31,7 @@ from vitpatch.spec import (
     Target,
     VitPatchError,
     window_layers,
+    window_word,
 )
 from vitpatch.tokens import token_names
 
@@ -199,9 +200,8 @@ def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
         if window not in WINDOW_WORDS.values() and not 1 <= window <= depth:
             raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}, prefix or suffix")
         if target.one_head_at_a_time and window != 1:
-            word = {number: word for word, number in WINDOW_WORDS.items()}.get(window, window)
             raise VitPatchError(
-                f"window {word} with target={target.site}: a head has no identity across layers; "
+                f"window {window_word(window)} with target={target.site}: a head has no identity across layers; "
                 "use window=1, or target.heads=joint for all heads together"
             )
     for layer in target.layers or ():

@@ -24,6 +24,7 @@ from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
 from vitpatch.data import BadImage, ImageDataModule
 from vitpatch.execute import Outputs, execute
 from vitpatch.model import PatchableViT
+from vitpatch.proof import NOT_STEPWISE
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, ImageBatch, VitPatchError
@@ -148,9 +149,6 @@ class PatchingModule(lightning.LightningModule):
             for row in _rows_not_finite(patched):
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
                 raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
-
-
-NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
 
 
 def _parts(images: ImageBatch, room: Room) -> Iterator[ImageBatch]:

@@ -13,6 +13,8 @@ from vitpatch.spec import ALL_HEADS, Site, VitPatchError
 
 log = logging.getLogger(__name__)
 
+NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
+
 
 @torch.no_grad()
 def prove(model: PatchableViT) -> None:
@@ -50,7 +52,7 @@ def prove(model: PatchableViT) -> None:
             raise VitPatchError(f"{name}: a run patched with {what} has the wrong logits")
     model.stepwise = _parts_are_true(model, pixels, plain, values)
     if not model.stepwise:
-        log.warning("%s: run by its parts this model has other logits; every patch is a full forward pass", name)
+        log.warning("%s: %s", name, NOT_STEPWISE)
 
 
 def _parts_are_true(model: PatchableViT, pixels: Tensor, logits: Tensor, values: Mapping[Place, Tensor]) -> bool:

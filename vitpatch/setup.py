@@ -17,7 +17,7 @@ from vitpatch.corruptions import Corruption
 from vitpatch.data import LabelledImages, check_labels
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
-from vitpatch.spec import JOINT, WINDOW_WORDS, TokenGroup, VitPatchError, digest
+from vitpatch.spec import JOINT, TokenGroup, VitPatchError, digest, window_word
 from vitpatch.tokens import needs_masks
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,7 @@ class Setup:
         at = "" if target.tokens == (TokenGroup.ALL,) else f" at {' and '.join(target.tokens)}"
         if target.heads is not None:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
-        words = {number: word for word, number in WINDOW_WORDS.items()}
-        windows = ", ".join(str(words.get(window, window)) for window in study.windows)
+        windows = ", ".join(map(window_word, study.windows))
         first = (
             f"{_short(self.cfg.model.path)} on {_short(self.cfg.data.path)}, {_corruption_label(self.cfg.corruption)}"
         )

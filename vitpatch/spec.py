@@ -171,6 +171,11 @@ class Patch:
         return len(self.layers) < self.window
 
 
+def window_word(window: int) -> str:
+    """A window as it is asked for: its number of layers, ``prefix`` or ``suffix``."""
+    return {number: word for word, number in WINDOW_WORDS.items()}.get(window, str(window))
+
+
 def window_layers(centre: int, window: int, depth: int) -> tuple[int, ...]:
     """The layers of a window, clipped to ``0 … depth - 1``.
 
