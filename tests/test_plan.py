@@ -128,6 +128,7 @@ def test_every_distinct_state_is_computed_once_and_none_else(site, windows, toke
     ends = [state(run, 4 * depth + 1) for run in runs]
     same = {(a == b) == (x == y) for (a, x), (b, y) in product(zip(ends, made.final, strict=True), repeat=2)}
     assert same == {True}
+    assert made.states == len(set(made.final) - {DONOR, RECIPIENT})  # no room is kept for a state that has ended
     assert all((end == "donor") == (f == DONOR) for end, f in zip(ends, made.final, strict=True))
     assert all((end == ()) == (f == RECIPIENT) for end, f in zip(ends, made.final, strict=True))
 
