@@ -77,7 +77,8 @@ def test_defaults_are_the_contracts():
         ("target.grid=3", "target.grid 3.*rows,columns"),
         ("target.grid=[0,2]", "target.grid 0"),
         ("matmul_precision=low", "matmul_precision 'low'.*highest, high, medium"),
-        ("target.layers=3", "target.layers 3.*list of layers"),
+        ("target.layers=x", "target.layers 'x'.*list of layers"),
+        ("target.layers=-1", "target.layers -1"),
         ("target.layers=[]", "target.layers"),
         ("target.layers=[0,x]", "target.layers 'x'"),
         ("target.layers=[-1]", "target.layers -1"),
@@ -87,6 +88,10 @@ def test_defaults_are_the_contracts():
 def test_a_wrong_value_is_named_with_what_is_expected(override, says):
     with pytest.raises(VitPatchError, match=says):
         config.read_study(composed("patch", override))
+
+
+def test_one_layer_needs_no_list():
+    assert config.read_study(composed("patch", "target.layers=3")).target.layers == (3,)
 
 
 def test_a_runs_name_is_what_is_measured():

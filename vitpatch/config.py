@@ -64,9 +64,9 @@ def read_study(cfg: DictConfig) -> Study:
     """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
     layers = cfg.target.layers
     if layers != "all":
-        if not OmegaConf.is_list(layers) or not layers:
-            raise VitPatchError(f"target.layers {layers!r}: expected all or a list of layers such as [0,3]")
-        layers = tuple(whole_number("target.layers", layer, least=0) for layer in layers)
+        if isinstance(layers, str):
+            raise VitPatchError(f"target.layers {layers!r}: expected all, a layer, or a list of layers such as [0,3]")
+        layers = tuple(whole_number("target.layers", layer, least=0) for layer in _listed("target.layers", layers))
     target = Target(
         site=one_of("target.site", cfg.target.site, Site),
         layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
