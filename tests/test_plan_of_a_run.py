@@ -48,8 +48,14 @@ def test_a_dry_run_says_its_line_and_touches_nothing(patched, tmp_path, caplog):
     assert "plan: 4 patches" in caplog.text
     assert [p.name for p in (tmp_path / "dry").rglob("*") if p.is_file()] == ["start.json"]
     with pytest.raises(VitPatchError, match="other settings"):
-        patched("window=2", "dry_run=true")
+        patched("window=2")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        patched("window=1", "dry_run=true")  # finished before, and still planned
+    assert "plan: 4 patches" in caplog.text
+    now = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if ".hydra" not in path.parts}
+    assert {p for p, t in now.items() if p != folder and before.get(p) != t} == set()
 
 
 def test_a_dry_sweep_is_no_failure(cli, made, tmp_path):

@@ -37,12 +37,12 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
     setup = prepare(cfg)
     folder = RunFolder(path)
-    if _already_there(folder, setup.run_id, cfg.overwrite):
-        log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
-        return
     if cfg.dry_run:
         data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
         folder.plan_only(predict(setup, data, make_trainer, folder, dry_run=True).line or "no image can be read")
+        return
+    if _already_there(folder, setup.run_id, cfg.overwrite):
+        log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
     folder.begin()
     config = OmegaConf.to_container(cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
