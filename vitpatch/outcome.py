@@ -17,6 +17,10 @@ from vitpatch.spec import BaseRun, Estimate, Metric, window_word
 from vitpatch.store import RunFolder, patch_columns
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
+NOT_RECOVERED = (
+    "recovered is empty, and so is the picture of a handover: the mean total effect is within 3 standard errors of 0, "
+    "or has none"
+)
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not move the model"
 
 
@@ -119,18 +123,24 @@ def described(outcome: Outcome) -> dict[str, Any]:
     known = {name: None if np.isnan(value) else value for name, value in numbers.items()}
     result = {"total_effect": known, "peak_layer": outcome.peak_layer, "peak_effect": _of_peak(outcome, "effect")}
     result["peak"] = {name: _of_peak(outcome, name) for name in ("layer", "head", "tokens", "window")}
-    notes = []
-    if outcome.empty:
-        notes.append(EMPTY.format(outcome.empty))
-    if total.holds_zero:
-        notes.append(DOES_NOT_MOVE)
-    if not total.known:
-        notes.append("no interval: all images are of one cluster")
-    if outcome.summary["recovered"].isna().all():
-        notes.append("recovered is empty: the mean total effect is within 3 standard errors of 0, or has none")
+    notes = _notes(outcome)
     if outcome.peak is None:
         notes.append("peak_layer is null: the mean total effect is 0 and has no direction")
     return result | {"notes": notes}
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    """What a reader of the means must know."""
+    notes = []
+    if outcome.empty:
+        notes.append(EMPTY.format(outcome.empty))
+    if outcome.total.holds_zero:
+        notes.append(DOES_NOT_MOVE)
+    if not outcome.total.known:
+        notes.append("no interval: all images are of one cluster")
+    if outcome.summary["recovered"].isna().all():
+        notes.append(NOT_RECOVERED)
+    return notes
 
 
 def scalars(outcome: Outcome) -> dict[str, Any]:
@@ -160,10 +170,7 @@ def lines(outcome: Outcome, study: Study, folder: RunFolder, title: str) -> list
         f"  accuracy      clean {values['accuracy_clean']:.3f}, corrupt {values['accuracy_corrupt']:.3f}",
         f"  total effect  {_with_interval(total)} on {study.metric}, n = {len(outcome.examples)} images",
     ]
-    if total.holds_zero:
-        said.append(f"  note          {DOES_NOT_MOVE}")
-    if outcome.empty:
-        said.append(f"  note          {EMPTY.format(outcome.empty)}")
+    said += [f"  note          {note}" for note in _notes(outcome)]
     if peak is not None:
         estimate = Estimate(peak["effect"], peak["effect_se"], peak["effect_low"], peak["effect_high"])
         share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
