@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-long clean
@@ -11,10 +12,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-long: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitpatch needs Python 3.11 or newer; say which: make PYTHON=python3.11 ...")'
