@@ -187,7 +187,7 @@ def test_what_is_wrong_is_said_in_one_line(model, tensors, change, says):
 
 def test_another_family_is_refused_with_the_known_ones(tensors):
     resnet = ResNetForImageClassification(ResNetConfig(depths=[1] * 4, hidden_sizes=[8] * 4, embedding_size=8))
-    with pytest.raises(VitPatchError, match="'resnet' is not a known family; known: DeiT"):
+    with pytest.raises(VitPatchError, match="'resnet' is not a known family; nearest known: DeiT"):
         vitpatch.patch(resnet, *tensors)
 
 

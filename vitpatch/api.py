@@ -93,7 +93,7 @@ def patch(
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
     was_training = {module: module.training for module in model.modules()}
     try:
-        patchable = _patchable(model)
+        patchable = _patchable(model, clean)
         _check_images(patchable, clean, corrupt, labels, masks)
         _check_ids(labels, ids, clusters, seed)
         target_ = _target(target, tokens, layers, heads, grid)
@@ -155,20 +155,25 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return stats.summarize(patches, measured, images[["cluster", "total_effect"]], seed)
 
 
-_PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
-"""Of models proven before: what they were made of then, and whether they can be run by their parts."""
+_PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int]]] = WeakKeyDictionary()
+"""Of models proven before: what they were made of then, and what was shown: by parts, by heads, which readout."""
 
 
-def _patchable(model: nn.Module) -> PatchableViT:
+def _patchable(model: nn.Module, images: Any) -> PatchableViT:
     """The model with named sites; proven once, and again where modules or hooks are other ones."""
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    patchable = PatchableViT(model, family_of(config.model_type, type(model).__name__))
-    made_of, (proven_of, patchable.stepwise) = _made_of(model), _PROVEN.get(model, (None, True))
-    if made_of is None or made_of != proven_of:
+    size = tuple(images.shape[2:]) if isinstance(images, Tensor) and images.dim() == 4 else None
+    patchable = PatchableViT(model, family_of(config.model_type, type(model).__name__), input_size=size)
+    made_of, proven = (_made_of(model), patchable.input_size), _PROVEN.get(model)
+    if made_of[0] is None or proven is None or made_of != proven[0]:
         prove(patchable)
-        _PROVEN[model] = (made_of, patchable.stepwise)
+        shown = (patchable.stepwise, patchable.by_heads, patchable.readers.index(patchable.reader))
+        _PROVEN[model] = (made_of, shown)
+    else:
+        patchable.stepwise, patchable.by_heads, reader = proven[1]
+        patchable.reader = patchable.readers[reader]
     return patchable
 
 

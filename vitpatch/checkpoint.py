@@ -10,95 +10,382 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
 
-from vitpatch.anatomy import family_of
+from vitpatch.anatomy import Family, family_from_yaml, family_of
+from vitpatch.classifiers import BackboneClassifier, ZeroShot, take_square_images
 from vitpatch.hub import explain, resolve
-from vitpatch.model import PatchableViT, Preprocessing, pair
+from vitpatch.model import PatchableViT, vision_config
+from vitpatch.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
 from vitpatch.proof import prove
 from vitpatch.spec import VitPatchError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNTRAINED_SEED = 0
+"""Of the weights of ``random_init``: the control for a profile is one model, the same in every run."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Which weights: ``path`` is a hub id or a folder written by ``save_pretrained``, ``revision`` one of a hub id.
+    """Which model: ``path`` is a hub id or a folder written by ``save_pretrained``, ``revision`` one of a hub id.
 
-    ``dtype`` is the type of the weights: float32, bfloat16 or float16.
+    - ``dtype``: type of the weights, float32, bfloat16 or float16.
+    - ``readout``: one of several heads (DeiT with teacher); ``None`` is all of them, as the model averages them.
+    - ``head_path``: a safetensors file with ``weight`` (classes, width or twice it) and ``bias``, for a backbone alone.
+    - ``anatomy``: a YAML file with the row of a family of the user's own.
+    - ``random_init``: the same architecture untrained, its weights drawn anew.
+    - ``allow_bin``: where there are no safetensors, ``pytorch_model.bin`` may be read (``weights_only``).
+    - ``image_size`` (one edge, or height and width), ``crop_share``, ``resample``, ``mean``, ``std``: instead of the
+      checkpoint's image processor, all of it, where one of them is given.
     """
 
     path: str | None
     revision: str | None = None
     dtype: str = "float32"
+    readout: str | None = None
+    head_path: str | None = None
+    anatomy: str | None = None
+    random_init: bool = False
+    allow_bin: bool = False
+    image_size: Any = None
+    crop_share: float | None = None
+    resample: str | None = None
+    mean: Any = None
+    std: Any = None
 
-    def load(self) -> PatchableViT:
+    def __post_init__(self) -> None:
+        for key in ("image_size", "mean", "std", "prompts"):
+            value = getattr(self, key, None)
+            if value is not None and not isinstance(value, int | float | str | tuple):
+                object.__setattr__(self, key, tuple(value))  # Hydra gives its own kind of list, which has no hash
+
+    @property
+    def needs_names(self) -> bool:
+        """Whether the model's classes are the data's labels."""
+        return False
+
+    def load(self, names: Sequence[str] | None = None) -> PatchableViT:
         """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
         if not self.path:
             raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
         if self.dtype not in DTYPES:
             raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        return _load(self)
+        for key in ("random_init", "allow_bin"):
+            if not isinstance(getattr(self, key), bool):
+                raise VitPatchError(f"model.{key} {getattr(self, key)!r}: expected true or false")
+        return _load(self, tuple(names) if self.needs_names and names else None)
+
+    def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
+        """The classifier, its preprocessing and its row."""
+        config, where = _config(self)
+        family = family_from_yaml(self.anatomy) if self.anatomy else family_of(config.model_type, self.path)
+        is_backbone = family.blocks.startswith("backbone.")
+        if is_backbone != (self.head_path is not None):
+            raise VitPatchError(_HEAD_NEEDED if is_backbone else _HEAD_SPARE.format(family.name))
+        preprocessing = _preprocessing_of(self, config, where)
+        kind = "AutoModel" if is_backbone else "AutoModelForImageClassification"
+        model = _model(self, config, where, kind)
+        if is_backbone:
+            model = BackboneClassifier(model, _head(self, config), _named(config))
+        if config.model_type == "siglip2":
+            take_square_images(model.vision_model)
+        return model, preprocessing, family
+
+
+_HEAD_NEEDED = (
+    "model.head_path is missing: this model is a backbone without a classifier; give a safetensors file with weight "
+    "(classes, width or twice it) and bias"
+)
+_HEAD_SPARE = "model.head_path is for backbones without a classifier, such as DINOv3; {} models bring their own"
+
+
+@dataclass(frozen=True)
+class ZeroShotCheckpoint(Checkpoint):
+    """A model of images and texts (CLIP, SigLIP) as a classifier of the data's labels.
+
+    ``prompts`` are templates, ``{}`` standing for a label's name; a class is the mean of its texts' directions.
+    """
+
+    prompts: Any = ("a photo of a {}.",)
+
+    @property
+    def needs_names(self) -> bool:
+        """The classes are the data's labels."""
+        return True
+
+    def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
+        prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts or ())
+        if not prompts or not all(isinstance(prompt, str) and prompt.count("{}") == 1 for prompt in prompts):
+            raise VitPatchError(f"model.prompts {list(prompts)}: expected templates such as 'a photo of a {{}}.'")
+        if names is None:
+            raise VitPatchError("this model takes its classes from the data's label names; the data have none")
+        config, where = _config(self)
+        if config.model_type not in ("clip", "siglip", "siglip2"):
+            raise VitPatchError(
+                f"model {self.path}: model_type {config.model_type!r} has no texts to compare with; CLIP and SigLIP have"
+            )
+        if self.head_path or self.readout:
+            raise VitPatchError("model.head_path and model.readout: a zero-shot model has one head, its texts")
+        family = family_from_yaml(self.anatomy) if self.anatomy else family_of(config.model_type, self.path)
+        preprocessing = _preprocessing_of(self, config, where)
+        model = _model(self, config, where, "AutoModel")
+        texts = _embedded(self, model, where, names, prompts)
+        if config.model_type == "siglip2":
+            take_square_images(model.vision_model)
+        return ZeroShot(model, texts, names), preprocessing, family
 
 
 @lru_cache(maxsize=2)
-def _load(checkpoint: Checkpoint) -> PatchableViT:
-    model, preprocessing, info = _from_pretrained(checkpoint)
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier")
-    if info["mismatched_keys"]:
-        some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
-        raise VitPatchError(f"model {checkpoint.path}: its weights {some} have another shape than its config says")
-    if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
-        raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
-    family = family_of(model.config.model_type, checkpoint.path)
-    patchable = PatchableViT(model.requires_grad_(False), family, preprocessing)
-    _check_input_size(patchable, checkpoint.path)
+def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None) -> PatchableViT:
+    model, preprocessing, family = checkpoint._open(names)
+    try:
+        size = preprocessing.input_size
+        patchable = PatchableViT(model.requires_grad_(False), family, preprocessing, checkpoint.readout, size)
+    except VitPatchError as error:
+        raise VitPatchError(f"model {checkpoint.path}: {error}") from error
+    if size != patchable.input_size:
+        raise VitPatchError(
+            f"model {checkpoint.path}: its image processor gives {size} pixels, the model takes {patchable.input_size}"
+        )
     prove(patchable)
     return patchable
 
 
-def _from_pretrained(checkpoint: Checkpoint, **head: Any) -> tuple[Any, Preprocessing, Mapping[str, Any]]:
-    """Model, preprocessing, and what transformers says of the weights; ``head`` changes the labels."""
-    from transformers import AutoConfig, AutoModelForImageClassification
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+def _config(checkpoint: Checkpoint) -> tuple[Any, str]:
+    """The model's config, and the folder or hub id it is loaded from."""
+    from transformers import AutoConfig
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
     where = resolve(checkpoint.path, "model.path")
-    arguments = {"revision": checkpoint.revision} if checkpoint.revision else {}
     with _one_line(checkpoint.path):
-        config = AutoConfig.from_pretrained(where, **arguments)
-    family_of(config.model_type, checkpoint.path)
-    _refuse_pickle(Path(where))
+        return AutoConfig.from_pretrained(where, **_revision(checkpoint)), where
+
+
+def _revision(checkpoint: Checkpoint) -> dict[str, str]:
+    return {"revision": checkpoint.revision} if checkpoint.revision else {}
+
+
+def _model(checkpoint: Checkpoint, config: Any, where: str, kind: str) -> Any:
+    """The model of a kind of ``Auto`` class with its weights, all of them, or untrained."""
+    if checkpoint.random_init:
+        return _untrained(config, kind, DTYPES[checkpoint.dtype])
+    model, info = _from_pretrained(checkpoint, where, kind)
+    if missing := sorted(info["missing_keys"]):
+        hint = ""
+        if config.model_type in ("clip", "siglip", "siglip2"):
+            hint = "; without one it classifies by its texts: model=clip_zero_shot"
+        some = ", ".join(missing[:3])
+        raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier{hint}")
+    if info["mismatched_keys"]:
+        some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
+        raise VitPatchError(f"model {checkpoint.path}: its weights {some} have another shape than its config says")
+    if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
+        raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
+    return model
+
+
+def _untrained(config: Any, kind: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        return getattr(transformers, kind).from_config(config).to(dtype)
+
+
+def _from_pretrained(checkpoint: Checkpoint, where: str, kind: str, **head: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Model, and what transformers says of the weights; ``head`` changes the labels."""
+    import transformers
+
+    is_pickle = _has_only_pickle(checkpoint, where)
+    if is_pickle and not checkpoint.allow_bin:
+        raise VitPatchError(_PICKLE.format(path=checkpoint.path, kind=kind))
     with _one_line(checkpoint.path):
-        processor = AutoImageProcessor.from_pretrained(where, **arguments)
-        model, info = AutoModelForImageClassification.from_pretrained(
+        return getattr(transformers, kind).from_pretrained(
             where,
             dtype=DTYPES[checkpoint.dtype],
-            use_safetensors=True,
+            use_safetensors=not is_pickle,
+            weights_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the info
             **head,
-            **arguments,
+            **_revision(checkpoint),
         )
-    return model, _preprocessing(processor), info
 
 
-def _refuse_pickle(folder: Path) -> None:
-    if (folder / "pytorch_model.bin").exists() and not list(folder.glob("model*.safetensors*")):
+_PICKLE = (
+    "model {path}: it has only pytorch_model.bin, a pickle, and no safetensors; model.allow_bin=true reads its weights "
+    'and nothing else (weights_only), or convert it once: python -c "from transformers import *; '
+    "{kind}.from_pretrained('{path}', use_safetensors=False).save_pretrained('FOLDER'); "
+    "AutoImageProcessor.from_pretrained('{path}').save_pretrained('FOLDER')\" and model.path=FOLDER"
+)
+
+
+def _has_only_pickle(checkpoint: Checkpoint, where: str) -> bool:
+    """Whether a folder or repository has weights as pickle and none as safetensors."""
+    if Path(where).is_dir():
+        files = [file.name for file in Path(where).iterdir()]
+    else:
+        files = _files_on_the_hub(where, checkpoint.revision)
+    has = {suffix: any(name.endswith((suffix, f"{suffix}.index.json")) for name in files) for suffix in _WEIGHTS}
+    return has[".bin"] and not has[".safetensors"]
+
+
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def _files_on_the_hub(repository: str, revision: str | None) -> list[str]:
+    """The names of a repository's weight files; of those in the cache where the hub does not answer."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().list_repo_files(repository, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        known = (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+        )
+        return [n for n in known if isinstance(try_to_load_from_cache(repository, n, revision=revision), str)]
+
+
+def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:
+    """The linear head of ``head_path``; with ``random_init`` only its shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(checkpoint.head_path).expanduser()
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise VitPatchError(f"model.head_path {path}: not a readable safetensors file ({reason})") from error
+    weight, bias = weights.get("weight"), weights.get("bias")
+    width = config.hidden_size
+    if (
+        weight is None
+        or weight.dim() != 2
+        or weight.shape[1] not in (width, 2 * width)
+        or set(weights) - {"weight", "bias"}
+    ):
+        shapes = {name: tuple(value.shape) for name, value in weights.items()}
         raise VitPatchError(
-            f"model {folder}: it has only pytorch_model.bin, a pickle, which is not loaded; where you trust it, "
-            "load it with transformers and save_pretrained it again: that writes model.safetensors"
+            f"model.head_path {path}: has {shapes}; expected weight (classes, {width}) of CLS, or (classes, {2 * width}) "
+            "of CLS and the mean patch, and bias (classes,)"
         )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    if not checkpoint.random_init:
+        head.load_state_dict(weights)
+    return head.to(DTYPES[checkpoint.dtype])
+
+
+def _named(config: Any) -> list[str] | None:
+    """A backbone's config has labels only where somebody gave them."""
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+@torch.no_grad()
+def _embedded(
+    checkpoint: Checkpoint, model: Any, where: str, names: tuple[str, ...], prompts: tuple[str, ...]
+) -> torch.Tensor:
+    """Of each class the mean direction of its texts, (classes, width), in float32 and of length 1."""
+    from transformers import AutoTokenizer
+
+    with _one_line(checkpoint.path):
+        tokenizer = AutoTokenizer.from_pretrained(where, **_revision(checkpoint))
+    model.eval()
+    longest = model.config.text_config.max_position_embeddings
+    padding = "max_length" if model.config.model_type.startswith("siglip") else True  # as it was trained
+    directions = []
+    for name in names:
+        texts = [prompt.replace("{}", spoken(name)) for prompt in prompts]
+        tokens = tokenizer(texts, padding=padding, max_length=longest, truncation=True, return_tensors="pt")
+        given = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        if padding == "max_length":
+            given.pop("attention_mask", None)
+        found = model.get_text_features(**given)
+        found = found if isinstance(found, torch.Tensor) else found.pooler_output
+        directions.append(F.normalize(F.normalize(found.float(), dim=-1).mean(0), dim=-1))
+    return torch.stack(directions).to(DTYPES[checkpoint.dtype])
+
+
+def spoken(name: str) -> str:
+    """A label as one says it: the first of several names, spaces for underscores."""
+    return name.split(",")[0].replace("_", " ").strip()
+
+
+def _preprocessing_of(checkpoint: Checkpoint, config: Any, where: str) -> Preprocessing:
+    """The explicit keys' where one is given, else the checkpoint's own."""
+    vision = vision_config(config)
+    given = [
+        key for key in ("image_size", "crop_share", "resample", "mean", "std") if getattr(checkpoint, key) is not None
+    ]
+    if given:
+        return explicit(*_explicit_keys(checkpoint, getattr(vision, "image_size", None)))
+    if config.model_type == "timm_wrapper":
+        return of_timm(config.pretrained_cfg or {})
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(where, **_revision(checkpoint))
+    except Exception as error:  # of transformers and the hub's client, which share no class
+        raise VitPatchError(
+            f"model {checkpoint.path}: no image processor ({explain(error, checkpoint.path, 'model.path', '')}); say "
+            "how images reach it: model.mean=[R,G,B] model.std=[R,G,B] on the [0, 1] scale, and where they differ from "
+            "the model's size and bicubic, model.image_size, model.crop_share, model.resample"
+        ) from error
+    own = of_processor(processor)
+    if config.model_type == "siglip2":  # of any shape; here all images have the shape that positions were trained at
+        edge = round(vision.num_patches**0.5) * vision.patch_size
+        return explicit((edge, edge), own.mean, own.std, "bilinear")
+    return own
+
+
+def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
+    size = checkpoint.image_size if checkpoint.image_size is not None else size
+    pixels = (size, size) if isinstance(size, int) else size
+    if not isinstance(pixels, tuple | list) or len(pixels) != 2 or not all(type(n) is int and n > 0 for n in pixels):
+        raise VitPatchError(f"model.image_size {size!r}: expected pixels, such as 224 or [224,224]")
+    for key in ("mean", "std"):
+        value = getattr(checkpoint, key)
+        if not isinstance(value, tuple) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
+            raise VitPatchError(f"model.{key} {value!r}: expected one number a colour, such as [0.5,0.5,0.5]")
+    if min(checkpoint.std) <= 0:
+        raise VitPatchError(f"model.std {list(checkpoint.std)}: expected numbers above 0")
+    share = checkpoint.crop_share
+    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+        raise VitPatchError(f"model.crop_share {share!r}: expected a share of the shorter edge, above 0 and at most 1")
+    return tuple(pixels), checkpoint.mean, checkpoint.std, checkpoint.resample or "bicubic", share
 
 
 def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
     """A checkpoint to fine-tune, its head replaced where its labels are not ``names``."""
-    model, preprocessing, _ = _from_pretrained(checkpoint, **_labels(names))
+    config, where = _config(checkpoint)
+    family_of(config.model_type, checkpoint.path)
+    preprocessing = _preprocessing_of(checkpoint, config, where)
+    model, _ = _from_pretrained(checkpoint, where, "AutoModelForImageClassification", **_labels(names))
     return model, preprocessing
+
+
+def saved_again(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes a checkpoint into a new folder as ``save_pretrained`` does: safetensors, config, image processor."""
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    config, where = _config(checkpoint)
+    architecture = next(iter(config.architectures or ()), "")
+    kind = "AutoModelForImageClassification" if architecture.endswith("ForImageClassification") else "AutoModel"
+    model, _ = _from_pretrained(checkpoint, where, kind)
+    written = folder.with_name(f"{folder.name}.part")
+    with _one_line(checkpoint.path):
+        model.save_pretrained(written)
+        AutoImageProcessor.from_pretrained(where, **_revision(checkpoint)).save_pretrained(written)
+    written.rename(folder)
 
 
 def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessing]:
@@ -111,17 +398,11 @@ def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessin
     height, width = pair(config.image_size)
     half = [0.5, 0.5, 0.5]
     processor = ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
-    return AutoModelForImageClassification.from_config(config), _preprocessing(processor)
+    return AutoModelForImageClassification.from_config(config), of_processor(processor)
 
 
 def _labels(names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-
-
-def _check_input_size(model: PatchableViT, path: str) -> None:
-    got = tuple(model.preprocessing.to_input(Image.new("RGB", (61, 47))).shape[1:])
-    if got != model.input_size:
-        raise VitPatchError(f"model {path}: its image processor gives {got} pixels, the model takes {model.input_size}")
 
 
 @contextmanager
@@ -131,10 +412,3 @@ def _one_line(path: str) -> Iterator[None]:
         yield
     except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
         raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error
-
-
-def _preprocessing(processor: Any) -> Preprocessing:
-    ones = (1.0, 1.0, 1.0)
-    if not getattr(processor, "do_normalize", True):
-        return Preprocessing(processor, (0.0, 0.0, 0.0), ones)
-    return Preprocessing(processor, tuple(map(float, processor.image_mean)), tuple(map(float, processor.image_std)))

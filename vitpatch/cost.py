@@ -76,11 +76,11 @@ class Cost:
 
 def cost_of(plan: Plan, model: PatchableViT) -> Cost:
     """FLOPs and bytes of a plan on a model, from their sizes."""
-    sizes, width, inner = plan.sizes, model.width, model.mlp_width
+    sizes, width = plan.sizes, model.width
     tokens, reads = sizes.tokens, sizes.reads
     attention = 8 * tokens * width**2 + 4 * tokens**2 * width
     read_attention = 4 * (tokens + reads) * width**2 + 4 * reads * tokens * width
-    mlp = 4 * width * inner  # a token
+    mlp = 2 * sum(weight.numel() for weight in _mlp_weights(model))  # a token
     embedding = 2 * width * 3 * model.input_size[0] * model.input_size[1]
     block = attention + tokens * mlp
     flops = 2 * (embedding + sizes.depth * block)
@@ -92,9 +92,18 @@ def cost_of(plan: Plan, model: PatchableViT) -> Cost:
             flops += half.evaluations * (read_attention if last else attention)
             flops += _edits(plan, half.steps, width)
     full = (2 + len(plan.patches)) * (embedding + sizes.depth * block)
-    if not model.stepwise:
+    if not model.goes_by_parts(plan.target.site):
         return Cost(full, full, plan.full_evaluations, *_bytes(plan, model))
     return Cost(flops, full, plan.block_evaluations, *_bytes(plan, model))
+
+
+def _mlp_weights(model: PatchableViT) -> list[torch.Tensor]:
+    return [weight for weight in model.blocks[0].mlp_parameters() if weight.dim() == 2]
+
+
+def _inner(model: PatchableViT) -> int:
+    """The most channels inside the MLP."""
+    return max((max(weight.shape) for weight in _mlp_weights(model)), default=model.width)
 
 
 def _edits(plan: Plan, steps: tuple, width: int) -> float:
@@ -116,17 +125,19 @@ def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
     pixels = 3 * model.input_size[0] * model.input_size[1] * 4
     image = 2 * pixels + plan.whole * stream
     image += 10 * stream  # both base runs before a half, what it adds, after it; and what is put together of them
-    image += plan.states * read * size + 3 * (len(plan.readings) + len(plan.patches)) * read * 4
+    image += plan.states * read * size + 4 * len(plan.patches) * width * 4 + 6 * read * 4
+    image += 2 * sum(len(plan.reached(reading)) for reading in plan.readings) * width * 4
     image += 4 * len(plan.patches) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
     if plan.target.site.by_head:
         image += 12 * stream
-    if not model.stepwise:  # the values of both base runs, of all layers
+    if not model.goes_by_parts(plan.target.site):  # the values of both base runs, of all layers
         image += 2 * len(plan.readings_at) * stream
     if plan.target.site is Site.PATTERN:
         image += 6 * sizes.heads * sizes.tokens**2 * size
     elif plan.target.site in (Site.Q, Site.K):
         image += stream
-    row = max(8 * stream, 3 * stream + 2 * sizes.tokens * model.mlp_width * size)
+    row = max(8 * stream, 3 * stream + 2 * sizes.tokens * _inner(model) * size)
+    row += sizes.heads * sizes.tokens**2 * size * model.has_bias  # a bias may keep attention from going in parts
     return image, KEPT * row, 5 * pixels
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vitpatch.block import Heads
 from vitpatch.cost import Room
 from vitpatch.forwards import full_forwards
-from vitpatch.model import Heads, PatchableViT
+from vitpatch.model import PatchableViT
 from vitpatch.plan import DONOR, RECIPIENT, RECOMPUTED, Branch, Half, Plan, Step
 from vitpatch.readings import Readings, edited_heads
 from vitpatch.spec import BaseRun, Site
@@ -49,10 +50,10 @@ def execute(plan: Plan, model: PatchableViT, pixels: Mapping[BaseRun, Tensor], m
     """
     of_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
     readings = Readings(plan, model, of_group)
-    if model.stepwise:
+    if model.goes_by_parts(plan.target.site):
         walk = _Walk(plan, model, pixels, of_group, readings, room)
         base, patched = walk.logits()
-        direct = model.direct(walk.base[0], readings.changes())
+        direct = model.reader.direct(walk.base[0], readings.changes())
     else:
         base, patched, direct = full_forwards(plan, model, pixels, of_group, readings)
     return Outputs(base, patched, direct, readings.delta_norms())
@@ -138,26 +139,27 @@ class _Walk:
         self._compare(Site.RESID_MID, layer, self.base)
         wide = layer < self.plan.depth - 1 or self._is_compared(layer, Site.MLP_OUT, Site.RESID_POST)
         before = self.base if wide else self._cut(self.base)
-        added = self._by_rows(lambda rows: self.model.mlp(layer, rows), before.flatten(0, 1)).unflatten(0, (2, -1))
+        mlp = self.model.blocks[layer].mlp
+        added = self._by_rows(mlp, before.flatten(0, 1)).unflatten(0, (2, -1))
         self._compare(Site.MLP_OUT, layer, added)
         recipient, known, donor = self._cut(before[0]), self._cut(added[0]), self._cut(added[1])
         for step in half.steps:
             if step.state == RECIPIENT:
                 for b in step.branches:
                     self.states[b.state] = recipient + self._mixed(b, known, donor)
-        self._own(half, lambda states: self.model.mlp(layer, states), donor, self.states)
+        self._own(half, mlp, donor, self.states)
         self.base = before + added
         self._compare(Site.RESID_POST, layer, self.base)
 
     def _attention(self, layer: int, half: Half) -> None:
         self._compare(Site.RESID_PRE, layer, self.base)
-        last = layer == self.plan.depth - 1
-        queries = self.plan.sizes.reads if last else None
+        last, reads = layer == self.plan.depth - 1, self.plan.sizes.reads
+        queries = reads if last and reads < self.plan.sizes.tokens else None
         wide = not last or self._is_compared(layer, *Site)
         added = self._base_attention(layer, queries=None if wide else queries)
         out = self.states
         if last:  # only the tokens that are read go on
-            out = self.base.new_empty(self.plan.states, self.images, queries, self.base.shape[-1])
+            out = self.base.new_empty(self.plan.states, self.images, reads, self.base.shape[-1])
         cut = slice(0, out.shape[2])
         recipient, known, donor = self.base[0][:, cut], added[0][:, cut], added[1][:, cut]
         for step in half.steps:
@@ -166,7 +168,7 @@ class _Walk:
                     out[b.state] = recipient + self._patched_attention(layer, b, known, donor)
             for b in step.recomputed:
                 out[b.state] = self.states[step.state][:, cut] + self._recomputed(layer, step, b, queries)
-        self._own(half, lambda states: self.model.attention(layer, states, queries), donor, out)
+        self._own(half, lambda states: self.model.blocks[layer].attention(states, queries), donor, out)
         self.base = self.base[..., : added.shape[2], :] + added
         self.states = out
         self._heads = None
@@ -204,13 +206,14 @@ class _Walk:
         """What attention adds to both base runs, (2, images, tokens, width); by head where heads are asked for."""
         both = self.base.flatten(0, 1)
         if self.plan.target.site.by_head and self._is_compared(layer, self.plan.target.site):
-            heads = self.model.heads(layer, both, pattern=self.plan.target.site is Site.PATTERN)
-            heads = replace(heads, z=self.model.z(layer, heads))
+            block = self.model.blocks[layer]
+            heads = block.heads(both, pattern=self.plan.target.site is Site.PATTERN)
+            heads = replace(heads, z=block.z(heads))
             self._heads = (heads.rows(slice(0, self.images)), heads.rows(slice(self.images, None)))
             self.readings.heads(layer, self._heads[1], self._heads[0])
-            added = self.model.project(layer, heads.z)
+            added = block.project(heads.z)
         else:
-            added = self._by_rows(lambda rows: self.model.attention(layer, rows, queries), both)
+            added = self._by_rows(lambda rows: self.model.blocks[layer].attention(rows, queries), both)
         added = added.unflatten(0, (2, -1))
         self._compare(Site.ATTN_OUT, layer, added)
         return added
@@ -220,17 +223,18 @@ class _Walk:
         edit = branch.edit
         if edit.site is Site.ATTN_OUT:
             return self._mixed(branch, recipient, donor)
-        mask, tokens = self.masks[edit.tokens], slice(0, recipient.shape[1])
+        block, mask, tokens = self.model.blocks[layer], self.masks[edit.tokens], slice(0, recipient.shape[1])
         own, other = (heads.of(edit.head).at(tokens) for heads in self._heads)
         if edit.site is Site.Z:
             change = (other.z - own.z) * mask[:, None, tokens, None]
         else:
-            change = self.model.z(layer, edited_heads(edit.site, mask, other, own)) - own.z
-        return recipient + self.model.project_change(layer, change, edit.head)
+            change = block.z(edited_heads(edit.site, mask, other, own)) - own.z
+        return recipient + block.project_change(change, edit.head)
 
     def _recomputed(self, layer: int, step: Step, branch: Branch, queries: int | None) -> Tensor:
         """The attention of a patched state with all heads' ``q``, ``k``, ``v`` or ``pattern`` the donor's."""
         site = branch.edit.site
-        own = self.model.heads(layer, self.states[step.state], queries, pattern=site is Site.PATTERN)
+        block = self.model.blocks[layer]
+        own = block.heads(self.states[step.state], queries, pattern=site is Site.PATTERN)
         edited = edited_heads(site, self.masks[branch.edit.tokens], self._heads[1], own)
-        return self.model.project(layer, self.model.z(layer, edited))
+        return block.project(block.z(edited))

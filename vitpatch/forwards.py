@@ -29,24 +29,25 @@ def full_forwards(
     with model.reading(places) as received:
         base[recipient] = model(pixels[recipient])
     for site, layer in places:
-        readings.norms(site, layer, donated[site, layer], received[site, layer])
+        both = (model.blocks[layer].scaled(site, values[site, layer]) for values in (donated, received))
+        readings.norms(site, layer, *both)
     patched = []
     for patch in plan.patches:
-        with model.hooked(_acts(patch, donated, masks[patch.tokens], plan.sizes.heads)):
+        with model.hooked(_acts(patch, donated, masks[patch.tokens], model)):
             patched.append(model(pixels[recipient]))
     return base, torch.stack(patched), torch.full((len(patched), *base[donor].shape), torch.nan)
 
 
 def _acts(
-    patch: Patch, donated: Mapping[Place, Tensor], mask: Tensor, heads: int
+    patch: Patch, donated: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT
 ) -> dict[Place, Callable[[Tensor], Tensor | None]]:
     acts: dict[Place, Callable[[Tensor], Tensor | None]] = {}
     for layer in patch.layers:
         value = donated[patch.site, layer]
         if patch.site is Site.RESID_MID:
-            acts |= _through_attention(layer, value, mask)
+            acts |= _through_attention(layer, value, mask, model)
         else:
-            acts[patch.site, layer] = _mixing(value, mask, patch.head, heads)
+            acts[patch.site, layer] = _mixing(value, mask, patch.head, model.sizes.heads)
     return acts
 
 
@@ -64,14 +65,19 @@ def _mixing(donor: Tensor, mask: Tensor, head: int, heads: int) -> Callable[[Ten
     return act
 
 
-def _through_attention(layer: int, donor: Tensor, mask: Tensor) -> dict[Place, Callable[[Tensor], Tensor | None]]:
+def _through_attention(
+    layer: int, donor: Tensor, mask: Tensor, model: PatchableViT
+) -> dict[Place, Callable[[Tensor], Tensor | None]]:
     """``resid_mid``, which is no module's output: attention is made to add what takes the stream there."""
     before: list[Tensor] = []
+    scale = model.blocks[layer].scaled(Site.ATTN_OUT, torch.ones_like(donor[:1, :1]))
+    if not scale.all():
+        raise VitPatchError(f"target=resid_mid: a layer scale of layer {layer} is 0; use resid_post")
 
     def note(stream: Tensor) -> None:
         before[:] = [stream]
 
     def act(added: Tensor) -> Tensor:
-        return torch.where(mask[..., None], donor - before[0], added)
+        return torch.where(mask[..., None], (donor - before[0]) / scale, added)
 
     return {(Site.RESID_PRE, layer): note, (Site.ATTN_OUT, layer): act}

@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitpatch.anatomy import Family
-from vitpatch.spec import ALL_HEADS, Site, Sizes, VitPatchError
+from vitpatch.anatomy import EVERYTHING, PATCHES, POOLED, Family, Readout
+from vitpatch.block import Block, Surroundings
+from vitpatch.preprocessing import Preprocessing, pair
+from vitpatch.readout import Reader
+from vitpatch.spec import Site, Sizes, VitPatchError
 
 Place = tuple[Site, int]
 """A site of a layer."""
@@ -27,87 +29,120 @@ HOOKED = (Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST, Site.Z, 
 """Sites that are a module's input or output, and so can be read and replaced by a hook."""
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images reach the model: the checkpoint's own image processor, its normalisation taken apart.
-
-    ``to_input`` maps PIL RGB images to float32 (images, 3, height, width) in [0, 1]; ``mean`` and ``std`` (3,) are
-    applied later, on the device, after the corruption.
-    """
-
-    processor: Any
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def to_input(self, image: Any) -> Tensor:
-        """One PIL RGB image → float32 (3, height, width) in [0, 1], after resize and crop."""
-        pixels = self.processor(images=image, do_normalize=False, do_rescale=True, return_tensors="pt")["pixel_values"]
-        return pixels[0].float()
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What attention computes by head, (rows, heads, tokens, head width) each.
-
-    ``pattern`` (rows, heads, query tokens, key tokens) where it was asked for, ``z`` where it has been computed.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    pattern: Tensor | None = None
-    z: Tensor | None = None
-
-    def of(self, head: int) -> Heads:
-        """One head, its axis kept, or all."""
-        at = slice(None) if head == ALL_HEADS else slice(head, head + 1)
-        return Heads(*(None if x is None else x[:, at] for x in (self.q, self.k, self.v, self.pattern, self.z)))
-
-    def at(self, queries: slice) -> Heads:
-        """The same at some query tokens; keys and values are of all tokens."""
-        q, pattern, z = (None if x is None else x[:, :, queries] for x in (self.q, self.pattern, self.z))
-        return Heads(q, self.k, self.v, pattern, z)
-
-    def rows(self, rows: slice) -> Heads:
-        """Some rows."""
-        return Heads(*(None if x is None else x[rows] for x in (self.q, self.k, self.v, self.pattern, self.z)))
-
-
 class PatchableViT(nn.Module):
     """A vision transformer classifier whose sites can be recorded and replaced.
 
-    ``label_names`` by class index, or ``None`` where the checkpoint has none; ``weights_digest`` identifies the
-    weights; ``sizes`` are what a plan must know; ``stepwise`` says whether the parts give the model's own logits.
+    ``readout`` is one of the model's heads (default: all of the classifier's). ``input_size`` (height, width) of the
+    pixels, where it is not the config's. Of the result: ``blocks``; ``label_names`` by class index, or ``None`` where
+    the checkpoint has none; ``sizes`` are what a plan must know; ``reader`` is the first of the family's readouts that
+    this model has the modules of, until the proof has found the one that gives its logits; ``stepwise`` says whether
+    the parts do. Raises ``VitPatchError`` where the family's row does not fit the modules.
     """
 
-    def __init__(self, model: nn.Module, family: Family, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        preprocessing: Preprocessing | None = None,
+        readout: str | None = None,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval()
-        self.family, self.preprocessing = family, preprocessing
+        self.family, self.preprocessing, self.head = family, preprocessing, readout
         self.classes = int(model.config.num_labels)
         self.label_names = _label_names(model.config)
-        self.input_size = pair(model.config.image_size)  # (height, width) in pixels
-        self._readout = self._find_readout()
-        self.sizes = self._sizes()
+        size, patch = _geometry(model)
+        if not family.any_size and size is not None:
+            input_size = size
+        self.input_size = input_size or size or (224, 224)
+        self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, patch, strict=True))
         self.stepwise = True
         shape = (1, 3, 1, 1)
         mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
+        self._modules_of_blocks = self._find_blocks()
+        self._heads = self._number_of_heads()
+        self._look_around()
+        self.readers = self._find_readers()
+        self.reader = self.readers[0]
 
-    def _find_readout(self) -> Mapping[str, int]:
+    def _find_blocks(self) -> list[nn.Module]:
+        try:
+            found = list(self.model.get_submodule(self.family.blocks))
+            for block in found:
+                for path in (self.family.norm1, self.family.attention, self.family.norm2, *self.family.mlp):
+                    block.get_submodule(path)
+        except (AttributeError, TypeError) as error:
+            raise VitPatchError(f"{self._name}: its blocks are not where the row says ({error})") from error
+        if not found:
+            raise VitPatchError(f"{self._name}: {self.family.blocks} has no block")
+        return found
+
+    @property
+    def _name(self) -> str:
+        return f"{type(self.model).__name__} as {self.family.name}"
+
+    def _number_of_heads(self) -> int:
+        config, attention = self._vision, self._modules_of_blocks[0].get_submodule(self.family.attention)
+        for owner in (config, attention):
+            for name in ("num_attention_heads", "num_heads"):
+                if isinstance(number := getattr(owner, name, None), int):
+                    return number
+        raise VitPatchError(f"{self._name}: neither its config nor its attention says the number of heads")
+
+    @property
+    def _vision(self) -> Any:
+        return vision_config(self.model.config)
+
+    def _find_readers(self) -> list[Reader]:
+        """Of the family's readouts those that the model has all modules of, and the asked head."""
         present = {name for name, _ in self.model.named_modules()}
-        for readout in self.family.readouts:
-            if present.issuperset(readout):
-                return readout
-        heads = " or ".join(" + ".join(readout) for readout in self.family.readouts)
-        raise VitPatchError(f"{type(self.model).__name__}: an image classifier of {self.family.name} has {heads}")
+        found = [readout for readout in self.family.readouts if present >= readout.modules and self._has(readout)]
+        if not found:
+            heads = " or ".join(" + ".join(readout.heads) for readout in self.family.readouts)
+            raise VitPatchError(f"{type(self.model).__name__}: an image classifier of {self.family.name} has {heads}")
+        if self.head is not None:
+            names = {name for readout in found for name in readout.heads}
+            if self.head not in names:
+                known = ", ".join(sorted(names))
+                raise VitPatchError(f"model.readout {self.head!r}: the model has {known}; null is all of them together")
+            found = [
+                replace(readout, heads={self.head: readout.heads[self.head]})
+                for readout in found
+                if self.head in readout.heads
+            ]
+        return [Reader(self.model, readout, self._special, self.tokens) for readout in found]
 
-    def _sizes(self) -> Sizes:
-        patch = pair(self.model.config.patch_size)
-        height, width = (size // step for size, step in zip(self.input_size, patch, strict=True))
-        heads, reads = int(self.model.config.num_attention_heads), max(self._readout.values()) + 1
-        return Sizes(len(self._blocks), heads, self.family.special, (height, width), reads)
+    def _has(self, readout: Readout) -> bool:
+        """Whether the model has the special tokens that a readout reads."""
+        parts = {part for parts in readout.heads.values() for part in parts}
+        return parts <= {*self._special, PATCHES, EVERYTHING, POOLED}
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a plan must know."""
+        return Sizes(len(self.blocks), self._heads, self._special, self._grid, self.reader.reads)
+
+    def goes_by_parts(self, site: Site) -> bool:
+        """Whether patches of a site need no full forward pass."""
+        return self.stepwise and (self.by_heads or not site.by_head)
+
+    @property
+    def by_heads(self) -> bool:
+        """Whether attention is the one of the formula in all blocks."""
+        return all(block.by_heads for block in self.blocks)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether something is added to the attention scores."""
+        return any(block.has_bias for block in self.blocks)
+
+    @by_heads.setter
+    def by_heads(self, is_so: bool) -> None:
+        for block in self.blocks:
+            block.by_heads = is_so
 
     @property
     def weights_digest(self) -> str:
@@ -117,10 +152,6 @@ class PatchableViT(nn.Module):
         return self._weights_digest
 
     @property
-    def _blocks(self) -> nn.ModuleList:
-        return self.model.get_submodule(self.family.blocks)
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
@@ -128,17 +159,7 @@ class PatchableViT(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
-        return self.model.dtype
-
-    @property
-    def width(self) -> int:
-        """Channels of the residual stream."""
-        return int(self.model.config.hidden_size)
-
-    @property
-    def mlp_width(self) -> int:
-        """Channels inside the MLP."""
-        return int(self.model.config.intermediate_size)
+        return next(self.model.parameters()).dtype
 
     def normalize(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] → what the model takes, in its own type."""
@@ -146,110 +167,112 @@ class PatchableViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (batch, 3, height, width) → logits (batch, classes)."""
-        return self.model(pixel_values=pixels).logits
+        if self.head is None:
+            return self.model(pixel_values=pixels).logits
+        logits: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+            logits.append(output)
+
+        handle = self.model.get_submodule(self.head).register_forward_hook(keep)
+        try:
+            self.model(pixel_values=pixels)
+        finally:
+            handle.remove()
+        return logits[-1]
 
     # --- by parts ---
 
-    def _attention_part(self, layer: int, name: str = "") -> nn.Module:
-        path = f"{self.family.attention}.{name}" if name else self.family.attention
-        return self._blocks[layer].get_submodule(path)
-
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels → the stream that enters the first block, (batch, tokens, width)."""
-        return self.model.get_submodule(self.family.embeddings)(pixels)
+        if self._looked_from != self.device:
+            self._look_around()
 
-    def attention(self, layer: int, stream: Tensor, queries: int | None = None) -> Tensor:
-        """What a block's attention adds to its ``stream`` (rows, tokens, width), at the first ``queries`` tokens."""
-        if queries is None:
-            normed = self._blocks[layer].get_submodule(self.family.norm1)(stream)
-            return self._attention_part(layer)(normed)[0]
-        heads = self.heads(layer, stream, queries)
-        return self.project(layer, self.z(layer, heads))
+        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-    def heads(self, layer: int, stream: Tensor, queries: int | None = None, pattern: bool = False) -> Heads:
-        """Queries, keys and values of a block by head, and the pattern where it is asked for."""
-        normed = self._blocks[layer].get_submodule(self.family.norm1)(stream)
+        handle = self._modules_of_blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(pixel_values=pixels)
+        except _Reached as reached:
+            return reached.stream
+        finally:
+            handle.remove()
+        raise VitPatchError(f"{self._name}: its first block is never run")
 
-        def split(name: str, tokens: Tensor) -> Tensor:  # (rows, tokens, width) → (rows, heads, tokens, head width)
-            projected = self._attention_part(layer, name)(tokens)
-            return projected.unflatten(-1, (self.sizes.heads, -1)).transpose(1, 2)
+    @torch.no_grad()
+    def _look_around(self) -> None:
+        """One forward pass of a blank image: the token axis, and what the blocks' attention is given besides it."""
+        family, given, biases = self.family, [{} for _ in self._modules_of_blocks], {}
+        handles, streams = [], []
 
-        q = split(self.family.query, normed if queries is None else normed[:, :queries])
-        heads = Heads(q, split(self.family.key, normed), split(self.family.value, normed))
-        return Heads(heads.q, heads.k, heads.v, self.pattern(layer, heads)) if pattern else heads
+        def note_call(number: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+                given[number] |= {"args": args, "kwargs": kwargs}
 
-    def _scaling(self, layer: int) -> float:
-        return self._attention_part(layer).scaling
+            return hook
 
-    def pattern(self, layer: int, heads: Heads) -> Tensor:
-        """Attention probabilities (rows, heads, query tokens, key tokens), by the formula, in float32 inside."""
-        scores = heads.q @ heads.k.transpose(-1, -2) * self._scaling(layer)
-        return scores.softmax(-1, dtype=torch.float32).to(heads.v.dtype)
+        def note_bias(number: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+                biases[number] = output.detach().clone().reshape(-1, *output.shape[-3:])
 
-    def z(self, layer: int, heads: Heads) -> Tensor:
-        """What attention hands to the output projection, (rows, heads, query tokens, head width)."""
-        if heads.pattern is not None:
-            return heads.pattern @ heads.v
-        return F.scaled_dot_product_attention(heads.q, heads.k, heads.v, scale=self._scaling(layer))
+            return hook
 
-    def project(self, layer: int, z: Tensor) -> Tensor:
-        """The output projection of all heads' ``z``: (rows, tokens, width)."""
-        return self._attention_part(layer, self.family.output)(z.transpose(1, 2).flatten(2))
+        def note_stream(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            streams.append(args[0] if args else kwargs["hidden_states"])
 
-    def project_change(self, layer: int, change: Tensor, head: int) -> Tensor:
-        """What a ``change`` of ``z`` (rows, heads or 1, tokens, head width) adds to the output, (rows, tokens, width).
+        handles.append(self._modules_of_blocks[0].register_forward_pre_hook(note_stream, with_kwargs=True))
+        for number, block in enumerate(self._modules_of_blocks):
+            attention = block.get_submodule(family.attention)
+            handles.append(attention.register_forward_pre_hook(note_call(number), with_kwargs=True))
+            if (bias := _submodule(block, family.bias)) is not None:
+                handles.append(bias.register_forward_hook(note_bias(number)))
+        if (shared := _submodule(self.model, family.shared_bias)) is not None:
+            handles.append(shared.register_forward_hook(note_bias(-1)))
+        try:
+            self.model(pixel_values=torch.zeros(1, 3, *self.input_size, device=self.device, dtype=self.dtype))
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise VitPatchError(f"{self._name}: cannot be run on {self.input_size} pixels ({reason})") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not streams or not all(given):
+            raise VitPatchError(f"{self._name}: its blocks or their attention are never run")
+        self.tokens, self.width = streams[0].shape[1:]
+        self._special = self._names_of_special()
+        self._looked_from = self.device
+        # by formula unless it was seen not to be
+        keep = [block.by_heads for block in self.blocks] if hasattr(self, "blocks") else None
+        self.blocks = [
+            Block(block, family, self._heads, self._surroundings(given[number], biases, number))
+            for number, block in enumerate(self._modules_of_blocks)
+        ]
+        if keep is not None:
+            self.by_heads = all(keep)
 
-        Of one head only its own columns of the projection are needed.
-        """
-        weight = self._attention_part(layer, self.family.output).weight  # (width, heads · head width)
-        if head != ALL_HEADS:
-            weight = weight.unflatten(1, (self.sizes.heads, -1))[:, head]
-        return F.linear(change.to(weight.dtype).transpose(1, 2).flatten(2), weight)
+    def _surroundings(self, call: dict[str, Any], biases: dict[int, Tensor], number: int) -> Surroundings:
+        here = [biases[at] for at in (number, -1) if at in biases]
+        rotary = call["kwargs"].get(self.family.rotary) if self.family.rotary else None
+        return Surroundings(call["args"], call["kwargs"], sum(here) if here else None, rotary)
 
-    def mlp(self, layer: int, stream: Tensor) -> Tensor:
-        """What a block's MLP adds to its ``stream`` (rows, tokens, width), token by token."""
-        block = self._blocks[layer]
-        return block.get_submodule(self.family.mlp)(block.get_submodule(self.family.norm2)(stream))
+    def _names_of_special(self) -> tuple[str, ...]:
+        """The tokens before the patches: as many of the row's names as there are, then the registers."""
+        patches = self._grid[0] * self._grid[1]
+        registers = int(getattr(self._vision, self.family.registers or "", 0))
+        named = self.tokens - patches - registers
+        if not 0 <= named <= len(self.family.special):
+            raise VitPatchError(
+                f"{self._name}: {self.tokens} tokens are not {patches} patches, {registers} registers and "
+                f"{', '.join(self.family.special) or 'nothing'} before them"
+            )
+        return (*self.family.special[:named], *(f"register{i}" for i in range(registers)))
 
     def readout(self, stream: Tensor) -> Tensor:
         """The last stream at the tokens that are read, (rows, reads, width) → logits (rows, classes)."""
-        return self._classify(self.model.get_submodule(self.family.norm)(stream))
-
-    def _classify(self, normed: Tensor) -> Tensor:
-        logits = [self.model.get_submodule(head)(normed[:, token]) for head, token in self._readout.items()]
-        return logits[0] if len(logits) == 1 else sum(logits) / len(logits)
-
-    def direct(self, stream: Tensor, change: Tensor) -> Tensor:
-        """Logits (changes, rows, classes) of the last ``stream`` (rows, reads, width) with a ``change`` added to it.
-
-        ``change`` (changes, rows, reads, width). The scale of the last layer norm stays that of ``stream``, so that
-        the way is linear up to the classifier (the direct effect of Elhage et al. 2021, with a frozen layer norm).
-        """
-        norm = self.model.get_submodule(self.family.norm)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        scale = (stream.to(wide).var(-1, keepdim=True, unbiased=False) + norm.eps).rsqrt()
-        change = change.to(wide)
-        moved = (change - change.mean(-1, keepdim=True)) * scale * norm.weight  # (changes, rows, reads, width)
-        moved = norm(stream) + moved
-        return self._classify(moved.flatten(0, 1).to(self.dtype)).unflatten(0, change.shape[:2])
+        return self.reader(stream)
 
     # --- whole, with hooks ---
-
-    def _hook_point(self, place: Place) -> tuple[nn.Module, bool]:
-        """The module, and whether the value is its input (else its output)."""
-        (site, layer), family = place, self.family
-        path, is_input = {
-            Site.RESID_PRE: ("", True),
-            Site.ATTN_OUT: (family.attention, False),
-            Site.RESID_MID: (family.norm2, True),
-            Site.MLP_OUT: (family.mlp, False),
-            Site.RESID_POST: ("", False),
-            Site.Z: (f"{family.attention}.{family.output}", True),
-            Site.Q: (f"{family.attention}.{family.query}", False),
-            Site.K: (f"{family.attention}.{family.key}", False),
-            Site.V: (f"{family.attention}.{family.value}", False),
-        }[site]
-        return self._blocks[layer].get_submodule(path), is_input
 
     @contextmanager
     def hooked(self, acts: Mapping[Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
@@ -260,7 +283,8 @@ class PatchableViT(nn.Module):
         handles = []
         try:
             for place, act in acts.items():
-                module, is_input = self._hook_point(place)
+                module, is_input, third = self.blocks[place[1]].hook_point(place[0])
+                act = act if third is None else _on_third(act, third)
                 if is_input:
                     handles.append(module.register_forward_pre_hook(_on_input(act), with_kwargs=True))
                 else:
@@ -325,6 +349,52 @@ def _on_input(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
     return hook
 
 
+def _on_third(act: Callable[[Tensor], Tensor | None], third: int) -> Callable[[Tensor], Tensor | None]:
+    """The same on one of queries, keys and values that are projected together."""
+
+    def on_all(value: Tensor) -> Tensor | None:
+        parts = list(value.chunk(3, -1))
+        new = act(parts[third])
+        if new is None:
+            return None
+        parts[third] = new
+        return torch.cat(parts, -1)
+
+    return on_all
+
+
+class _Reached(Exception):
+    """Stops a forward pass at the first block."""
+
+    def __init__(self, stream: Tensor) -> None:
+        super().__init__()
+        self.stream = stream
+
+
+def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:
+    """The module at a path, or ``None`` where there is none."""
+    try:
+        return None if path is None else module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def vision_config(config: Any) -> Any:
+    """The part of a config that is the vision transformer's."""
+    return getattr(config, "vision_config", None) or config
+
+
+def _geometry(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """(height, width) of the pixels where the model says it, and of a patch."""
+    config = vision_config(model.config)
+    embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    size = getattr(config, "image_size", getattr(embedding, "img_size", None))
+    patch = getattr(config, "patch_size", getattr(embedding, "patch_size", None))
+    if patch is None:
+        raise VitPatchError(f"{type(model).__name__}: neither its config nor timm's patch_embed says its patch size")
+    return None if size is None else pair(size), pair(patch)
+
+
 def _label_names(config: Any) -> tuple[str, ...] | None:
     names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     unnamed = tuple(f"LABEL_{i}" for i in range(config.num_labels))
@@ -337,8 +407,3 @@ def _digest_of_weights(model: nn.Module) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
     return total.hexdigest()[:16]
-
-
-def pair(size: Any) -> tuple[int, int]:
-    """(height, width) of a size that may be one number."""
-    return (size, size) if isinstance(size, int) else tuple(size)

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
+
 from vitpatch.spec import (
     ALL_HEADS,
     EVERY_HEAD,
@@ -33,7 +35,7 @@ from vitpatch.spec import (
     window_layers,
     window_word,
 )
-from vitpatch.tokens import token_names
+from vitpatch.tokens import possible, token_names
 
 RECIPIENT, DONOR = -1, -2
 """States that are base runs; other states are numbered from 0 in the order in which they part from one."""
@@ -158,6 +160,20 @@ class Plan:
         for reading in self.readings:
             found[reading.site, reading.layer].append(reading)
         return dict(found)
+
+    def reached(self, reading: Reading) -> np.ndarray:
+        """Which of the tokens that the classifier reads the straight way of a reading can change, int64 (n,)."""
+        if reading.site in (Site.K, Site.V):  # of a source token; the change is at those that attend to it
+            return np.arange(self.sizes.reads)
+        return self._places[reading.tokens]
+
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        """By token group which of the tokens that are read it may hold."""
+        return {
+            name: np.flatnonzero(possible(name, self.sizes, self.target.grid)[: self.sizes.reads])
+            for name in self.token_groups
+        }
 
     @property
     def token_groups(self) -> tuple[str, ...]:

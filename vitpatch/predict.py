@@ -24,7 +24,7 @@ from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
 from vitpatch.data import BadImage, ImageDataModule
 from vitpatch.execute import Outputs, execute
 from vitpatch.model import PatchableViT
-from vitpatch.proof import NOT_STEPWISE
+from vitpatch.proof import NOT_BY_HEADS, NOT_STEPWISE
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, ImageBatch, VitPatchError
@@ -104,8 +104,9 @@ class PatchingModule(lightning.LightningModule):
         about = f"about {_duration(time_left)} for {len(self.setup.images)} images ({first})"
         self.line = f"{described(self.plan, self.cost, self._room)}, {about}"
         log.info("plan: %s", self.line)
-        if not self.model.stepwise:
-            log.warning("%s: %s", self.model.family.name, NOT_STEPWISE)
+        if not self.model.goes_by_parts(self.plan.target.site):
+            why = NOT_BY_HEADS if self.model.stepwise else NOT_STEPWISE
+            log.warning("%s: %s", self.model.family.name, why)
 
     def _compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> None:
         """Runs the batch again in float32, and keeps how far the effects differ."""

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitpatch.block import Block
 from vitpatch.model import HOOKED, PatchableViT, Place
+from vitpatch.readout import Change, Reader
 from vitpatch.spec import ALL_HEADS, Site, VitPatchError
 
 log = logging.getLogger(__name__)
 
 NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
+NOT_BY_HEADS = "attention taken apart by head has other values; every patch of heads is a full forward pass"
 
 
 @torch.no_grad()
 def prove(model: PatchableViT) -> None:
     """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
 
-    Checked: every site is met once a pass, in its shape; a block's output is its input plus attention plus MLP;
-    putting a run's own values back changes no logit; values put in are what goes on. Where only the run by parts
-    has other logits, ``stepwise`` becomes false: patches are then full forward passes.
+    Checked: every site is met once a pass, in its shape; a block's output is its input plus scaled attention plus
+    scaled MLP; putting a run's own values back changes no logit; values put in are what goes on. ``reader`` becomes
+    the first of the model's readouts that gives its logits. Where no readout does, or the blocks run by parts do not
+    give their own outputs, ``stepwise`` becomes false: patches are then full forward passes. Where attention is not
+    that of the formula, ``by_heads`` becomes false: patches of heads are.
     """
     name, pixels = model.family.name, torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(model.device, model.dtype)
-    places = tuple((site, layer) for site in (*HOOKED, Site.RESID_MID) for layer in range(model.sizes.depth))
+    sites = [site for site in (*HOOKED, Site.RESID_MID) if all(block.has(site) for block in model.blocks)]
+    places = tuple((site, layer) for site in sites for layer in range(model.sizes.depth))
     with model.reading(places) as values:
         plain = model(pixels)
     if missed := [place for place in places if place not in values]:
@@ -39,9 +46,10 @@ def prove(model: PatchableViT) -> None:
         if value.shape[:2] != (3, model.sizes.tokens):
             want = (3, model.sizes.tokens)
             raise VitPatchError(f"{name}: {site} of layer {layer} is {tuple(value.shape)}, expected {want} first")
-    for layer in range(model.sizes.depth):
+    for layer, block in enumerate(model.blocks):
         before, after = values[Site.RESID_PRE, layer], values[Site.RESID_POST, layer]
-        if not _equal(model, before + values[Site.ATTN_OUT, layer] + values[Site.MLP_OUT, layer], after):
+        added = (block.scaled(site, values[site, layer]) for site in (Site.ATTN_OUT, Site.MLP_OUT))
+        if not _equal(model, before + sum(added), after):
             raise VitPatchError(f"{name}: block {layer} is not input + attention + MLP; not supported")
     with model.replacing({place: value for place, value in values.items() if place[0] is not Site.RESID_MID}):
         same = model(pixels)
@@ -50,39 +58,74 @@ def prove(model: PatchableViT) -> None:
     for what, got, want in (("its own values", same, plain), ("another run's values", flipped, plain.flip(0))):
         if not _equal(model, got, want):
             raise VitPatchError(f"{name}: a run patched with {what} has the wrong logits")
-    model.stepwise = _parts_are_true(model, pixels, plain, values)
+    last = values[Site.RESID_POST, model.sizes.depth - 1]
+    reader = next((reader for reader in model.readers if _holds(_reads_out, model, reader, last, plain)), None)
+    model.stepwise = reader is not None and _holds(_steps, model, pixels, values)
+    if reader is not None:
+        model.reader = reader
     if not model.stepwise:
         log.warning("%s: %s", name, NOT_STEPWISE)
+        return
+    model.by_heads = model.by_heads and all(
+        _holds(_is_by_heads, model, layer, values) for layer in range(model.sizes.depth)
+    )
+    if not model.by_heads:
+        log.warning("%s: %s", name, NOT_BY_HEADS)
 
 
-def _parts_are_true(model: PatchableViT, pixels: Tensor, logits: Tensor, values: Mapping[Place, Tensor]) -> bool:
-    """Whether the parts give the sites' values and the logits, attention taken apart by head included."""
+def _holds(shown: Callable[..., bool], *of: Any) -> bool:
+    """Whether it is shown; a row that does not fit this model's modules shows nothing."""
     try:
-        stream = model.embed(pixels)
-        for layer in range(model.sizes.depth):
-            heads = model.heads(layer, stream)
-            patterned = model.heads(layer, stream, pattern=True)
-            added = model.attention(layer, stream)
-            ways = [values[Site.ATTN_OUT, layer], model.project(layer, model.z(layer, heads))]
-            ways.append(model.project(layer, model.z(layer, patterned)))
-            if not all(_equal(model, way, added) for way in ways) or not _projects(model, layer, model.z(layer, heads)):
-                return False
-            stream = stream + added
-            stream = stream + model.mlp(layer, stream)
-        read = stream[:, : model.sizes.reads]
-        unmoved = model.direct(read, torch.zeros(1, *read.shape, device=read.device))[0]
-        return _equal(model, model.readout(read), logits) and _equal(model, unmoved, logits)
-    except (AttributeError, RuntimeError, TypeError, ValueError):  # a row that does not fit this model's modules
+        return shown(*of)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
 
 
-def _projects(model: PatchableViT, layer: int, z: Tensor) -> bool:
+def _reads_out(model: PatchableViT, reader: Reader, last: Tensor, logits: Tensor) -> bool:
+    """Whether a readout of the last stream gives the logits, and so does the straight way of no change."""
+    read = last[:, : reader.reads]
+    everywhere = torch.arange(reader.reads, device=read.device)
+    unmoved = reader.direct(read, [Change(everywhere, torch.zeros_like(read))])[0]
+    return _equal(model, reader(read), logits) and (bool(unmoved.isnan().all()) or _equal(model, unmoved, logits))
+
+
+def _steps(model: PatchableViT, pixels: Tensor, values: Mapping[Place, Tensor]) -> bool:
+    """Whether the blocks, run by attention and MLP from the embeddings on, give the sites' values."""
+    stream = model.embed(pixels)
+    for layer, block in enumerate(model.blocks):
+        added = block.attention(stream)
+        if not _equal(model, block.scaled(Site.ATTN_OUT, values[Site.ATTN_OUT, layer]), added):
+            return False
+        stream = stream + added
+        stream = stream + block.mlp(stream)
+        if not _equal(model, stream, values[Site.RESID_POST, layer]):
+            return False
+    return True
+
+
+def _is_by_heads(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
+    """Whether a block's attention is the formula's: all of it, some queries, each head's part of the projection."""
+    block, stream = model.blocks[layer], values[Site.RESID_PRE, layer]
+    added, heads = block.attention(stream), block.heads(stream)
+    z, reads = block.z(heads), model.sizes.reads
+    ways = (z, block.z(block.heads(stream, pattern=True)))
+    shown = {site: getattr(heads, str(site)) for site in (Site.Q, Site.K, Site.V)} | {Site.Z: z}
+    return (
+        all(_equal(model, block.project(way), added) for way in ways)
+        and all(_equal(model, value.transpose(1, 2).flatten(2), values[site, layer]) for site, value in shown.items())
+        and _equal(model, block.project(block.z(heads.at(slice(0, reads)))), added[:, :reads])
+        and _equal(model, block.z(heads.of(0)), z[:, :1])
+        and _projects(model, block, z)
+    )
+
+
+def _projects(model: PatchableViT, block: Block, z: Tensor) -> bool:
     """Whether a change of ``z`` goes through the output projection as its weight says, all heads' or one's."""
     other, one = z.flip(0), z.clone()
     one[:, 0] = other[:, 0]
-    before = model.project(layer, z)
+    before = block.project(z)
     for new, change, head in ((other, other - z, ALL_HEADS), (one, (other - z)[:, :1], 0)):
-        if not _equal(model, before + model.project_change(layer, change, head), model.project(layer, new)):
+        if not _equal(model, before + block.project_change(change, head), block.project(new)):
             return False
     return True
 

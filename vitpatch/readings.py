@@ -5,13 +5,15 @@ Both come from the two base runs alone, layer by layer as the executor (or a hoo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from vitpatch.model import Heads, PatchableViT
+from vitpatch.block import Heads
+from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, Reading, readings_of
+from vitpatch.readout import Change
 from vitpatch.spec import ALL_HEADS, Site
 
 
@@ -19,8 +21,8 @@ class Readings:
     """Collects, for the images of a batch, what is compared at each ``Reading`` of a plan.
 
     ``masks`` bool (batch, tokens) by token group. Stored a reading: the squared norms of donor − recipient and of
-    the recipient over the patched tokens, (batch,), and the change of the stream at the tokens that the classifier
-    reads, (batch, reads, width).
+    the recipient over the patched tokens, (batch,), and the change of the stream at those of the tokens that the
+    classifier reads where the patch can change it, (batch, tokens, width).
     """
 
     def __init__(self, plan: Plan, model: PatchableViT, masks: dict[str, Tensor]) -> None:
@@ -29,7 +31,10 @@ class Readings:
         batch, device = len(first), first.device
         number = len(plan.readings)
         self._squares = torch.zeros(2, number, batch, device=device)
-        self._changes = torch.zeros(number, batch, plan.sizes.reads, model.width, device=device)
+        self._changes: dict[int, Change] = {}
+        one_a_group = {reading.tokens: reading for reading in plan.readings}.values()
+        at = {reading.tokens: torch.from_numpy(plan.reached(reading)).to(device) for reading in one_a_group}
+        self._reached = {reading: at[reading.tokens] for reading in plan.readings}
 
     def stream(self, site: Site, layer: int, donor: Tensor, recipient: Tensor) -> None:
         """Values (batch, tokens, width) that are, or are added to, the residual stream."""
@@ -38,8 +43,8 @@ class Readings:
             return
         change, squares = _squares(donor, recipient)
         for reading in readings:
-            mask = self.masks[reading.tokens]
-            self._note(reading, squares, mask, change[:, : self._reads] * mask[:, : self._reads, None])
+            mask, tokens = self.masks[reading.tokens], self._reached[reading]
+            self._note(reading, squares, mask, change[:, tokens] * mask[:, tokens, None])
 
     def heads(self, layer: int, donor: Heads, recipient: Heads) -> None:
         """Queries, keys, values, patterns and ``z`` of both base runs in a layer."""
@@ -51,7 +56,7 @@ class Readings:
         for reading in readings:
             mask = self.masks[reading.tokens]
             moved = self._straight(reading, change, donor, recipient, mask)
-            self._note(reading, _of_head(squares, reading.head), mask, moved)
+            self._note(reading, _of_head(squares, reading.head), mask, moved[:, self._reached[reading]])
 
     def norms(self, site: Site, layer: int, donor: Tensor, recipient: Tensor) -> None:
         """Values (batch, tokens, channels) as hooks have them; nothing is known of the straight way."""
@@ -61,7 +66,7 @@ class Readings:
         squares = _squares(donor, recipient)[1]
         for reading in self.plan.readings_at[site, layer]:
             of_head = _of_head(squares, reading.head) if site.by_head else squares
-            self._note(reading, of_head, self.masks[reading.tokens], torch.tensor(torch.nan))
+            self._note(reading, of_head, self.masks[reading.tokens], None)
 
     @property
     def _reads(self) -> int:
@@ -75,30 +80,30 @@ class Readings:
         else:
             donor, recipient = donor.of(reading.head), recipient.of(reading.head).at(slice(0, self._reads))
             edited = edited_heads(reading.site, mask, donor, recipient)
-            moved = self.model.z(reading.layer, edited) - recipient.z
-        return self.model.project_change(reading.layer, moved, reading.head)
+            moved = self.model.blocks[reading.layer].z(edited) - recipient.z
+        return self.model.blocks[reading.layer].project_change(moved, reading.head)
 
-    def _note(self, reading: Reading, squares: Tensor, mask: Tensor, change: Tensor) -> None:
+    def _note(self, reading: Reading, squares: Tensor, mask: Tensor, change: Tensor | None) -> None:
         number = self.plan.readings[reading]
         self._squares[:, number] = (squares * mask).sum(-1)
-        self._changes[number] = change
+        if change is not None:
+            self._changes[number] = Change(self._reached[reading], change)
 
     def delta_norms(self) -> Tensor:
         """(patches, batch): the norm of donor − recipient over that of the recipient; NaN where that is 0."""
-        numbers = self._numbers(readings_of)
+        numbers = [[self.plan.readings[reading] for reading in readings_of(patch)] for patch in self.plan.patches]
         difference, recipient = _summed(self._squares.transpose(0, 1), numbers).unbind(1)
         return (difference / recipient.where(recipient > 0, torch.nan)).sqrt()
 
-    def changes(self) -> Tensor:
-        """(patches, batch, reads, width): what a patch adds to the stream at the tokens read, by the straight way.
+    def changes(self) -> Iterator[Change]:
+        """Of each patch what it adds to the stream at the tokens read, by the straight way.
 
         A patch of the stream itself in several layers: that of the last one, which the others are overwritten by.
         """
-        is_stream = self.plan.target.site.is_stream
-        return _summed(self._changes, self._numbers(lambda patch: readings_of(patch)[-1 if is_stream else 0 :]))
-
-    def _numbers(self, readings: Callable[..., tuple[Reading, ...]]) -> list[list[int]]:
-        return [[self.plan.readings[reading] for reading in readings(patch)] for patch in self.plan.patches]
+        first = -1 if self.plan.target.site.is_stream else 0
+        for patch in self.plan.patches:
+            of_layers = [self._changes[self.plan.readings[reading]] for reading in readings_of(patch)[first:]]
+            yield Change(of_layers[0].tokens, sum(change.values for change in of_layers[1:]) + of_layers[0].values)
 
 
 def _summed(values: Tensor, numbers: list[list[int]]) -> Tensor:
@@ -133,4 +138,4 @@ def edited_heads(site: Site, mask: Tensor, donor: Heads, recipient: Heads) -> He
     tokens = slice(0, own.shape[2])  # of queries perhaps only those that are read
     new = torch.where(mask[:, None, tokens, None], _value(donor, site)[:, :, tokens], own)
     q, k, v, pattern = (new if site == name else getattr(recipient, name) for name in ("q", "k", "v", "pattern"))
-    return Heads(q, k, v, pattern)
+    return Heads(q, k, v, pattern, head=recipient.head)

@@ -66,7 +66,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             "data": {"digest": setup.images.digest},
             "counts": _counts(setup, outcome, len(skipped)),
             **described(outcome),
-            "plan": {"line": done.line, "stepwise": setup.model.stepwise},
+            "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
             "precision_error": done.precision_error,
             "tracking": tracked.about,
             "seconds": round(time.monotonic() - started, 3),

@@ -42,7 +42,7 @@ class Setup:
 
     def float32_model(self) -> PatchableViT:
         """The same weights in float32."""
-        return replace(self.checkpoint, dtype="float32").load()
+        return replace(self.checkpoint, dtype="float32").load(self.images.label_names)
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -87,7 +87,7 @@ def prepare(cfg: DictConfig) -> Setup:
     checkpoint: Checkpoint = construct(cfg.model)
     source = construct(cfg.data)
     _check_precision(cfg, checkpoint)
-    model = checkpoint.load()
+    model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes)
     images = source.open()
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):

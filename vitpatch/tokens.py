@@ -87,6 +87,11 @@ def fixed(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray
     return here
 
 
+def possible(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
+    """Where a group may be in some image: bool (tokens,)."""
+    return fixed(TokenGroup.PATCHES if name in OF_THE_MASK else name, sizes, blocks)
+
+
 def token_masks(
     names: Sequence[str],
     sizes: Sizes,

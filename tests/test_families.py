@@ -1,0 +1,82 @@
+"""Every family of models: its row proven on loading, and every site's effects those of full forwards with hooks."""
+
+import pytest
+import torch
+from conftest import CLASSES, NAMES
+from families import NAMES as FAMILY_NAMES
+from families import SIZE, Brute, save_family
+
+import vitpatch
+from vitpatch.checkpoint import Checkpoint
+
+SITES = [("attn_out", 1), ("attn_out", 3), ("mlp_out", 2), ("resid_pre", 1), ("resid_post", 1)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("families"), {}
+
+    def get(family):
+        if family not in made:
+            made[family] = save_family(folder / family, family, NAMES)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    generator = torch.Generator().manual_seed(1)
+    clean = torch.randn(5, 3, SIZE, SIZE, generator=generator)
+    return clean, clean.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
+
+
+def probs(logits, labels):
+    return logits.double().softmax(-1).gather(-1, labels.expand(len(logits), -1)[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_site_is_that_of_full_forwards(family, saved, pixels):
+    model = Checkpoint(str(saved(family))).load()
+    assert model.stepwise and model.by_heads
+    brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
+    clean, corrupt = pixels
+    base = probs(brute.run(corrupt)[None], labels)
+    largest = 0.0
+    special = FAMILY_NAMES[family].special
+    cases = [(site, window, "all", slice(None), None) for site, window in SITES]
+    cases += [
+        ("attn_out", 1, "patches", slice(special, None), None),
+        ("resid_post", 1, "patches", slice(special, None), None),
+    ]
+    cases += [(site, 1, "all", slice(None), 2) for site in ("z", "q", "k", "v")]
+    for site, window, tokens, at, head in cases:
+        heads = None if head is None else [head]
+        table = vitpatch.patch(
+            model.model, clean, corrupt, labels, target=site, window=window, tokens=tokens, heads=heads
+        )
+        got = torch.tensor(table["prob"].to_numpy()).view(5, -1).T
+        want = probs(brute.patched(clean, corrupt, site, window, at, head), labels)
+        assert (got - want).abs().max() < 1e-5, (site, window, tokens)
+        largest = max(largest, (want - base).abs().max().item())
+        assert table["direct_log_odds"].notna().all()
+    assert largest > 0.05  # the oracle's patches do something
+
+
+def log_odds(logits, labels):
+    logits, at = logits.double(), labels.expand(len(logits), -1)[..., None]
+    own = logits.gather(-1, at)[..., 0]
+    return own - logits.scatter(-1, at, -torch.inf).logsumexp(-1)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_straight_way_is_that_of_frozen_norms(family, saved, pixels):
+    model = Checkpoint(str(saved(family))).load()
+    brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
+    before = log_odds(brute.run(pixels[1])[None], labels)
+    for site in ("attn_out", "mlp_out", "resid_post"):
+        table = vitpatch.patch(model.model, *pixels, labels, target=site, window=1)
+        got = torch.tensor(table["direct_log_odds"].to_numpy()).view(5, -1).T
+        want = log_odds(brute.direct(*pixels, site), labels) - before
+        assert want.abs().max() > 0.05
+        assert (got - want).abs().max() < 1e-4, site

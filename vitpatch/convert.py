@@ -1,0 +1,33 @@
+"""``python -m vitpatch.convert MODEL FOLDER``: a checkpoint with only ``pytorch_model.bin`` → a folder with safetensors.
+
+Weights are read with ``weights_only``: tensors, and no code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vitpatch.checkpoint import Checkpoint, saved_again
+from vitpatch.spec import VitPatchError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Converts, or says in one line what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m vitpatch.convert", description=__doc__)
+    parser.add_argument("model", help="a hub id, or a folder")
+    parser.add_argument("folder", type=Path, help="a new folder")
+    parser.add_argument("--revision", help="of a hub id")
+    said = parser.parse_args(arguments)
+    try:
+        if said.folder.exists():
+            raise VitPatchError(f"{said.folder}: is there already; name a new folder")
+        saved_again(Checkpoint(said.model, said.revision, allow_bin=True), said.folder)
+    except VitPatchError as error:
+        sys.exit(f"error: {error}")
+    print(f"{said.folder}: model.safetensors, config and image processor; use it with model.path={said.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""How images reach a model: decoded picture → pixels in [0, 1] at its input size, and the normalisation after that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from vitpatch.spec import VitPatchError
+
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""Ways to resize, by the names of Pillow."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A model's own image processor, its normalisation taken apart.
+
+    ``mean`` and ``std`` (3,) are applied later than ``to_input``, on the device, after the corruption.
+    """
+
+    processor: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_input(self, image: Any) -> Tensor:
+        """One PIL RGB image → float32 (3, height, width) in [0, 1], after resize and crop."""
+        pixels = self.processor(images=image, do_normalize=False, do_rescale=True, return_tensors="pt")["pixel_values"]
+        return pixels[0].float()
+
+    @cached_property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) that images of any size are brought to. Raises ``VitPatchError`` where they keep their own."""
+        sizes = {tuple(self.to_input(Image.new("RGB", size)).shape[1:]) for size in ((61, 47), (47, 61))}
+        if len(sizes) > 1:
+            raise VitPatchError(
+                f"the image processor keeps the images' shapes ({' and '.join(map(str, sorted(sizes)))}); say "
+                "model.image_size, model.mean and model.std instead"
+            )
+        return sizes.pop()
+
+
+def of_processor(processor: Any) -> Preprocessing:
+    """What a checkpoint's image processor says."""
+    if not getattr(processor, "do_normalize", True):
+        return Preprocessing(processor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Preprocessing(processor, tuple(map(float, processor.image_mean)), tuple(map(float, processor.image_std)))
+
+
+def explicit(
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    resample: str = "bicubic",
+    crop_share: float | None = None,
+) -> Preprocessing:
+    """Resized to ``size`` (height, width); with ``crop_share`` the shorter edge to size ÷ share, then the centre of it.
+
+    ``mean`` and ``std`` are of red, green and blue on the [0, 1] scale.
+    """
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    if resample not in RESAMPLE:
+        raise VitPatchError(f"model.resample {resample!r}: expected one of {', '.join(RESAMPLE)}")
+    if crop_share is None:
+        resized: dict[str, int] = {"height": size[0], "width": size[1]}
+    else:
+        resized = {"shortest_edge": math.floor(min(size) / crop_share)}
+    processor = CLIPImageProcessorPil(
+        size=resized,
+        resample=RESAMPLE[resample],
+        do_center_crop=crop_share is not None,
+        crop_size={"height": size[0], "width": size[1]},
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+    return of_processor(processor)
+
+
+def of_timm(said: Mapping[str, Any]) -> Preprocessing:
+    """What timm's ``pretrained_cfg`` says: input size, share of the crop, interpolation, mean and std."""
+    size = tuple(said.get("input_size") or (3, 224, 224))[1:]
+    share = None if said.get("crop_mode") == "squash" else float(said.get("crop_pct") or 0.875)
+    mean, std = (said.get(key) or [0.5] * 3 for key in ("mean", "std"))
+    return explicit(size, mean, std, said.get("interpolation") or "bilinear", share)
+
+
+def patches_of(pixels: Tensor, patch: int) -> Tensor:
+    """(batch, 3, height, width) → (batch, patches, patch · patch · 3): row by row, colours innermost."""
+    batch, colours, height, width = pixels.shape
+    cut = pixels.reshape(batch, colours, height // patch, patch, width // patch, patch)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * colours)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
+    return (size, size) if isinstance(size, int) else tuple(size)
