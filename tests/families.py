@@ -62,7 +62,23 @@ NAMES = {
     ),
     "clip": Names(special=1, norms=(), **_TOWER),
     "siglip": Names(special=0, norms=("vision_model.post_layernorm",), **_TOWER),
+    "siglip2": Names(special=0, norms=("vision_model.post_layernorm",), **_TOWER),
+    "dinov3": Names("backbone.model.layer", 1 + 2, ("backbone.norm",), scales=_SCALE),
+    "clip_zero_shot": Names(special=1, norms=("vision_model.post_layernorm",), **_TOWER),
+    "siglip_zero_shot": Names(special=0, norms=("vision_model.post_layernorm",), **_TOWER),
 }
+
+ZERO_SHOT = ("clip_zero_shot", "siglip_zero_shot")
+
+
+def checkpoint_of(folder: Path, family: str):
+    """How a saved model of a family is named to the project."""
+    from vitpatch.checkpoint import Checkpoint, ZeroShotCheckpoint
+
+    if family in ZERO_SHOT:
+        return ZeroShotCheckpoint(str(folder), prompts=("a photo of a {}.", "{}"))
+    head = str(folder / "head.safetensors") if family == "dinov3" else None
+    return Checkpoint(str(folder), head_path=head)
 
 
 def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Path:
@@ -99,11 +115,27 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Pat
         ),
         "clip": lambda: hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=inner, **labels)),
         "siglip": lambda: hf.SiglipForImageClassification(hf.SiglipConfig(vision_config=inner, **labels)),
+        "siglip2": lambda: hf.Siglip2ForImageClassification(
+            hf.Siglip2Config(vision_config=inner | dict(num_patches=(SIZE // PATCH) ** 2), **labels)
+        ),
+        "dinov3": lambda: hf.DINOv3ViTModel(
+            hf.DINOv3ViTConfig(**inner, num_register_tokens=2, layerscale_value=0.5, key_bias=True)
+        ),
+        "clip_zero_shot": lambda: hf.CLIPModel(
+            hf.CLIPConfig(vision_config=inner, text_config=text, projection_dim=24, logit_scale_init_value=1.0)
+        ),
+        "siglip_zero_shot": lambda: hf.SiglipModel(hf.SiglipConfig(vision_config=inner, text_config=text)),
     }
+    text = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+    text |= dict(max_position_embeddings=16, projection_size=WIDTH, eos_token_id=2, bos_token_id=1, pad_token_id=0)
     model = made[family]().eval()
+    if family in ZERO_SHOT:
+        save_tokenizer(path, names)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "classifier" in name:
+            if name == "logit_scale":
+                weight.fill_(4.0)
+            elif "classifier" in name:
                 weight.normal_(std=0.5)
             elif any(word in name for word in ("relative_position", "position_emb", "cls_token", "register")):
                 weight.normal_(std=0.3)
@@ -112,9 +144,35 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Pat
             elif name.endswith("bias"):
                 weight.normal_(std=0.1)
     model.save_pretrained(path)
+    if family == "dinov3":
+        from safetensors.torch import save_file
+
+        head = {"weight": torch.randn(len(names), 2 * WIDTH) / 2, "bias": torch.randn(len(names)) / 10}
+        save_file(head, path / "head.safetensors")
     half = [0.5] * 3
     hf.ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(path)
     return path
+
+
+def save_tokenizer(path: Path, names: list[str]) -> None:
+    """A tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[BOS]",
+        "[EOS]",
+        "[UNK]",
+        "a",
+        "photo",
+        "of",
+        ".",
+        *sorted({w for n in names for w in n.replace("_", " ").split()}, key=lambda w: (w.isdigit(), w)),
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
 
 
 class Brute:

@@ -4,10 +4,9 @@ import pytest
 import torch
 from conftest import CLASSES, NAMES
 from families import NAMES as FAMILY_NAMES
-from families import SIZE, Brute, save_family
+from families import SIZE, Brute, checkpoint_of, save_family
 
-import vitpatch
-from vitpatch.checkpoint import Checkpoint
+from vitpatch import api
 
 SITES = [("attn_out", 1), ("attn_out", 3), ("mlp_out", 2), ("resid_pre", 1), ("resid_post", 1)]
 
@@ -31,13 +30,24 @@ def pixels():
     return clean, clean.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
 
 
+@pytest.fixture
+def table_of(monkeypatch):
+    """``vitpatch.patch`` of a model that has been loaded and proven."""
+
+    def make(model, *images, **target):
+        monkeypatch.setattr(api, "_patchable", lambda *given: model)
+        return api.patch(model.model, *images, **target)
+
+    return make
+
+
 def probs(logits, labels):
     return logits.double().softmax(-1).gather(-1, labels.expand(len(logits), -1)[..., None])[..., 0]
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_every_site_is_that_of_full_forwards(family, saved, pixels):
-    model = Checkpoint(str(saved(family))).load()
+def test_every_site_is_that_of_full_forwards(family, saved, pixels, table_of):
+    model = checkpoint_of(saved(family), family).load(NAMES)
     assert model.stepwise and model.by_heads
     brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
     clean, corrupt = pixels
@@ -45,16 +55,11 @@ def test_every_site_is_that_of_full_forwards(family, saved, pixels):
     largest = 0.0
     special = FAMILY_NAMES[family].special
     cases = [(site, window, "all", slice(None), None) for site, window in SITES]
-    cases += [
-        ("attn_out", 1, "patches", slice(special, None), None),
-        ("resid_post", 1, "patches", slice(special, None), None),
-    ]
+    cases += [(site, 1, "patches", slice(special, None), None) for site in ("attn_out", "resid_post")]
     cases += [(site, 1, "all", slice(None), 2) for site in ("z", "q", "k", "v")]
     for site, window, tokens, at, head in cases:
-        heads = None if head is None else [head]
-        table = vitpatch.patch(
-            model.model, clean, corrupt, labels, target=site, window=window, tokens=tokens, heads=heads
-        )
+        target = dict(target=site, window=window, tokens=tokens, heads=None if head is None else [head])
+        table = table_of(model, clean, corrupt, labels, **target)
         got = torch.tensor(table["prob"].to_numpy()).view(5, -1).T
         want = probs(brute.patched(clean, corrupt, site, window, at, head), labels)
         assert (got - want).abs().max() < 1e-5, (site, window, tokens)
@@ -70,12 +75,12 @@ def log_odds(logits, labels):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_the_straight_way_is_that_of_frozen_norms(family, saved, pixels):
-    model = Checkpoint(str(saved(family))).load()
+def test_the_straight_way_is_that_of_frozen_norms(family, saved, pixels, table_of):
+    model = checkpoint_of(saved(family), family).load(NAMES)
     brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
     before = log_odds(brute.run(pixels[1])[None], labels)
     for site in ("attn_out", "mlp_out", "resid_post"):
-        table = vitpatch.patch(model.model, *pixels, labels, target=site, window=1)
+        table = table_of(model, *pixels, labels, target=site, window=1)
         got = torch.tensor(table["direct_log_odds"].to_numpy()).view(5, -1).T
         want = log_odds(brute.direct(*pixels, site), labels) - before
         assert want.abs().max() > 0.05

@@ -100,7 +100,7 @@ def test_a_model_that_is_not_there(path, says):
 def test_another_family_is_refused_with_the_known_ones(tmp_path):
     config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_labels=2)
     hf.ResNetForImageClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(VitPatchError, match=r"'resnet' is not a known family; known: DeiT \(deit\), ViT \(vit\)"):
+    with pytest.raises(VitPatchError, match=r"'resnet' is not a known family; nearest known: DeiT \(deit\)"):
         Checkpoint(str(tmp_path)).load()
 
 

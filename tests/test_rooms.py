@@ -22,6 +22,7 @@ LEVELS = {
     "setup": 6,
     "checkpoint": 5,
     "convert": 6,
+    "pretrained": 2,
     "proof": 4,
     "cost": 4,
     "readings": 4,

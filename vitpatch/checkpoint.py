@@ -1,9 +1,8 @@
-"""Checkpoints → models: loading, checking, and new classifiers; what is wrong with one is said in one line."""
+"""Checkpoints → models with named sites, and new classifiers; what is wrong with one is said in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,39 +13,28 @@ import torch.nn.functional as F
 
 from vitpatch.anatomy import Family, family_from_yaml, family_of
 from vitpatch.classifiers import BackboneClassifier, ZeroShot, take_square_images
-from vitpatch.hub import explain, resolve
+from vitpatch.hub import explain
 from vitpatch.model import PatchableViT, vision_config
 from vitpatch.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
+from vitpatch.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
 from vitpatch.proof import prove
 from vitpatch.spec import VitPatchError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNTRAINED_SEED = 0
-"""Of the weights of ``random_init``: the control for a profile is one model, the same in every run."""
-
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Which model: ``path`` is a hub id or a folder written by ``save_pretrained``, ``revision`` one of a hub id.
+class Checkpoint(Pretrained):
+    """Which model, and how images reach it. Besides what ``Pretrained`` says:
 
-    - ``dtype``: type of the weights, float32, bfloat16 or float16.
     - ``readout``: one of several heads (DeiT with teacher); ``None`` is all of them, as the model averages them.
     - ``head_path``: a safetensors file with ``weight`` (classes, width or twice it) and ``bias``, for a backbone alone.
     - ``anatomy``: a YAML file with the row of a family of the user's own.
-    - ``random_init``: the same architecture untrained, its weights drawn anew.
-    - ``allow_bin``: where there are no safetensors, ``pytorch_model.bin`` may be read (``weights_only``).
     - ``image_size`` (one edge, or height and width), ``crop_share``, ``resample``, ``mean``, ``std``: instead of the
       checkpoint's image processor, all of it, where one of them is given.
     """
 
-    path: str | None
-    revision: str | None = None
-    dtype: str = "float32"
     readout: str | None = None
     head_path: str | None = None
     anatomy: str | None = None
-    random_init: bool = False
-    allow_bin: bool = False
     image_size: Any = None
     crop_share: float | None = None
     resample: str | None = None
@@ -66,25 +54,19 @@ class Checkpoint:
 
     def load(self, names: Sequence[str] | None = None) -> PatchableViT:
         """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
-        if not self.path:
-            raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
-        if self.dtype not in DTYPES:
-            raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        for key in ("random_init", "allow_bin"):
-            if not isinstance(getattr(self, key), bool):
-                raise VitPatchError(f"model.{key} {getattr(self, key)!r}: expected true or false")
+        self.check()
         return _load(self, tuple(names) if self.needs_names and names else None)
 
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
         """The classifier, its preprocessing and its row."""
-        config, where = _config(self)
+        config = self.config()
         family = family_from_yaml(self.anatomy) if self.anatomy else family_of(config.model_type, self.path)
         is_backbone = family.blocks.startswith("backbone.")
         if is_backbone != (self.head_path is not None):
             raise VitPatchError(_HEAD_NEEDED if is_backbone else _HEAD_SPARE.format(family.name))
-        preprocessing = _preprocessing_of(self, config, where)
+        preprocessing = _preprocessing_of(self, config)
         kind = "AutoModel" if is_backbone else "AutoModelForImageClassification"
-        model = _model(self, config, where, kind)
+        model = self.model(config, kind)
         if is_backbone:
             model = BackboneClassifier(model, _head(self, config), _named(config))
         if config.model_type == "siglip2":
@@ -119,17 +101,17 @@ class ZeroShotCheckpoint(Checkpoint):
             raise VitPatchError(f"model.prompts {list(prompts)}: expected templates such as 'a photo of a {{}}.'")
         if names is None:
             raise VitPatchError("this model takes its classes from the data's label names; the data have none")
-        config, where = _config(self)
-        if config.model_type not in ("clip", "siglip", "siglip2"):
+        config = self.config()
+        if config.model_type not in OF_TEXTS:
             raise VitPatchError(
-                f"model {self.path}: model_type {config.model_type!r} has no texts to compare with; CLIP and SigLIP have"
+                f"model {self.path}: model_type {config.model_type!r} has no texts; CLIP and SigLIP have"
             )
         if self.head_path or self.readout:
             raise VitPatchError("model.head_path and model.readout: a zero-shot model has one head, its texts")
         family = family_from_yaml(self.anatomy) if self.anatomy else family_of(config.model_type, self.path)
-        preprocessing = _preprocessing_of(self, config, where)
-        model = _model(self, config, where, "AutoModel")
-        texts = _embedded(self, model, where, names, prompts)
+        preprocessing = _preprocessing_of(self, config)
+        model = self.model(config, "AutoModel")
+        texts = _embedded(self, model, names, prompts)
         if config.model_type == "siglip2":
             take_square_images(model.vision_model)
         return ZeroShot(model, texts, names), preprocessing, family
@@ -151,107 +133,6 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None) -> PatchableViT
     return patchable
 
 
-def _config(checkpoint: Checkpoint) -> tuple[Any, str]:
-    """The model's config, and the folder or hub id it is loaded from."""
-    from transformers import AutoConfig
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
-    where = resolve(checkpoint.path, "model.path")
-    with _one_line(checkpoint.path):
-        return AutoConfig.from_pretrained(where, **_revision(checkpoint)), where
-
-
-def _revision(checkpoint: Checkpoint) -> dict[str, str]:
-    return {"revision": checkpoint.revision} if checkpoint.revision else {}
-
-
-def _model(checkpoint: Checkpoint, config: Any, where: str, kind: str) -> Any:
-    """The model of a kind of ``Auto`` class with its weights, all of them, or untrained."""
-    if checkpoint.random_init:
-        return _untrained(config, kind, DTYPES[checkpoint.dtype])
-    model, info = _from_pretrained(checkpoint, where, kind)
-    if missing := sorted(info["missing_keys"]):
-        hint = ""
-        if config.model_type in ("clip", "siglip", "siglip2"):
-            hint = "; without one it classifies by its texts: model=clip_zero_shot"
-        some = ", ".join(missing[:3])
-        raise VitPatchError(f"model {checkpoint.path}: no weights for {some}: not a fine-tuned image classifier{hint}")
-    if info["mismatched_keys"]:
-        some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
-        raise VitPatchError(f"model {checkpoint.path}: its weights {some} have another shape than its config says")
-    if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
-        raise VitPatchError(f"model {checkpoint.path}: its config has no place for the weights {', '.join(spare[:3])}")
-    return model
-
-
-def _untrained(config: Any, kind: str, dtype: torch.dtype) -> Any:
-    import transformers
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(UNTRAINED_SEED)
-        return getattr(transformers, kind).from_config(config).to(dtype)
-
-
-def _from_pretrained(checkpoint: Checkpoint, where: str, kind: str, **head: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Model, and what transformers says of the weights; ``head`` changes the labels."""
-    import transformers
-
-    is_pickle = _has_only_pickle(checkpoint, where)
-    if is_pickle and not checkpoint.allow_bin:
-        raise VitPatchError(_PICKLE.format(path=checkpoint.path, kind=kind))
-    with _one_line(checkpoint.path):
-        return getattr(transformers, kind).from_pretrained(
-            where,
-            dtype=DTYPES[checkpoint.dtype],
-            use_safetensors=not is_pickle,
-            weights_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the info
-            **head,
-            **_revision(checkpoint),
-        )
-
-
-_PICKLE = (
-    "model {path}: it has only pytorch_model.bin, a pickle, and no safetensors; model.allow_bin=true reads its weights "
-    'and nothing else (weights_only), or convert it once: python -c "from transformers import *; '
-    "{kind}.from_pretrained('{path}', use_safetensors=False).save_pretrained('FOLDER'); "
-    "AutoImageProcessor.from_pretrained('{path}').save_pretrained('FOLDER')\" and model.path=FOLDER"
-)
-
-
-def _has_only_pickle(checkpoint: Checkpoint, where: str) -> bool:
-    """Whether a folder or repository has weights as pickle and none as safetensors."""
-    if Path(where).is_dir():
-        files = [file.name for file in Path(where).iterdir()]
-    else:
-        files = _files_on_the_hub(where, checkpoint.revision)
-    has = {suffix: any(name.endswith((suffix, f"{suffix}.index.json")) for name in files) for suffix in _WEIGHTS}
-    return has[".bin"] and not has[".safetensors"]
-
-
-_WEIGHTS = (".safetensors", ".bin")
-
-
-def _files_on_the_hub(repository: str, revision: str | None) -> list[str]:
-    """The names of a repository's weight files; of those in the cache where the hub does not answer."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return HfApi().list_repo_files(repository, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
-        known = (
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "pytorch_model.bin.index.json",
-        )
-        return [n for n in known if isinstance(try_to_load_from_cache(repository, n, revision=revision), str)]
-
-
 def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:
     """The linear head of ``head_path``; with ``random_init`` only its shape."""
     from safetensors import SafetensorError
@@ -265,16 +146,12 @@ def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:
         raise VitPatchError(f"model.head_path {path}: not a readable safetensors file ({reason})") from error
     weight, bias = weights.get("weight"), weights.get("bias")
     width = config.hidden_size
-    if (
-        weight is None
-        or weight.dim() != 2
-        or weight.shape[1] not in (width, 2 * width)
-        or set(weights) - {"weight", "bias"}
-    ):
+    fits = weight is not None and weight.dim() == 2 and weight.shape[1] in (width, 2 * width)
+    if not fits or set(weights) - {"weight", "bias"} or (bias is not None and bias.shape != weight.shape[:1]):
         shapes = {name: tuple(value.shape) for name, value in weights.items()}
         raise VitPatchError(
-            f"model.head_path {path}: has {shapes}; expected weight (classes, {width}) of CLS, or (classes, {2 * width}) "
-            "of CLS and the mean patch, and bias (classes,)"
+            f"model.head_path {path}: has {shapes}; expected weight (classes, {width}) of CLS, or "
+            f"(classes, {2 * width}) of CLS and the mean patch, and bias (classes,)"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(UNTRAINED_SEED)
@@ -291,14 +168,9 @@ def _named(config: Any) -> list[str] | None:
 
 
 @torch.no_grad()
-def _embedded(
-    checkpoint: Checkpoint, model: Any, where: str, names: tuple[str, ...], prompts: tuple[str, ...]
-) -> torch.Tensor:
+def _embedded(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompts: tuple[str, ...]) -> torch.Tensor:
     """Of each class the mean direction of its texts, (classes, width), in float32 and of length 1."""
-    from transformers import AutoTokenizer
-
-    with _one_line(checkpoint.path):
-        tokenizer = AutoTokenizer.from_pretrained(where, **_revision(checkpoint))
+    tokenizer = checkpoint.tokenizer()
     model.eval()
     longest = model.config.text_config.max_position_embeddings
     padding = "max_length" if model.config.model_type.startswith("siglip") else True  # as it was trained
@@ -320,20 +192,16 @@ def spoken(name: str) -> str:
     return name.split(",")[0].replace("_", " ").strip()
 
 
-def _preprocessing_of(checkpoint: Checkpoint, config: Any, where: str) -> Preprocessing:
+def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
     """The explicit keys' where one is given, else the checkpoint's own."""
     vision = vision_config(config)
-    given = [
-        key for key in ("image_size", "crop_share", "resample", "mean", "std") if getattr(checkpoint, key) is not None
-    ]
-    if given:
+    keys = ("image_size", "crop_share", "resample", "mean", "std")
+    if any(getattr(checkpoint, key) is not None for key in keys):
         return explicit(*_explicit_keys(checkpoint, getattr(vision, "image_size", None)))
     if config.model_type == "timm_wrapper":
         return of_timm(config.pretrained_cfg or {})
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it without torchvision
-
     try:
-        processor = AutoImageProcessor.from_pretrained(where, **_revision(checkpoint))
+        processor = checkpoint.processor()
     except Exception as error:  # of transformers and the hub's client, which share no class
         raise VitPatchError(
             f"model {checkpoint.path}: no image processor ({explain(error, checkpoint.path, 'model.path', '')}); say "
@@ -366,26 +234,11 @@ def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
 
 def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
     """A checkpoint to fine-tune, its head replaced where its labels are not ``names``."""
-    config, where = _config(checkpoint)
+    config = checkpoint.config()
     family_of(config.model_type, checkpoint.path)
-    preprocessing = _preprocessing_of(checkpoint, config, where)
-    model, _ = _from_pretrained(checkpoint, where, "AutoModelForImageClassification", **_labels(names))
+    preprocessing = _preprocessing_of(checkpoint, config)
+    model, _ = checkpoint.loaded("AutoModelForImageClassification", **_labels(names))
     return model, preprocessing
-
-
-def saved_again(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes a checkpoint into a new folder as ``save_pretrained`` does: safetensors, config, image processor."""
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    config, where = _config(checkpoint)
-    architecture = next(iter(config.architectures or ()), "")
-    kind = "AutoModelForImageClassification" if architecture.endswith("ForImageClassification") else "AutoModel"
-    model, _ = _from_pretrained(checkpoint, where, kind)
-    written = folder.with_name(f"{folder.name}.part")
-    with _one_line(checkpoint.path):
-        model.save_pretrained(written)
-        AutoImageProcessor.from_pretrained(where, **_revision(checkpoint)).save_pretrained(written)
-    written.rename(folder)
 
 
 def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessing]:
@@ -403,12 +256,3 @@ def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessin
 
 def _labels(names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-
-
-@contextmanager
-def _one_line(path: str) -> Iterator[None]:
-    """Turns what the Hugging Face libraries raise on loading a model into one line."""
-    try:
-        yield
-    except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
-        raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error

@@ -1,4 +1,4 @@
-"""``python -m vitpatch.convert MODEL FOLDER``: a checkpoint with only ``pytorch_model.bin`` → a folder with safetensors.
+"""``python -m vitpatch.convert MODEL FOLDER``: a checkpoint that has only ``pytorch_model.bin`` → safetensors.
 
 Weights are read with ``weights_only``: tensors, and no code.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vitpatch.checkpoint import Checkpoint, saved_again
+from vitpatch.pretrained import Pretrained
 from vitpatch.spec import VitPatchError
 
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if said.folder.exists():
             raise VitPatchError(f"{said.folder}: is there already; name a new folder")
-        saved_again(Checkpoint(said.model, said.revision, allow_bin=True), said.folder)
+        Pretrained(said.model, said.revision, allow_bin=True).saved_again(said.folder)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
     print(f"{said.folder}: model.safetensors, config and image processor; use it with model.path={said.folder}")

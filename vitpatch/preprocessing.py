@@ -35,7 +35,7 @@ class Preprocessing:
 
     @cached_property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) that images of any size are brought to. Raises ``VitPatchError`` where they keep their own."""
+        """(height, width) that all images are brought to. Raises ``VitPatchError`` where they keep their own."""
         sizes = {tuple(self.to_input(Image.new("RGB", size)).shape[1:]) for size in ((61, 47), (47, 61))}
         if len(sizes) > 1:
             raise VitPatchError(

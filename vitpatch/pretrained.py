@@ -1,0 +1,170 @@
+"""What transformers loads by a path: config, weights, image processor, tokenizer; what is wrong with one, in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitpatch.hub import explain, resolve
+from vitpatch.spec import VitPatchError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNTRAINED_SEED = 0
+"""Of the weights of ``random_init``: the control for a profile is one model, the same in every run."""
+OF_TEXTS = ("clip", "siglip", "siglip2")
+"""Model types that also come as a pair of towers, without a classifier."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """``path`` is a hub id or a folder written by ``save_pretrained``, ``revision`` one of a hub id.
+
+    - ``dtype``: type of the weights, float32, bfloat16 or float16.
+    - ``random_init``: the same architecture untrained, its weights drawn anew.
+    - ``allow_bin``: where there are no safetensors, ``pytorch_model.bin`` may be read (``weights_only``).
+
+    All methods raise ``VitPatchError``.
+    """
+
+    path: str | None
+    revision: str | None = None
+    dtype: str = "float32"
+    random_init: bool = False
+    allow_bin: bool = False
+
+    def check(self) -> None:
+        """What is wrong without having looked at the path."""
+        if not self.path:
+            raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
+        if self.dtype not in DTYPES:
+            raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
+        for key in ("random_init", "allow_bin"):
+            if not isinstance(getattr(self, key), bool):
+                raise VitPatchError(f"model.{key} {getattr(self, key)!r}: expected true or false")
+
+    @cached_property
+    def _where(self) -> str:
+        return resolve(self.path, "model.path")
+
+    @property
+    def _arguments(self) -> dict[str, str]:
+        return {"revision": self.revision} if self.revision else {}
+
+    def config(self) -> Any:
+        """The model's config."""
+        from transformers import AutoConfig
+        from transformers.utils import logging as hf_logging
+
+        hf_logging.disable_progress_bar()
+        hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
+        where = self._where
+        with one_line(self.path):
+            return AutoConfig.from_pretrained(where, **self._arguments)
+
+    def model(self, config: Any, kind: str) -> Any:
+        """The model of a kind of ``Auto`` class with all its weights, or untrained."""
+        import transformers
+
+        if self.random_init:
+            with torch.random.fork_rng(devices=[]), one_line(self.path):
+                torch.manual_seed(UNTRAINED_SEED)
+                return getattr(transformers, kind).from_config(config).to(DTYPES[self.dtype])
+        model, info = self.loaded(kind)
+        if missing := sorted(info["missing_keys"]):
+            hint = "; by its texts it classifies without: model=clip_zero_shot" if config.model_type in OF_TEXTS else ""
+            some = ", ".join(missing[:3])
+            raise VitPatchError(f"model {self.path}: no weights for {some}: not a fine-tuned image classifier{hint}")
+        if info["mismatched_keys"]:
+            some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
+            raise VitPatchError(f"model {self.path}: its weights {some} have another shape than its config says")
+        if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
+            raise VitPatchError(f"model {self.path}: its config has no place for the weights {', '.join(spare[:3])}")
+        return model
+
+    def loaded(self, kind: str, **head: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Model, and what transformers says of the weights; ``head`` changes the labels."""
+        import transformers
+
+        is_pickle = self._has_only_pickle()
+        if is_pickle and not self.allow_bin:
+            raise VitPatchError(_PICKLE.format(path=self.path))
+        with one_line(self.path):
+            return getattr(transformers, kind).from_pretrained(
+                self._where,
+                dtype=DTYPES[self.dtype],
+                use_safetensors=not is_pickle,
+                weights_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the info
+                **head,
+                **self._arguments,
+            )
+
+    def processor(self) -> Any:
+        """The image processor; an ``OSError`` and others of transformers where there is none."""
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it w/o torchvision
+
+        return AutoImageProcessor.from_pretrained(self._where, **self._arguments)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of a model of images and texts."""
+        from transformers import AutoTokenizer
+
+        with one_line(self.path):
+            return AutoTokenizer.from_pretrained(self._where, **self._arguments)
+
+    def saved_again(self, folder: Path) -> None:
+        """Writes the checkpoint into a new folder as ``save_pretrained`` does: safetensors, config, image processor."""
+        architecture = next(iter(self.config().architectures or ()), "")
+        kind = "AutoModelForImageClassification" if architecture.endswith("ForImageClassification") else "AutoModel"
+        model, _ = self.loaded(kind)
+        written = folder.with_name(f"{folder.name}.part")
+        with one_line(self.path):
+            model.save_pretrained(written)
+            self.processor().save_pretrained(written)
+        written.rename(folder)
+
+    def _has_only_pickle(self) -> bool:
+        """Whether a folder or repository has weights as pickle and none as safetensors."""
+        if Path(self._where).is_dir():
+            files = [file.name for file in Path(self._where).iterdir()]
+        else:
+            files = _files_on_the_hub(self._where, self.revision)
+        kinds = {".safetensors": "model", ".bin": "pytorch_model"}
+        has = {kind: any(name.startswith(first) and kind in name for name in files) for kind, first in kinds.items()}
+        return has[".bin"] and not has[".safetensors"]
+
+
+_PICKLE = (
+    "model {path}: it has only pytorch_model.bin, a pickle, and no safetensors; model.allow_bin=true reads its weights "
+    "and nothing else (weights_only), or convert it once: python -m vitpatch.convert {path} FOLDER, then "
+    "model.path=FOLDER"
+)
+
+
+def _files_on_the_hub(repository: str, revision: str | None) -> list[str]:
+    """The names of a repository's weight files; of those in the cache where the hub does not answer."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().list_repo_files(repository, revision=revision)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        whole = ("model.safetensors", "pytorch_model.bin")
+        known = (*whole, *(f"{name}.index.json" for name in whole))
+        return [n for n in known if isinstance(try_to_load_from_cache(repository, n, revision=revision), str)]
+
+
+@contextmanager
+def one_line(path: str) -> Iterator[None]:
+    """Turns what the Hugging Face libraries raise on loading a model into one line."""
+    try:
+        yield
+    except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
+        raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error
