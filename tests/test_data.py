@@ -6,7 +6,8 @@ import torch
 from conftest import NAMES, pictures, write_parquet
 from PIL import Image
 
-from vitpatch.data import BadImage, FolderImages, HubImages, ImageDataModule, ParquetImages, check_labels
+from vitpatch.data import BadImage, ImageDataModule
+from vitpatch.sources import DiskImages, FolderImages, HubImages, ParquetImages
 from vitpatch.spec import VitPatchError
 
 
@@ -179,15 +180,171 @@ def test_a_hub_id_without_a_network_says_how_to_use_a_copy():
         HubImages(path="owner/data", split="test").open()
 
 
-def test_labels_must_be_the_models(made, tmp_path):
-    images = ParquetImages(path=str(made / "images.parquet")).open()
-    check_labels(images, 5, NAMES)
-    check_labels(images, 5, None)
-    check_labels(images, 5, [n.upper().replace("_", " ") for n in NAMES])
-    with pytest.raises(VitPatchError, match="5 classes, the model 7"):
-        check_labels(images, 7, None)
-    with pytest.raises(VitPatchError, match="label 0 is 'class_0' in the data and 'class_1' in the model"):
-        check_labels(images, 5, NAMES[1:] + NAMES[:1])
-    unnamed = ParquetImages(path=str(write_parquet(tmp_path / "u.parquet", pictures(2), [0, 9], names=None))).open()
-    with pytest.raises(VitPatchError, match="labels from 0 to 9; the model's 5 go from 0 to 4"):
-        check_labels(unnamed, 5, NAMES)
+# --- which columns ---
+
+
+def save(folder, name="d.parquet", **columns):
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    kinds = {"i": ImageFeature(), "c": ClassLabel(names=["cat", "dog"]), "n": Value("int64")}
+    features = Features({key: kinds[kind] for key, (kind, _) in columns.items()})
+    data = Dataset.from_dict({key: values for key, (_, values) in columns.items()}, features=features)
+    data.to_parquet(str(folder / name))
+    return folder / name
+
+
+def test_the_one_image_and_the_one_label_column_are_found(tmp_path):
+    path = save(tmp_path, picture=("i", pictures(3)), kind=("c", [0, 1, 0]), size=("n", [7, 8, 9]))
+    images = ParquetImages(path=str(path)).open()
+    assert images.label_names == ("cat", "dog") and images.labels.tolist() == [0, 1, 0]
+    assert images.image(2).size == (32, 32)
+
+
+def test_of_several_columns_the_usual_name_is_taken_or_one_must_be_named(tmp_path):
+    two = dict(image=("i", pictures(2)), other=("i", pictures(2)))
+    path = save(tmp_path, **two, label=("n", [1, 0]))
+    assert ParquetImages(path=str(path)).open().labels.tolist() == [1, 0]
+    path = save(tmp_path, "two.parquet", a=("i", pictures(2)), b=("i", pictures(2)), kind=("c", [0, 1]))
+    with pytest.raises(VitPatchError, match=r"data.image_column is missing: several could be it: a, b"):
+        ParquetImages(path=str(path)).open()
+    assert ParquetImages(path=str(path), image_column="b", mask_column="a").open().columns.image == "b"
+    assert ParquetImages(path=str(path), mask_column="a").open().columns.image == "b"  # the mask is spoken for
+    path = save(tmp_path, "y.parquet", a=("i", pictures(2)), y=("n", [0, 1]))
+    with pytest.raises(VitPatchError, match=r"data.label_column is missing: none of its columns is one: a, y.*null"):
+        ParquetImages(path=str(path)).open()
+
+
+# --- which rows ---
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("many")
+    return write_parquet(folder / "many.parquet", pictures(1) * 40, [i * i % 5 for i in range(40)])
+
+
+def ids(path, **keys):
+    return ParquetImages(path=str(path), **keys).open().ids.tolist()
+
+
+def test_rows_are_shuffled_then_chosen_by_class_then_counted_then_limited(many):
+    labels = np.array([i * i % 5 for i in range(40)])
+    order = np.random.default_rng(3).permutation(40)
+    of_classes = [i for i in order if labels[i] in (0, 4)]
+    first = {label: [i for i in of_classes if labels[i] == label][:6] for label in (0, 4)}
+    counted = [i for i in of_classes if i in first[labels[i]]]
+    keys = dict(shuffle_seed=3, classes=["class_0", 4], per_class=6, limit=9)
+    assert ids(many, **keys) == sorted(counted[:9])
+    images = ParquetImages(path=str(many), **keys).open()
+    assert images.labels.tolist() == labels[images.ids].tolist() and len(set(images.labels.tolist())) == 2
+    ((batch, _),) = batches(images, 9)
+    assert batch.ids.tolist() == images.ids.tolist()  # the row in the split, not among the chosen
+    assert images.name(int(images.ids[2])) == f"row {images.ids[2]}"
+
+
+def test_each_key_of_the_selection_by_itself(many):
+    assert ids(many, limit=3) == [0, 1, 2]
+    assert ids(many, classes="class_4") == [i for i in range(40) if i * i % 5 == 4]
+    assert ids(many, per_class=1) == [0, 1, 2]
+    assert ids(many, shuffle_seed=0, limit=5) == ids(many, shuffle_seed=0, limit=5) != ids(many, limit=5)
+    assert ids(many, shuffle_seed=0, limit=5) != ids(many, shuffle_seed=1, limit=5)
+    assert set(ids(many, shuffle_seed=0, limit=4)) <= set(ids(many, shuffle_seed=0, limit=9))
+    digests = {ParquetImages(path=str(many), shuffle_seed=s, limit=5).open().digest for s in (0, 1, None)}
+    assert len(digests) >= 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"classes": ["class_9"]}, r"data.classes 'class_9': none of the data's labels; did you mean 'class_"),
+        ({"classes": [5]}, r"data.classes 5: none of the data's labels; names, or numbers from 0 to 4"),
+        ({"classes": []}, r"data.classes: empty"),
+        ({"per_class": 0}, r"data.per_class 0"),
+        ({"shuffle_seed": -1}, r"data.shuffle_seed -1"),
+        ({"shuffle_seed": True}, r"data.shuffle_seed True"),
+        ({"classes": ["class_3"]}, r"selection is empty"),
+        ({"label_column": None, "per_class": 2}, r"have no labels"),
+        ({"label_map": "x"}, r"data.label_map 'x'"),
+    ],
+)
+def test_a_wrong_selection_is_one_line(many, keys, says):
+    with pytest.raises(VitPatchError, match=says) as error:
+        ParquetImages(path=str(many), **keys).open()
+    assert "\n" not in str(error.value)
+
+
+# --- other places ---
+
+
+def test_a_glob_of_parquet_files(tmp_path, monkeypatch):
+    for name, label in (("a-1", 1), ("a-0", 0), ("b-0", 4)):
+        write_parquet(tmp_path / f"{name}.parquet", pictures(1), [label])
+    assert ParquetImages(path=str(tmp_path / "a-*.parquet")).open().labels.tolist() == [0, 1]
+    monkeypatch.chdir(tmp_path)
+    assert ParquetImages(path="[ab]-0.parquet").open().labels.tolist() == [0, 4]
+    with pytest.raises(VitPatchError, match=r"no such file or folder"):
+        ParquetImages(path="c-*.parquet").open()
+
+
+def test_a_data_set_saved_to_disk(made, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    data = Dataset.from_parquet(str(made / "images.parquet"))
+    data.save_to_disk(str(tmp_path / "one"))
+    DatasetDict({"train": data, "test": data.select([2, 1])}).save_to_disk(str(tmp_path / "two"))
+    images = DiskImages(path=str(tmp_path / "one")).open()
+    assert images.digest == ParquetImages(path=str(made / "images.parquet")).open().digest
+    assert DiskImages(path=str(tmp_path / "two"), split="test").open().labels.tolist() == [2, 1]
+    for path, split, says in (
+        ("two", None, r"data.split None: the data have train, test"),
+        ("one", "test", r"data.split test: the data have no splits"),
+        ("three", None, r"no such folder"),
+    ):
+        with pytest.raises(VitPatchError, match=says):
+            DiskImages(path=str(tmp_path / path), split=split).open()
+    with pytest.raises(VitPatchError, match=r"^data "):
+        DiskImages(path=str(made / "vit")).open()
+
+
+def test_a_stream_gives_the_same_images(tmp_path):
+    everything = pictures(9)
+    for part in range(3):
+        here = slice(3 * part, 3 * part + 3)
+        write_parquet(tmp_path / f"test-{part}.parquet", everything[here], [i % 5 for i in range(9)][here])
+    keys = dict(path=str(tmp_path), split="test")
+    for selection in ({}, {"limit": 4}, {"shuffle_seed": 1, "classes": [1, 2, 3], "limit": 4}):
+        stream, whole = (HubImages(**keys, **selection, streaming=on).open() for on in (True, False))
+        assert stream.ids.tolist() == whole.ids.tolist() and stream.labels.tolist() == whole.labels.tolist()
+        assert stream.label_names == whole.label_names
+        for (a, _), (b, _) in zip(batches(stream, 2), batches(whole, 2), strict=True):
+            assert torch.equal(a.images, b.images) and torch.equal(a.ids, b.ids)
+        module = ImageDataModule(stream, to_input, 2)
+        some = [int(stream.ids[i]) for i in (3, 0, 1)]  # also backwards
+        assert torch.equal(module.batch_of(some).images, ImageDataModule(whole, to_input, 2).batch_of(some).images)
+    digest = HubImages(**keys, streaming=True).open().digest
+    assert digest != HubImages(**keys, streaming=True, limit=8).open().digest
+    worker = HubImages(**keys, streaming=True, num_workers=3).open()
+    assert worker.num_workers == 1
+    assert [b.ids.tolist() for b, _ in batches(worker, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+# --- no labels ---
+
+
+def test_images_without_labels(tmp_path, made):
+    (tmp_path / "deep").mkdir()
+    for name, picture in zip(("b.png", "a.jpg", "deep/c.webp"), pictures(3), strict=True):
+        picture.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    images = FolderImages(path=str(tmp_path), label_column=None).open()
+    assert len(images) == 3 and not images.has_labels and images.label_names is None
+    assert [images.name(i).rpartition("/")[2] for i in range(3)] == ["a.jpg", "b.png", "c.webp"]
+    one = FolderImages(path=str(tmp_path / "b.png")).open()
+    assert len(one) == 1 and not one.has_labels
+    assert not ParquetImages(path=str(made / "images.parquet"), label_column=None).open().has_labels
+    with pytest.raises(VitPatchError, match=r"is an image; use data=imagefolder"):
+        ParquetImages(path=str(tmp_path / "b.png")).open()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(VitPatchError, match=r"selection is empty"):
+        FolderImages(path=str(tmp_path / "none"), label_column=None).open()

@@ -29,6 +29,8 @@ LEVELS = {
     "training": 4,
     "data": 2,
     "preprocessing": 1,
+    "labels": 1,
+    "sources": 3,
     "classifiers": 2,
     "readout": 2,
     "block": 2,

@@ -1,17 +1,15 @@
-"""Images, labels, masks and ids, on their way to the corruption: sources, decoding, batches."""
+"""Images, labels, masks and ids, on their way to the corruption: decoding, batches."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning
 import numpy as np
@@ -21,104 +19,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vitpatch.hub import explain, resolve
+from vitpatch.labels import LEFT_OUT
 from vitpatch.spec import ImageBatch, VitPatchError
-
-if TYPE_CHECKING:
-    import datasets
 
 log = logging.getLogger(__name__)
 
-ON_ERROR = ("raise", "skip")
 MANY = 5000
 """Images whose reading takes long enough to say so."""
+UNKNOWN = -1
+"""The label of an image that has none: the clean run's prediction takes its place."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageSource(ABC):
-    """Where labelled images are, and which of them: the keys of ``conf/data/*.yaml``.
-
-    ``limit`` takes the first rows in order (``None`` = all). Images with the same value of ``cluster_column`` are
-    not independent. ``mask_column`` has gray images, white = object. An image that cannot be read stops the run,
-    or with ``on_error="skip"`` is left out and counted.
-    """
-
-    path: str
-    split: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    mask_column: str | None = None
-    cluster_column: str | None = None
-    limit: int | None = None
-    num_workers: int = 0
-    on_error: str = "raise"
-
-    @abstractmethod
-    def rows(self) -> datasets.Dataset:
-        """All rows of the split, images undecoded where the format allows it."""
-
-    def open(self) -> LabelledImages:
-        """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
-        return _open(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParquetImages(ImageSource):
-    """A parquet file, or a folder with ``SPLIT*.parquet``; an image column as ``datasets`` writes it."""
-
-    def rows(self) -> datasets.Dataset:
-        """The rows of the file or files."""
-        from datasets import Dataset
-        from pyarrow import parquet
-
-        path = Path(self.path).expanduser()
-        files = [path] if path.is_file() else sorted(path.glob(f"{self.split or ''}*.parquet"))
-        if not files:
-            what = f"no file {self.split or ''}*.parquet in it" if path.is_dir() else "no such file or folder"
-            raise VitPatchError(
-                f"data.path {self.path}: {what}; give a parquet file, or a folder of them and data.split"
-            )
-        if not sum(parquet.read_metadata(file).num_rows for file in files):
-            raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
-        return Dataset.from_parquet([str(file) for file in files])
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderImages(ImageSource):
-    """A folder with one folder of images a class, or with such a folder for each split."""
-
-    def rows(self) -> datasets.Dataset:
-        """The rows in order of class, then file name."""
-        from datasets import load_dataset
-
-        path = Path(self.path).expanduser()
-        if not path.is_dir():
-            raise VitPatchError(
-                f"data.path {self.path}: no such folder; give a folder with one folder of images a class"
-            )
-        return self._split_of(load_dataset("imagefolder", data_dir=str(path)))
-
-    def _split_of(self, splits: datasets.DatasetDict) -> datasets.Dataset:
-        wanted = self.split or (next(iter(splits)) if len(splits) == 1 else None)
-        if wanted not in splits:
-            raise VitPatchError(f"data.split {self.split}: the data have {', '.join(splits)}; choose one")
-        if "label" not in splits[wanted].column_names:
-            raise VitPatchError(f"data.path {self.path}: its images are not in one folder a class (a loose image?)")
-        return splits[wanted]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubImages(ImageSource):
-    """A data set of the Hugging Face hub by its id, or its local copy."""
-
-    def rows(self) -> datasets.Dataset:
-        """The rows of the split, downloaded or from the cache."""
-        from datasets import load_dataset
-
-        where = resolve(self.path, "data.path")
-        if self.split is None:
-            raise VitPatchError("data.split is missing: name the split, such as data.split=test")
-        return load_dataset(where, split=self.split)
+PREDICTED = " (predicted)"
+"""After the name of a label that the image did not have."""
 
 
 @dataclass(frozen=True)
@@ -129,45 +42,112 @@ class BadImage:
     reason: str
 
 
-class LabelledImages:
-    """The selected rows of a source; ``ids`` are their numbers in the split.
+@dataclass(frozen=True)
+class ColumnNames:
+    """Which columns hold what; ``label``, ``mask``, ``cluster`` and ``name`` may be ``None``."""
 
-    ``labels`` (images,) int64; ``label_names`` by label or ``None``; ``clusters`` (images,) int64, numbered by first
-    appearance; ``digest`` identifies images, labels and clusters, whatever their files are called.
+    image: str
+    label: str | None = None
+    mask: str | None = None
+    cluster: str | None = None
+    name: str | None = None
+
+
+class Rows(Protocol):
+    """Rows with undecoded images, by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> dict[str, Any]: ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
+class LabelledImages:
+    """The selected rows of a source, in order of their ids.
+
+    ``ids`` (images,) int64, their numbers in the split; ``labels`` (images,) int64, ``UNKNOWN`` of an image without;
+    ``label_names`` by label or ``None``; ``clusters`` (images,) int64, numbered by first appearance; ``digest``
+    identifies images, labels and clusters, whatever their files are called – of a ``fingerprint``, where the images
+    are not to be read for it. ``on_error`` and ``num_workers`` are the source's.
     """
 
-    def __init__(self, source: ImageSource, rows: datasets.Dataset) -> None:
-        self.source, self._rows = source, rows
-        self.labels = np.array(rows[source.label_column], dtype=np.int64)
-        feature = rows.features[source.label_column]
-        self.label_names: tuple[str, ...] | None = tuple(feature.names) if hasattr(feature, "names") else None
-        of_cluster = rows[source.cluster_column] if source.cluster_column else range(len(rows))
+    def __init__(
+        self,
+        rows: Rows,
+        columns: ColumnNames,
+        ids: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        label_names: tuple[str, ...] | None,
+        clusters: Sequence[Any],
+        where: str,
+        fingerprint: str | None = None,
+        on_error: str = "raise",
+        num_workers: int = 0,
+    ) -> None:
+        self._rows, self.columns, self.ids, self.labels, self.label_names = rows, columns, ids, labels, label_names
+        self._where, self.on_error, self.num_workers = where, on_error, num_workers
         numbers: dict[Any, int] = {}
-        self.clusters: NDArray[np.int64] = np.array([numbers.setdefault(v, len(numbers)) for v in of_cluster], np.int64)
-        self.digest = self._digest()
+        self.clusters: NDArray[np.int64] = np.array([numbers.setdefault(v, len(numbers)) for v in clusters], np.int64)
+        self.digest = self._digest(fingerprint)
+        self._kept = np.arange(len(ids))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.ids)
 
-    def image(self, row: int) -> Image.Image:
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have labels of their own."""
+        return self.columns.label is not None
+
+    def as_classes(self, classes: Sequence[int] | None, names: Sequence[str] | None, number: int) -> LabelledImages:
+        """The same with each label replaced by its class of a model with these names; those left out are gone."""
+        if classes is None:
+            return self
+        new = copy.copy(self)
+        of_label = np.array(classes, dtype=np.int64)
+        kept = np.flatnonzero(of_label[self.labels] != LEFT_OUT)
+        if not len(kept):
+            raise VitPatchError("data.label_map: leaves all images out")
+        named = list(names or map(str, range(number)))
+        for label, index in enumerate(classes):
+            if index != LEFT_OUT and self.label_names is not None:
+                named[index] = self.label_names[label]
+        new.labels, new.label_names = of_label[self.labels][kept], tuple(named)
+        new.ids, new._kept = self.ids[kept], self._kept[kept]
+        new.digest = hashlib.sha256(f"{self.digest} {list(classes)}".encode()).hexdigest()[:16]
+        _, first, again = np.unique(self.clusters[kept], return_index=True, return_inverse=True)
+        new.clusters = np.argsort(np.argsort(first))[again]  # numbered by first appearance
+        return new
+
+    def positions(self, ids: Sequence[int]) -> NDArray[np.intp]:
+        """Where these ids stand."""
+        return np.searchsorted(self.ids, ids)
+
+    def image(self, position: int) -> Image.Image:
         """The image as RGB, turned upright by its EXIF tag. Raises ``VitPatchError`` that names file and row."""
-        return _rgb(self._decoded(row, self.source.image_column))
+        return _rgb(self._decoded(position, self.columns.image))
 
-    def mask(self, row: int) -> Image.Image | None:
-        """The object mask as RGB gray, where the source has masks."""
-        column = self.source.mask_column
-        return self._decoded(row, column).convert("L").convert("RGB") if column else None
+    def mask(self, position: int) -> Image.Image | None:
+        """The object mask as RGB gray, where the data have masks."""
+        column = self.columns.mask
+        return self._decoded(position, column).convert("L").convert("RGB") if column else None
 
-    def name(self, row: int) -> str:
-        """What a person calls the row: its ``name`` column, its file, or its number."""
-        if "name" in self._rows.column_names:
-            return str(self._rows[row]["name"])
-        return self._file(self._rows[row][self.source.image_column]) or f"row {row}"
+    def name(self, example_id: int) -> str:
+        """What a person calls an image: its ``name`` column, its file, or its row."""
+        row = self._row(int(self.positions([example_id])[0]))
+        if self.columns.name is not None:
+            return str(row[self.columns.name])
+        return _file(row[self.columns.image]) or f"row {example_id}"
 
-    def _decoded(self, row: int, column: str) -> Image.Image:
-        stored = self._rows[row][column]
-        file = self._file(stored)
-        where = f"data row {row}" + (f" ({file})" if file else f" of {self.source.path}") + f", column {column}"
+    def _row(self, position: int) -> dict[str, Any]:
+        return self._rows[int(self._kept[position])]
+
+    def _decoded(self, position: int, column: str) -> Image.Image:
+        stored = self._row(position)[column]
+        file = _file(stored)
+        at = self.ids[position]
+        where = f"data row {at}" + (f" ({file})" if file else f" of {self._where}") + f", column {column}"
         try:
             image = Image.open(io.BytesIO(_bytes(stored)))
             image.load()
@@ -180,21 +160,25 @@ class LabelledImages:
             ) from error
         return image
 
-    def _file(self, stored: dict[str, Any]) -> str | None:
-        return stored["path"] if stored and stored.get("path") else None
-
-    def _digest(self) -> str:
-        if len(self) > MANY:
-            log.info("reading %d images of %s once, to identify them", len(self), self.source.path)
+    def _digest(self, fingerprint: str | None) -> str:
         total = hashlib.sha256(self.labels.tobytes() + self.clusters.tobytes())
-        columns = [c for c in (self.source.image_column, self.source.mask_column) if c]
-        for row in self._rows.select_columns(columns):
+        if fingerprint is not None:
+            total.update(fingerprint.encode() + self.ids.tobytes())
+            return total.hexdigest()[:16]
+        if len(self) > MANY:
+            log.info("reading %d images of %s once, to identify them", len(self), self._where)
+        columns = [c for c in (self.columns.image, self.columns.mask) if c]
+        for row in self._rows:
             for column in columns:
                 try:
                     total.update(hashlib.sha256(_bytes(row[column])).digest())
                 except (OSError, TypeError):  # said when the row is read
                     total.update(b"unreadable")
         return total.hexdigest()[:16]
+
+
+def _file(stored: dict[str, Any] | None) -> str | None:
+    return stored["path"] if stored and stored.get("path") else None
 
 
 def _why_unreadable(stored: dict[str, Any] | None, error: Exception) -> str:
@@ -218,89 +202,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@lru_cache(maxsize=4)
-def _open(source: ImageSource) -> LabelledImages:
-    import datasets
-
-    datasets.disable_progress_bars()
-    if source.on_error not in ON_ERROR:
-        raise VitPatchError(f"data.on_error {source.on_error!r}: expected one of {', '.join(ON_ERROR)}")
-    if source.limit is not None and (type(source.limit) is not int or source.limit < 1):
-        raise VitPatchError(f"data.limit {source.limit!r}: expected a whole number, 1 or more, or null for all")
-    if type(source.num_workers) is not int or source.num_workers < 0:
-        raise VitPatchError(f"data.num_workers {source.num_workers!r}: expected a whole number, 0 or more")
-    if not source.path:
-        raise VitPatchError("data.path is missing: say where the images are")
-    with _one_line(source):
-        rows = source.rows()
-    rows = _checked_columns(source, rows)
-    if source.limit is not None:
-        rows = rows.select(range(min(source.limit, len(rows))))
-    if not len(rows):
-        raise VitPatchError(f"data {source.path}: the selection is empty; there is no image to patch")
-    return LabelledImages(source, rows)
-
-
-@contextmanager
-def _one_line(source: ImageSource) -> Iterator[None]:
-    """Turns what ``datasets`` raises on loading into one line."""
-    try:
-        yield
-    except VitPatchError:
-        raise
-    except Exception as error:  # datasets, pyarrow, fsspec and httpx share no class
-        download = "--repo-type dataset "
-        raise VitPatchError(f"data {source.path}: {explain(error, source.path, 'data.path', download)}") from error
-
-
-def _checked_columns(source: ImageSource, rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows with images undecoded, or a ``VitPatchError`` for a column that is missing or of another kind."""
-    import datasets
-
-    asked = ("image_column", "label_column", "mask_column", "cluster_column")
-    for key, column in ((key, getattr(source, key)) for key in asked):
-        if column is not None and column not in rows.column_names:
-            raise VitPatchError(f"data.{key} {column!r}: the data have the columns {', '.join(rows.column_names)}")
-    for column in filter(None, (source.image_column, source.mask_column)):
-        kind = rows.features[column]
-        if not isinstance(kind, datasets.Image) and not _stores_images(kind):
-            raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    label = rows.features[source.label_column]
-    if not isinstance(label, datasets.ClassLabel) and not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
-        raise VitPatchError(
-            f"data.label_column {source.label_column!r} holds {label}; expected whole numbers or ClassLabel"
-        )
-    if None in rows[source.label_column]:
-        raise VitPatchError(f"data.label_column {source.label_column!r}: some rows have no label")
-    return rows
-
-
-def _stores_images(kind: Any) -> bool:
-    """Whether a column without an Image feature holds what one is stored as: a struct of bytes and path, or bytes."""
-    return (isinstance(kind, dict) and set(kind) >= {"bytes", "path"}) or getattr(kind, "dtype", None) == "binary"
-
-
-def check_labels(images: LabelledImages, classes: int, model_names: Sequence[str] | None) -> None:
-    """Raises ``VitPatchError`` unless the data's labels are the model's: number, names where both have them, range."""
-    data_names = images.label_names
-    if data_names is not None and len(data_names) != classes:
-        raise VitPatchError(f"the data have {len(data_names)} classes, the model {classes}: not the same labels")
-    for index, (of_data, of_model) in enumerate(zip(data_names or (), model_names or (), strict=False)):
-        if _folded(of_data) != _folded(of_model):
-            which = f"label {index} is {of_data!r} in the data and {of_model!r} in the model"
-            raise VitPatchError(f"{which}: names must agree in order; use a model trained on these labels")
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= classes:
-        raise VitPatchError(
-            f"the data have labels from {low} to {high}; the model's {classes} go from 0 to {classes - 1}"
-        )
-
-
-def _folded(name: str) -> str:
-    return name.lower().replace("_", "").replace(" ", "")
-
-
 class Decoded(Dataset):
     """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``."""
 
@@ -310,14 +211,15 @@ class Decoded(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor | None, int, int] | BadImage:
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor | None, int, int] | BadImage:
         """(image (3, height, width), mask (1, height, width) or None, id, label)."""
+        example_id = int(self.images.ids[position])
         try:
-            image, mask = self.images.image(row), self.images.mask(row) if self._masks else None
+            image, mask = self.images.image(position), self.images.mask(position) if self._masks else None
         except VitPatchError as error:
-            return BadImage(row, str(error))
+            return BadImage(example_id, str(error))
         masked = None if mask is None else self._to_input(mask)[:1]
-        return self._to_input(image), masked, row, int(self.images.labels[row])
+        return self._to_input(image), masked, example_id, int(self.images.labels[position])
 
 
 def collate(items: Sequence[tuple | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
@@ -341,7 +243,7 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches."""
-        workers = self.images.source.num_workers
+        workers = self.images.num_workers
         return DataLoader(
             self.decoded, batch_size=self.batch_size, shuffle=False, num_workers=workers, collate_fn=collate
         )
@@ -351,8 +253,8 @@ class ImageDataModule(lightning.LightningDataModule):
         images, bad = batch
         return (None if images is None else images.to(device)), bad
 
-    def batch_of(self, rows: Sequence[int]) -> ImageBatch:
-        """The given rows as one batch, for pictures."""
-        batch, _ = collate([self.decoded[row] for row in rows])
-        assert batch is not None and len(batch) == len(rows), f"rows {list(rows)} were readable before"
+    def batch_of(self, ids: Sequence[int]) -> ImageBatch:
+        """The given images as one batch, for pictures."""
+        batch, _ = collate([self.decoded[position] for position in self.images.positions(ids)])
+        assert batch is not None and len(batch) == len(ids), f"rows {list(ids)} were readable before"
         return batch

@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.config import construct
 from vitpatch.corruptions import Corruption, corrupted
-from vitpatch.data import BadImage, Decoded, ImageSource, LabelledImages, collate
-from vitpatch.model import PatchableViT, Preprocessing
+from vitpatch.data import BadImage, Decoded, LabelledImages, collate
+from vitpatch.model import PatchableViT
 from vitpatch.predict import quiet, trainer_of
+from vitpatch.preprocessing import Preprocessing
+from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import write_json, written_beside
 from vitpatch.training import Augment, ClassifierTraining, Recipe
@@ -104,6 +106,8 @@ def corruption_option(name: str) -> Corruption:
 
 
 def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:
+    if not (train.has_labels and test.has_labels):
+        raise VitPatchError("data.label_column=null: training needs labels")
     if train.label_names != test.label_names:
         raise VitPatchError("data: the training and the test split have different label names")
     if train.label_names is not None:

@@ -47,3 +47,14 @@ def explain(error: Exception, path: str, key: str, download: str) -> str:
         f"`hf download {download}{path}` and bring its cache here (HF_HOME names the place), "
         f"or give a local folder: {key}=FOLDER"
     )
+
+
+def commit_of(path: str, revision: str | None) -> str:
+    """The commit of a data set on the hub; where it does not answer, the revision that was asked for."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(path, revision=revision).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        return str(revision)

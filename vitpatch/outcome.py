@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from vitpatch import stats
 from vitpatch.config import Study
+from vitpatch.data import PREDICTED
 from vitpatch.effects import total_effect
 from vitpatch.plan import Plan
 from vitpatch.spec import BaseRun, Estimate, Metric, window_word
@@ -21,6 +22,7 @@ NOT_RECOVERED = (
     "recovered is empty, and so is the picture of a handover: the mean total effect is within 3 standard errors of 0, "
     "or has none"
 )
+NO_LABELS = "the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1"
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not move the model"
 
 
@@ -132,6 +134,8 @@ def described(outcome: Outcome) -> dict[str, Any]:
 def _notes(outcome: Outcome) -> list[str]:
     """What a reader of the means must know."""
     notes = []
+    if outcome.examples["label_name"].str.endswith(PREDICTED).any():
+        notes.append(NO_LABELS)
     if outcome.empty:
         notes.append(EMPTY.format(outcome.empty))
     if outcome.total.holds_zero:

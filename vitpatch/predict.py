@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vitpatch.corruptions import corrupted
 from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
-from vitpatch.data import BadImage, ImageDataModule
+from vitpatch.data import PREDICTED, UNKNOWN, BadImage, ImageDataModule
 from vitpatch.execute import Outputs, execute
 from vitpatch.model import PatchableViT
 from vitpatch.proof import NOT_BY_HEADS, NOT_STEPWISE
@@ -83,7 +83,8 @@ class PatchingModule(lightning.LightningModule):
                 return Rows(None, None, bad)
         measured = joined(parts)
         if self.setup.is_reduced and self.precision_error is None:
-            self._compare_with_float32(images, measured.effects["effect"])
+            known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
+            self._compare_with_float32(known, measured.effects["effect"])
         return Rows(*self._tables(measured), bad)
 
     def _columns(self, images: ImageBatch, model: PatchableViT, room: Room) -> Columns:
@@ -96,7 +97,9 @@ class PatchingModule(lightning.LightningModule):
         masks = token_masks(plan.token_groups, plan.sizes, blocks, images.masks, ids, self.study.seed)
         outputs = execute(plan, model, pixels, masks, room).cpu()
         self._check_finite(outputs, pixels, images)
-        return columns(outputs, plan, images.labels, images.ids, masks, self.study.metric, self.study.rival)
+        predicted = outputs.base[BaseRun.CLEAN].argmax(1)
+        labels = images.labels.where(images.labels != UNKNOWN, predicted)
+        return columns(outputs, plan, labels, images.ids, masks, self.study.metric, self.study.rival)
 
     def _say(self, images: int, seconds: float) -> None:
         time_left = seconds / images * len(self.setup.images)
@@ -130,11 +133,14 @@ class PatchingModule(lightning.LightningModule):
         )  # fmt: skip
 
     def _tables(self, measured: Columns) -> tuple[pa.Table, pa.Table]:
-        ids, names = measured.examples["example_id"], self.setup.label_names
+        ids, names, known = measured.examples["example_id"], self.setup.label_names, self.setup.images.has_labels
         examples = measured.examples | {
-            "label_name": [names[i] if names else str(i) for i in measured.examples["label"].tolist()],
+            "label_name": [
+                (names[i] if names else str(i)) + ("" if known else PREDICTED)
+                for i in measured.examples["label"].tolist()
+            ],
             "included": np.ones(len(ids), dtype=bool),
-            "cluster": self.setup.images.clusters[ids],
+            "cluster": self.setup.images.clusters[self.setup.images.positions(ids)],
         }
         return _table(examples, EXAMPLES_SCHEMA), _table(measured.effects, EFFECTS_SCHEMA)
 
@@ -276,7 +282,7 @@ def predict(
 ) -> Done:
     """Patches all images of ``data`` into ``folder``; with ``dry_run`` only a few, and nothing is written."""
     quiet()
-    writer = ShardWriter(folder, data.images.source.on_error)
+    writer = ShardWriter(folder, data.images.on_error)
     callbacks = [] if dry_run else [writer, ImageProgress(len(data.images), folder.path.name)]
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     if dry_run:

@@ -76,14 +76,15 @@ class Pretrained:
                 torch.manual_seed(UNTRAINED_SEED)
                 return getattr(transformers, kind).from_config(config).to(DTYPES[self.dtype])
         model, info = self.loaded(kind)
-        if missing := sorted(info["missing_keys"]):
+        if missing := sorted(key for key in info["missing_keys"] if not key.endswith(_UNUSED)):
             hint = "; by its texts it classifies without: model=clip_zero_shot" if config.model_type in OF_TEXTS else ""
             some = ", ".join(missing[:3])
             raise VitPatchError(f"model {self.path}: no weights for {some}: not a fine-tuned image classifier{hint}")
         if info["mismatched_keys"]:
             some = sorted(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])[0]
             raise VitPatchError(f"model {self.path}: its weights {some} have another shape than its config says")
-        if spare := sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key):
+        spare = sorted(key for key in info["unexpected_keys"] if ".layer" in key and ".layernorm." not in key)
+        if spare := [key for key in spare if not key.endswith(_UNUSED)]:
             raise VitPatchError(f"model {self.path}: its config has no place for the weights {', '.join(spare[:3])}")
         return model
 
@@ -141,6 +142,8 @@ class Pretrained:
         return has[".bin"] and not has[".safetensors"]
 
 
+_UNUSED = ("mask_token", "relative_position_index")
+"""Ends of weights that no classification takes part of, or that follow from the config."""
 _PICKLE = (
     "model {path}: it has only pytorch_model.bin, a pickle, and no safetensors; model.allow_bin=true reads its weights "
     "and nothing else (weights_only), or convert it once: python -m vitpatch.convert {path} FOLDER, then "

@@ -14,7 +14,8 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.corruptions import Corruption
-from vitpatch.data import LabelledImages, check_labels
+from vitpatch.data import LabelledImages
+from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
 from vitpatch.spec import JOINT, TokenGroup, VitPatchError, digest, window_word
@@ -95,12 +96,27 @@ def prepare(cfg: DictConfig) -> Setup:
             f"target.tokens {' and '.join(plan.target.tokens)}: the data have no object masks; "
             "name their column with data.mask_column"
         )
-    check_labels(images, model.classes, model.label_names)
+    images = _as_classes(images, model, source.label_map)
     if plan.restores_everything:
         log.info(
             "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
         )
     return Setup(cfg, study, model, corruption, images, plan, checkpoint)
+
+
+def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | None) -> LabelledImages:
+    """The images with the model's classes for labels, matched by name where both have names."""
+    if not images.has_labels:
+        return images
+    classes = matched(images.label_names, model.label_names, model.classes, dict(label_map or ()))
+    if classes is not None:
+        return images.as_classes(classes, model.label_names, model.classes)
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= model.classes:
+        raise VitPatchError(
+            f"the data have labels from {low} to {high}; the model's {model.classes} go from 0 to {model.classes - 1}"
+        )
+    return images
 
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}

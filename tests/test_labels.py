@@ -1,0 +1,66 @@
+"""Which class of a model a label is: by name, by synset, by number, by the user's map."""
+
+import pytest
+
+from vitpatch.labels import _synsets, matched
+from vitpatch.spec import VitPatchError
+
+PETS = ["tabby, tabby cat", "Egyptian cat", "golden retriever", "tiger_cat"]
+
+
+def test_names_in_order_need_no_map():
+    assert matched(PETS, PETS, 4) is None
+    assert matched([n.upper().replace(" ", "_") for n in PETS], PETS, 4) is None
+    assert matched(["crane", "crane"], ["crane", "Crane"], 2) is None  # one name twice, in order
+
+
+def test_names_in_another_order_are_found():
+    assert matched(["Golden-Retriever", "egyptian_cat"], PETS, 4) == [2, 1]
+    assert matched(["tabby", "tigercat"], PETS, 4) == [0, 3]  # one of several words
+    assert matched(["tabby, tabby cat", "golden retriever"], ["Golden Retriever", "tabby"], 2) == [1, 0]
+
+
+def test_without_names_the_numbers_hold():
+    assert matched(None, PETS, 4) is None and matched(PETS, None, 4) is None
+    assert matched(["0", "1", "2", "3"], PETS, 4) is None  # numbers are no names
+    with pytest.raises(VitPatchError, match=r"4 classes, the model 7 without names"):
+        matched(PETS, None, 7)
+
+
+def test_synsets_are_their_words():
+    names = list(_synsets().values())
+    assert len(names) == 1000 and names[0].startswith("tench") and len(_synsets()) == 1000
+    assert matched(list(_synsets()), names, 1000) is None
+    assert matched(["n03126707", "n02012849", "n01440764"], names, 1000) == [517, 134, 0]  # both cranes
+    assert matched(["tench", "English springer", "cassette player"], names, 1000) == [0, 217, 482]
+    assert matched(["n01440764", "n02102040"], ["English springer", "tench"], 2) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "says"),
+    [
+        (["golden retriever", "poodle"], PETS, r"1 of the data's 2 labels are none.*'poodle'.*data.label_map"),
+        ([f"x{i}" for i in range(9)], PETS, r"9 of the data's 9 .*'x0', 'x1', 'x2', 'x3', 'x4', …"),
+        (["crane"], ["tench", "crane", "crane"], r"'crane'"),  # which of the two is not known
+        (["tabby", "tabby cat"], PETS, r"'tabby' and 'tabby cat' are both the model's 'tabby, tabby cat'"),
+    ],
+)
+def test_a_partial_match_stops_and_lists_the_first(data, model, says):
+    with pytest.raises(VitPatchError, match=says) as error:
+        matched(data, model, len(model))
+    assert "\n" not in str(error.value)
+
+
+def test_a_map_says_the_rest():
+    assert matched(["retriever", "tabby"], PETS, 4, {"retriever": "golden retriever"}) == [2, 0]
+    assert matched(["retriever", "tabby"], PETS, 4, {"retriever": 2, "tabby": None}) == [2, -1]
+    assert matched(["a", "b"], None, 4, {"a": 3, 1: 0}) == [3, 0]
+    assert matched(["cat", "cats"], PETS, 4, {"cat": 0, "cats": 0}) == [0, 0]  # several may be one class
+    for label_map, says in (
+        ({"dog": 2}, r"data.label_map 'dog': none of the data's labels"),
+        ({"retriever": "retriver"}, r"data.label_map 'retriver': none of the classes; did you mean 'golden retriever'"),
+        ({"retriever": 4}, r"data.label_map 4: none of the classes"),
+        ({"tabby": 1}, r"1 of the data's 2 labels"),
+    ):
+        with pytest.raises(VitPatchError, match=says):
+            matched(["retriever", "tabby"], PETS, 4, label_map)

@@ -1,0 +1,165 @@
+"""Which of a model's classes each of the data's labels is: by name where both have names, else by number."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitpatch.spec import VitPatchError
+
+SYNSETS = Path(__file__).parent / "assets" / "imagenet_synsets.tsv"
+SHOWN = 5
+"""Names that an error lists."""
+LEFT_OUT = -1
+"""The class of a label whose images are left out."""
+
+
+def matched(
+    data_names: Sequence[str] | None,
+    model_names: Sequence[str] | None,
+    classes: int,
+    label_map: Mapping[Any, Any] | None = None,
+) -> list[int] | None:
+    """The model's class of each of the data's labels, in their order; ``None`` where both have the same numbers.
+
+    Names are compared without case, spaces, underscores and hyphens; an ImageNet synset (n01440764) is its words; of
+    several words with commas, one that no other class has will do. ``label_map`` says it for some labels, by name or
+    number: {label: class}, ``None`` = its images are left out. Raises ``VitPatchError`` for what has no class.
+    """
+    data_names, model_names = _real(data_names), _real(model_names)
+    if label_map:
+        return _with_map(data_names, model_names, classes, label_map)
+    if data_names is None or model_names is None:
+        if data_names is not None and len(data_names) != classes:
+            raise VitPatchError(
+                f"the data have {len(data_names)} classes, the model {classes} without names: not the same labels; "
+                "data.label_map={name: number} says which is which"
+            )
+        return None
+    found = _by_name(data_names, model_names)
+    if missing := [name for name, index in zip(data_names, found, strict=True) if index is None]:
+        raise VitPatchError(_no_class(missing, data_names, model_names))
+    _check_once(found, data_names, model_names)
+    return None if found == list(range(classes)) else found
+
+
+def _real(names: Sequence[str] | None) -> Sequence[str] | None:
+    """Names, unless they are only the numbers."""
+    return None if names is None or list(names) == [str(i) for i in range(len(names))] else names
+
+
+def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
+    some = ", ".join(repr(name) for name in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
+    near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
+    like = f" (nearest to the first: {near[0]!r})" if near else ""
+    return (
+        f"{len(missing)} of the data's {len(data_names)} labels are none of the model's {len(model_names)} classes: "
+        f"{some}{like}; data.label_map={{label: class}} says which they are, or null to leave their images out"
+    )
+
+
+def _check_once(found: Sequence[int], data_names: Sequence[str], model_names: Sequence[str]) -> None:
+    twice = [index for index, number in Counter(i for i in found if i != LEFT_OUT).items() if number > 1]
+    if twice:
+        which = [name for name, index in zip(data_names, found, strict=True) if index == twice[0]]
+        raise VitPatchError(
+            f"the data's labels {' and '.join(map(repr, which[:2]))} are both the model's {model_names[twice[0]]!r}; "
+            "data.label_map={label: class} says which is which"
+        )
+
+
+def _with_map(
+    data_names: Sequence[str] | None, model_names: Sequence[str] | None, classes: int, label_map: Mapping[Any, Any]
+) -> list[int]:
+    labels = list(data_names) if data_names is not None else None
+    number = len(labels) if labels else 1 + max((key for key in label_map if type(key) is int), default=0)
+    if labels is not None and model_names is not None:
+        found = _by_name(labels, model_names)
+    else:
+        found = [index if index < classes else None for index in range(max(number, classes if labels is None else 0))]
+    for key, value in label_map.items():
+        at = _index("data.label_map", key, labels, len(found), "the data's labels")
+        found[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
+    if labels is not None and (missing := [n for n, i in zip(labels, found, strict=True) if i is None]):
+        raise VitPatchError(_no_class(missing, labels, model_names or ()))
+    return found
+
+
+def _index(key: str, said: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
+    """A label by its name or its number."""
+    if type(said) is int and 0 <= said < number:
+        return said
+    folded = [fold(name) for name in names or ()]
+    if isinstance(said, str) and folded.count(fold(said)) == 1:
+        return folded.index(fold(said))
+    near = difflib.get_close_matches(str(said), list(map(str, names or ())), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"names, or numbers from 0 to {number - 1}"
+    raise VitPatchError(f"{key} {said!r}: none of {whose}; {hint}")
+
+
+def chosen(said: Any, names: Sequence[str] | None, number: int) -> list[int]:
+    """``data.classes`` as numbers of the data's labels."""
+    classes = [said] if isinstance(said, str | int) else list(said)
+    if not classes:
+        raise VitPatchError("data.classes: empty; give names or numbers of labels, or null for all")
+    return [_index("data.classes", one, names, number, "the data's labels") for one in classes]
+
+
+def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int | None]:
+    whole = _once(fold(_words(name)) for name in model_names)
+    parts = _once(fold(part) for name in model_names for part in dict.fromkeys(_parts(name)))
+    owner = {fold(part): index for index, name in enumerate(model_names) for part in _parts(name)}
+    at = {fold(_words(name)): index for index, name in enumerate(model_names)}
+    same_order = len(data_names) == len(model_names)
+    found: list[int | None] = []
+    for index, name in enumerate(data_names):
+        folded = fold(_words(name))
+        if same_order and folded == fold(_words(model_names[index])):  # also where two classes have one name
+            found.append(index)
+        elif folded in whole:
+            found.append(at[folded])
+        else:
+            candidates = {owner[part] for part in map(fold, _parts(name)) if part in parts}
+            found.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
+    return found
+
+
+def _by_synset(name: str, model_names: Sequence[str]) -> int | None:
+    """A synset of ImageNet-1k in a model with its classes in their order."""
+    order = list(_synsets())
+    if name in order and len(model_names) == len(order):
+        index = order.index(name)
+        if set(map(fold, _parts(name))) & set(map(fold, _parts(model_names[index]))):
+            return index
+    return None
+
+
+def _once(values: Any) -> set[str]:
+    """Those that occur exactly once."""
+    return {value for value, number in Counter(values).items() if number == 1}
+
+
+def fold(name: str) -> str:
+    """A name without case, spaces, underscores and hyphens."""
+    return re.sub(r"[\s_\-]+", "", name).casefold()
+
+
+def _words(name: str) -> str:
+    """A synset's words, or the name itself."""
+    return _synsets().get(name, name) if re.fullmatch(r"n\d{8}", name) else name
+
+
+def _parts(name: str) -> list[str]:
+    return [part.strip() for part in _words(name).split(",")]
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    """The words of ImageNet-1k's synsets, in the order of its classes."""
+    lines = SYNSETS.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines if not line.startswith("#"))

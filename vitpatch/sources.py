@@ -1,0 +1,400 @@
+"""Where images are: files, folders, the hub, a saved data set; which of their columns, and which of their rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
+from vitpatch.hub import commit_of, explain, resolve
+from vitpatch.labels import chosen
+from vitpatch.spec import VitPatchError
+
+if TYPE_CHECKING:
+    import datasets
+
+ON_ERROR = ("raise", "skip")
+AUTO = "auto"
+"""A column that is found from the features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(ABC):
+    """Where images are, and which of them: the keys of ``conf/data/*.yaml``.
+
+    Columns: ``image_column`` and ``label_column`` ``auto`` are the one image and the one ClassLabel column (or those
+    called image and label); ``label_column`` ``None``: the images have no labels. ``mask_column`` has gray images,
+    white = object. Images with the same value of ``cluster_column`` are not independent.
+
+    Rows, in this order: ``shuffle_seed`` (``None`` = as they come), ``classes`` (names or numbers of labels),
+    ``per_class`` (the first so many of each), ``limit`` (the first so many). ``label_map`` {label: the model's class}
+    where names differ, ``None`` = left out. An image that cannot be read stops the run, or with ``on_error="skip"`` is
+    left out and counted.
+    """
+
+    path: str
+    split: str | None = None
+    image_column: str = AUTO
+    label_column: str | None = AUTO
+    mask_column: str | None = None
+    cluster_column: str | None = None
+    classes: Any = None
+    per_class: int | None = None
+    limit: int | None = None
+    shuffle_seed: int | None = None
+    label_map: Any = None
+    num_workers: int = 0
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.label_map, Mapping):  # Hydra gives its own kinds of list and dict, which have no hash
+            object.__setattr__(self, "label_map", tuple(self.label_map.items()))
+        if self.classes is not None and not isinstance(self.classes, str | int):
+            object.__setattr__(self, "classes", tuple(self.classes))
+
+    @abstractmethod
+    def rows(self) -> datasets.Dataset | datasets.IterableDataset:
+        """All rows of the split, images undecoded where the format allows it."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows are read from where they are, one after the other."""
+        return False
+
+    def open(self) -> LabelledImages:
+        """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
+        return _open(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetImages(ImageSource):
+    """A parquet file, a glob, or a folder with ``SPLIT*.parquet``; an image column as ``datasets`` writes it."""
+
+    def rows(self) -> datasets.Dataset:
+        """The rows of the file or files, in order of their names."""
+        from datasets import Dataset
+        from pyarrow import parquet
+
+        path = Path(self.path).expanduser()
+        if path.is_file():
+            if path.suffix.lower() in _image_suffixes():
+                raise VitPatchError(f"data.path {self.path}: is an image; use data=imagefolder data.path={self.path}")
+            files = [path]
+        elif path.is_dir():
+            files = sorted(path.glob(f"{self.split or ''}*.parquet"))
+        else:
+            root = Path(path.anchor)
+            files = sorted(root.glob(str(path.relative_to(root))))
+        if not files:
+            what = f"no file {self.split or ''}*.parquet in it" if path.is_dir() else "no such file or folder"
+            raise VitPatchError(
+                f"data.path {self.path}: {what}; give a parquet file, a glob, or a folder of them and data.split"
+            )
+        if not sum(parquet.read_metadata(file).num_rows for file in files):
+            raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
+        return Dataset.from_parquet([str(file) for file in files])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderImages(ImageSource):
+    """A folder with one folder of images a class, or with such a folder for each split; one image; a folder of images.
+
+    A single image, and loose ones with ``label_column=None``, have no labels.
+    """
+
+    def rows(self) -> datasets.Dataset:
+        """The rows in order of class, then file name."""
+        from datasets import load_dataset
+
+        path = Path(self.path).expanduser()
+        if path.is_file():
+            return self._loose([path])
+        if not path.is_dir():
+            raise VitPatchError(
+                f"data.path {self.path}: no such folder; give a folder with one folder of images a class, or an image"
+            )
+        if self.label_column is None:
+            folder = path / self.split if self.split else path
+            return self._loose(sorted(f for f in folder.rglob("*") if f.suffix.lower() in _image_suffixes()))
+        return self._split_of(load_dataset("imagefolder", data_dir=str(path)))
+
+    def _loose(self, files: list[Path]) -> datasets.Dataset:
+        from datasets import Dataset, Features
+        from datasets import Image as ImageFeature
+
+        stored = [{"bytes": None, "path": str(file)} for file in files]
+        return Dataset.from_dict({"image": stored}, features=Features({"image": ImageFeature(decode=False)}))
+
+    def _split_of(self, splits: datasets.DatasetDict) -> datasets.Dataset:
+        wanted = _split(self, splits)
+        if "label" not in splits[wanted].column_names:
+            raise VitPatchError(
+                f"data.path {self.path}: its images are not in one folder a class (a loose image?); without labels: "
+                "data.label_column=null"
+            )
+        return splits[wanted]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskImages(ImageSource):
+    """A folder written by ``save_to_disk``."""
+
+    def rows(self) -> datasets.Dataset:
+        """The rows of the split."""
+        from datasets import Dataset, load_from_disk
+
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            raise VitPatchError(f"data.path {self.path}: no such folder; give one that save_to_disk of datasets wrote")
+        found = load_from_disk(str(path))
+        if isinstance(found, Dataset):
+            if self.split is not None:
+                raise VitPatchError(f"data.split {self.split}: the data have no splits; leave it null")
+            return found
+        return found[_split(self, found)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubImages(ImageSource):
+    """A data set of the Hugging Face hub by its id, or its local copy.
+
+    ``config_name`` where it has several, ``revision`` a commit or tag. ``streaming`` reads the rows where they are, for
+    what does not fit the disk: they are gone through once for the labels and once for the images.
+    """
+
+    config_name: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    def rows(self) -> datasets.Dataset | datasets.IterableDataset:
+        """The rows of the split, downloaded or from the cache, or a stream of them."""
+        from datasets import load_dataset
+
+        if not isinstance(self.streaming, bool):
+            raise VitPatchError(f"data.streaming {self.streaming!r}: expected true or false")
+        where = resolve(self.path, "data.path")
+        if self.split is None:
+            raise VitPatchError("data.split is missing: name the split, such as data.split=test")
+        return load_dataset(where, self.config_name, split=self.split, streaming=self.streaming, revision=self.revision)
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows are read from where they are, one after the other."""
+        return self.streaming
+
+    def fingerprint(self) -> str:
+        """What stands for the images of a stream: the commit on the hub, or names, sizes and times of local files."""
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            return f"{self.path} {self.config_name} {self.split} {commit_of(self.path, self.revision)}"
+        files = sorted(f for f in path.rglob("*") if f.is_file())
+        return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+
+
+def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
+    wanted = source.split or (next(iter(splits)) if len(splits) == 1 else None)
+    if wanted not in splits:
+        raise VitPatchError(f"data.split {source.split}: the data have {', '.join(splits)}; choose one")
+    return wanted
+
+
+def _image_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
+
+
+class StreamedRows:
+    """Some rows of a stream by position; going forward continues, going back starts again."""
+
+    def __init__(self, stream: datasets.IterableDataset, ids: NDArray[np.int64]) -> None:
+        self._stream, self._ids = stream, ids
+        self._next, self._rest, self._last = 0, None, {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        wanted = int(self._ids[position])
+        if self._rest is None or wanted < self._next - 1:
+            self._rest, self._next = iter(self._stream), 0
+        while self._next <= wanted:
+            self._last = next(self._rest)
+            self._next += 1
+        return self._last
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_stream": self._stream, "_ids": self._ids, "_next": 0, "_rest": None, "_last": {}}
+
+
+@lru_cache(maxsize=4)
+def _open(source: ImageSource) -> LabelledImages:
+    import datasets
+
+    datasets.disable_progress_bars()
+    _check_keys(source)
+    with _one_line(source):
+        rows = source.rows()
+        if rows.features is None:  # of a stream, known from its first rows
+            rows = rows._resolve_features()
+        columns = _columns(source, rows)
+        for column in filter(None, (columns.image, columns.mask)):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+        labels, clusters = _labels_and_clusters(source, rows, columns)
+    names = tuple(rows.features[columns.label].names) if _is_classes(rows, columns) else None
+    ids = _selected(source, labels, names)
+    if not len(ids):
+        raise VitPatchError(f"data {source.path}: the selection is empty; there is no image to patch")
+    here = StreamedRows(rows, ids) if source.streams else rows.select(ids)
+    return LabelledImages(
+        rows=here,
+        columns=columns,
+        ids=ids,
+        labels=labels[ids],
+        label_names=names,
+        clusters=[clusters[i] for i in ids] if clusters is not None else ids.tolist(),
+        where=source.path,
+        fingerprint=source.fingerprint() if source.streams else None,
+        on_error=source.on_error,
+        num_workers=min(source.num_workers, 1) if source.streams else source.num_workers,
+    )
+
+
+def _is_classes(rows: Any, columns: ColumnNames) -> bool:
+    return columns.label is not None and hasattr(rows.features[columns.label], "names")
+
+
+def _check_keys(source: ImageSource) -> None:
+    if source.on_error not in ON_ERROR:
+        raise VitPatchError(f"data.on_error {source.on_error!r}: expected one of {', '.join(ON_ERROR)}")
+    for key in ("limit", "per_class"):
+        value = getattr(source, key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise VitPatchError(f"data.{key} {value!r}: expected a whole number, 1 or more, or null for all")
+    seed = source.shuffle_seed
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise VitPatchError(f"data.shuffle_seed {seed!r}: expected a whole number, 0 or more, or null for no shuffling")
+    if type(source.num_workers) is not int or source.num_workers < 0:
+        raise VitPatchError(f"data.num_workers {source.num_workers!r}: expected a whole number, 0 or more")
+    if not source.path:
+        raise VitPatchError("data.path is missing: say where the images are")
+    if source.label_map is not None and not isinstance(source.label_map, tuple):
+        raise VitPatchError(f"data.label_map {source.label_map!r}: expected {{label: class}}")
+    if source.label_column is None and (source.classes is not None or source.per_class is not None):
+        raise VitPatchError("data.classes and data.per_class: the images have no labels (data.label_column=null)")
+
+
+def _columns(source: ImageSource, rows: Any) -> ColumnNames:
+    """The columns by name, or a ``VitPatchError`` for one that is missing or of another kind."""
+    import datasets
+
+    names = list(rows.features)
+    for key in ("image_column", "label_column", "mask_column", "cluster_column"):
+        column = getattr(source, key)
+        if column not in (None, AUTO) and column not in names:
+            raise VitPatchError(f"data.{key} {column!r}: the data have the columns {', '.join(names)}")
+    rest = [name for name in names if name not in (source.mask_column, source.cluster_column)]
+    image, label = source.image_column, source.label_column
+    if image == AUTO:
+        images = [name for name in rest if isinstance(rows.features[name], datasets.Image)]
+        image = _the_one(images, "image", rest, "image_column")
+    for column in filter(None, (image, source.mask_column)):
+        kind = rows.features[column]
+        if not isinstance(kind, datasets.Image) and not _stores_images(kind):
+            raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
+    if label == AUTO:
+        if isinstance(source, FolderImages) and "label" not in names:  # one image
+            label = None
+        else:
+            classes = [name for name in rest if isinstance(rows.features[name], datasets.ClassLabel)]
+            label = _the_one(classes, "label", rest, "label_column")
+    if label is not None:
+        kind = rows.features[label]
+        if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(
+            ("int", "uint")
+        ):
+            raise VitPatchError(
+                f"data.label_column {label!r} holds {kind}; expected whole numbers or ClassLabel "
+                "(null: the images have no labels)"
+            )
+    name = "name" if "name" in names else None
+    return ColumnNames(image, label, source.mask_column, source.cluster_column, name)
+
+
+def _the_one(found: list[str], usual: str, names: list[str], key: str) -> str:
+    """The one column of a kind, or of several, or none, the one with the usual name."""
+    if len(found) == 1:
+        return found[0]
+    if usual in (found or names):
+        return usual
+    what = f"several could be it: {', '.join(found)}" if found else f"none of its columns is one: {', '.join(names)}"
+    without = "; images without labels: data.label_column=null" if key == "label_column" else ""
+    raise VitPatchError(f"data.{key} is missing: {what}; name it{without}")
+
+
+def _stores_images(kind: Any) -> bool:
+    """Whether a column without an Image feature holds what one is stored as: a struct of bytes and path, or bytes."""
+    return (isinstance(kind, dict) and set(kind) >= {"bytes", "path"}) or getattr(kind, "dtype", None) == "binary"
+
+
+def _labels_and_clusters(
+    source: ImageSource, rows: Any, columns: ColumnNames
+) -> tuple[NDArray[np.int64], list[Any] | None]:
+    """Of all rows; of a stream whose order is kept only of as many as are taken."""
+    wanted = [column for column in (columns.label, columns.cluster) if column]
+    if source.streams:
+        few = source.shuffle_seed is None and source.classes is None and source.per_class is None
+        there = list(islice(rows.select_columns(wanted or [columns.image]), source.limit if few else None))
+        of = {column: [row[column] for row in there] for column in wanted}
+        number = len(there)
+    else:
+        of, number = {column: rows[column][:] for column in wanted}, len(rows)
+    labels = np.full(number, UNKNOWN, dtype=np.int64)
+    if columns.label is not None:
+        if any(label is None for label in of[columns.label]):
+            raise VitPatchError(f"data.label_column {columns.label!r}: some rows have no label")
+        labels = np.array(of[columns.label], dtype=np.int64)
+        if _is_classes(rows, columns) and (labels < 0).any():
+            raise VitPatchError(f"data.label_column {columns.label!r}: some rows have label -1, which is none")
+    return labels, of[columns.cluster] if columns.cluster else None
+
+
+def _selected(source: ImageSource, labels: NDArray[np.int64], names: tuple[str, ...] | None) -> NDArray[np.int64]:
+    """The rows that are taken, ascending."""
+    rows = np.arange(len(labels))
+    if source.shuffle_seed is not None:
+        rows = np.random.default_rng(source.shuffle_seed).permutation(rows)
+    if source.classes is not None:
+        number = len(names) if names is not None else int(labels.max(initial=0)) + 1
+        rows = rows[np.isin(labels[rows], chosen(source.classes, names, number))]
+    if source.per_class is not None:
+        rank = np.empty(len(rows), dtype=np.int64)
+        for label in np.unique(labels[rows]):
+            of_class = labels[rows] == label
+            rank[of_class] = np.arange(of_class.sum())
+        rows = rows[rank < source.per_class]
+    return np.sort(rows[: source.limit])
+
+
+@contextmanager
+def _one_line(source: ImageSource) -> Iterator[None]:
+    """Turns what ``datasets`` raises on loading into one line."""
+    try:
+        yield
+    except VitPatchError:
+        raise
+    except Exception as error:  # datasets, pyarrow, fsspec and httpx share no class
+        download = "--repo-type dataset "
+        raise VitPatchError(f"data {source.path}: {explain(error, source.path, 'data.path', download)}") from error
