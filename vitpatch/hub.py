@@ -44,8 +44,8 @@ def explain(error: Exception, path: str, key: str, download: str) -> str:
         return " ".join(str(error).split())[:300] or type(error).__name__
     return (
         "the hub cannot be reached and there is no local copy of it. Where there is a network run "
-        f"`hf download {download}{path}` and bring its cache here (HF_HOME names the place), "
-        f"or give a local folder: {key}=FOLDER"
+        f"`hf download {download}{path}` and bring its cache here (HF_HOME names the place, HF_HUB_OFFLINE=1 keeps "
+        f"from asking the hub), or give a local folder: {key}=FOLDER"
     )
 
 

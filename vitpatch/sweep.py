@@ -102,8 +102,11 @@ class SweepCallback(Callback):
         planned = sum(state == "planned" for state, _ in states.values())
         dry = f" ({planned} only planned, dry_run=true)" if planned else ""
         log.info("%d of %d runs finished in %s%s", len(states) - len(short) - planned, len(states), root, dry)
-        for folder, (state, reason) in short.items():
-            log.error("%s: %s: %s", state, folder.name, reason)
+        by_reason: dict[tuple[str, str | None], list[str]] = {}
+        for folder, outcome in short.items():
+            by_reason.setdefault(outcome, []).append(folder.name)
+        for (state, reason), names in by_reason.items():
+            log.error("%s: %s: %s", state, " and ".join(names), reason)
         if short or not jobs:
             sys.exit(1)
 
