@@ -143,11 +143,11 @@ def test_an_old_failure_in_the_folder_is_not_this_sweeps(cli, tiny):
 
 
 def test_model_and_data_are_loaded_once_per_process(cli, tiny, monkeypatch):
-    from vitpatch import checkpoint, data
+    from vitpatch import checkpoint, sources
 
-    data._open.cache_clear(), checkpoint._load.cache_clear()
+    sources._open.cache_clear(), checkpoint._load.cache_clear()
     assert cli(*tiny, "window=1,2,3")[0] == 0
-    assert (data._open.cache_info().misses, checkpoint._load.cache_info().misses) == (1, 1)
+    assert (sources._open.cache_info().misses, checkpoint._load.cache_info().misses) == (1, 1)
 
 
 def test_no_key_no_network_no_terminal_never_asks(made, tmp_path):
