@@ -81,13 +81,13 @@ def checkpoint_of(folder: Path, family: str):
     return Checkpoint(str(folder), head_path=head)
 
 
-def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Path:
+def save_family(path: Path, family: str, names: list[str], seed: int = 0, pixels: int = SIZE, patch: int = PATCH):
     """A random classifier of a family whose answers differ between images, with its image processor."""
     import transformers as hf
 
     torch.manual_seed(seed)
-    sizes = dict(hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=SIZE)
-    sizes |= dict(patch_size=PATCH, initializer_range=0.25)
+    sizes = dict(hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, image_size=pixels)
+    sizes |= dict(patch_size=patch, initializer_range=0.25)
     inner = sizes | dict(intermediate_size=64)
     labels = dict(id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     scale = dict(layer_scale_init_value=0.5)
@@ -106,7 +106,7 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Pat
         ),
         "ijepa": lambda: hf.IJepaForImageClassification(hf.IJepaConfig(**inner, **labels)),
         "dinov2": lambda: hf.Dinov2ForImageClassification(
-            hf.Dinov2Config(**sizes | dict(image_size=48), mlp_ratio=2, layerscale_value=0.5, **labels)
+            hf.Dinov2Config(**sizes | dict(image_size=pixels * 3 // 2), mlp_ratio=2, layerscale_value=0.5, **labels)
         ),
         "dinov2_registers": lambda: hf.Dinov2WithRegistersForImageClassification(
             hf.Dinov2WithRegistersConfig(
@@ -116,7 +116,7 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Pat
         "clip": lambda: hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=inner, **labels)),
         "siglip": lambda: hf.SiglipForImageClassification(hf.SiglipConfig(vision_config=inner, **labels)),
         "siglip2": lambda: hf.Siglip2ForImageClassification(
-            hf.Siglip2Config(vision_config=inner | dict(num_patches=(SIZE // PATCH) ** 2), **labels)
+            hf.Siglip2Config(vision_config=inner | dict(num_patches=(pixels // patch) ** 2), **labels)
         ),
         "dinov3": lambda: hf.DINOv3ViTModel(
             hf.DINOv3ViTConfig(**inner, num_register_tokens=2, layerscale_value=0.5, key_bias=True)
@@ -126,7 +126,7 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Pat
         ),
         "siglip_zero_shot": lambda: hf.SiglipModel(hf.SiglipConfig(vision_config=inner, text_config=text)),
     }
-    text = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+    text = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=300)
     text |= dict(max_position_embeddings=16, projection_size=WIDTH, eos_token_id=2, bos_token_id=1, pad_token_id=0)
     model = made[family]().eval()
     if family in ZERO_SHOT:
@@ -150,7 +150,8 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0) -> Pat
         head = {"weight": torch.randn(len(names), 2 * WIDTH) / 2, "bias": torch.randn(len(names)) / 10}
         save_file(head, path / "head.safetensors")
     half = [0.5] * 3
-    hf.ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=half, image_std=half).save_pretrained(path)
+    size = {"height": pixels, "width": pixels}
+    hf.ViTImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(path)
     return path
 
 
@@ -233,12 +234,12 @@ class Brute:
         self.run(pixels, {place: (lambda value, place=place: kept.update({place: value.clone()})) for place in places})
         return kept
 
-    def patched(self, clean, corrupt, site, window=1, tokens=slice(None), head=None):
-        """Logits of denoising each layer's window, (layers, batch, classes)."""
-        depth = len(self.blocks)
-        donor = self.values(clean, [(site, layer) for layer in range(depth)])
+    def patched(self, clean, corrupt, sites, window=1, tokens=slice(None), head=None):
+        """Logits of denoising each layer's window at a site, or several together, (layers, batch, classes)."""
+        depth, sites = len(self.blocks), [sites] if isinstance(sites, str) else sites
+        donor = self.values(clean, [(site, layer) for site in sites for layer in range(depth)])
 
-        def put(layer):
+        def put(site, layer):
             def act(value):
                 new, channels = value.clone(), slice(None)
                 if head is not None:
@@ -252,7 +253,8 @@ class Brute:
         logits = []
         for centre in range(depth):
             layers = [centre - window // 2 + i for i in range(window)]
-            logits.append(self.run(corrupt, {(site, x): put(x) for x in layers if 0 <= x < depth}))
+            places = [(site, x) for site in sites for x in layers if 0 <= x < depth]
+            logits.append(self.run(corrupt, {place: put(*place) for place in places}))
         return torch.stack(logits)
 
     @torch.no_grad()

@@ -57,6 +57,9 @@ def test_every_site_is_that_of_full_forwards(family, saved, pixels, table_of):
     cases = [(site, window, "all", slice(None), None) for site, window in SITES]
     cases += [(site, 1, "patches", slice(special, None), None) for site in ("attn_out", "resid_post")]
     cases += [(site, 1, "all", slice(None), 2) for site in ("z", "q", "k", "v")]
+    before = model.sizes.special
+    cases += [("mlp_out", 1, "cls", slice(0, 1), None)] * ("cls" in before)
+    cases += [("resid_post", 1, "registers", slice(1, 3), None)] * ("register0" in before)
     for site, window, tokens, at, head in cases:
         target = dict(target=site, window=window, tokens=tokens, heads=None if head is None else [head])
         table = table_of(model, clean, corrupt, labels, **target)
@@ -66,6 +69,18 @@ def test_every_site_is_that_of_full_forwards(family, saved, pixels, table_of):
         largest = max(largest, (want - base).abs().max().item())
         assert table["direct_log_odds"].notna().all()
     assert largest > 0.05  # the oracle's patches do something
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_pattern_is_queries_and_keys_together(family, saved, pixels, table_of):
+    """Bias and rotary embedding are the same in both runs, so that with a head's q and k its pattern is the donor's."""
+    model = checkpoint_of(saved(family), family).load(NAMES)
+    brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
+    table = table_of(model, *pixels, labels, target="pattern", window=1, heads=[1])
+    got = torch.tensor(table["prob"].to_numpy()).view(5, -1).T
+    want = probs(brute.patched(*pixels, ("q", "k"), head=1), labels)
+    assert (got - want).abs().max() < 1e-5
+    assert (want - probs(brute.run(pixels[1])[None], labels)).abs().max() > 1e-3
 
 
 def log_odds(logits, labels):

@@ -12,12 +12,28 @@ def test_names_in_order_need_no_map():
     assert matched(PETS, PETS, 4) is None
     assert matched([n.upper().replace(" ", "_") for n in PETS], PETS, 4) is None
     assert matched(["crane", "crane"], ["crane", "Crane"], 2) is None  # one name twice, in order
+    assert matched(["crane", "crane2", "n01440764"], ["crane", "crane, lifter", "tench"], 3) is None
+    with pytest.raises(VitPatchError, match=r"'crane2'"):
+        matched(["crane", "crane2"], ["crane", "heron"], 2)
 
 
 def test_names_in_another_order_are_found():
     assert matched(["Golden-Retriever", "egyptian_cat"], PETS, 4) == [2, 1]
     assert matched(["tabby", "tigercat"], PETS, 4) == [0, 3]  # one of several words
     assert matched(["tabby, tabby cat", "golden retriever"], ["Golden Retriever", "tabby"], 2) == [1, 0]
+
+
+def test_labels_without_an_image_need_no_class():
+    assert matched(["poodle", "egyptian cat"], PETS, 4, used={1}) == [-1, 1]
+    assert matched(["poodle", "egyptian cat", "dog"], PETS, 4, {"dog": 2}, used={1, 2}) == [-1, 1, 2]
+    with pytest.raises(VitPatchError, match=r"1 of the data's 2 labels are none.*'poodle'"):
+        matched(["poodle", "egyptian cat"], PETS, 4, used={0, 1})
+
+
+def test_numbers_without_names_can_be_mapped():
+    assert matched(None, PETS, 4, {7: 1, 2: None}, used={0, 2, 7})[:8:7] == [0, 1]
+    with pytest.raises(VitPatchError, match=r"1 of the data's 10 labels are none.*'9'"):
+        matched(None, PETS, 4, {7: 1}, used={0, 7, 9})
 
 
 def test_without_names_the_numbers_hold():

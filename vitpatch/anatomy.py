@@ -45,7 +45,8 @@ class Family:
     numbers, or absent. ``bias`` is a module of the block, ``shared_bias`` one of the model, whose output is added to
     the attention scores; ``rotary`` the attention's argument (cos, sin) for the patches' queries and keys.
 
-    ``special`` names the tokens before the image patches, ``registers`` the config's key that counts more of them.
+    ``special`` names the tokens before the image patches, ``registers`` what counts more of them: a key of the config,
+    or an attribute of timm's model.
     ``readouts`` are the ways to classify that models of the family have. ``any_size`` says that positions are
     interpolated, so that images need not have the config's size.
 
@@ -123,7 +124,7 @@ def _timm() -> Family:
     return Family(
         name="timm",
         blocks="timm_model.blocks",
-        special=("cls",),
+        special=("cls", "distillation"),
         readouts=(Readout(both, norm=norm), pooled, *readouts),
         norm1="norm1",
         attention="attn",
@@ -132,6 +133,7 @@ def _timm() -> Family:
         scale1="ls1",
         norm2="norm2",
         scale2="ls2",
+        registers="num_reg_tokens",
     )
 
 

@@ -97,6 +97,7 @@ def patch(
         _check_images(patchable, clean, corrupt, labels, masks)
         _check_ids(labels, ids, clusters, seed)
         target_ = _target(target, tokens, layers, heads, grid)
+        patchable.require(target_.site)
         plan = make_plan(
             target_,
             _windows(window, target_, patchable.sizes.depth),
@@ -155,8 +156,8 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return stats.summarize(patches, measured, images[["cluster", "total_effect"]], seed)
 
 
-_PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int]]] = WeakKeyDictionary()
-"""Of models proven before: what they were made of then, and what was shown: by parts, by heads, which readout."""
+_PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int, set[Site]]]] = WeakKeyDictionary()
+"""Of models proven before: what they were made of then, and what was shown: by parts, by heads, readout, missing."""
 
 
 def _patchable(model: nn.Module, images: Any) -> PatchableViT:
@@ -169,10 +170,11 @@ def _patchable(model: nn.Module, images: Any) -> PatchableViT:
     made_of, proven = (_made_of(model), patchable.input_size), _PROVEN.get(model)
     if made_of[0] is None or proven is None or made_of != proven[0]:
         prove(patchable)
-        shown = (patchable.stepwise, patchable.by_heads, patchable.readers.index(patchable.reader))
+        reader = patchable.readers.index(patchable.reader)
+        shown = (patchable.stepwise, patchable.by_heads, reader, patchable.missing)
         _PROVEN[model] = (made_of, shown)
     else:
-        patchable.stepwise, patchable.by_heads, reader = proven[1]
+        patchable.stepwise, patchable.by_heads, reader, patchable.missing = proven[1]
         patchable.reader = patchable.readers[reader]
     return patchable
 

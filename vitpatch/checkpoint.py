@@ -199,7 +199,7 @@ def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
     if any(getattr(checkpoint, key) is not None for key in keys):
         return explicit(*_explicit_keys(checkpoint, getattr(vision, "image_size", None)))
     if config.model_type == "timm_wrapper":
-        return of_timm(config.pretrained_cfg or {})
+        return of_timm(getattr(config, "pretrained_cfg", None) or {})
     try:
         processor = checkpoint.processor()
     except Exception as error:  # of transformers and the hub's client, which share no class

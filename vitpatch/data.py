@@ -69,7 +69,8 @@ class LabelledImages:
     ``ids`` (images,) int64, their numbers in the split; ``labels`` (images,) int64, ``UNKNOWN`` of an image without;
     ``label_names`` by label or ``None``; ``clusters`` (images,) int64, numbered by first appearance; ``digest``
     identifies images, labels and clusters, whatever their files are called – of a ``fingerprint``, where the images
-    are not to be read for it. ``on_error`` and ``num_workers`` are the source's.
+    are not to be read for it. ``on_error`` and ``num_workers`` are the source's. ``left_out`` counts the images whose
+    label is mapped to no class.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class LabelledImages:
         numbers: dict[Any, int] = {}
         self.clusters: NDArray[np.int64] = np.array([numbers.setdefault(v, len(numbers)) for v in clusters], np.int64)
         self.digest = self._digest(fingerprint)
-        self._kept = np.arange(len(ids))
+        self._kept, self.left_out = np.arange(len(ids)), 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,7 +115,7 @@ class LabelledImages:
             if index != LEFT_OUT and self.label_names is not None:
                 named[index] = self.label_names[label]
         new.labels, new.label_names = of_label[self.labels][kept], tuple(named)
-        new.ids, new._kept = self.ids[kept], self._kept[kept]
+        new.ids, new._kept, new.left_out = self.ids[kept], self._kept[kept], len(self) - len(kept)
         new.digest = hashlib.sha256(f"{self.digest} {list(classes)}".encode()).hexdigest()[:16]
         _, first, again = np.unique(self.clusters[kept], return_index=True, return_inverse=True)
         new.clusters = np.argsort(np.argsort(first))[again]  # numbered by first appearance

@@ -36,11 +36,9 @@ def stay_local_if_unreachable() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def explain(error: Exception, path: str, key: str, download: str) -> str:
+def explain(error: BaseException, path: str, key: str, download: str) -> str:
     """One line on why ``path`` did not load; ``download`` are options of ``hf download`` that stand before the id."""
-    from huggingface_hub import constants
-
-    if Path(path).expanduser().exists() or not constants.HF_HUB_OFFLINE:
+    if Path(path).expanduser().exists() or not _is_of_the_network(error):
         return " ".join(str(error).split())[:300] or type(error).__name__
     return (
         "the hub cannot be reached and there is no local copy of it. Where there is a network run "
@@ -49,12 +47,38 @@ def explain(error: Exception, path: str, key: str, download: str) -> str:
     )
 
 
-def commit_of(path: str, revision: str | None) -> str:
-    """The commit of a data set on the hub; where it does not answer, the revision that was asked for."""
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Whether an error came about because the hub could not be asked."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if not constants.HF_HUB_OFFLINE:
+        return False
+    while error is not None:
+        if isinstance(error, ConnectionError | LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def downloaded(path: str, revision: str | None, kind: str) -> Path | None:
+    """The folder that ``hf download`` left of a ``model`` or ``dataset``, named by its commit, if there is one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, repo_type=kind, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+
+
+def commit_of(path: str, revision: str | None, kind: str) -> str | None:
+    """The commit of a ``model`` or ``dataset`` on the hub; where it does not answer, of the local copy, if any."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        return str(HfApi().dataset_info(path, revision=revision).sha)
+        return HfApi().repo_info(path, repo_type=kind, revision=revision).sha
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
-        return str(revision)
+        copy = downloaded(path, revision, kind)
+        return copy.name if copy else None

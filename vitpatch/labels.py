@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,18 @@ def matched(
     model_names: Sequence[str] | None,
     classes: int,
     label_map: Mapping[Any, Any] | None = None,
+    used: Collection[int] | None = None,
 ) -> list[int] | None:
     """The model's class of each of the data's labels, in their order; ``None`` where both have the same numbers.
 
     Names are compared without case, spaces, underscores and hyphens; an ImageNet synset (n01440764) is its words; of
     several words with commas, one that no other class has will do. ``label_map`` says it for some labels, by name or
-    number: {label: class}, ``None`` = its images are left out. Raises ``VitPatchError`` for what has no class.
+    number: {label: class}, ``None`` = its images are left out. Raises ``VitPatchError`` for what has no class, of the
+    labels that are ``used`` (default: all).
     """
     data_names, model_names = _real(data_names), _real(model_names)
     if label_map:
-        return _with_map(data_names, model_names, classes, label_map)
+        return _with_map(data_names, model_names, classes, label_map, used)
     if data_names is None or model_names is None:
         if data_names is not None and len(data_names) != classes:
             raise VitPatchError(
@@ -41,9 +43,7 @@ def matched(
                 "data.label_map={name: number} says which is which"
             )
         return None
-    found = _by_name(data_names, model_names)
-    if missing := [name for name, index in zip(data_names, found, strict=True) if index is None]:
-        raise VitPatchError(_no_class(missing, data_names, model_names))
+    found = _all_found(_by_name(data_names, model_names), data_names, model_names, used)
     _check_once(found, data_names, model_names)
     return None if found == list(range(classes)) else found
 
@@ -51,6 +51,16 @@ def matched(
 def _real(names: Sequence[str] | None) -> Sequence[str] | None:
     """Names, unless they are only the numbers."""
     return None if names is None or list(names) == [str(i) for i in range(len(names))] else names
+
+
+def _all_found(
+    found: Sequence[int | None], data_names: Sequence[str], model_names: Sequence[str], used: Collection[int] | None
+) -> list[int]:
+    """What was found; a label without a class is one of which there is no image."""
+    missing = [data_names[at] for at, index in enumerate(found) if index is None and (used is None or at in used)]
+    if missing:
+        raise VitPatchError(_no_class(missing, data_names, model_names))
+    return [LEFT_OUT if index is None else index for index in found]
 
 
 def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
@@ -74,20 +84,23 @@ def _check_once(found: Sequence[int], data_names: Sequence[str], model_names: Se
 
 
 def _with_map(
-    data_names: Sequence[str] | None, model_names: Sequence[str] | None, classes: int, label_map: Mapping[Any, Any]
+    data_names: Sequence[str] | None,
+    model_names: Sequence[str] | None,
+    classes: int,
+    label_map: Mapping[Any, Any],
+    used: Collection[int] | None,
 ) -> list[int]:
     labels = list(data_names) if data_names is not None else None
-    number = len(labels) if labels else 1 + max((key for key in label_map if type(key) is int), default=0)
+    numbers = [0, *(used or ()), *(key for key in label_map if type(key) is int)]
+    number = len(labels) if labels else 1 + max(numbers)
     if labels is not None and model_names is not None:
         found = _by_name(labels, model_names)
     else:
-        found = [index if index < classes else None for index in range(max(number, classes if labels is None else 0))]
+        found = [index if index < classes else None for index in range(number)]
     for key, value in label_map.items():
         at = _index("data.label_map", key, labels, len(found), "the data's labels")
         found[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
-    if labels is not None and (missing := [n for n, i in zip(labels, found, strict=True) if i is None]):
-        raise VitPatchError(_no_class(missing, labels, model_names or ()))
-    return found
+    return _all_found(found, labels or list(map(str, range(number))), model_names or (), used)
 
 
 def _index(key: str, said: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
@@ -119,7 +132,7 @@ def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int 
     found: list[int | None] = []
     for index, name in enumerate(data_names):
         folded = fold(_words(name))
-        if same_order and folded == fold(_words(model_names[index])):  # also where two classes have one name
+        if same_order and _are_one(name, model_names[index]):  # also where two classes have one name
             found.append(index)
         elif folded in whole:
             found.append(at[folded])
@@ -127,6 +140,17 @@ def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int 
             candidates = {owner[part] for part in map(fold, _parts(name)) if part in parts}
             found.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
     return found
+
+
+def _are_one(name: str, other: str) -> bool:
+    """Whether two names in one place are the same: all their words, or one of them.
+
+    A number after it (the hub's ImageNet has a crane and a crane2) only tells equal names apart.
+    """
+    if fold(_words(name)) == fold(_words(other)):
+        return True
+    words = {fold(re.sub(r"\d+$", "", part)) for part in _parts(name)}
+    return bool(words & {fold(part) for part in _parts(other)} - {""})
 
 
 def _by_synset(name: str, model_names: Sequence[str]) -> int | None:

@@ -36,7 +36,8 @@ class PatchableViT(nn.Module):
     pixels, where it is not the config's. Of the result: ``blocks``; ``label_names`` by class index, or ``None`` where
     the checkpoint has none; ``sizes`` are what a plan must know; ``reader`` is the first of the family's readouts that
     this model has the modules of, until the proof has found the one that gives its logits; ``stepwise`` says whether
-    the parts do. Raises ``VitPatchError`` where the family's row does not fit the modules.
+    the parts do; ``missing`` are sites without a module, or whose module is never run. Raises ``VitPatchError`` where
+    the family's row does not fit the modules.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PatchableViT(nn.Module):
         self.family, self.preprocessing, self.head = family, preprocessing, readout
         self.classes = int(model.config.num_labels)
         self.label_names = _label_names(model.config)
+        self._modules_of_blocks = self._find_blocks()
         size, patch = _geometry(model)
         if not family.any_size and size is not None:
             input_size = size
@@ -62,11 +64,11 @@ class PatchableViT(nn.Module):
         mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
-        self._modules_of_blocks = self._find_blocks()
         self._heads = self._number_of_heads()
         self._look_around()
         self.readers = self._find_readers()
         self.reader = self.readers[0]
+        self.missing = {site for site in HOOKED if not all(block.has(site) for block in self.blocks)}
 
     def _find_blocks(self) -> list[nn.Module]:
         try:
@@ -124,6 +126,12 @@ class PatchableViT(nn.Module):
     def sizes(self) -> Sizes:
         """What a plan must know."""
         return Sizes(len(self.blocks), self._heads, self._special, self._grid, self.reader.reads)
+
+    def require(self, site: Site) -> None:
+        """Raises ``VitPatchError`` for a site that the family does not have."""
+        if site in self.missing:
+            has = ", ".join(known for known in HOOKED if known not in self.missing)
+            raise VitPatchError(f"target={site}: {self.family.name} has no such values; it has {has}")
 
     def goes_by_parts(self, site: Site) -> bool:
         """Whether patches of a site need no full forward pass."""
@@ -259,7 +267,7 @@ class PatchableViT(nn.Module):
     def _names_of_special(self) -> tuple[str, ...]:
         """The tokens before the patches: as many of the row's names as there are, then the registers."""
         patches = self._grid[0] * self._grid[1]
-        registers = int(getattr(self._vision, self.family.registers or "", 0))
+        registers = int(_said(self.model, self.family.registers or "") or 0)
         named = self.tokens - patches - registers
         if not 0 <= named <= len(self.family.special):
             raise VitPatchError(
@@ -386,13 +394,18 @@ def vision_config(config: Any) -> Any:
 
 def _geometry(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int]]:
     """(height, width) of the pixels where the model says it, and of a patch."""
-    config = vision_config(model.config)
     embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
-    size = getattr(config, "image_size", getattr(embedding, "img_size", None))
-    patch = getattr(config, "patch_size", getattr(embedding, "patch_size", None))
+    size = _said(model, "image_size") or getattr(embedding, "img_size", None)
+    patch = _said(model, "patch_size") or getattr(embedding, "patch_size", None)
     if patch is None:
         raise VitPatchError(f"{type(model).__name__}: neither its config nor timm's patch_embed says its patch size")
     return None if size is None else pair(size), pair(patch)
+
+
+def _said(model: nn.Module, name: str) -> Any:
+    """What the config says, of its vision part, or timm's model."""
+    owners = (vision_config(model.config), getattr(model, "timm_model", None))
+    return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
 
 
 def _label_names(config: Any) -> tuple[str, ...] | None:

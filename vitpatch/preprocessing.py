@@ -46,7 +46,13 @@ class Preprocessing:
 
 
 def of_processor(processor: Any) -> Preprocessing:
-    """What a checkpoint's image processor says."""
+    """What a checkpoint's image processor says. ``VitPatchError`` where its pixels are not on the [0, 1] scale."""
+    factor = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
+    if abs(255 * factor - 1) > 1e-3:
+        raise VitPatchError(
+            f"the model's image processor multiplies pixels by {factor:g}, not 1/255; "
+            "say model.mean and model.std on the [0, 1] scale instead"
+        )
     if not getattr(processor, "do_normalize", True):
         return Preprocessing(processor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return Preprocessing(processor, tuple(map(float, processor.image_mean)), tuple(map(float, processor.image_std)))
@@ -63,23 +69,31 @@ def explicit(
 
     ``mean`` and ``std`` are of red, green and blue on the [0, 1] scale.
     """
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     if resample not in RESAMPLE:
         raise VitPatchError(f"model.resample {resample!r}: expected one of {', '.join(RESAMPLE)}")
     if crop_share is None:
         resized: dict[str, int] = {"height": size[0], "width": size[1]}
     else:
         resized = {"shortest_edge": math.floor(min(size) / crop_share)}
-    processor = CLIPImageProcessorPil(
-        size=resized,
-        resample=RESAMPLE[resample],
-        do_center_crop=crop_share is not None,
-        crop_size={"height": size[0], "width": size[1]},
-        image_mean=list(mean),
-        image_std=list(std),
-    )
-    return of_processor(processor)
+    said = {
+        "size": resized,
+        "resample": RESAMPLE[resample],
+        "do_center_crop": crop_share is not None,
+        "crop_size": {"height": size[0], "width": size[1]},
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    return of_processor(by_pillow(said))
+
+
+def by_pillow(said: Mapping[str, Any]) -> Any:
+    """A processor that does by Pillow what ``preprocessor_config.json`` says: resize, crop, rescale, normalise."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    keys = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
+    steps = {"do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
+    given = {key: said[key] for key in keys if said.get(key) is not None}
+    return CLIPImageProcessorPil(**given, **{step: said.get(step, default) for step, default in steps.items()})
 
 
 def of_timm(said: Mapping[str, Any]) -> Preprocessing:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from vitpatch.hub import explain, resolve
+from vitpatch.hub import commit_of, explain, resolve
+from vitpatch.preprocessing import by_pillow
 from vitpatch.spec import VitPatchError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,17 +53,24 @@ class Pretrained:
     def _where(self) -> str:
         return resolve(self.path, "model.path")
 
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit on the hub that all files are taken from; ``None`` of a local folder, or where it is not known."""
+        return None if Path(self._where).is_dir() else commit_of(self._where, self.revision, "model")
+
     @property
     def _arguments(self) -> dict[str, str]:
-        return {"revision": self.revision} if self.revision else {}
+        revision = self.commit or self.revision
+        return {"revision": revision} if revision else {}
 
     def config(self) -> Any:
         """The model's config."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, dynamic_module_utils
         from transformers.utils import logging as hf_logging
 
         hf_logging.disable_progress_bar()
         hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it would ask on the terminal whether to run a repository's code
         where = self._where
         with one_line(self.path):
             return AutoConfig.from_pretrained(where, **self._arguments)
@@ -108,10 +116,20 @@ class Pretrained:
             )
 
     def processor(self) -> Any:
-        """The image processor; an ``OSError`` and others of transformers where there is none."""
+        """The image processor; an ``OSError`` and others of transformers where there is none.
+
+        Of one that only torchvision has (DINOv3) what it says, done by Pillow.
+        """
+        from transformers import ImageProcessingMixin
         from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 hides it w/o torchvision
 
-        return AutoImageProcessor.from_pretrained(self._where, **self._arguments)
+        try:
+            return AutoImageProcessor.from_pretrained(self._where, **self._arguments)
+        except (ImportError, ValueError) as error:
+            if "torchvision" not in str(error):
+                raise
+            said, _ = ImageProcessingMixin.get_image_processor_dict(self._where, **self._arguments)
+            return by_pillow(said)
 
     def tokenizer(self) -> Any:
         """The tokenizer of a model of images and texts."""
@@ -136,7 +154,7 @@ class Pretrained:
         if Path(self._where).is_dir():
             files = [file.name for file in Path(self._where).iterdir()]
         else:
-            files = _files_on_the_hub(self._where, self.revision)
+            files = _files_on_the_hub(self._where, self.commit or self.revision)
         kinds = {".safetensors": "model", ".bin": "pytorch_model"}
         has = {kind: any(name.startswith(first) and kind in name for name in files) for kind, first in kinds.items()}
         return has[".bin"] and not has[".safetensors"]
@@ -148,6 +166,10 @@ _PICKLE = (
     "model {path}: it has only pytorch_model.bin, a pickle, and no safetensors; model.allow_bin=true reads its weights "
     "and nothing else (weights_only), or convert it once: python -m vitpatch.convert {path} FOLDER, then "
     "model.path=FOLDER"
+)
+_CODE = (
+    "model {path}: it is run by code from its own repository, and vitpatch runs none; only families that transformers "
+    "itself has can be loaded (README: your model)"
 )
 
 
@@ -170,4 +192,6 @@ def one_line(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
+        if "custom code" in str(error):
+            raise VitPatchError(_CODE.format(path=path)) from error
         raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error

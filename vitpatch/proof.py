@@ -24,20 +24,22 @@ NOT_BY_HEADS = "attention taken apart by head has other values; every patch of h
 def prove(model: PatchableViT) -> None:
     """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
 
-    Checked: every site is met once a pass, in its shape; a block's output is its input plus scaled attention plus
-    scaled MLP; putting a run's own values back changes no logit; values put in are what goes on. ``reader`` becomes
-    the first of the model's readouts that gives its logits. Where no readout does, or the blocks run by parts do not
-    give their own outputs, ``stepwise`` becomes false: patches are then full forward passes. Where attention is not
-    that of the formula, ``by_heads`` becomes false: patches of heads are.
+    Checked: every site is met once a pass, in its shape (where one by head is not, it is ``missing``); a block's output
+    is its input plus scaled attention plus scaled MLP; putting a run's own values back changes no logit; values put in
+    are what goes on. ``reader`` becomes the first of the model's readouts that gives its logits. Where no readout does,
+    or the blocks run by parts do not give their own outputs, ``stepwise`` becomes false: patches are then full forward
+    passes. Where attention is not that of the formula, ``by_heads`` becomes false: patches of heads are.
     """
     name, pixels = model.family.name, torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(model.device, model.dtype)
-    sites = [site for site in (*HOOKED, Site.RESID_MID) if all(block.has(site) for block in model.blocks)]
+    sites = [site for site in (*HOOKED, Site.RESID_MID) if site not in model.missing]
     places = tuple((site, layer) for site in sites for layer in range(model.sizes.depth))
     with model.reading(places) as values:
         plain = model(pixels)
-    if missed := [place for place in places if place not in values]:
-        raise VitPatchError(f"{name}: {missed[0][0]} of layer {missed[0][1]} is never computed")
+    for site, layer in (place for place in places if place not in values):
+        if not site.by_head:
+            raise VitPatchError(f"{name}: {site} of layer {layer} is never computed")
+        model.missing.add(site)
     if not plain.isfinite().all():
         layer = model.first_bad_layer(pixels)
         where = "in the classifier" if layer is None else f"from layer {layer} on"
@@ -66,9 +68,8 @@ def prove(model: PatchableViT) -> None:
     if not model.stepwise:
         log.warning("%s: %s", name, NOT_STEPWISE)
         return
-    model.by_heads = model.by_heads and all(
-        _holds(_is_by_heads, model, layer, values) for layer in range(model.sizes.depth)
-    )
+    is_by_heads = (_holds(_is_by_heads, model, layer, values) for layer in range(model.sizes.depth))
+    model.by_heads = model.by_heads and not model.missing and all(is_by_heads)
     if not model.by_heads:
         log.warning("%s: %s", name, NOT_BY_HEADS)
 

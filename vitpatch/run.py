@@ -62,7 +62,12 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             "run_id": setup.run_id,
             "config": config,
             "versions": _versions(),
-            "model": {"path": cfg.model.path, "revision": cfg.model.revision, "weights": setup.model.weights_digest},
+            "model": {
+                "path": cfg.model.path,
+                "revision": cfg.model.revision,
+                "commit": setup.checkpoint.commit,
+                "weights": setup.model.weights_digest,
+            },
             "data": {"digest": setup.images.digest},
             "counts": _counts(setup, outcome, len(skipped)),
             **described(outcome),
@@ -101,11 +106,12 @@ def _versions() -> dict[str, str]:
 
 
 def _counts(setup: Setup, outcome: Outcome, skipped: int) -> dict[str, Any]:
+    dropped = {"unreadable": skipped, "left out by label_map": setup.images.left_out}
     return {
-        "images": len(setup.images),
+        "images": len(setup.images) + setup.images.left_out,
         "read": len(setup.images) - skipped,
         "included": len(outcome.examples),
-        "dropped": {"unreadable": skipped} if skipped else {},
+        "dropped": {why: number for why, number in dropped.items() if number},
         "clusters": outcome.clusters,
         "patches": len(setup.plan.patches),
     }

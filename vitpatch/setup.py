@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class Setup:
 
     def float32_model(self) -> PatchableViT:
         """The same weights in float32."""
-        return replace(self.checkpoint, dtype="float32").load(self.images.label_names)
+        return replace(self.checkpoint, dtype="float32").load(self.model.label_names)
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -58,10 +58,14 @@ class Setup:
         if target.heads is not None:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
-        first = (
-            f"{_short(self.cfg.model.path)} on {_short(self.cfg.data.path)}, {_corruption_label(self.cfg.corruption)}"
-        )
+        first = f"{self._model_words} on {_short(self.cfg.data.path)}, {_corruption_label(self.cfg.corruption)}"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}"
+
+    @property
+    def _model_words(self) -> str:
+        """The model's name, and what is not as its checkpoint has it."""
+        also = ["untrained"] * self.checkpoint.random_init + [self.model.head] * (self.model.head is not None)
+        return _short(self.cfg.model.path) + (f" ({', '.join(also)})" if also else "")
 
     @property
     def run_id(self) -> str:
@@ -71,6 +75,8 @@ class Setup:
             {
                 "numbers_version": NUMBERS_VERSION,
                 "weights": self.model.weights_digest,
+                "readout": self.model.head,
+                "row": asdict(self.model.family) if self.checkpoint.anatomy else None,
                 "preprocessing": json.loads(self.model.preprocessing.processor.to_json_string()),
                 "data": self.images.digest,
                 "selection": {"on_error": cfg["data"]["on_error"]},
@@ -89,6 +95,7 @@ def prepare(cfg: DictConfig) -> Setup:
     source = construct(cfg.data)
     _check_precision(cfg, checkpoint)
     model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
+    model.require(study.target.site)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes)
     images = source.open()
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
@@ -108,11 +115,14 @@ def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | 
     """The images with the model's classes for labels, matched by name where both have names."""
     if not images.has_labels:
         return images
-    classes = matched(images.label_names, model.label_names, model.classes, dict(label_map or ()))
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0:
+        raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
+    used = set(images.labels.tolist())
+    classes = matched(images.label_names, model.label_names, model.classes, dict(label_map or ()), used)
     if classes is not None:
         return images.as_classes(classes, model.label_names, model.classes)
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= model.classes:
+    if high >= model.classes:
         raise VitPatchError(
             f"the data have labels from {low} to {high}; the model's {model.classes} go from 0 to {model.classes - 1}"
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
-from vitpatch.hub import commit_of, explain, resolve
+from vitpatch.hub import commit_of, downloaded, explain, resolve
 from vitpatch.labels import chosen
 from vitpatch.spec import VitPatchError
 
@@ -185,7 +185,13 @@ class HubImages(ImageSource):
         where = resolve(self.path, "data.path")
         if self.split is None:
             raise VitPatchError("data.split is missing: name the split, such as data.split=test")
-        return load_dataset(where, self.config_name, split=self.split, streaming=self.streaming, revision=self.revision)
+        how = {"split": self.split, "streaming": self.streaming}
+        try:
+            return load_dataset(where, self.config_name, revision=self.revision, **how)
+        except ConnectionError:  # datasets looks for what it prepared itself, not for what was downloaded
+            if (copy := downloaded(where, self.revision, "dataset")) is None:
+                raise
+        return load_dataset(str(copy), self.config_name, **how)
 
     @property
     def streams(self) -> bool:
@@ -196,7 +202,8 @@ class HubImages(ImageSource):
         """What stands for the images of a stream: the commit on the hub, or names, sizes and times of local files."""
         path = Path(self.path).expanduser()
         if not path.is_dir():
-            return f"{self.path} {self.config_name} {self.split} {commit_of(self.path, self.revision)}"
+            commit = commit_of(self.path, self.revision, "dataset") or self.revision
+            return f"{self.path} {self.config_name} {self.split} {commit}"
         files = sorted(f for f in path.rglob("*") if f.is_file())
         return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
