@@ -151,7 +151,7 @@ def test_the_digest_is_of_the_content(made, tmp_path):
             "data.label_column 'y': the data have the columns image, label",
         ),
         ({"path": "images.parquet", "image_column": "label"}, "expected images"),
-        ({"path": "images.parquet", "label_column": "image"}, "expected whole numbers or ClassLabel"),
+        ({"path": "images.parquet", "label_column": "image"}, "expected names, whole numbers or ClassLabel"),
         ({"path": "images.parquet", "mask_column": "m"}, "data.mask_column 'm'"),
         ({"path": "images.parquet", "cluster_column": "c"}, "data.cluster_column 'c'"),
         ({"path": "images.parquet", "limit": 0}, "data.limit 0"),
@@ -187,7 +187,7 @@ def save(folder, name="d.parquet", **columns):
     from datasets import ClassLabel, Dataset, Features, Value
     from datasets import Image as ImageFeature
 
-    kinds = {"i": ImageFeature(), "c": ClassLabel(names=["cat", "dog"]), "n": Value("int64")}
+    kinds = {"i": ImageFeature(), "c": ClassLabel(names=["cat", "dog"]), "n": Value("int64"), "s": Value("string")}
     features = Features({key: kinds[kind] for key, (kind, _) in columns.items()})
     data = Dataset.from_dict({key: values for key, (_, values) in columns.items()}, features=features)
     data.to_parquet(str(folder / name))
@@ -213,6 +213,16 @@ def test_of_several_columns_the_usual_name_is_taken_or_one_must_be_named(tmp_pat
     path = save(tmp_path, "y.parquet", a=("i", pictures(2)), y=("n", [0, 1]))
     with pytest.raises(VitPatchError, match=r"data.label_column is missing: none of its columns is one: a, y.*null"):
         ParquetImages(path=str(path)).open()
+
+
+def test_labels_may_be_names_in_a_column_of_text(tmp_path):
+    names = ["dog", "cat", "dog", "ant"]
+    path = save(tmp_path, picture=("i", pictures(4)), label=("s", names), other=("n", [0, 1, 2, 3]))
+    images = ParquetImages(path=str(path)).open()
+    assert images.label_names == ("ant", "cat", "dog") and images.labels.tolist() == [2, 1, 2, 0]
+    assert ParquetImages(path=str(path), classes=["dog"]).open().ids.tolist() == [0, 2]
+    streamed = HubImages(path=str(tmp_path), split="train", streaming=True).open()
+    assert streamed.label_names == images.label_names and streamed.labels.tolist() == [2, 1, 2, 0]
 
 
 # --- which rows ---

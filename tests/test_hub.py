@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from fake_hub import serving
 from hub import DATA, MODELS, commit_of, data_of, names_of, put_data, put_model
 from hydra import compose, initialize_config_dir
 
@@ -136,3 +137,36 @@ def test_the_study_at_its_own_size(tmp_path):
     for run in runs:
         effects = pd.read_parquet(run.parent / "effects.parquet")
         assert len(effects) == 24 and effects["effect"].abs().max() > 1e-4
+
+
+@pytest.mark.long
+def test_a_hub_that_answers(tmp_path):
+    """The same by HTTP: files are downloaded once, all of one commit; what is not there is one line."""
+    there, name = tmp_path / "there", MODELS["deit_b16_distilled"][0]
+    put_model(there, "deit_b16_distilled"), put_data(there, "imagenet")
+    command = [sys.executable, "patch.py", "data=imagenet", "data.limit=4", "logger=none", "trainer=cpu"]
+
+    def patch(folder, *overrides):
+        everything = [*command, *overrides, f"hydra.run.dir={tmp_path / folder}"]
+        done = subprocess.run(everything, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    with serving(there) as (address, asked):
+        environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        code, out = patch("streamed", "model=deit_b16_distilled")
+        assert code == 0, out
+        weights = [path for path in asked if path.endswith("model.safetensors")]
+        assert weights and all(f"/resolve/{commit_of(name)}/" in path for path in weights)
+        code, out = patch("whole", "model=deit_b16_distilled", "data.streaming=false")
+        assert code == 0, out
+        code, out = patch("none", "model=hf", "model.path=nobody/nothing")
+        assert code == 1 and out.strip().count("\n") == 0 and "nobody/nothing" in out
+        code, out = patch("no_split", "model=deit_b16_distilled", "data.split=valid")
+        assert code == 1 and "Traceback" not in out and "HTTP Request" not in out and "validation" in out
+    code, out = patch("after", "model=deit_b16_distilled", "data.streaming=false")  # the hub is gone: its cache is not
+    assert code == 0, out
+    manifests = [json.loads((tmp_path / f / "manifest.json").read_text()) for f in ("streamed", "whole", "after")]
+    assert {m["model"]["commit"] for m in manifests} == {commit_of(name)}
+    assert manifests[1]["run_id"] == manifests[2]["run_id"]
+    effects = [pd.read_parquet(tmp_path / f / "effects.parquet") for f in ("streamed", "whole", "after")]
+    assert all(effects[0].equals(other) for other in effects[1:])

@@ -13,6 +13,7 @@ def test_names_in_order_need_no_map():
     assert matched([n.upper().replace(" ", "_") for n in PETS], PETS, 4) is None
     assert matched(["crane", "crane"], ["crane", "Crane"], 2) is None  # one name twice, in order
     assert matched(["crane", "crane2", "n01440764"], ["crane", "crane, lifter", "tench"], 3) is None
+    assert matched(["crane", "crane, lifter"], ["crane, lifter", "crane"], 2) == [1, 0]  # whole names come first
     with pytest.raises(VitPatchError, match=r"'crane2'"):
         matched(["crane", "crane2"], ["crane", "heron"], 2)
 

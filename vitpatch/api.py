@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -114,6 +115,8 @@ def patch(
             pixels = {run: x.to(patchable.device, patchable.dtype) for run, x in images.items()}
             outputs = execute(plan, patchable, pixels, group_masks[:, here], room).cpu()
             parts.append(columns(outputs, plan, labels[here], ids[here], group_masks[:, here], metric, rival))
+    except VitPatchError as error:  # of a key of patch.py: here it is an argument
+        raise VitPatchError(re.sub(r"\btarget\.(?=layers|heads|tokens|grid)", "", str(error))) from error
     finally:
         for module, mode in was_training.items():
             module.training = mode

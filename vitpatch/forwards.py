@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from vitpatch.hooks import Act
 from vitpatch.model import PatchableViT, Place
 from vitpatch.plan import Plan
 from vitpatch.readings import Readings
@@ -38,10 +39,8 @@ def full_forwards(
     return base, torch.stack(patched), torch.full((len(patched), *base[donor].shape), torch.nan)
 
 
-def _acts(
-    patch: Patch, donated: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT
-) -> dict[Place, Callable[[Tensor], Tensor | None]]:
-    acts: dict[Place, Callable[[Tensor], Tensor | None]] = {}
+def _acts(patch: Patch, donated: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT) -> dict[Place, Act]:
+    acts: dict[Place, Act] = {}
     for layer in patch.layers:
         value = donated[patch.site, layer]
         if patch.site is Site.RESID_MID:
@@ -65,9 +64,7 @@ def _mixing(donor: Tensor, mask: Tensor, head: int, heads: int) -> Callable[[Ten
     return act
 
 
-def _through_attention(
-    layer: int, donor: Tensor, mask: Tensor, model: PatchableViT
-) -> dict[Place, Callable[[Tensor], Tensor | None]]:
+def _through_attention(layer: int, donor: Tensor, mask: Tensor, model: PatchableViT) -> dict[Place, Act]:
     """``resid_mid``, which is no module's output: attention is made to add what takes the stream there."""
     before: list[Tensor] = []
     scale = model.blocks[layer].scaled(Site.ATTN_OUT, torch.ones_like(donor[:1, :1]))

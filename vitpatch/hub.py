@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ PATIENCE_S = 3.0
 
 def resolve(path: str, key: str) -> str:
     """A local folder as it is, expanded; a hub id after a short try of the hub. Else raises ``VitPatchError``."""
+    for client in ("httpx", "httpx2"):  # each says every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)
@@ -75,10 +78,26 @@ def downloaded(path: str, revision: str | None, kind: str) -> Path | None:
 def commit_of(path: str, revision: str | None, kind: str) -> str | None:
     """The commit of a ``model`` or ``dataset`` on the hub; where it does not answer, of the local copy, if any."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         return HfApi().repo_info(path, repo_type=kind, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+    except _no_answer():
         copy = downloaded(path, revision, kind)
         return copy.name if copy else None
+
+
+def files_of_model(path: str, revision: str | None) -> list[str]:
+    """The names of a model's files on the hub; where it does not answer, of the local copy."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(path, revision=revision)
+    except _no_answer():
+        copy = downloaded(path, revision, "model")
+        return [file.name for file in copy.iterdir()] if copy else []
+
+
+def _no_answer() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    return HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError

@@ -132,23 +132,23 @@ def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int 
     found: list[int | None] = []
     for index, name in enumerate(data_names):
         folded = fold(_words(name))
-        if same_order and _are_one(name, model_names[index]):  # also where two classes have one name
+        if same_order and folded == fold(_words(model_names[index])):  # also where two classes have one name
             found.append(index)
         elif folded in whole:
             found.append(at[folded])
+        elif same_order and _share_a_word(name, model_names[index]):
+            found.append(index)
         else:
             candidates = {owner[part] for part in map(fold, _parts(name)) if part in parts}
             found.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
     return found
 
 
-def _are_one(name: str, other: str) -> bool:
-    """Whether two names in one place are the same: all their words, or one of them.
+def _share_a_word(name: str, other: str) -> bool:
+    """Whether two names in one place have one of their words in common.
 
     A number after it (the hub's ImageNet has a crane and a crane2) only tells equal names apart.
     """
-    if fold(_words(name)) == fold(_words(other)):
-        return True
     words = {fold(re.sub(r"\d+$", "", part)) for part in _parts(name)}
     return bool(words & {fold(part) for part in _parts(other)} - {""})
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitpatch.anatomy import EVERYTHING, PATCHES, POOLED, Family, Readout
 from vitpatch.block import Block, Surroundings
+from vitpatch.hooks import Act, attach
 from vitpatch.preprocessing import Preprocessing, pair
 from vitpatch.readout import Reader
 from vitpatch.spec import Site, Sizes, VitPatchError
@@ -283,7 +284,7 @@ class PatchableViT(nn.Module):
     # --- whole, with hooks ---
 
     @contextmanager
-    def hooked(self, acts: Mapping[Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    def hooked(self, acts: Mapping[Place, Act]) -> Iterator[None]:
         """Shows each act its place's value (batch, tokens, channels); what it returns, unless ``None``, goes on.
 
         ``resid_mid`` can be read here, not replaced: what is replaced in front of the MLP's norm is not the stream.
@@ -291,12 +292,7 @@ class PatchableViT(nn.Module):
         handles = []
         try:
             for place, act in acts.items():
-                module, is_input, third = self.blocks[place[1]].hook_point(place[0])
-                act = act if third is None else _on_third(act, third)
-                if is_input:
-                    handles.append(module.register_forward_pre_hook(_on_input(act), with_kwargs=True))
-                else:
-                    handles.append(module.register_forward_hook(_on_output(act)))
+                handles.append(attach(act, *self.blocks[place[1]].hook_point(place[0])))
             yield
         finally:
             for handle in handles:
@@ -330,45 +326,6 @@ class PatchableViT(nn.Module):
         with self.reading(places) as values:
             self(pixels)
         return next((layer for (_, layer), value in values.items() if not value.isfinite().all()), None)
-
-
-def _on_output(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
-    """A forward hook that shows ``act`` the output's tensor and puts back what it returns; attention gives a tuple."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        is_tuple = isinstance(output, tuple)
-        new = act(output[0] if is_tuple else output)
-        if new is None:
-            return output
-        return (new, *output[1:]) if is_tuple else new
-
-    return hook
-
-
-def _on_input(act: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
-    """A hook on the first argument, by position or as ``hidden_states``."""
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        new = act(args[0] if args else kwargs["hidden_states"])
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
-
-    return hook
-
-
-def _on_third(act: Callable[[Tensor], Tensor | None], third: int) -> Callable[[Tensor], Tensor | None]:
-    """The same on one of queries, keys and values that are projected together."""
-
-    def on_all(value: Tensor) -> Tensor | None:
-        parts = list(value.chunk(3, -1))
-        new = act(parts[third])
-        if new is None:
-            return None
-        parts[third] = new
-        return torch.cat(parts, -1)
-
-    return on_all
 
 
 class _Reached(Exception):

@@ -25,7 +25,8 @@ class Trace:
     """One image for an example page.
 
     ``pictures`` (height, width, 3) uint8 and ``base``, the metric, by base run; ``patched`` the metric by series,
-    (layers,) each; or ``maps``, effects (layers, rows, columns) over the image, or one of layer × head.
+    (layers,) each; or ``maps``, effects (layers, rows, columns) over the image, or one of layer × head; ``beside`` a
+    map, in words, what is not an image patch.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Trace:
     base: dict[BaseRun, float]
     patched: dict[str, NDArray[np.floating]]
     maps: NDArray[np.floating] | None = None
+    beside: tuple[str, ...] = ()
 
 
 def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, caption: Caption) -> Figure:
@@ -119,7 +121,7 @@ def map_page(
         for axes, at in zip(row[2:], kept, strict=True):
             image = _draw_map(axes, trace.maps[at], limit)
             axes.set_title(panels[at], fontsize=7)
-            axes.set_xlabel(axes_words[0], fontsize=7)
+            axes.set_xlabel(trace.beside[at] if trace.beside else axes_words[0], fontsize=7)
             if not over_image:
                 _number(axes, trace.maps[at])
         row[2].set_ylabel(axes_words[1], fontsize=7)

@@ -96,12 +96,19 @@ def _first_of(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
     return f"; shown: {', '.join(words)}" if words else ""
 
 
+def _of_cls(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
+    """The rows of ``each:cls`` by layer, of the window and head that maps are of; empty where there are none."""
+    shown = summary.iloc[at.flat[0]]
+    same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
+    rows = summary[same & (summary["tokens"] == "each:cls")].index
+    return rows.tolist() if len(rows) == len(at) else []
+
+
 def _mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Caption) -> Figure:
     layers = summary["layer"].iloc[at[:, 0, 0]].tolist()
     shown = summary.iloc[at.flat[0]]
-    same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
-    of_cls = summary[same & (summary["tokens"] == "each:cls")].set_index("layer")["effect"]
-    beside = [f", CLS {of_cls[layer]:+.3f}" if layer in of_cls.index else "" for layer in layers]
+    of_cls = summary["effect"].iloc[_of_cls(summary, at)]
+    beside = [f", CLS {effect:+.3f}" for effect in of_cls] or [""] * len(layers)
     caption = replace(caption, title=caption.title + _first_of(summary, at.flat[0]))
     what = "token" if shown["tokens"].startswith("each") else "block of patches"
     return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
@@ -158,7 +165,8 @@ def _traces(
     as_bytes = {
         run: (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for run, images in pictures.items()
     }
-    names, maps = setup.label_names, _maps_at(setup, summary)
+    names, maps, over_image = setup.label_names, _maps_at(setup, summary), _over_the_image(summary)
+    of_cls = [] if over_image is None else _of_cls(summary, over_image)
     series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
     recipient = setup.plan.direction.recipient
     traces = []
@@ -175,6 +183,7 @@ def _traces(
                 base=base,
                 patched={name: patched[at] for name, at in series.items()},
                 maps=None if maps is None else outcome.effects[row][maps],
+                beside=tuple(f"CLS {effect:+.2f}" for effect in outcome.effects[row][of_cls]),
             )
         )
     return traces

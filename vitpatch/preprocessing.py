@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from vitpatch.spec import VitPatchError
@@ -36,6 +35,8 @@ class Preprocessing:
     @cached_property
     def input_size(self) -> tuple[int, int]:
         """(height, width) that all images are brought to. Raises ``VitPatchError`` where they keep their own."""
+        from PIL import Image
+
         sizes = {tuple(self.to_input(Image.new("RGB", size)).shape[1:]) for size in ((61, 47), (47, 61))}
         if len(sizes) > 1:
             raise VitPatchError(

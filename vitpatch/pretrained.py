@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitpatch.hub import commit_of, explain, resolve
+from vitpatch.hub import commit_of, explain, files_of_model, resolve
 from vitpatch.preprocessing import by_pillow
 from vitpatch.spec import VitPatchError
 
@@ -65,15 +65,17 @@ class Pretrained:
 
     def config(self) -> Any:
         """The model's config."""
+        from huggingface_hub.utils import enable_progress_bars
         from transformers import AutoConfig, dynamic_module_utils
         from transformers.utils import logging as hf_logging
 
-        hf_logging.disable_progress_bar()
+        hf_logging.disable_progress_bar()  # of reading what is here
+        enable_progress_bars()  # of downloading
         hf_logging.set_verbosity_error()  # what is missing in a checkpoint is ours to say
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it would ask on the terminal whether to run a repository's code
-        where = self._where
+        where, asked = self._where, {"revision": self.revision} if self.revision else {}
         with one_line(self.path):
-            return AutoConfig.from_pretrained(where, **self._arguments)
+            return AutoConfig.from_pretrained(where, **asked)  # by its name: the cache then knows what that stands for
 
     def model(self, config: Any, kind: str) -> Any:
         """The model of a kind of ``Auto`` class with all its weights, or untrained."""
@@ -154,7 +156,7 @@ class Pretrained:
         if Path(self._where).is_dir():
             files = [file.name for file in Path(self._where).iterdir()]
         else:
-            files = _files_on_the_hub(self._where, self.commit or self.revision)
+            files = files_of_model(self._where, self.commit or self.revision)
         kinds = {".safetensors": "model", ".bin": "pytorch_model"}
         has = {kind: any(name.startswith(first) and kind in name for name in files) for kind, first in kinds.items()}
         return has[".bin"] and not has[".safetensors"]
@@ -171,19 +173,6 @@ _CODE = (
     "model {path}: it is run by code from its own repository, and vitpatch runs none; only families that transformers "
     "itself has can be loaded (README: your model)"
 )
-
-
-def _files_on_the_hub(repository: str, revision: str | None) -> list[str]:
-    """The names of a repository's weight files; of those in the cache where the hub does not answer."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        return HfApi().list_repo_files(repository, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
-        whole = ("model.safetensors", "pytorch_model.bin")
-        known = (*whole, *(f"{name}.index.json" for name in whole))
-        return [n for n in known if isinstance(try_to_load_from_cache(repository, n, revision=revision), str)]
 
 
 @contextmanager

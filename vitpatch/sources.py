@@ -1,11 +1,12 @@
-"""Where images are: files, folders, the hub, a saved data set; which of their columns, and which of their rows."""
+"""Where images are: files, folders, the hub, a saved data set; and which of their rows are taken."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitpatch.columns import AUTO, found_in, numbered
 from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.hub import commit_of, downloaded, explain, resolve
 from vitpatch.labels import chosen
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     import datasets
 
 ON_ERROR = ("raise", "skip")
-AUTO = "auto"
-"""A column that is found from the features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,9 @@ class ImageSource(ABC):
     """Where images are, and which of them: the keys of ``conf/data/*.yaml``.
 
     Columns: ``image_column`` and ``label_column`` ``auto`` are the one image and the one ClassLabel column (or those
-    called image and label); ``label_column`` ``None``: the images have no labels. ``mask_column`` has gray images,
-    white = object. Images with the same value of ``cluster_column`` are not independent.
+    called image and label, which may hold names or numbers); ``label_column`` ``None``: the images have no labels.
+    ``mask_column`` has gray images, white = object. Images with the same value of ``cluster_column`` are not
+    independent.
 
     Rows, in this order: ``shuffle_seed`` (``None`` = as they come), ``classes`` (names or numbers of labels),
     ``per_class`` (the first so many of each), ``limit`` (the first so many). ``label_map`` {label: the model's class}
@@ -65,6 +66,10 @@ class ImageSource(ABC):
     @abstractmethod
     def rows(self) -> datasets.Dataset | datasets.IterableDataset:
         """All rows of the split, images undecoded where the format allows it."""
+
+    def asked(self, features: Mapping[str, Any]) -> ColumnNames:
+        """The columns as the keys name them, ``auto`` for those that are to be found."""
+        return ColumnNames(self.image_column, self.label_column, self.mask_column, self.cluster_column)
 
     @property
     def streams(self) -> bool:
@@ -128,6 +133,11 @@ class FolderImages(ImageSource):
             return self._loose(sorted(f for f in folder.rglob("*") if f.suffix.lower() in _image_suffixes()))
         return self._split_of(load_dataset("imagefolder", data_dir=str(path)))
 
+    def asked(self, features: Mapping[str, Any]) -> ColumnNames:
+        """The columns as the keys name them; loose images have no labels."""
+        columns = super().asked(features)
+        return replace(columns, label=None) if columns.label == AUTO and "label" not in features else columns
+
     def _loose(self, files: list[Path]) -> datasets.Dataset:
         from datasets import Dataset, Features
         from datasets import Image as ImageFeature
@@ -178,13 +188,15 @@ class HubImages(ImageSource):
 
     def rows(self) -> datasets.Dataset | datasets.IterableDataset:
         """The rows of the split, downloaded or from the cache, or a stream of them."""
-        from datasets import load_dataset
+        from datasets import enable_progress_bars, load_dataset
 
         if not isinstance(self.streaming, bool):
             raise VitPatchError(f"data.streaming {self.streaming!r}: expected true or false")
         where = resolve(self.path, "data.path")
         if self.split is None:
             raise VitPatchError("data.split is missing: name the split, such as data.split=test")
+        if not Path(where).is_dir():  # a download may take long
+            enable_progress_bars()
         how = {"split": self.split, "streaming": self.streaming}
         try:
             return load_dataset(where, self.config_name, revision=self.revision, **how)
@@ -256,11 +268,13 @@ def _open(source: ImageSource) -> LabelledImages:
         rows = source.rows()
         if rows.features is None:  # of a stream, known from its first rows
             rows = rows._resolve_features()
-        columns = _columns(source, rows)
+        columns = found_in(rows.features, source.asked(rows.features))
         for column in filter(None, (columns.image, columns.mask)):
             rows = rows.cast_column(column, datasets.Image(decode=False))
-        labels, clusters = _labels_and_clusters(source, rows, columns)
-    names = tuple(rows.features[columns.label].names) if _is_classes(rows, columns) else None
+        values, number = _read(source, rows, [column for column in (columns.label, columns.cluster) if column])
+    labels, names = np.full(number, UNKNOWN, dtype=np.int64), None
+    if columns.label is not None:
+        labels, names = numbered(values[columns.label], rows.features[columns.label], columns.label)
     ids = _selected(source, labels, names)
     if not len(ids):
         raise VitPatchError(f"data {source.path}: the selection is empty; there is no image to patch")
@@ -271,16 +285,12 @@ def _open(source: ImageSource) -> LabelledImages:
         ids=ids,
         labels=labels[ids],
         label_names=names,
-        clusters=[clusters[i] for i in ids] if clusters is not None else ids.tolist(),
+        clusters=[values[columns.cluster][i] for i in ids] if columns.cluster else ids.tolist(),
         where=source.path,
         fingerprint=source.fingerprint() if source.streams else None,
         on_error=source.on_error,
-        num_workers=min(source.num_workers, 1) if source.streams else source.num_workers,
+        num_workers=min(source.num_workers, 1 if source.streams else os.cpu_count() or 1),
     )
-
-
-def _is_classes(rows: Any, columns: ColumnNames) -> bool:
-    return columns.label is not None and hasattr(rows.features[columns.label], "names")
 
 
 def _check_keys(source: ImageSource) -> None:
@@ -303,79 +313,14 @@ def _check_keys(source: ImageSource) -> None:
         raise VitPatchError("data.classes and data.per_class: the images have no labels (data.label_column=null)")
 
 
-def _columns(source: ImageSource, rows: Any) -> ColumnNames:
-    """The columns by name, or a ``VitPatchError`` for one that is missing or of another kind."""
-    import datasets
-
-    names = list(rows.features)
-    for key in ("image_column", "label_column", "mask_column", "cluster_column"):
-        column = getattr(source, key)
-        if column not in (None, AUTO) and column not in names:
-            raise VitPatchError(f"data.{key} {column!r}: the data have the columns {', '.join(names)}")
-    rest = [name for name in names if name not in (source.mask_column, source.cluster_column)]
-    image, label = source.image_column, source.label_column
-    if image == AUTO:
-        images = [name for name in rest if isinstance(rows.features[name], datasets.Image)]
-        image = _the_one(images, "image", rest, "image_column")
-    for column in filter(None, (image, source.mask_column)):
-        kind = rows.features[column]
-        if not isinstance(kind, datasets.Image) and not _stores_images(kind):
-            raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
-    if label == AUTO:
-        if isinstance(source, FolderImages) and "label" not in names:  # one image
-            label = None
-        else:
-            classes = [name for name in rest if isinstance(rows.features[name], datasets.ClassLabel)]
-            label = _the_one(classes, "label", rest, "label_column")
-    if label is not None:
-        kind = rows.features[label]
-        if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(
-            ("int", "uint")
-        ):
-            raise VitPatchError(
-                f"data.label_column {label!r} holds {kind}; expected whole numbers or ClassLabel "
-                "(null: the images have no labels)"
-            )
-    name = "name" if "name" in names else None
-    return ColumnNames(image, label, source.mask_column, source.cluster_column, name)
-
-
-def _the_one(found: list[str], usual: str, names: list[str], key: str) -> str:
-    """The one column of a kind, or of several, or none, the one with the usual name."""
-    if len(found) == 1:
-        return found[0]
-    if usual in (found or names):
-        return usual
-    what = f"several could be it: {', '.join(found)}" if found else f"none of its columns is one: {', '.join(names)}"
-    without = "; images without labels: data.label_column=null" if key == "label_column" else ""
-    raise VitPatchError(f"data.{key} is missing: {what}; name it{without}")
-
-
-def _stores_images(kind: Any) -> bool:
-    """Whether a column without an Image feature holds what one is stored as: a struct of bytes and path, or bytes."""
-    return (isinstance(kind, dict) and set(kind) >= {"bytes", "path"}) or getattr(kind, "dtype", None) == "binary"
-
-
-def _labels_and_clusters(
-    source: ImageSource, rows: Any, columns: ColumnNames
-) -> tuple[NDArray[np.int64], list[Any] | None]:
-    """Of all rows; of a stream whose order is kept only of as many as are taken."""
-    wanted = [column for column in (columns.label, columns.cluster) if column]
-    if source.streams:
-        few = source.shuffle_seed is None and source.classes is None and source.per_class is None
-        there = list(islice(rows.select_columns(wanted or [columns.image]), source.limit if few else None))
-        of = {column: [row[column] for row in there] for column in wanted}
-        number = len(there)
-    else:
-        of, number = {column: rows[column][:] for column in wanted}, len(rows)
-    labels = np.full(number, UNKNOWN, dtype=np.int64)
-    if columns.label is not None:
-        if any(label is None for label in of[columns.label]):
-            raise VitPatchError(f"data.label_column {columns.label!r}: some rows have no label")
-        labels = np.array(of[columns.label], dtype=np.int64)
-        if _is_classes(rows, columns) and (labels < 0).any():
-            raise VitPatchError(f"data.label_column {columns.label!r}: some rows have label -1, which is none")
-    return labels, of[columns.cluster] if columns.cluster else None
+def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, list[Any]], int]:
+    """The values of columns, and the number of rows; of a stream whose order is kept only of as many as are taken."""
+    if not source.streams:
+        return {column: rows[column][:] for column in wanted}, len(rows)
+    few = source.shuffle_seed is None and source.classes is None and source.per_class is None
+    one = wanted or list(rows.features)[:1]
+    there = list(islice(rows.select_columns(one), source.limit if few else None))
+    return {column: [row[column] for row in there] for column in wanted}, len(there)
 
 
 def _selected(source: ImageSource, labels: NDArray[np.int64], names: tuple[str, ...] | None) -> NDArray[np.int64]:
