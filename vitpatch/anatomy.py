@@ -48,7 +48,8 @@ class Family:
     ``special`` names the tokens before the image patches, ``registers`` what counts more of them: a key of the config,
     or an attribute of timm's model.
     ``readouts`` are the ways to classify that models of the family have. ``any_size`` says that positions are
-    interpolated, so that images need not have the config's size.
+    interpolated, so that images need not have the config's size. ``versions`` are names of the same modules in other
+    versions of transformers, {field: name} each.
 
     ``Family`` is data: that it is true of a model is shown when the model is loaded (``vitpatch.proof``).
     """
@@ -73,6 +74,7 @@ class Family:
     rotary: str | None = None
     registers: str | None = None
     any_size: bool = False
+    versions: tuple[Mapping[str, str], ...] = ()
 
 
 def _vit(name: str, backbone: str) -> Family:
@@ -94,7 +96,9 @@ def _dinov2(name: str, backbone: str, registers: str | None = None) -> Family:
     readout = Readout({"classifier": ("cls", PATCHES)}, norm=f"{backbone}.layernorm")
     scales = {"scale1": "layer_scale1", "scale2": "layer_scale2"}
     norms = {"norm1": "norm1", "norm2": "norm2", "registers": registers, "any_size": True}
-    return Family(name, f"{backbone}.encoder.layer", ("cls",), (readout,), **scales, **norms)
+    projections = {name: f"attention.{name}" for name in ("query", "key", "value")}
+    versions = ({**projections, "output": "output.dense"},)
+    return Family(name, f"{backbone}.encoder.layer", ("cls",), (readout,), versions=versions, **scales, **norms)
 
 
 _TOWER = {
@@ -268,8 +272,9 @@ _EXPECTED = {
     "tuple[str, ...]": "a list of names",
     "tuple[Readout, ...]": "a list of readouts",
     "Mapping[str, tuple[str, ...]]": "heads, each with what it reads",
+    "tuple[Mapping[str, str], ...]": "a list of {field: name}",
 }
 
 
 def _tupled(value: Any) -> Any:
-    return tuple(str(part) for part in value) if isinstance(value, list) else value
+    return tuple(p if isinstance(p, dict) else str(p) for p in value) if isinstance(value, list) else value

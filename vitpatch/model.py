@@ -55,6 +55,7 @@ class PatchableViT(nn.Module):
         self.classes = int(model.config.num_labels)
         self.label_names = _label_names(model.config)
         self._modules_of_blocks = self._find_blocks()
+        self.family = family = _of_this_version(family, self._modules_of_blocks[0])
         size, patch = _geometry(model)
         if not family.any_size and size is not None:
             input_size = size
@@ -342,6 +343,12 @@ def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:
         return None if path is None else module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def _of_this_version(family: Family, block: nn.Module) -> Family:
+    """The family's row with the names that the attention's modules have in this version of transformers."""
+    rows = (family, *(replace(family, **names) for names in family.versions))
+    return next((r for r in rows if _submodule(block, f"{r.attention}.{r.output}") is not None), family)
 
 
 def vision_config(config: Any) -> Any:
