@@ -80,6 +80,21 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """The folder of a tiny model of a family of ``families.py``, made once."""
+    from families import save_family
+
+    folder, there = tmp_path_factory.mktemp("families"), {}
+
+    def get(family: str) -> Path:
+        if family not in there:
+            there[family] = save_family(folder / family, family, NAMES)
+        return there[family]
+
+    return get
+
+
 @pytest.fixture
 def config(made):
     """Composes patch.yaml on the made model and images, without a tracker; overrides come last."""

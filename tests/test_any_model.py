@@ -9,21 +9,9 @@ import pytest
 import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from families import NAMES as FAMILY_NAMES
-from families import ZERO_SHOT, Brute, checkpoint_of, save_family
+from families import ZERO_SHOT, Brute, checkpoint_of
 
 from vitpatch.spec import VitPatchError
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("any"), {}
-
-    def get(family):
-        if family not in made:
-            made[family] = save_family(folder / family, family, NAMES)
-        return made[family]
-
-    return get
 
 
 def options_of(folder, family):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CLASSES, NAMES, SIZE
 from families import NAMES as FAMILY_NAMES
-from families import Brute, checkpoint_of, save_family
+from families import Brute, checkpoint_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -15,18 +15,6 @@ from vitpatch import VitPatchError
 from vitpatch.checkpoint import Checkpoint, ZeroShotCheckpoint
 from vitpatch.pretrained import Pretrained
 from vitpatch.spec import Site
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("checkpoints"), {}
-
-    def get(family):
-        if family not in made:
-            made[family] = save_family(folder / family, family, NAMES)
-        return made[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")

@@ -4,23 +4,11 @@ import pytest
 import torch
 from conftest import CLASSES, NAMES
 from families import NAMES as FAMILY_NAMES
-from families import SIZE, Brute, checkpoint_of, save_family
+from families import SIZE, Brute, checkpoint_of
 
 from vitpatch import api
 
 SITES = [("attn_out", 1), ("attn_out", 3), ("mlp_out", 2), ("resid_pre", 1), ("resid_post", 1)]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("families"), {}
-
-    def get(family):
-        if family not in made:
-            made[family] = save_family(folder / family, family, NAMES)
-        return made[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")
