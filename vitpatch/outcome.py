@@ -14,14 +14,12 @@ from vitpatch.config import Study
 from vitpatch.data import PREDICTED
 from vitpatch.effects import total_effect
 from vitpatch.plan import Plan
-from vitpatch.spec import BaseRun, Estimate, Metric, window_word
+from vitpatch.spec import BaseRun, Estimate, Metric, Site, counted, window_word
 from vitpatch.store import RunFolder, patch_columns
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
-NOT_RECOVERED = (
-    "recovered is empty, and so is the picture of a handover: the mean total effect is within 3 standard errors of 0, "
-    "or has none"
-)
+NOT_RECOVERED = "recovered is empty: the mean total effect is within 3 standard errors of 0, or has none"
+NO_HANDOVER = "there is no picture of the handover: nothing is known of what is recovered"
 NO_LABELS = "the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1"
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not move the model"
 
@@ -144,7 +142,15 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append("no interval: all images are of one cluster")
     if outcome.summary["recovered"].isna().all():
         notes.append(NOT_RECOVERED)
+        if is_handover(outcome.summary):
+            notes.append(NO_HANDOVER)
     return notes
+
+
+def is_handover(summary: pd.DataFrame) -> bool:
+    """Whether the rows are of the stream at CLS and at the patches, in one window."""
+    has_both = {"cls", "patches"} <= set(summary["tokens"])
+    return Site(summary["site"].iloc[0]).is_stream and has_both and summary["window"].nunique() == 1
 
 
 def scalars(outcome: Outcome) -> dict[str, Any]:
@@ -172,7 +178,7 @@ def lines(outcome: Outcome, study: Study, folder: RunFolder, title: str) -> list
         f"{folder.path}",
         f"  run           {title}",
         f"  accuracy      clean {values['accuracy_clean']:.3f}, corrupt {values['accuracy_corrupt']:.3f}",
-        f"  total effect  {_with_interval(total)} on {study.metric}, n = {len(outcome.examples)} images",
+        f"  total effect  {_with_interval(total)} on {study.metric}, n = {counted(len(outcome.examples), 'image')}",
     ]
     said += [f"  note          {note}" for note in _notes(outcome)]
     if peak is not None:

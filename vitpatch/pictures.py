@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from vitpatch import pages, plots, stats
 from vitpatch.corruptions import corrupted
 from vitpatch.data import ImageDataModule
-from vitpatch.outcome import DOES_NOT_MOVE, Outcome, metric_of, series_of
+from vitpatch.outcome import DOES_NOT_MOVE, Outcome, is_handover, metric_of, series_of
 from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun
+from vitpatch.spec import BaseRun, counted
 from vitpatch.store import RunFolder
 from vitpatch.tokens import cell
 
@@ -44,10 +44,8 @@ def _figures_of_target(setup: Setup, summary: pd.DataFrame, caption: plots.Capti
     target, drawn = setup.study.target, {}
     if target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
         drawn["heads"] = plots.head_heatmap(summary, caption)
-    one_window = summary["window"].nunique() == 1
-    if target.site.is_stream and {"cls", "patches"} <= set(summary["tokens"]) and one_window:
-        if summary["recovered"].notna().all():
-            drawn["handover"] = plots.handover(summary, caption)
+    if is_handover(summary) and summary["recovered"].notna().all():
+        drawn["handover"] = plots.handover(summary, caption)
     if summary["direct_log_odds"].notna().all():
         drawn["direct"] = plots.direct_effects(summary, caption)
     if (at := _over_the_image(summary)) is not None:
@@ -123,8 +121,8 @@ def _pages(
     most = np.argsort(-np.sign(outcome.total.mean or 1) * total, kind="stable")[:number]
     lot = np.sort(np.random.default_rng(setup.study.seed).choice(len(total), number, replace=False))
     chosen = {
-        "largest": (most, f"the {number} images with the largest total effect"),
-        "random": (lot, f"{number} images drawn by lot"),
+        "largest": (most, f"the {counted(number, 'image')} with the largest total effect"),
+        "random": (lot, f"{counted(number, 'image')} drawn by lot"),
     }
     return [
         (name, _page(_traces(setup, outcome, data, rows, summary), setup, summary, words, caption))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from vitpatch.spec import PREFIX, SUFFIX, Estimate, Metric
+from vitpatch.spec import PREFIX, SUFFIX, Estimate, Metric, counted
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
@@ -61,8 +61,8 @@ class Caption:
     @property
     def sample(self) -> str:
         """The sample in words, with the clusters where they are fewer than the images."""
-        clusters = f" in {self.clusters} clusters" if self.clusters < self.images else ""
-        return f"n = {self.images} images{clusters}"
+        clusters = f" in {counted(self.clusters, 'cluster')}" if self.clusters < self.images else ""
+        return f"n = {counted(self.images, 'image')}{clusters}"
 
 
 def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:

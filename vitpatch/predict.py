@@ -27,7 +27,7 @@ from vitpatch.model import PatchableViT
 from vitpatch.proof import NOT_BY_HEADS, NOT_STEPWISE
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun, ImageBatch, VitPatchError
+from vitpatch.spec import BaseRun, ImageBatch, VitPatchError, counted
 from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, RunFolder
 from vitpatch.tokens import token_masks
 
@@ -104,7 +104,7 @@ class PatchingModule(lightning.LightningModule):
     def _say(self, images: int, seconds: float) -> None:
         time_left = seconds / images * len(self.setup.images)
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
-        about = f"about {_duration(time_left)} for {len(self.setup.images)} images ({first})"
+        about = f"about {_duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
         self.line = f"{described(self.plan, self.cost, self._room)}, {about}"
         log.info("plan: %s", self.line)
         if not self.model.goes_by_parts(self.plan.target.site):

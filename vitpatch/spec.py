@@ -238,6 +238,11 @@ class Estimate:
         return self.low <= 0 <= self.high
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: 1 image, 2 images."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def digest(value: Any) -> str:
     """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
