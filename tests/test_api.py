@@ -123,6 +123,34 @@ def test_other_hooks_forwards_and_projections_are_proven_anew(made, tensors):
     )
 
 
+def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, caplog):
+    """A hook that does something else than when the model was proven, or only on some images."""
+    model, strength = AutoModelForImageClassification.from_pretrained(made / "vit"), [1.0]
+
+    def steered(module, args, output):
+        output.last_hidden_state = output.last_hidden_state * strength[0]
+        return output
+
+    def of_negatives(module, args, kwargs):
+        images = kwargs["pixel_values"]
+        return args, kwargs | {"pixel_values": images.where(images >= 0, images / 2)}
+
+    with model.vit.register_forward_hook(steered):
+        vitpatch.patch(model, *tensors)
+        strength[0] = 0.5
+        table = vitpatch.patch(model, *tensors)
+        for run, pixels in zip(("clean", "corrupt"), tensors, strict=False):
+            want = model(pixels).logits.double().softmax(-1)[range(13), tensors[2]]
+            got = table.drop_duplicates("example_id")[f"prob_{run}"].to_numpy()
+            assert got == pytest.approx(want.detach().numpy(), abs=1e-5)
+    assert "every patch is a full forward pass" in caplog.text
+    with model.register_forward_pre_hook(of_negatives, with_kwargs=True):
+        table = vitpatch.patch(model, *tensors)
+        want = model(pixel_values=tensors[0]).logits.double().softmax(-1)[range(13), tensors[2]]
+    got = table.drop_duplicates("example_id")["prob_clean"].to_numpy()
+    assert got == pytest.approx(want.detach().numpy(), abs=1e-5)
+
+
 def test_clusters_and_masks(model, tensors):
     clean, corrupt, labels = tensors
     masks = torch.zeros(13, 1, 32, 32)
@@ -168,6 +196,8 @@ def test_clusters_and_masks(model, tensors):
         (dict(tokens="grid", grid=(0, 2)), r"grid \(0, 2\): expected \(rows, columns\)"),
         (dict(tokens="grid", grid=4), "grid '4': expected a list"),
         (dict(clean=np.zeros((13, 3, 32, 32))), "clean: got ndarray; expected a tensor"),
+        (dict(clean=torch.zeros(13, 3, 32, 32, dtype=torch.uint8)), "clean: got torch.uint8; expected normalised"),
+        (dict(grid=(2, 2)), r"^grid \[2, 2\]: is only of tokens=grid"),
         (dict(corrupt=torch.full((13, 3, 32, 32), torch.nan)), "corrupt: not finite"),
         (dict(masks=torch.full((13, 1, 32, 32), 255.0)), "masks: values 255 to 255; expected 0 to 1"),
         (dict(masks=torch.zeros(2, 1, 32, 32)), r"masks: shape \(2, 1, 32, 32\); expected \(13, 1"),

@@ -123,7 +123,7 @@ def test_a_model_whose_parts_do_not_give_its_logits_is_found_out(made, pixels, c
     handle = model.model.register_forward_hook(doubled)
     try:
         prove(model)
-        assert not model.stepwise and "full forward pass" in caplog.text
+        assert not model.stepwise and "every patch is a full forward pass" in model.caveat(Site.ATTN_OUT)
         _, _, outputs = run(model, pixels, "attn_out", (3,))
         _, _, patched = expected(model.model, "vit", *pixels.values(), window=3)
         torch.testing.assert_close(outputs.patched.double(), 2 * torch.stack(patched), **CLOSE)

@@ -62,3 +62,22 @@ def test_the_random_object_is_of_seed_and_image_alone():
 def test_masks_are_asked_for_where_they_are_needed():
     with pytest.raises(VitPatchError, match=r"target.tokens background: the data have no object masks.*mask_column"):
         token_masks(("all", "background"), SIZES, None, None, [0], seed=0)
+
+
+def test_a_rest_that_no_patch_covers_is_not_of_the_mask(tmp_path):
+    """A SigLIP of 5 × 5 patches of 8 pixels on images of 44: 4 pixels at the right and below are not seen."""
+    from families import save_family
+    from transformers import AutoModelForImageClassification
+
+    import vitpatch
+
+    names = [f"class_{i}" for i in range(3)]
+    model = AutoModelForImageClassification.from_pretrained(save_family(tmp_path, "siglip", names, pixels=44))
+    masks = torch.zeros(2, 1, 44, 44)
+    masks[:, :, 24:40, 24:40] = 1  # the last four patches, all of each
+    pixels = torch.randn(2, 3, 44, 44, generator=torch.Generator().manual_seed(0))
+    groups = ["object", "background", "random_object"]
+    table = vitpatch.patch(model, pixels, -pixels, [0, 1], window=1, tokens=groups, masks=masks)
+    assert table.groupby("tokens")["n_tokens"].unique().map(list).to_dict() == {
+        "object": [4], "background": [21], "random_object": [4]
+    }  # fmt: skip

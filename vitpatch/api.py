@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from vitpatch.effects import total_effect
 from vitpatch.execute import execute
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
-from vitpatch.proof import prove
+from vitpatch.proof import is_itself, prove
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.spec import (
     EVERY_HEAD,
@@ -36,6 +37,8 @@ from vitpatch.spec import (
 )
 from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
 from vitpatch.tokens import token_masks
+
+log = logging.getLogger(__name__)
 
 Window = int | str
 
@@ -98,6 +101,7 @@ def patch(
         _check_images(patchable, clean, corrupt, labels, masks)
         _check_ids(labels, ids, clusters, seed)
         target_ = _target(target, tokens, layers, heads, grid)
+        target_.check_grid()
         patchable.require(target_.site)
         plan = make_plan(
             target_,
@@ -105,7 +109,8 @@ def patch(
             one_of("direction", direction, Direction),
             patchable.sizes,
         )
-        group_masks = token_masks(plan.token_groups, plan.sizes, target_.grid, masks, ids.tolist(), seed)
+        seen = patchable.covered(masks)
+        group_masks = token_masks(plan.token_groups, plan.sizes, target_.grid, seen, ids.tolist(), seed)
         limit = memory_limit(memory_gb, patchable.device)
         room = cost_of(plan, patchable).room(len(labels), limit, plan.sizes.tokens, patchable.device, waiting=0)
         parts = []
@@ -113,13 +118,20 @@ def patch(
             here = slice(first, first + room.images)
             images = {BaseRun.CLEAN: clean[here], BaseRun.CORRUPT: corrupt[here]}
             pixels = {run: x.to(patchable.device, patchable.dtype) for run, x in images.items()}
-            outputs = execute(plan, patchable, pixels, group_masks[:, here], room).cpu()
+            outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
+            if first == 0 and patchable.goes_by_parts(target_.site) and not is_itself(patchable, pixels, outputs.base):
+                _PROVEN.pop(model, None)
+                patchable.stepwise = False
+                outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
+            outputs = outputs.cpu()
             parts.append(columns(outputs, plan, labels[here], ids[here], group_masks[:, here], metric, rival))
     except VitPatchError as error:  # of a key of patch.py: here it is an argument
         raise VitPatchError(re.sub(r"\btarget\.(?=layers|heads|tokens|grid)", "", str(error))) from error
     finally:
         for module, mode in was_training.items():
             module.training = mode
+    if (caveat := patchable.caveat(target_.site)) is not None:
+        log.warning("%s", caveat)
     return _table(parts, plan, metric, clusters)
 
 
@@ -183,9 +195,14 @@ def _patchable(model: nn.Module, images: Any) -> PatchableViT:
 
 
 def _made_of(model: nn.Module) -> Any:
-    """Modules, weights' types and places, and the numbers of hooks (each given once); ``None`` where it cannot tell."""
-    if any("forward" in vars(module) for module in model.modules()):
-        return None
+    """Modules, weights' types and places, and the numbers of hooks (each given once); ``None`` where it cannot tell.
+
+    It cannot where a forward is the instance's own, or a linear layer's is not torch's: an adapter may be on or off.
+    """
+    for module in model.modules():
+        is_adapted = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+        if "forward" in vars(module) or is_adapted:
+            return None
     modules = tuple(
         (name, type(module), tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
         for name, module in model.named_modules()
@@ -195,7 +212,9 @@ def _made_of(model: nn.Module) -> Any:
 
 
 def _integers(name: str, values: Any) -> tuple[int, ...]:
-    """A sequence, array, series or tensor of whole numbers as a tuple."""
+    """A sequence, array, series or tensor of whole numbers as a tuple; of heads and layers also one by itself."""
+    if name in ("heads", "layers") and isinstance(values, int):
+        values = [values]
     try:
         numbers = tuple(values.tolist() if hasattr(values, "tolist") else values)
         if any(isinstance(number, bool) for number in numbers):
@@ -213,6 +232,8 @@ def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: T
             continue
         if not isinstance(images, Tensor):
             raise VitPatchError(f"{name}: got {type(images).__name__}; expected a tensor")
+        if not images.is_floating_point():
+            raise VitPatchError(f"{name}: got {images.dtype}; expected normalised pixels, floating-point numbers")
         want = (number, channels[name], *model.input_size)
         if tuple(images.shape) != want:
             raise VitPatchError(f"{name}: shape {tuple(images.shape)}; expected {want} for {number} labels")

@@ -74,6 +74,7 @@ def read_study(cfg: DictConfig) -> Study:
         heads=_heads(cfg.target.heads),
         grid=_grid(cfg.target.grid),
     )
+    target.check_grid()
     for key in ("overwrite", "dry_run"):
         if not isinstance(cfg[key], bool):
             raise VitPatchError(f"{key} {cfg[key]!r}: expected true or false")

@@ -62,10 +62,11 @@ class Cost:
             return LIBRARIES + waiting * self.batch_bytes + images * self.image_bytes + rows * self.row_bytes
 
         if taken(1, 1) > limit:
+            least = f"{math.ceil(taken(1, 1) / GB * 1000) / 1000:.3f} GB"
+            wait, smaller = (f" and {waiting} that wait", "a smaller batch_size, ") if waiting else ("", "")
             raise VitPatchError(
-                f"memory_gb {limit / GB:.3g}: one image of this plan and {waiting} that wait need "
-                f"{math.ceil(taken(1, 1) / GB * 1000) / 1000:.3f} GB; "
-                f"give as much, a smaller batch_size, or fewer layers, heads or tokens at once"
+                f"memory_gb {limit / GB:.3g}: one image of this plan{wait} need{'s' * (not waiting)} {least}; "
+                f"give as much, {smaller}or fewer layers, heads or tokens at once"
             )
         most = max(1, TOKENS_A_CALL["cpu" if device.type == "cpu" else "other"] // tokens)
         images = max(n for n in range(1, min(batch, most) + 1) if n == 1 or taken(n, n) <= limit)

@@ -22,7 +22,7 @@ def full_forwards(
     Raises ``VitPatchError`` for ``pattern``, which no module hands over.
     """
     if plan.target.site is Site.PATTERN:
-        raise VitPatchError("target=pattern: this model can only be run whole, and hands over no pattern; use z")
+        raise VitPatchError(f"target=pattern: {model.caveat(Site.PATTERN)}, which hands over no pattern; use z")
     donor, recipient = plan.direction.donor, plan.direction.recipient
     places = tuple(plan.readings_at)
     with model.reading(places) as donated:

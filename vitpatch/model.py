@@ -26,6 +26,9 @@ from vitpatch.spec import Site, Sizes, VitPatchError
 Place = tuple[Site, int]
 """A site of a layer."""
 
+NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
+NOT_BY_HEADS = "attention taken apart by head has other values; every patch of heads is a full forward pass"
+
 HOOKED = (Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST, Site.Z, Site.Q, Site.K, Site.V)
 """Sites that are a module's input or output, and so can be read and replaced by a hook."""
 
@@ -60,6 +63,7 @@ class PatchableViT(nn.Module):
         if not family.any_size and size is not None:
             input_size = size
         self.input_size = input_size or size or (224, 224)
+        self._patch = patch
         self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, patch, strict=True))
         self.stepwise = True
         shape = (1, 3, 1, 1)
@@ -135,6 +139,12 @@ class PatchableViT(nn.Module):
             has = ", ".join(known for known in HOOKED if known not in self.missing)
             raise VitPatchError(f"target={site}: {self.family.name} has no such values; it has {has}")
 
+    def caveat(self, site: Site) -> str | None:
+        """Why patches of a site are full forward passes, where they are."""
+        if self.goes_by_parts(site):
+            return None
+        return f"{self.family.name}: {NOT_BY_HEADS if self.stepwise else NOT_STEPWISE}"
+
     def goes_by_parts(self, site: Site) -> bool:
         """Whether patches of a site need no full forward pass."""
         return self.stepwise and (self.by_heads or not site.by_head)
@@ -170,6 +180,13 @@ class PatchableViT(nn.Module):
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return next(self.model.parameters()).dtype
+
+    def covered(self, masks: Tensor | None) -> Tensor | None:
+        """Of masks (batch, 1, height, width) what the image patches cover, without a rest at the right and below."""
+        if masks is None:
+            return None
+        rows, columns = (number * step for number, step in zip(self._grid, self._patch, strict=True))
+        return masks[..., :rows, :columns]
 
     def normalize(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] → what the model takes, in its own type."""

@@ -24,7 +24,6 @@ from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
 from vitpatch.data import PREDICTED, UNKNOWN, BadImage, ImageDataModule
 from vitpatch.execute import Outputs, execute
 from vitpatch.model import PatchableViT
-from vitpatch.proof import NOT_BY_HEADS, NOT_STEPWISE
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, ImageBatch, VitPatchError, counted
@@ -94,7 +93,7 @@ class PatchingModule(lightning.LightningModule):
         }
         plan, images = self.plan, images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
-        masks = token_masks(plan.token_groups, plan.sizes, blocks, images.masks, ids, self.study.seed)
+        masks = token_masks(plan.token_groups, plan.sizes, blocks, model.covered(images.masks), ids, self.study.seed)
         outputs = execute(plan, model, pixels, masks, room).cpu()
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
@@ -107,9 +106,8 @@ class PatchingModule(lightning.LightningModule):
         about = f"about {_duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
         self.line = f"{described(self.plan, self.cost, self._room)}, {about}"
         log.info("plan: %s", self.line)
-        if not self.model.goes_by_parts(self.plan.target.site):
-            why = NOT_BY_HEADS if self.model.stepwise else NOT_STEPWISE
-            log.warning("%s: %s", self.model.family.name, why)
+        if (caveat := self.model.caveat(self.plan.target.site)) is not None:
+            log.warning("%s", caveat)
 
     def _compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> None:
         """Runs the batch again in float32, and keeps how far the effects differ."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,12 +11,7 @@ from torch import Tensor
 from vitpatch.block import Block
 from vitpatch.model import HOOKED, PatchableViT, Place
 from vitpatch.readout import Change, Reader
-from vitpatch.spec import ALL_HEADS, Site, VitPatchError
-
-log = logging.getLogger(__name__)
-
-NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
-NOT_BY_HEADS = "attention taken apart by head has other values; every patch of heads is a full forward pass"
+from vitpatch.spec import ALL_HEADS, BaseRun, Site, VitPatchError
 
 
 @torch.no_grad()
@@ -66,12 +60,9 @@ def prove(model: PatchableViT) -> None:
     if reader is not None:
         model.reader = reader
     if not model.stepwise:
-        log.warning("%s: %s", name, NOT_STEPWISE)
         return
     is_by_heads = (_holds(_is_by_heads, model, layer, values) for layer in range(model.sizes.depth))
     model.by_heads = model.by_heads and not model.missing and all(is_by_heads)
-    if not model.by_heads:
-        log.warning("%s: %s", name, NOT_BY_HEADS)
 
 
 def _holds(shown: Callable[..., bool], *of: Any) -> bool:
@@ -131,10 +122,20 @@ def _projects(model: PatchableViT, block: Block, z: Tensor) -> bool:
     return True
 
 
-def _equal(model: PatchableViT, got: Tensor, want: Tensor) -> bool:
+@torch.no_grad()
+def is_itself(model: PatchableViT, pixels: Mapping[BaseRun, Tensor], base: Mapping[BaseRun, Tensor]) -> bool:
+    """Whether the base runs' logits, computed by parts, are those of the model itself, looked at on the first image.
+
+    What has been shown may have ceased to be true: a hook may do something else from one call to the next.
+    """
+    whole = model(torch.cat([pixels[run][:1] for run in BaseRun]))
+    return _equal(model, torch.cat([base[run][:1] for run in BaseRun]), whole, roundings=512)
+
+
+def _equal(model: PatchableViT, got: Tensor, want: Tensor, roundings: int = 64) -> bool:
     types = [model.dtype, torch.float32]  # a pattern is float32 also in float64
     if torch.is_autocast_enabled(model.device.type):
         types.append(torch.get_autocast_dtype(model.device.type))
     eps = max(torch.finfo(kind).eps for kind in types)
-    rounding = 64 * eps * float(want.float().abs().max())
+    rounding = roundings * eps * float(want.float().abs().max())
     return torch.allclose(got.float(), want.float(), rtol=0, atol=rounding)

@@ -123,6 +123,11 @@ class Target:
     heads: tuple[int, ...] | str | None = None
     grid: tuple[int, int] | None = None
 
+    def check_grid(self) -> None:
+        """Raises ``VitPatchError`` for a grid that no token group is of."""
+        if self.grid is not None and TokenGroup.GRID not in self.tokens:
+            raise VitPatchError(f"target.grid {list(self.grid)}: is only of target.tokens=grid; leave it out")
+
     @property
     def one_head_at_a_time(self) -> bool:
         """Whether single heads are patched."""
