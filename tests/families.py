@@ -127,7 +127,7 @@ def save_family(path: Path, family: str, names: list[str], seed: int = 0, pixels
         "siglip_zero_shot": lambda: hf.SiglipModel(hf.SiglipConfig(vision_config=inner, text_config=text)),
     }
     text = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=300)
-    text |= dict(max_position_embeddings=16, projection_size=WIDTH, eos_token_id=2, bos_token_id=1, pad_token_id=0)
+    text |= dict(max_position_embeddings=77, projection_size=WIDTH, eos_token_id=2, bos_token_id=1, pad_token_id=0)
     model = made[family]().eval()
     if family in ZERO_SHOT:
         save_tokenizer(path, names)

@@ -188,7 +188,7 @@ def test_logits_are_those_of_the_model_on_each_text(saved, pixels, family):
     model = ZeroShotCheckpoint(str(folder), prompts=["a photo of a {}."]).load(NAMES)
     own, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in NAMES]
-    how = dict(padding="max_length", max_length=16) if family.startswith("siglip") else dict(padding=True)
+    how = dict(padding="max_length", max_length=77) if family.startswith("siglip") else dict(padding=True)
     tokens = tokenizer(texts, return_tensors="pt", **how)
     given = {"input_ids": tokens["input_ids"]}
     with torch.no_grad():
@@ -212,6 +212,20 @@ def test_templates_are_averaged_and_checked(saved, pixels):
         ZeroShotCheckpoint(str(saved("vit"))).load(NAMES)
     with pytest.raises(VitPatchError, match=r"not a fine-tuned image classifier; .*model=clip_zero_shot"):
         Checkpoint(folder).load()
+
+
+def test_a_tokenizer_that_reads_nothing_and_labels_that_are_no_words_are_refused(saved, tmp_path, monkeypatch):
+    import vitpatch.checkpoint as room
+
+    folder = tmp_path / "clip"
+    shutil.copytree(saved("clip_zero_shot"), folder)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(VitPatchError, match=r"reads the labels 'class_0' and 'class_1' as the same|cannot be loaded"):
+        ZeroShotCheckpoint(str(folder)).load(NAMES)
+    with pytest.raises(VitPatchError, match=r"they are numbers \(0, 1\); give it words"):
+        ZeroShotCheckpoint(str(saved("clip_zero_shot"))).load(["0", "1"])
+    assert room.spoken("n02123045") == "tabby" and room.spoken("tabby, tabby cat") == "tabby"
 
 
 # --- a family of one's own ---

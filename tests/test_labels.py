@@ -2,7 +2,7 @@
 
 import pytest
 
-from vitpatch.labels import _synsets, matched
+from vitpatch.labels import _synsets, chosen, matched
 from vitpatch.spec import VitPatchError
 
 PETS = ["tabby, tabby cat", "Egyptian cat", "golden retriever", "tiger_cat"]
@@ -37,9 +37,29 @@ def test_numbers_without_names_can_be_mapped():
         matched(None, PETS, 4, {7: 1}, used={0, 7, 9})
 
 
+def test_names_that_are_numbers_are_the_classes_they_say():
+    assert matched(["0", "1", "2", "3"], PETS, 4) is None
+    in_order, sorted_ = [str(i) for i in range(12)], sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, …
+    assert matched(sorted_, in_order, 12) == matched(sorted_, None, 12) == [int(name) for name in sorted_]
+    assert (
+        matched(in_order, sorted_, 12)
+        == matched(None, sorted_, 12, used=range(12))
+        == [sorted_.index(name) for name in in_order]
+    )
+    assert matched(sorted_, sorted_, 12) is None
+    assert matched(["3", "7", "9"], in_order, 12) == matched(["3", "7", "9"], None, 12) == [3, 7, 9]
+    with pytest.raises(VitPatchError, match=r"1 of the data's 2 labels are none.*'12'"):
+        matched(["3", "12"], None, 12)
+
+
+def test_a_number_that_is_a_name_is_the_name():
+    assert chosen([1], ["1", "2", "3"], 3) == [0] and chosen([0], ["1", "2", "3"], 3) == [0]
+    assert matched(["1", "2"], PETS, 4, {1: None, "2": 3}) == [-1, 3]
+    assert matched(["café"], ["cafe\u0301"], 1) is None  # one letter or two
+
+
 def test_without_names_the_numbers_hold():
     assert matched(None, PETS, 4) is None and matched(PETS, None, 4) is None
-    assert matched(["0", "1", "2", "3"], PETS, 4) is None  # numbers are no names
     with pytest.raises(VitPatchError, match=r"4 classes, the model 7 without names"):
         matched(PETS, None, 7)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from vitpatch.anatomy import Family, family_from_yaml, family_of
 from vitpatch.classifiers import BackboneClassifier, ZeroShot, take_square_images
 from vitpatch.hub import explain
+from vitpatch.labels import fold, spoken
 from vitpatch.model import PatchableViT, vision_config
 from vitpatch.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
 from vitpatch.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
@@ -101,6 +102,10 @@ class ZeroShotCheckpoint(Checkpoint):
             raise VitPatchError(f"model.prompts {list(prompts)}: expected templates such as 'a photo of a {{}}.'")
         if names is None:
             raise VitPatchError("this model takes its classes from the data's label names; the data have none")
+        if all(name.isdecimal() for name in names):
+            raise VitPatchError(
+                f"this model reads the data's label names, and they are numbers ({', '.join(names[:3])}); give it words"
+            )
         config = self.config()
         if config.model_type not in OF_TEXTS:
             raise VitPatchError(
@@ -174,10 +179,12 @@ def _embedded(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompt
     model.eval()
     longest = model.config.text_config.max_position_embeddings
     padding = "max_length" if model.config.model_type.startswith("siglip") else True  # as it was trained
-    directions = []
+    directions: list[torch.Tensor] = []
+    read: dict[tuple, str] = {}
     for name in names:
         texts = [prompt.replace("{}", spoken(name)) for prompt in prompts]
         tokens = tokenizer(texts, padding=padding, max_length=longest, truncation=True, return_tensors="pt")
+        _check_read(checkpoint, read.setdefault(tuple(tokens["input_ids"].flatten().tolist()), name), name)
         given = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
         if padding == "max_length":
             given.pop("attention_mask", None)
@@ -187,9 +194,13 @@ def _embedded(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompt
     return torch.stack(directions).to(DTYPES[checkpoint.dtype])
 
 
-def spoken(name: str) -> str:
-    """A label as one says it: the first of several names, spaces for underscores."""
-    return name.split(",")[0].replace("_", " ").strip()
+def _check_read(checkpoint: Checkpoint, other: str, name: str) -> None:
+    """Raises ``VitPatchError`` where the tokenizer reads two labels as the same text."""
+    if fold(spoken(other)) != fold(spoken(name)):  # ImageNet has a Cardigan, the dog, and a cardigan
+        raise VitPatchError(
+            f"model {checkpoint.path}: its tokenizer reads the labels {other!r} and {name!r} as the same text; are its "
+            "files (tokenizer.json, or vocab.json and merges.txt) there?"
+        )
 
 
 def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:

@@ -110,10 +110,11 @@ class LabelledImages:
         kept = np.flatnonzero(of_label[self.labels] != LEFT_OUT)
         if not len(kept):
             raise VitPatchError("data.label_map: leaves all images out")
-        named = list(names or map(str, range(number)))
-        for label, index in enumerate(classes):
-            if index != LEFT_OUT and self.label_names is not None:
-                named[index] = self.label_names[label]
+        named, own = list(names or map(str, range(number))), [""] * number
+        for label in np.unique(self.labels) if self.label_names is not None else ():
+            if (index := classes[label]) != LEFT_OUT:  # several may be of one class
+                own[index] += f" / {self.label_names[label]}" if own[index] else self.label_names[label]
+        named = [here or there for here, there in zip(own, named, strict=True)]
         new.labels, new.label_names = of_label[self.labels][kept], tuple(named)
         new.ids, new._kept, new.left_out = self.ids[kept], self._kept[kept], len(self) - len(kept)
         new.digest = hashlib.sha256(f"{self.digest} {list(classes)}".encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -28,29 +29,41 @@ def matched(
 ) -> list[int] | None:
     """The model's class of each of the data's labels, in their order; ``None`` where both have the same numbers.
 
-    Names are compared without case, spaces, underscores and hyphens; an ImageNet synset (n01440764) is its words; of
-    several words with commas, one that no other class has will do. ``label_map`` says it for some labels, by name or
-    number: {label: class}, ``None`` = its images are left out. Raises ``VitPatchError`` for what has no class, of the
-    labels that are ``used`` (default: all).
+    Names that are numbers say which class is meant; where one side has no names, numbers hold. Names are compared
+    without case, spaces, underscores and hyphens; an ImageNet synset (n01440764) is its words; of several words with
+    commas, one that no other class has will do. ``label_map`` says it for some labels, by name or number: {label:
+    class}, ``None`` = its images are left out. Raises ``VitPatchError`` for what has no class, of the labels that are
+    ``used`` (default: all).
     """
-    data_names, model_names = _real(data_names), _real(model_names)
-    if label_map:
-        return _with_map(data_names, model_names, classes, label_map, used)
-    if data_names is None or model_names is None:
-        if data_names is not None and len(data_names) != classes:
-            raise VitPatchError(
-                f"the data have {len(data_names)} classes, the model {classes} without names: not the same labels; "
-                "data.label_map={name: number} says which is which"
-            )
+    if data_names is None and not label_map and not _are_numbers(model_names):
         return None
-    found = _all_found(_by_name(data_names, model_names), data_names, model_names, used)
-    _check_once(found, data_names, model_names)
+    numbers = [-1, *(used or ()), *(key for key in label_map or () if type(key) is int)]
+    labels = list(map(str, range(1 + max(numbers)))) if data_names is None else list(data_names)
+    has_words = [names is not None and not _are_numbers(names) for names in (data_names, model_names)]
+    if has_words[0] and not has_words[1] and not label_map and len(labels) != classes:
+        raise VitPatchError(
+            f"the data have {len(labels)} classes, the model {classes} without names: not the same labels; "
+            "data.label_map={name: number} says which is which"
+        )
+    found = _by_name(labels, model_names) if all(has_words) else _by_number(labels, model_names, classes)
+    for key, value in (label_map or {}).items():
+        at = _index("data.label_map", key, labels, len(labels), "the data's labels")
+        found[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
+    found = _all_found(found, labels, model_names or list(map(str, range(classes))), used)
+    if not label_map:
+        _check_once(found, labels, model_names or ())
     return None if found == list(range(classes)) else found
 
 
-def _real(names: Sequence[str] | None) -> Sequence[str] | None:
-    """Names, unless they are only the numbers."""
-    return None if names is None or list(names) == [str(i) for i in range(len(names))] else names
+def _are_numbers(names: Sequence[str] | None) -> bool:
+    """Whether names are whole numbers, and so say which class is meant by its number."""
+    return names is not None and all(name.isdecimal() for name in names)
+
+
+def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes: int) -> list[int | None]:
+    """By the number that a label is called, or else has; and a class."""
+    at = {int(n): i for i, n in enumerate(model_names)} if _are_numbers(model_names) else {i: i for i in range(classes)}
+    return [at.get(number) for number in (map(int, labels) if _are_numbers(labels) else range(len(labels)))]
 
 
 def _all_found(
@@ -67,6 +80,8 @@ def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Se
     some = ", ".join(repr(name) for name in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
     near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
     like = f" (nearest to the first: {near[0]!r})" if near else ""
+    if [fold(part) for name in model_names for part in _parts(name)].count(fold(missing[0])) > 1:
+        like = " (several classes have the first one's name)"
     return (
         f"{len(missing)} of the data's {len(data_names)} labels are none of the model's {len(model_names)} classes: "
         f"{some}{like}; data.label_map={{label: class}} says which they are, or null to leave their images out"
@@ -83,33 +98,13 @@ def _check_once(found: Sequence[int], data_names: Sequence[str], model_names: Se
         )
 
 
-def _with_map(
-    data_names: Sequence[str] | None,
-    model_names: Sequence[str] | None,
-    classes: int,
-    label_map: Mapping[Any, Any],
-    used: Collection[int] | None,
-) -> list[int]:
-    labels = list(data_names) if data_names is not None else None
-    numbers = [0, *(used or ()), *(key for key in label_map if type(key) is int)]
-    number = len(labels) if labels else 1 + max(numbers)
-    if labels is not None and model_names is not None:
-        found = _by_name(labels, model_names)
-    else:
-        found = [index if index < classes else None for index in range(number)]
-    for key, value in label_map.items():
-        at = _index("data.label_map", key, labels, len(found), "the data's labels")
-        found[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
-    return _all_found(found, labels or list(map(str, range(number))), model_names or (), used)
-
-
 def _index(key: str, said: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
-    """A label by its name or its number."""
+    """A label by its name, which may be a number, or else by its number."""
+    folded = [fold(name) for name in names or ()]
+    if type(said) in (int, str) and folded.count(fold(str(said))) == 1:
+        return folded.index(fold(str(said)))
     if type(said) is int and 0 <= said < number:
         return said
-    folded = [fold(name) for name in names or ()]
-    if isinstance(said, str) and folded.count(fold(said)) == 1:
-        return folded.index(fold(said))
     near = difflib.get_close_matches(str(said), list(map(str, names or ())), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"names, or numbers from 0 to {number - 1}"
     raise VitPatchError(f"{key} {said!r}: none of {whose}; {hint}")
@@ -169,8 +164,13 @@ def _once(values: Any) -> set[str]:
 
 
 def fold(name: str) -> str:
-    """A name without case, spaces, underscores and hyphens."""
-    return re.sub(r"[\s_\-]+", "", name).casefold()
+    """A name without case, spaces, underscores and hyphens, its accents written in one way."""
+    return re.sub(r"[\s_\-]+", "", unicodedata.normalize("NFKC", name)).casefold()
+
+
+def spoken(name: str) -> str:
+    """A label as one says it: a synset's words, the first of several names, spaces for underscores."""
+    return _parts(name)[0].replace("_", " ").strip()
 
 
 def _words(name: str) -> str:
