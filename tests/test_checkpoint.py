@@ -266,15 +266,12 @@ def test_a_row_of_ones_own_is_proven_the_same_way(saved, pixels, tmp_path):
         (("heads: {classifier: [cls]}", "head: classifier"), "readouts .*expected heads"),
         (("name: my ViT", "like: vot"), "like 'vot'; expected one of"),
         (("name: my ViT", "name: [my"), "cannot be read"),
-        (("blocks: vit.layers", "blocks: vit.layers\nnorm1: layernorm_after\nnorm2: layernorm_before"), None),
+        (("blocks: vit.layers", "blocks: vit.layers\nnorm2: layernorm_before"), "what enters norm2 of block 0"),
     ],
 )
 def test_a_row_that_is_not_true_is_refused(saved, tmp_path, change, says):
     (tmp_path / "row.yaml").write_text(ROW.replace(*change))
     checkpoint = Checkpoint(str(saved("vit")), anatomy=str(tmp_path / "row.yaml"))
-    if says is None:  # the parts are there, and do not give the model's values
-        assert not checkpoint.load().stepwise
-        return
     with pytest.raises(VitPatchError, match=says) as error:
         checkpoint.load()
     assert "\n" not in str(error.value)
@@ -292,7 +289,35 @@ def test_attention_of_another_kind_is_taken_whole(saved, pixels, tmp_path, monke
     monkeypatch.setattr(api, "_patchable", lambda *given: model)
     brute, labels = Brute(model.model, FAMILY_NAMES["dinov3"]), torch.arange(3)
     corrupt = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
-    for site, head in (("attn_out", None), ("z", 1), ("q", 1)):
+    for site, head in (("attn_out", None), ("z", 1)):
         table = api.patch(model.model, pixels, corrupt, labels, target=site, window=1, heads=head and [head])
         want = brute.patched(pixels, corrupt, site, head=head).double().softmax(-1)[:, torch.arange(3), labels]
         assert (torch.tensor(table["prob"].to_numpy()).view(3, -1).T - want).abs().max() < 1e-5
+    for site in ("q", "k", "v"):  # nothing is shown of them
+        with pytest.raises(VitPatchError, match=f"target={site}: DINOv3 has no such values"):
+            api.patch(model.model, pixels, corrupt, labels, target=site)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("query: v_proj\nvalue: q_proj", "target=q: .* has no such values"),
+        ("query: k_proj\nkey: q_proj", "target=q: .* has no such values"),
+        ("norm1: layernorm_after\nnorm2: layernorm_before", "what enters norm2 of block 0 is not input"),
+        ("output: nope", "target=q: .* has no such values"),
+        ("mlp: [mlp.fc1]", "mlp_out of layer 0 is"),
+    ],
+)
+def test_a_site_of_ones_own_row_is_what_it_is_called(saved, pixels, tmp_path, change, says):
+    (tmp_path / "row.yaml").write_text(f"like: vit\n{change}\n")
+    with pytest.raises(VitPatchError, match=says):
+        Checkpoint(str(saved("vit")), anatomy=str(tmp_path / "row.yaml")).load().require(Site.Q)
+
+
+def test_a_row_is_proven_in_float32_also_for_weights_below_it(saved, tmp_path):
+    """Read by CLS where the model reads the mean patch: in bfloat16 the two would pass for equal."""
+    (tmp_path / "row.yaml").write_text("like: clip\nreadouts: [{heads: {classifier: [cls]}}]\n")
+    model = Checkpoint(str(saved("clip")), anatomy=str(tmp_path / "row.yaml"), dtype="bfloat16").load()
+    assert not model.stepwise
+    right = Checkpoint(str(saved("clip")), dtype="bfloat16").load()
+    assert right.stepwise and right.by_heads and right.sizes.reads == 17 and right.dtype is torch.bfloat16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,11 @@ def family_of(model_type: str, where: str) -> Family:
             "model.anatomy=FILE.yaml adds a row (README: a family of your own)"
         )
     return FAMILIES[model_type]
+
+
+def is_known(family: Family) -> bool:
+    """Whether a row is one of ``FAMILIES``, by the names of some version of transformers."""
+    return any(family == replace(row, **names) for row in FAMILIES.values() for names in ({}, *row.versions))
 
 
 def family_from_yaml(path: str) -> Family:

@@ -68,7 +68,7 @@ class LabelledImages:
 
     ``ids`` (images,) int64, their numbers in the split; ``labels`` (images,) int64, ``UNKNOWN`` of an image without;
     ``label_names`` by label or ``None``; ``clusters`` (images,) int64, numbered by first appearance; ``digest``
-    identifies images, labels and clusters, whatever their files are called – of a ``fingerprint``, where the images
+    identifies ids, images, labels and clusters, whatever their files are called – of a ``fingerprint``, where images
     are not to be read for it. ``on_error`` and ``num_workers`` are the source's. ``left_out`` counts the images whose
     label is mapped to no class.
     """
@@ -163,9 +163,9 @@ class LabelledImages:
         return image
 
     def _digest(self, fingerprint: str | None) -> str:
-        total = hashlib.sha256(self.labels.tobytes() + self.clusters.tobytes())
+        total = hashlib.sha256(self.ids.tobytes() + self.labels.tobytes() + self.clusters.tobytes())
         if fingerprint is not None:
-            total.update(fingerprint.encode() + self.ids.tobytes())
+            total.update(f"{fingerprint} {self.columns.image} {self.columns.mask}".encode())
             return total.hexdigest()[:16]
         if len(self) > MANY:
             log.info("reading %d images of %s once, to identify them", len(self), self._where)

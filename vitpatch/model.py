@@ -21,13 +21,19 @@ from vitpatch.block import Block, Surroundings
 from vitpatch.hooks import Act, attach
 from vitpatch.preprocessing import Preprocessing, pair
 from vitpatch.readout import Reader
-from vitpatch.spec import Site, Sizes, VitPatchError
+from vitpatch.spec import Site, Sizes, VitPatchError, digest
 
 Place = tuple[Site, int]
 """A site of a layer."""
 
 NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
 NOT_BY_HEADS = "attention taken apart by head has other values; every patch of heads is a full forward pass"
+
+NOT_OF_THE_ARCHITECTURE = (
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
+    "id2label", "label2id", "label_names",
+)  # fmt: skip
+"""Keys of a config."""
 
 HOOKED = (Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST, Site.Z, Site.Q, Site.K, Site.V)
 """Sites that are a module's input or output, and so can be read and replaced by a hook."""
@@ -170,6 +176,12 @@ class PatchableViT(nn.Module):
         if not hasattr(self, "_weights_digest"):
             self._weights_digest = _digest_of_weights(self.model)
         return self._weights_digest
+
+    @property
+    def config_digest(self) -> str:
+        """Sixteen hex digits of what the config says of the architecture: heads, activation, epsilons and the like."""
+        said = self.model.config.to_diff_dict()
+        return digest({key: value for key, value in said.items() if key not in NOT_OF_THE_ARCHITECTURE})
 
     @property
     def device(self) -> torch.device:

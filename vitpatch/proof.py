@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vitpatch.anatomy import is_known
 from vitpatch.block import Block
 from vitpatch.model import HOOKED, PatchableViT, Place
 from vitpatch.readout import Change, Reader
@@ -19,11 +21,28 @@ def prove(model: PatchableViT) -> None:
     """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
 
     Checked: every site is met once a pass, in its shape (where one by head is not, it is ``missing``); a block's output
-    is its input plus scaled attention plus scaled MLP; putting a run's own values back changes no logit; values put in
-    are what goes on. ``reader`` becomes the first of the model's readouts that gives its logits. Where no readout does,
-    or the blocks run by parts do not give their own outputs, ``stepwise`` becomes false: patches are then full forward
-    passes. Where attention is not that of the formula, ``by_heads`` becomes false: patches of heads are.
+    is its input plus scaled attention plus scaled MLP, and what enters the MLP's norm is what attention leaves; putting
+    a run's own values back changes no logit; values put in are what goes on. ``reader`` becomes the first of the
+    model's readouts that gives its logits. Where no readout does, or the blocks run by parts do not give their own
+    outputs, ``stepwise`` becomes false: patches are then full forward passes. Where attention is not that of the
+    formula, ``by_heads`` becomes false: patches of heads are; by a user's own row ``q``, ``k`` and ``v``, of which
+    nothing is shown then, are ``missing``. All of it in float32 or wider: in less, unlike values would pass for equal.
     """
+    if torch.finfo(model.dtype).bits < 32:
+        wide = PatchableViT(
+            copy.deepcopy(model.model).float(), model.family, model.preprocessing, model.head, model.input_size
+        )
+        prove(wide)
+        model.reader = model.readers[wide.readers.index(wide.reader)]
+        model.stepwise, model.by_heads, model.missing = wide.stepwise, wide.by_heads, wide.missing
+        return
+    with torch.autocast(model.device.type, enabled=False):
+        values, logits, pixels = _shown_whole(model)
+        _show_parts(model, values, logits, pixels)
+
+
+def _shown_whole(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor, Tensor]:
+    """What must be true, by hooks on whole runs; the sites' values, the logits and the pixels of one of them."""
     name, pixels = model.family.name, torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(model.device, model.dtype)
     sites = [site for site in (*HOOKED, Site.RESID_MID) if site not in model.missing]
@@ -39,14 +58,16 @@ def prove(model: PatchableViT) -> None:
         where = "in the classifier" if layer is None else f"from layer {layer} on"
         raise VitPatchError(f"the model's values are not finite {where}, on random pixels; check its weights and dtype")
     for (site, layer), value in values.items():
-        if value.shape[:2] != (3, model.sizes.tokens):
-            want = (3, model.sizes.tokens)
-            raise VitPatchError(f"{name}: {site} of layer {layer} is {tuple(value.shape)}, expected {want} first")
+        want = (3, model.sizes.tokens, *([] if site.by_head else [model.width]))
+        if value.shape[: len(want)] != want:
+            raise VitPatchError(f"{name}: {site} of layer {layer} is {tuple(value.shape)}, expected {want}")
     for layer, block in enumerate(model.blocks):
         before, after = values[Site.RESID_PRE, layer], values[Site.RESID_POST, layer]
-        added = (block.scaled(site, values[site, layer]) for site in (Site.ATTN_OUT, Site.MLP_OUT))
-        if not _equal(model, before + sum(added), after):
+        attention, mlp = (block.scaled(site, values[site, layer]) for site in (Site.ATTN_OUT, Site.MLP_OUT))
+        if not _equal(model, before + attention + mlp, after):
             raise VitPatchError(f"{name}: block {layer} is not input + attention + MLP; not supported")
+        if not _equal(model, before + attention, values[Site.RESID_MID, layer]):
+            raise VitPatchError(f"{name}: what enters norm2 of block {layer} is not input + attention; not supported")
     with model.replacing({place: value for place, value in values.items() if place[0] is not Site.RESID_MID}):
         same = model(pixels)
     with model.replacing({(Site.RESID_POST, 0): values[Site.RESID_POST, 0].flip(0)}):
@@ -54,15 +75,27 @@ def prove(model: PatchableViT) -> None:
     for what, got, want in (("its own values", same, plain), ("another run's values", flipped, plain.flip(0))):
         if not _equal(model, got, want):
             raise VitPatchError(f"{name}: a run patched with {what} has the wrong logits")
-    last = values[Site.RESID_POST, model.sizes.depth - 1]
-    reader = next((reader for reader in model.readers if _holds(_reads_out, model, reader, last, plain)), None)
+    return values, plain, pixels
+
+
+def _show_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: Tensor, pixels: Tensor) -> None:
+    """What need not be true: that the parts give the model's own values, and attention is that of the formula."""
+    layers, last = range(model.sizes.depth), values[Site.RESID_POST, model.sizes.depth - 1]
+    reader = next((reader for reader in model.readers if _holds(_reads_out, model, reader, last, logits)), None)
     model.stepwise = reader is not None and _holds(_steps, model, pixels, values)
-    if reader is not None:
-        model.reader = reader
-    if not model.stepwise:
+    model.reader = reader or model.reader
+    model.by_heads = not model.missing and all(_holds(_is_by_heads, model, layer, values) for layer in layers)
+    if model.by_heads or is_known(model.family):
         return
-    is_by_heads = (_holds(_is_by_heads, model, layer, values) for layer in range(model.sizes.depth))
-    model.by_heads = model.by_heads and not model.missing and all(is_by_heads)
+    model.missing |= {Site.Q, Site.K, Site.V}
+    if Site.Z not in model.missing and not all(_holds(_enters_output, model, layer, values) for layer in layers):
+        model.missing.add(Site.Z)
+
+
+def _enters_output(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
+    """Whether what is taken for ``z`` goes through the output projection to what attention gives."""
+    output = model.blocks[layer].hook_point(Site.Z)[0](values[Site.Z, layer])
+    return _equal(model, output, values[Site.ATTN_OUT, layer])
 
 
 def _holds(shown: Callable[..., bool], *of: Any) -> bool:

@@ -75,6 +75,7 @@ class Setup:
             {
                 "numbers_version": NUMBERS_VERSION,
                 "weights": self.model.weights_digest,
+                "architecture": self.model.config_digest,
                 "readout": self.model.head,
                 "row": asdict(self.model.family) if self.checkpoint.anatomy else None,
                 "preprocessing": json.loads(self.model.preprocessing.processor.to_json_string()),

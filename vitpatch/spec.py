@@ -250,5 +250,5 @@ def counted(number: int, noun: str) -> str:
 
 def digest(value: Any) -> str:
     """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
