@@ -89,7 +89,7 @@ def test_a_pickle_with_code_is_refused_in_one_line(saved, tmp_path):
     shutil.copytree(saved("vit"), folder)
     (folder / "model.safetensors").unlink()
     torch.save({"classifier.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(VitPatchError, match=r"^model .*cannot be loaded") as error:
+    with pytest.raises(VitPatchError, match=r"^model .*holds more than weights.* is not read$") as error:
         Checkpoint(str(folder), allow_bin=True).load()
     assert "\n" not in str(error.value)
 
@@ -104,6 +104,36 @@ def test_convert_says_what_it_did_and_what_is_wrong(saved, tmp_path, capsys):
     )
     with pytest.raises(SystemExit, match=r"error: .*is there already"):
         main([str(saved("vit")), str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("family", ["deit_with_teacher", "clip_zero_shot", "vit"])
+def test_what_is_converted_is_all_there(saved, tmp_path, family):
+    from vitpatch.convert import main
+
+    shutil.copytree(saved(family), tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    if family == "vit":
+        (tmp_path / "old" / "config.json").write_text(
+            json.dumps({k: v for k, v in config.items() if k != "architectures"})
+        )
+    weights = load_file(tmp_path / "old" / "model.safetensors")
+    torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    main([str(tmp_path / "old"), str(tmp_path / "new")])
+    before, after = (checkpoint_of(folder, family).load(NAMES) for folder in (saved(family), tmp_path / "new"))
+    assert before.weights_digest == after.weights_digest and before.label_names == after.label_names
+
+
+def test_what_lacks_its_classifier_is_not_converted(saved, tmp_path):
+    from vitpatch.convert import main
+
+    shutil.copytree(saved("vit"), tmp_path / "old")
+    weights = load_file(tmp_path / "old" / "model.safetensors")
+    torch.save({k: v for k, v in weights.items() if "classifier" not in k}, tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match=r"error: .*no weights for classifier.bias"):
+        main([str(tmp_path / "old"), str(tmp_path / "new")])
+    assert not list(tmp_path.glob("new*"))
 
 
 def test_without_an_image_processor_the_keys_say_it(saved, tmp_path):
@@ -136,7 +166,15 @@ def test_without_an_image_processor_the_keys_say_it(saved, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        (dict(mean=[0.5] * 3), "model.std None: expected one number a colour"),
+        (dict(mean=[0.5] * 3), "model.mean and model.std: both are needed"),
+        (dict(image_size=64), "model.mean and model.std: both are needed"),
+        (
+            dict(mean=[127] * 3, std=[58] * 3),
+            r"model.mean and model.std \[127, .*expected numbers on the \[0, 1\] scale",
+        ),
+        (dict(revision="main"), "model.revision main: .* is a local folder"),
+        (dict(head_path=5), "model.head_path 5: expected a name"),
+        (dict(anatomy=5), "model.anatomy 5: expected a name"),
         (dict(mean=[0.5] * 3, std=[0.5, 0.5, 0]), "model.std.*above 0"),
         (dict(mean=[0.5] * 3, std=[0.5] * 3, image_size=0), "model.image_size 0"),
         (dict(mean=[0.5] * 3, std=[0.5] * 3, image_size=64), r"gives \(64, 64\) pixels, the model takes \(32, 32\)"),

@@ -43,6 +43,7 @@ class Checkpoint(Pretrained):
     std: Any = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("image_size", "mean", "std", "prompts"):
             value = getattr(self, key, None)
             if value is not None and not isinstance(value, int | float | str | tuple):
@@ -56,6 +57,9 @@ class Checkpoint(Pretrained):
     def load(self, names: Sequence[str] | None = None) -> PatchableViT:
         """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
         self.check()
+        for key in ("readout", "head_path", "anatomy", "resample"):
+            if getattr(self, key) is not None and not isinstance(getattr(self, key), str):
+                raise VitPatchError(f"model.{key} {getattr(self, key)!r}: expected a name, or null")
         return _load(self, tuple(names) if self.needs_names and names else None)
 
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
@@ -97,7 +101,7 @@ class ZeroShotCheckpoint(Checkpoint):
         return True
 
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
-        prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts or ())
+        prompts = self.prompts if isinstance(self.prompts, tuple) else (self.prompts,)
         if not prompts or not all(isinstance(prompt, str) and prompt.count("{}") == 1 for prompt in prompts):
             raise VitPatchError(f"model.prompts {list(prompts)}: expected templates such as 'a photo of a {{}}.'")
         if names is None:
@@ -231,14 +235,20 @@ def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
     pixels = (size, size) if isinstance(size, int) else size
     if not isinstance(pixels, tuple | list) or len(pixels) != 2 or not all(type(n) is int and n > 0 for n in pixels):
         raise VitPatchError(f"model.image_size {size!r}: expected pixels, such as 224 or [224,224]")
+    if checkpoint.mean is None or checkpoint.std is None:
+        raise VitPatchError("model.mean and model.std: both are needed where one of these or of model.image_size, "
+                            "model.crop_share and model.resample is given; such as [0.5,0.5,0.5]")  # fmt: skip
     for key in ("mean", "std"):
         value = getattr(checkpoint, key)
         if not isinstance(value, tuple) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
             raise VitPatchError(f"model.{key} {value!r}: expected one number a colour, such as [0.5,0.5,0.5]")
     if min(checkpoint.std) <= 0:
         raise VitPatchError(f"model.std {list(checkpoint.std)}: expected numbers above 0")
+    if not 0 <= min(checkpoint.mean) <= max(checkpoint.mean) <= 1 or max(checkpoint.std) > 1:
+        given = f"{list(checkpoint.mean)} and {list(checkpoint.std)}"
+        raise VitPatchError(f"model.mean and model.std {given}: expected numbers on the [0, 1] scale of the pixels")
     share = checkpoint.crop_share
-    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
         raise VitPatchError(f"model.crop_share {share!r}: expected a share of the shorter edge, above 0 and at most 1")
     return tuple(pixels), checkpoint.mean, checkpoint.std, checkpoint.resample or "bicubic", share
 

@@ -23,10 +23,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if said.folder.exists():
             raise VitPatchError(f"{said.folder}: is there already; name a new folder")
-        Pretrained(said.model, said.revision, allow_bin=True).saved_again(said.folder)
+        checkpoint = Pretrained(said.model, said.revision, allow_bin=True)
+        checkpoint.check()
+        written = checkpoint.saved_again(said.folder)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
-    print(f"{said.folder}: model.safetensors, config and image processor; use it with model.path={said.folder}")
+    print(f"{said.folder}: {', '.join(written)}; use it with model.path={said.folder}")
 
 
 if __name__ == "__main__":

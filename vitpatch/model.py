@@ -62,6 +62,8 @@ class PatchableViT(nn.Module):
         self.model = model.eval()
         self.family, self.preprocessing, self.head = family, preprocessing, readout
         self.classes = int(model.config.num_labels)
+        if self.classes < 2:
+            raise VitPatchError(f"{type(model).__name__}: has {self.classes} class; an effect needs two or more")
         self.label_names = _label_names(model.config)
         self._modules_of_blocks = self._find_blocks()
         self.family = family = _of_this_version(family, self._modules_of_blocks[0])
@@ -402,8 +404,8 @@ def _said(model: nn.Module, name: str) -> Any:
 
 
 def _label_names(config: Any) -> tuple[str, ...] | None:
-    names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     unnamed = tuple(f"LABEL_{i}" for i in range(config.num_labels))
+    names = tuple(str(config.id2label.get(i, unnamed[i])) for i in range(config.num_labels))
     return None if names == unnamed else names
 
 

@@ -56,7 +56,13 @@ def of_processor(processor: Any) -> Preprocessing:
         )
     if not getattr(processor, "do_normalize", True):
         return Preprocessing(processor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Preprocessing(processor, tuple(map(float, processor.image_mean)), tuple(map(float, processor.image_std)))
+    return Preprocessing(processor, *(_of_colours(x) for x in (processor.image_mean, processor.image_std)))
+
+
+def _of_colours(said: Any) -> tuple[float, ...]:
+    """One number a colour, of a list or of one number for all."""
+    values = tuple(map(float, said)) if isinstance(said, list | tuple) else (float(said),)
+    return values * 3 if len(values) == 1 else values
 
 
 def explicit(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,10 +40,22 @@ class Pretrained:
     random_init: bool = False
     allow_bin: bool = False
 
+    def __post_init__(self) -> None:
+        if type(self.path) is int:  # a folder called 2024
+            object.__setattr__(self, "path", str(self.path))
+
     def check(self) -> None:
         """What is wrong without having looked at the path."""
         if not self.path:
             raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
+        for key in ("path", "revision"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, str):
+                raise VitPatchError(f"model.{key} {value!r}: expected a name")
+        if self.revision is not None and Path(self._where).is_dir():
+            raise VitPatchError(
+                f"model.revision {self.revision}: model.path {self.path} is a local folder; leave it null"
+            )
         if self.dtype not in DTYPES:
             raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
         for key in ("random_init", "allow_bin"):
@@ -140,16 +153,27 @@ class Pretrained:
         with one_line(self.path):
             return AutoTokenizer.from_pretrained(self._where, **self._arguments)
 
-    def saved_again(self, folder: Path) -> None:
-        """Writes the checkpoint into a new folder as ``save_pretrained`` does: safetensors, config, image processor."""
-        architecture = next(iter(self.config().architectures or ()), "")
-        kind = "AutoModelForImageClassification" if architecture.endswith("ForImageClassification") else "AutoModel"
-        model, _ = self.loaded(kind)
-        written = folder.with_name(f"{folder.name}.part")
-        with one_line(self.path):
-            model.save_pretrained(written)
-            self.processor().save_pretrained(written)
-        written.rename(folder)
+    def saved_again(self, folder: Path) -> list[str]:
+        """Writes the checkpoint into a new folder as ``save_pretrained`` does, in safetensors; what was written."""
+        import transformers
+
+        config = self.config()
+        known = [name for name in config.architectures or () if hasattr(transformers, name)]
+        kinds = known[:1] or ["AutoModelForImageClassification", "AutoModel"]
+        model = next(filter(None, (_or_none(lambda kind=kind: self.model(config, kind)) for kind in kinds)), None)
+        model = model or self.model(config, kinds[0])  # says what is wrong
+        part = folder.with_name(f"{folder.name}.part")
+        written = {"model": model, "image processor": _or_none(self.processor), "tokenizer": _or_none(self.tokenizer)}
+        if config.model_type not in OF_TEXTS:
+            del written["tokenizer"]
+        try:
+            with one_line(self.path):
+                for each in filter(None, written.values()):
+                    each.save_pretrained(part)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return [name for name, each in written.items() if each is not None]
 
     def _has_only_pickle(self) -> bool:
         """Whether a folder or repository has weights as pickle and none as safetensors."""
@@ -162,6 +186,14 @@ class Pretrained:
         return has[".bin"] and not has[".safetensors"]
 
 
+def _or_none(load: Callable[[], Any]) -> Any:
+    """What is loaded, or ``None`` where it is not there."""
+    try:
+        return load()
+    except Exception:  # of transformers, which has no class for it
+        return None
+
+
 _UNUSED = ("mask_token", "relative_position_index")
 """Ends of weights that no classification takes part of, or that follow from the config."""
 _PICKLE = (
@@ -169,6 +201,7 @@ _PICKLE = (
     "and nothing else (weights_only), or convert it once: python -m vitpatch.convert {path} FOLDER, then "
     "model.path=FOLDER"
 )
+_NOT_ONLY_WEIGHTS = "model {path}: its pytorch_model.bin holds more than weights, or is damaged, and is not read"
 _CODE = (
     "model {path}: it is run by code from its own repository, and vitpatch runs none; only families that transformers "
     "itself has can be loaded (README: your model)"
@@ -183,4 +216,6 @@ def one_line(path: str) -> Iterator[None]:
     except Exception as error:  # of transformers, safetensors, torch and the hub's client, which share no class
         if "custom code" in str(error):
             raise VitPatchError(_CODE.format(path=path)) from error
+        if "weights_only" in str(error):
+            raise VitPatchError(_NOT_ONLY_WEIGHTS.format(path=path)) from error
         raise VitPatchError(f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}") from error
