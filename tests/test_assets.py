@@ -76,8 +76,8 @@ def test_there_are_enough_test_images_in_balanced_rounds(splits):
 def test_the_model_is_as_good_as_the_committed_table_says():
     """The clean row of the evaluation, made again; and the table's own promises."""
     from vitpatch.checkpoint import Checkpoint
+    from vitpatch.files import ParquetImages
     from vitpatch.fit import evaluate
-    from vitpatch.sources import ParquetImages
 
     config = json.loads((MODEL / "config.json").read_text())
     assert config["num_hidden_layers"] == 12 and config["model_type"] == "vit"

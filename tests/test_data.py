@@ -1,4 +1,5 @@
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from conftest import NAMES, pictures, write_parquet
 from PIL import Image
 
 from vitpatch.data import BadImage, ImageDataModule
-from vitpatch.sources import DiskImages, FolderImages, HubImages, ParquetImages
+from vitpatch.files import DiskImages, FolderImages, ParquetImages
+from vitpatch.sources import HubImages
 from vitpatch.spec import VitPatchError
 
 
@@ -66,8 +68,58 @@ def test_an_image_folder_with_and_without_splits(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "loose" / "a.png")
     with pytest.raises(VitPatchError, match="not in one folder a class"):
         FolderImages(path=str(tmp_path / "loose")).open()
-    with pytest.raises(VitPatchError, match=r"data.split None: the data have test, train|have train, test"):
+    with pytest.raises(VitPatchError, match=r"the images in loose, test, train lie at different depths"):
         FolderImages(path=str(tmp_path)).open()
+    shutil.rmtree(tmp_path / "loose")
+    with pytest.raises(VitPatchError, match=r"data.split null: the data have test, train; choose one"):
+        FolderImages(path=str(tmp_path)).open()
+    with pytest.raises(VitPatchError, match=r"data.split valid: the data have test, train; choose one, or null"):
+        FolderImages(path=str(tmp_path), split="valid").open()
+
+
+def test_names_of_files_and_folders_are_only_names(tmp_path):
+    """Words of splits and of globs say nothing here."""
+    folder = tmp_path / "br[1]"
+    for name in ("bus/a.png", "bus/img_test_1.png", "train/c.png", "train/my-validation.png", "train/deep/e.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    images = FolderImages(path=str(folder)).open()
+    assert images.label_names == ("bus", "train") and images.labels.tolist() == [0, 0, 1, 1, 1]
+    folder = folder.rename(tmp_path / "br*")
+    shutil.rmtree(folder / "bus")
+    assert FolderImages(path=str(folder)).open().label_names == ("train",)
+    (folder / "val" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "val" / "cat" / "a.png")
+    assert FolderImages(path=str(folder), split="validation").open().label_names == ("cat",)
+
+
+def test_files_with_other_classes_and_other_splits_are_not_joined(tmp_path):
+    for name, order in (("a", ["dog", "cat"]), ("b", ["cat", "dog"])):
+        (tmp_path / "mixed").mkdir(exist_ok=True)
+        write_parquet(tmp_path / "mixed" / f"{name}.parquet", pictures(1), [0], names=order)
+    with pytest.raises(VitPatchError, match=r"b.parquet has other columns or classes than a.parquet"):
+        ParquetImages(path=str(tmp_path / "mixed")).open()
+    for name in ("train-0", "test-0", "train_extra-0"):
+        write_parquet(tmp_path / f"{name}.parquet", pictures(1), [3 if "extra" in name else 1])
+    assert ParquetImages(path=str(tmp_path), split="train").open().labels.tolist() == [1]
+    with pytest.raises(VitPatchError, match=r"data.split null: the data have test, train; choose one"):
+        ParquetImages(path=str(tmp_path)).open()
+    with pytest.raises(VitPatchError, match=r"no file valid\*.parquet in it.*one of test,train"):
+        ParquetImages(path=str(tmp_path), split="valid").open()
+    with pytest.raises(VitPatchError, match=r"data.split test: .* is one file"):
+        ParquetImages(path=str(tmp_path / "test-0.parquet"), split="test").open()
+
+
+def test_an_identity_has_rows_and_the_columns_of_a_stream(tmp_path):
+    """Noise is a function of an image's row; a stream's images are not read for its identity."""
+    columns = dict(a=("i", pictures(3)), b=("i", pictures(3, seed=1)), c=("c", [0, 1, 0]))
+    path = save(tmp_path, **columns)
+    streams = [HubImages(path=str(tmp_path), split="train", streaming=True, image_column=c).open() for c in "ab"]
+    assert streams[0].digest != streams[1].digest
+    same = write_parquet(tmp_path / "same.parquet", pictures(1) * 3, [0, 1, 0])
+    rows = [ParquetImages(path=str(same), shuffle_seed=seed, classes=[0], limit=1).open() for seed in range(6)]
+    assert len({images.digest for images in rows}) == len({images.ids[0] for images in rows}) == 2
+    assert path.exists()
 
 
 def encoded(image, kind="PNG", **options):
@@ -157,6 +209,8 @@ def test_the_digest_is_of_the_content(made, tmp_path):
         ({"path": "images.parquet", "limit": 0}, "data.limit 0"),
         ({"path": "images.parquet", "on_error": "ignore"}, "data.on_error 'ignore'"),
         ({"path": "broken.txt"}, "data .*broken.txt"),
+        ({"path": ["a"]}, "data.path .'a'.: expected a name"),
+        ({"path": "images.parquet", "image_column": None}, "data.image_column None: expected the name"),
     ],
 )
 def test_wrong_keys_are_named(made, monkeypatch, keys, says):
@@ -223,6 +277,8 @@ def test_labels_may_be_names_in_a_column_of_text(tmp_path):
     assert ParquetImages(path=str(path), classes=["dog"]).open().ids.tolist() == [0, 2]
     streamed = HubImages(path=str(tmp_path), split="train", streaming=True).open()
     assert streamed.label_names == images.label_names and streamed.labels.tolist() == [2, 1, 2, 0]
+    first = HubImages(path=str(tmp_path), split="train", streaming=True, limit=2).open()
+    assert first.label_names == images.label_names and first.labels.tolist() == [2, 1]
 
 
 # --- which rows ---
@@ -275,6 +331,7 @@ def test_each_key_of_the_selection_by_itself(many):
         ({"shuffle_seed": True}, r"data.shuffle_seed True"),
         ({"classes": ["class_3"]}, r"selection is empty"),
         ({"label_column": None, "per_class": 2}, r"have no labels"),
+        ({"label_column": None, "label_map": {"a": 1}}, r"have no labels"),
         ({"label_map": "x"}, r"data.label_map 'x'"),
     ],
 )
@@ -307,7 +364,7 @@ def test_a_data_set_saved_to_disk(made, tmp_path):
     assert images.digest == ParquetImages(path=str(made / "images.parquet")).open().digest
     assert DiskImages(path=str(tmp_path / "two"), split="test").open().labels.tolist() == [2, 1]
     for path, split, says in (
-        ("two", None, r"data.split None: the data have train, test"),
+        ("two", None, r"data.split null: the data have train, test"),
         ("one", "test", r"data.split test: the data have no splits"),
         ("three", None, r"no such folder"),
     ):

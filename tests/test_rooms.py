@@ -32,6 +32,7 @@ LEVELS = {
     "labels": 1,
     "columns": 3,
     "sources": 4,
+    "files": 5,
     "classifiers": 2,
     "readout": 2,
     "hooks": 1,

@@ -153,7 +153,7 @@ def test_augmentation_of_nothing_changes_nothing_and_of_all_stays_in_range():
 
 def test_the_evaluation_table_counts(made):
     from vitpatch.corruptions import Identity
-    from vitpatch.sources import ParquetImages
+    from vitpatch.files import ParquetImages
 
     images = ParquetImages(path=str(made / "images.parquet")).open()
     table = evaluate(Checkpoint(str(made / "vit")).load(), images, {"none": Identity()}, seed=0, batch_size=4)

@@ -32,7 +32,8 @@ def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
     if image == AUTO:
         image = _the_one([name for name in rest if isinstance(features[name], datasets.Image)], rest, "image")
     if label == AUTO:
-        label = _the_one([name for name in rest if isinstance(features[name], datasets.ClassLabel)], rest, "label")
+        classes = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
+        label = _the_one([name for name in classes if name in rest] or classes, rest, "label")
     for column in filter(None, (image, asked.mask)):
         kind = features[column]
         if not isinstance(kind, datasets.Image) and not _stores_images(kind):
@@ -66,6 +67,11 @@ def _names_classes(kind: Any) -> bool:
     return hasattr(kind, "names") or str(getattr(kind, "dtype", "")).startswith(("int", "uint", *TEXT))
 
 
+def is_text(kind: Any) -> bool:
+    """Whether a column holds text."""
+    return getattr(kind, "dtype", None) in TEXT
+
+
 def numbered(values: Sequence[Any], kind: Any, column: str) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
     """A column of labels → (images,) int64, and their names where they have some.
 
@@ -73,7 +79,7 @@ def numbered(values: Sequence[Any], kind: Any, column: str) -> tuple[NDArray[np.
     """
     if any(value is None for value in values):
         raise VitPatchError(f"data.label_column {column!r}: some rows have no label")
-    if kind.dtype in TEXT:
+    if is_text(kind):
         names, labels = np.unique(np.array(values, dtype=str), return_inverse=True)
         return labels.astype(np.int64), tuple(names.tolist())
     labels, names = np.array(values, dtype=np.int64), getattr(kind, "names", None)

@@ -153,8 +153,8 @@ class LabelledImages:
         try:
             image = Image.open(io.BytesIO(_bytes(stored)))
             image.load()
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers of unknown range")
+            if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                raise ValueError("its pixels are 32-bit numbers of unknown range")
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
             reason = _why_unreadable(stored, error)
             raise VitPatchError(

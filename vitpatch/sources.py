@@ -1,4 +1,4 @@
-"""Where images are: files, folders, the hub, a saved data set; and which of their rows are taken."""
+"""Sources of images: what each is asked for, which of its rows are taken; and the hub. Files: ``vitpatch.files``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vitpatch.columns import AUTO, found_in, numbered
+from vitpatch.columns import AUTO, found_in, is_text, numbered
 from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.hub import commit_of, downloaded, explain, resolve
 from vitpatch.labels import chosen
@@ -58,6 +57,8 @@ class ImageSource(ABC):
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
+        if type(self.path) is int:  # a folder called 2024
+            object.__setattr__(self, "path", str(self.path))
         if isinstance(self.label_map, Mapping):  # Hydra gives its own kinds of list and dict, which have no hash
             object.__setattr__(self, "label_map", tuple(self.label_map.items()))
         if self.classes is not None and not isinstance(self.classes, str | int):
@@ -78,100 +79,8 @@ class ImageSource(ABC):
 
     def open(self) -> LabelledImages:
         """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
+        _check_keys(self)
         return _open(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParquetImages(ImageSource):
-    """A parquet file, a glob, or a folder with ``SPLIT*.parquet``; an image column as ``datasets`` writes it."""
-
-    def rows(self) -> datasets.Dataset:
-        """The rows of the file or files, in order of their names."""
-        from datasets import Dataset
-        from pyarrow import parquet
-
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            if path.suffix.lower() in _image_suffixes():
-                raise VitPatchError(f"data.path {self.path}: is an image; use data=imagefolder data.path={self.path}")
-            files = [path]
-        elif path.is_dir():
-            files = sorted(path.glob(f"{self.split or ''}*.parquet"))
-        else:
-            root = Path(path.anchor)
-            files = sorted(root.glob(str(path.relative_to(root))))
-        if not files:
-            what = f"no file {self.split or ''}*.parquet in it" if path.is_dir() else "no such file or folder"
-            raise VitPatchError(
-                f"data.path {self.path}: {what}; give a parquet file, a glob, or a folder of them and data.split"
-            )
-        if not sum(parquet.read_metadata(file).num_rows for file in files):
-            raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
-        return Dataset.from_parquet([str(file) for file in files])
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderImages(ImageSource):
-    """A folder with one folder of images a class, or with such a folder for each split; one image; a folder of images.
-
-    A single image, and loose ones with ``label_column=None``, have no labels.
-    """
-
-    def rows(self) -> datasets.Dataset:
-        """The rows in order of class, then file name."""
-        from datasets import load_dataset
-
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            return self._loose([path])
-        if not path.is_dir():
-            raise VitPatchError(
-                f"data.path {self.path}: no such folder; give a folder with one folder of images a class, or an image"
-            )
-        if self.label_column is None:
-            folder = path / self.split if self.split else path
-            return self._loose(sorted(f for f in folder.rglob("*") if f.suffix.lower() in _image_suffixes()))
-        return self._split_of(load_dataset("imagefolder", data_dir=str(path)))
-
-    def asked(self, features: Mapping[str, Any]) -> ColumnNames:
-        """The columns as the keys name them; loose images have no labels."""
-        columns = super().asked(features)
-        return replace(columns, label=None) if columns.label == AUTO and "label" not in features else columns
-
-    def _loose(self, files: list[Path]) -> datasets.Dataset:
-        from datasets import Dataset, Features
-        from datasets import Image as ImageFeature
-
-        stored = [{"bytes": None, "path": str(file)} for file in files]
-        return Dataset.from_dict({"image": stored}, features=Features({"image": ImageFeature(decode=False)}))
-
-    def _split_of(self, splits: datasets.DatasetDict) -> datasets.Dataset:
-        wanted = _split(self, splits)
-        if "label" not in splits[wanted].column_names:
-            raise VitPatchError(
-                f"data.path {self.path}: its images are not in one folder a class (a loose image?); without labels: "
-                "data.label_column=null"
-            )
-        return splits[wanted]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskImages(ImageSource):
-    """A folder written by ``save_to_disk``."""
-
-    def rows(self) -> datasets.Dataset:
-        """The rows of the split."""
-        from datasets import Dataset, load_from_disk
-
-        path = Path(self.path).expanduser()
-        if not path.is_dir():
-            raise VitPatchError(f"data.path {self.path}: no such folder; give one that save_to_disk of datasets wrote")
-        found = load_from_disk(str(path))
-        if isinstance(found, Dataset):
-            if self.split is not None:
-                raise VitPatchError(f"data.split {self.split}: the data have no splits; leave it null")
-            return found
-        return found[_split(self, found)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +104,10 @@ class HubImages(ImageSource):
         where = resolve(self.path, "data.path")
         if self.split is None:
             raise VitPatchError("data.split is missing: name the split, such as data.split=test")
-        if not Path(where).is_dir():  # a download may take long
+        if Path(where).is_dir():
+            if self.revision is not None:
+                raise VitPatchError(f"data.revision {self.revision}: {self.path} is a local folder; leave it null")
+        else:  # a download may take long
             enable_progress_bars()
         how = {"split": self.split, "streaming": self.streaming}
         try:
@@ -218,18 +130,6 @@ class HubImages(ImageSource):
             return f"{self.path} {self.config_name} {self.split} {commit}"
         files = sorted(f for f in path.rglob("*") if f.is_file())
         return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
-
-
-def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
-    wanted = source.split or (next(iter(splits)) if len(splits) == 1 else None)
-    if wanted not in splits:
-        raise VitPatchError(f"data.split {source.split}: the data have {', '.join(splits)}; choose one")
-    return wanted
-
-
-def _image_suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
 
 
 class StreamedRows:
@@ -263,7 +163,6 @@ def _open(source: ImageSource) -> LabelledImages:
     import datasets
 
     datasets.disable_progress_bars()
-    _check_keys(source)
     with _one_line(source):
         rows = source.rows()
         if rows.features is None:  # of a stream, known from its first rows
@@ -271,6 +170,9 @@ def _open(source: ImageSource) -> LabelledImages:
         columns = found_in(rows.features, source.asked(rows.features))
         for column in filter(None, (columns.image, columns.mask)):
             rows = rows.cast_column(column, datasets.Image(decode=False))
+        of_labels = (source.classes, source.per_class, source.label_map)
+        if columns.label is None and any(key is not None for key in of_labels):
+            raise VitPatchError("data.classes, data.per_class and data.label_map: the images have no labels")
         values, number = _read(source, rows, [column for column in (columns.label, columns.cluster) if column])
     labels, names = np.full(number, UNKNOWN, dtype=np.int64), None
     if columns.label is not None:
@@ -307,17 +209,21 @@ def _check_keys(source: ImageSource) -> None:
         raise VitPatchError(f"data.num_workers {source.num_workers!r}: expected a whole number, 0 or more")
     if not source.path:
         raise VitPatchError("data.path is missing: say where the images are")
+    for key in ("path", "split"):
+        if not isinstance(getattr(source, key), str | None):
+            raise VitPatchError(f"data.{key} {getattr(source, key)!r}: expected a name")
     if source.label_map is not None and not isinstance(source.label_map, tuple):
         raise VitPatchError(f"data.label_map {source.label_map!r}: expected {{label: class}}")
-    if source.label_column is None and (source.classes is not None or source.per_class is not None):
-        raise VitPatchError("data.classes and data.per_class: the images have no labels (data.label_column=null)")
+    if not isinstance(source.image_column, str):
+        raise VitPatchError(f"data.image_column {source.image_column!r}: expected the name of a column, or auto")
 
 
 def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, list[Any]], int]:
     """The values of columns, and the number of rows; of a stream whose order is kept only of as many as are taken."""
     if not source.streams:
         return {column: rows[column][:] for column in wanted}, len(rows)
-    few = source.shuffle_seed is None and source.classes is None and source.per_class is None
+    keys = (source.shuffle_seed, source.classes, source.per_class)
+    few = all(key is None for key in keys) and not any(is_text(rows.features[column]) for column in wanted)
     one = wanted or list(rows.features)[:1]
     there = list(islice(rows.select_columns(one), source.limit if few else None))
     return {column: [row[column] for row in there] for column in wanted}, len(there)
