@@ -1,6 +1,7 @@
 """Any model on any data, from the config to the files: families, labels by name, images without labels."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -82,7 +83,12 @@ def test_a_part_of_the_models_classes_and_a_map(patched, made, tmp_path):
         patched(f"data.path={path}")
     examples, _ = tables(patched(f"data.path={path}", "data.label_map={second: class_1}"))
     assert set(zip(examples["label"], examples["label_name"], strict=True)) == {(4, "Class 4"), (1, "second")}
-    examples, _ = tables(patched(f"data.path={path}", "data.label_map={second: null}", folder="left"))
+    merged = patched(f"data.path={path}", "data.label_map={second: 'Class 4'}", folder="merged")
+    assert set(next(tables(merged))["label_name"]) == {"Class 4 / second"}  # not one for the other
+    left = patched(f"data.path={path}", "data.label_map={second: null}", folder="left")
+    counts = json.loads((left / "manifest.json").read_text())["counts"]
+    assert (counts["images"], counts["read"], counts["dropped"]) == (13, 7, {"left out by label_map": 6})
+    examples, _ = tables(left)
     assert examples["example_id"].tolist() == list(range(0, 13, 2)) and set(examples["label"]) == {4}
 
 
@@ -115,3 +121,33 @@ def test_a_stream_gives_the_same_files(patched, made, tmp_path):
     stream, whole = patched(*hub, "data.streaming=true", folder="s", pictures=True), patched(*hub, folder="w")
     for a, b in zip(tables(stream), tables(whole), strict=True):
         pd.testing.assert_frame_equal(a, b)
+
+
+def test_run_id_knows_what_changes_a_number(config, saved, made, tmp_path):
+    from vitpatch.setup import prepare
+
+    def run_id(folder, *overrides):
+        return prepare(config(f"model.path={folder}", *overrides)).run_id
+
+    plain = run_id(made / "vit")
+    assert plain == run_id(made / "vit", "batch_size=3", "data.num_workers=1", "memory_gb=0.5", "sweep=x")
+    others = [run_id(made / "vit", "model.random_init=true"), run_id(made / "vit", "data.limit=12")]
+    for number, change in enumerate(({"hidden_act": "relu"}, {"num_attention_heads": 2}, {"layer_norm_eps": 0.1})):
+        folder = tmp_path / str(number)
+        shutil.copytree(made / "vit", folder)
+        said = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(said | change))
+        others.append(run_id(folder))
+    teacher = saved("deit_with_teacher")
+    heads = ("null", "cls_classifier", "distillation_classifier")
+    others += [run_id(teacher, f"model.readout={head}") for head in heads]
+    assert len({plain, *others}) == 1 + len(others)
+    renamed = shutil.copytree(made / "vit", tmp_path / "renamed")
+    assert run_id(renamed) == plain  # whatever the folder is called
+
+
+def test_an_untrained_model_and_a_head_are_in_the_title(config, saved):
+    from vitpatch.setup import prepare
+
+    cfg = config(f"model.path={saved('deit_with_teacher')}", "model.random_init=true", "model.readout=cls_classifier")
+    assert prepare(cfg).title.startswith("deit_with_teacher (untrained, cls_classifier) on images, gray, attn_out")

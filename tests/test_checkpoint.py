@@ -359,3 +359,20 @@ def test_a_row_is_proven_in_float32_also_for_weights_below_it(saved, tmp_path):
     assert not model.stepwise
     right = Checkpoint(str(saved("clip")), dtype="bfloat16").load()
     assert right.stepwise and right.by_heads and right.sizes.reads == 17 and right.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_code_of_a_repository_is_never_run_nor_asked_for(saved, tmp_path, monkeypatch, file):
+    folder = tmp_path / "own_code"
+    shutil.copytree(saved("vit"), folder)
+    (folder / "own.py").write_text("raise SystemExit('code of a repository was run')\n")
+    said = json.loads((folder / file).read_text())
+    if file == "config.json":
+        said |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    else:
+        said |= {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Processor"}}
+    (folder / file).write_text(json.dumps(said))
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("asked"))
+    with pytest.raises(VitPatchError, match=r"run by code from its own repository, and vitpatch runs none") as error:
+        Checkpoint(str(folder)).load()
+    assert "trust_remote_code" not in str(error.value) and "\n" not in str(error.value)

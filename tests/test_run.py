@@ -141,7 +141,7 @@ def test_a_run_without_a_readable_image_is_no_run(patched, half_broken, tmp_path
 def test_a_corruption_that_does_nothing_says_so(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("corruption=none")
-    assert "does not move the model" in caplog.text and "peak layer    none" in caplog.text
+    assert "is not shown to move the model" in caplog.text and "peak layer    none" in caplog.text
     manifest = manifest_of(folder)
     assert manifest["total_effect"]["mean"] == 0 and manifest["peak_layer"] is None
     assert any("recovered is empty" in note for note in manifest["notes"])
@@ -151,7 +151,7 @@ def test_a_corruption_that_does_nothing_says_so(patched, caplog):
 def test_one_image_has_effects_and_no_interval(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("data.limit=1")
-    assert "one cluster: no interval" in caplog.text and "does not move" not in caplog.text
+    assert "one cluster: no interval" in caplog.text and "is not shown to move" not in caplog.text
     assert manifest_of(folder)["total_effect"]["low"] is None
     assert any("one cluster" in note for note in manifest_of(folder)["notes"])
 

@@ -181,7 +181,10 @@ def _patchable(model: nn.Module, images: Any) -> PatchableViT:
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
     size = tuple(images.shape[2:]) if isinstance(images, Tensor) and images.dim() == 4 else None
-    patchable = PatchableViT(model, family_of(config.model_type, type(model).__name__), input_size=size)
+    family = family_of(config.model_type, type(model).__name__)
+    if family.blocks.startswith("backbone.") and not hasattr(model, "backbone"):
+        raise VitPatchError(f"model: {type(model).__name__} is a backbone; patch.py takes it with model.head_path")
+    patchable = PatchableViT(model, family, input_size=size)
     made_of, proven = (_made_of(model), patchable.input_size), _PROVEN.get(model)
     if made_of[0] is None or proven is None or made_of != proven[0]:
         prove(patchable)

@@ -217,6 +217,8 @@ def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
         return of_timm(getattr(config, "pretrained_cfg", None) or {})
     try:
         processor = checkpoint.processor()
+    except VitPatchError:
+        raise
     except Exception as error:  # of transformers and the hub's client, which share no class
         raise VitPatchError(
             f"model {checkpoint.path}: no image processor ({explain(error, checkpoint.path, 'model.path', '')}); say "

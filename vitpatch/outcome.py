@@ -20,8 +20,9 @@ from vitpatch.store import RunFolder, patch_columns
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
 NOT_RECOVERED = "recovered is empty: the mean total effect is within 3 standard errors of 0, or has none"
 NO_HANDOVER = "there is no picture of the handover: nothing is known of what is recovered"
+ONE_WINDOW = "there is no picture of the handover: it is drawn where there is one window"
 NO_LABELS = "the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1"
-DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption does not move the model"
+DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not shown to move the model"
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,14 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(NOT_RECOVERED)
         if is_handover(outcome.summary):
             notes.append(NO_HANDOVER)
+    if is_handover(outcome.summary) and outcome.summary["window"].nunique() > 1:
+        notes.append(ONE_WINDOW)
     return notes
 
 
 def is_handover(summary: pd.DataFrame) -> bool:
-    """Whether the rows are of the stream at CLS and at the patches, in one window."""
-    has_both = {"cls", "patches"} <= set(summary["tokens"])
-    return Site(summary["site"].iloc[0]).is_stream and has_both and summary["window"].nunique() == 1
+    """Whether the rows are of the stream at CLS and at the patches."""
+    return Site(summary["site"].iloc[0]).is_stream and {"cls", "patches"} <= set(summary["tokens"])
 
 
 def scalars(outcome: Outcome) -> dict[str, Any]:

@@ -38,17 +38,27 @@ class Trace:
     beside: tuple[str, ...] = ()
 
 
-def example_page(traces: Sequence[Trace], layers: Sequence[int], chosen: str, caption: Caption) -> Figure:
+@dataclass(frozen=True)
+class MapAxes:
+    """What the columns and rows of a map are that is not over the image: numbers of heads and of layers."""
+
+    heads: Sequence[int]
+    layers: Sequence[int]
+
+
+def example_page(
+    traces: Sequence[Trace], layers: Sequence[int], layer_words: str, chosen: str, caption: Caption
+) -> Figure:
     """For each image: clean, corrupted, and the metric as each layer's window is patched, with both base runs as lines.
 
-    ``chosen`` says in words how the images were picked.
+    ``layer_words`` name the axis, ``chosen`` says in words how the images were picked.
     """
     figure = Figure(figsize=(9.5, 1.1 + 1.75 * len(traces)), layout="constrained")
     grid = figure.subplots(len(traces), 3, width_ratios=(1, 1, 3.4), squeeze=False)
     for row, trace in zip(grid, traces, strict=True):
         _draw_pictures(row, trace)
         _draw_trace(row[2], trace, layers, caption.metric)
-    grid[-1][2].set_xlabel("layer (the window's centre)")
+    grid[-1][2].set_xlabel(layer_words)
     handles, labels = grid[0][2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     number = len(traces[0].patched)
@@ -96,22 +106,22 @@ def effect_maps(
         axes.set_title(f"layer {layer}{words}", fontsize=8)
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
-    label = f"mean effect of a {what} on the\n{METRIC_NAMES[caption.metric]}"
-    figure.colorbar(image, ax=list(panels), label=label, pad=0.02, shrink=0.8)
+    bar = figure.colorbar(image, ax=list(panels), pad=0.02)
+    label = f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}"
+    bar.set_label("\n".join(textwrap.wrap(label, 12 * int(figure.get_figheight()))), fontsize=8)
     headline(figure, caption.title, caption.sample)
     return figure
 
 
 def map_page(
-    traces: Sequence[Trace], panels: Sequence[str], axes_words: tuple[str, str], chosen: str, caption: Caption
+    traces: Sequence[Trace], panels: Sequence[str], map_axes: MapAxes | None, chosen: str, caption: Caption
 ) -> Figure:
     """For each image: clean, corrupted, and its maps, each image on its own scale.
 
-    ``panels`` name the maps of an image; ``axes_words`` are (x, y) of a map that is not over the image, else empty.
+    ``panels`` name the maps of an image; ``map_axes`` are those of a map that is not over the image.
     """
     kept = np.unique(np.linspace(0, len(panels) - 1, min(MOST_MAPS, len(panels))).round().astype(int))
-    over_image = not axes_words[0]
-    wide = 1.0 if over_image else 4.0
+    wide = 1.0 if map_axes is None else 4.0
     figure = Figure(figsize=(3.4 + wide * len(kept), 1.2 + 1.5 * len(traces)), layout="constrained")
     ratios = (1.3, 1.3, *[wide] * len(kept))
     grid = figure.subplots(len(traces), 2 + len(kept), width_ratios=ratios, squeeze=False)
@@ -121,10 +131,10 @@ def map_page(
         for axes, at in zip(row[2:], kept, strict=True):
             image = _draw_map(axes, trace.maps[at], limit)
             axes.set_title(panels[at], fontsize=7)
-            axes.set_xlabel(trace.beside[at] if trace.beside else axes_words[0], fontsize=7)
-            if not over_image:
-                _number(axes, trace.maps[at])
-        row[2].set_ylabel(axes_words[1], fontsize=7)
+            if map_axes is not None:
+                _number(axes, map_axes)
+            elif trace.beside:
+                axes.set_xlabel(trace.beside[at], fontsize=7)
         bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
         bar.ax.tick_params(labelsize=7)
     what = f"effect on the {METRIC_NAMES[caption.metric]}, each image on its own scale"
@@ -132,11 +142,14 @@ def map_page(
     return figure
 
 
-def _number(axes: Axes, values: NDArray[np.floating]) -> None:
-    """Lets a map that is no image fill its panel, its rows and columns numbered."""
+def _number(axes: Axes, map_axes: MapAxes) -> None:
+    """Lets a map that is no image fill its panel, its rows and columns numbered as heads and layers are."""
     axes.set_aspect("auto")
-    for axis, number in ((axes.xaxis, values.shape[1]), (axes.yaxis, values.shape[0])):
-        axis.set_ticks(range(0, number, 1 if number <= 16 else 2))
+    axes.set_xlabel("head", fontsize=7)
+    axes.set_ylabel("layer", fontsize=7)
+    for axis, numbers in ((axes.xaxis, map_axes.heads), (axes.yaxis, map_axes.layers)):
+        shown = range(0, len(numbers), 1 if len(numbers) <= 16 else 2)
+        axis.set_ticks(shown, [str(numbers[i]) for i in shown])
         axis.set_tick_params(labelsize=6)
 
 

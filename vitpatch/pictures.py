@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from vitpatch.corruptions import corrupted
 from vitpatch.data import ImageDataModule
 from vitpatch.outcome import DOES_NOT_MOVE, Outcome, is_handover, metric_of, series_of
 from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun, counted
+from vitpatch.spec import BaseRun, Estimate, counted
 from vitpatch.store import RunFolder
 from vitpatch.tokens import cell
 
@@ -24,6 +25,7 @@ MOST_GROUPS = 4
 """Token groups side by side in the heatmap of heads."""
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
 def draw(folder: RunFolder, setup: Setup, outcome: Outcome, data: ImageDataModule) -> dict[str, list[Path]]:
     """Draws the run's figures into its folder; their files, by the names they have in the tracker."""
     title = f"{setup.title}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else setup.title
@@ -44,7 +46,7 @@ def _figures_of_target(setup: Setup, summary: pd.DataFrame, caption: plots.Capti
     target, drawn = setup.study.target, {}
     if target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
         drawn["heads"] = plots.head_heatmap(summary, caption)
-    if is_handover(summary) and summary["recovered"].notna().all():
+    if is_handover(summary) and summary["window"].nunique() == 1 and summary["recovered"].notna().all():
         drawn["handover"] = plots.handover(summary, caption)
     if summary["direct_log_odds"].notna().all():
         drawn["direct"] = plots.direct_effects(summary, caption)
@@ -60,10 +62,26 @@ def _class_heatmap(setup: Setup, outcome: Outcome, summary: pd.DataFrame, captio
     labels, names = outcome.examples["label"].to_numpy(), outcome.examples.set_index("label")["label_name"].to_dict()
     clusters = outcome.examples["cluster"].to_numpy()
     of_class = stats.by_class(outcome.effects[:, rows], labels, clusters, setup.study.seed)
-    cells = [(names[label], images, estimates) for label, images, estimates in of_class]
+    cells = []
+    for label, images, estimates in of_class:
+        if len(np.unique(clusters[labels == label])) < plots.FEW_CLUSTERS:
+            estimates = [_without_interval(estimate) for estimate in estimates]
+        cells.append((names[label], images, estimates))
     if series:
-        caption = replace(caption, title=f"{caption.title}: {series}")
-    return plots.class_heatmap(cells, summary["layer"].iloc[rows].tolist(), caption)
+        caption = _also(caption, f": {series}")
+    words = plots.layer_words(set(summary["window"].iloc[rows]))
+    return plots.class_heatmap(cells, summary["layer"].iloc[rows].tolist(), words, caption)
+
+
+def _without_interval(estimate: Estimate) -> Estimate:
+    """An interval of a few clusters says little."""
+    return Estimate(estimate.mean, np.nan, np.nan, np.nan)
+
+
+def _also(caption: plots.Caption, words: str) -> plots.Caption:
+    """A caption with some words more in the first line of its title."""
+    first, newline, rest = caption.title.partition("\n")
+    return replace(caption, title=f"{first}{words}{newline}{rest}")
 
 
 def _over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
@@ -107,7 +125,7 @@ def _mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Capti
     shown = summary.iloc[at.flat[0]]
     of_cls = summary["effect"].iloc[_of_cls(summary, at)]
     beside = [f", CLS {effect:+.3f}" for effect in of_cls] or [""] * len(layers)
-    caption = replace(caption, title=caption.title + _first_of(summary, at.flat[0]))
+    caption = _also(caption, _first_of(summary, at.flat[0]))
     what = "token" if shown["tokens"].startswith("each") else "block of patches"
     return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
 
@@ -136,12 +154,13 @@ def _page(
     layers, over_image = list(dict.fromkeys(summary["layer"])), _over_the_image(summary)
     if traces[0].maps is not None:
         row = 0 if over_image is None else over_image.flat[0]
-        caption = replace(caption, title=caption.title + _first_of(summary, row, heads=over_image is not None))
+        caption = _also(caption, _first_of(summary, row, heads=over_image is not None))
     if over_image is not None:
-        return pages.map_page(traces, [f"layer {layer}" for layer in layers], ("", ""), chosen, caption)
+        return pages.map_page(traces, [f"layer {layer}" for layer in layers], None, chosen, caption)
     if traces[0].maps is not None:
-        return pages.map_page(traces, ["layer × head"], ("head", "layer"), chosen, caption)
-    return pages.example_page(traces, layers, chosen, caption)
+        heads = list(dict.fromkeys(summary["head"]))
+        return pages.map_page(traces, ["layer × head"], pages.MapAxes(heads, layers), chosen, caption)
+    return pages.example_page(traces, layers, plots.layer_words(set(summary["window"])), chosen, caption)
 
 
 def _maps_at(setup: Setup, summary: pd.DataFrame) -> NDArray[np.intp] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,10 @@ APART = 0.07
 """How far series are drawn apart, in layers."""
 NAMED = 5
 """Of dots, how many are named."""
+FEW_CLUSTERS = 5
+"""A class of fewer has no interval to speak of."""
+LONGEST_NAME = 32
+"""Letters of a class's name."""
 STYLES = tuple(
     zip((BLUE, "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288"), "os^DvPX*", strict=True)
 )
@@ -71,7 +76,8 @@ def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> F
     ``summary`` has a column ``series`` that tells rows of one layer apart. Of more than ``MOST_LINES`` series each row
     is a dot, and those with the largest effects are named.
     """
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    height = 4.8 if summary["series"].nunique() <= MOST_LINES else 6.0
+    figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label="total effect, 95 % interval")
@@ -84,21 +90,33 @@ def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> F
         for i, (style, name) in enumerate(zip(STYLES, series, strict=False)):
             beside = APART * (i - (len(series) - 1) / 2)  # so that intervals do not hide each other
             _line(axes, summary[summary["series"] == name], f"{name}: " if name else "", style, beside)
-    windows = set(summary["window"])
-    window = windows.pop() if len(windows) == 1 else 0
-    axes.set_xlabel("layer" if window in (1, PREFIX, SUFFIX) else _centre(window))
+    axes.set_xlabel(layer_words(set(summary["window"])))
     axes.set_ylabel(f"effect on the\n{METRIC_NAMES[caption.metric]}")
     axes.set_xticks(sorted(set(summary["layer"])))
     if summary["recovered"].notna().any():
         _share_of_total(axes, total)
-    axes.legend(loc="best", frameon=False, fontsize=9, ncols=1 if len(series) < 4 else 2)
+    if len(series) > MOST_LINES:
+        _legend_below(figure, axes)
+    else:
+        columns = 1 if len(series) < 4 else 2
+        axes.legend(loc="best", framealpha=0.85, edgecolor="none", fontsize=9, ncols=columns)
     axes.grid(axis="y", alpha=0.25)
     headline(figure, caption.title, caption.sample)
     return figure
 
 
-def _centre(window: int) -> str:
-    return f"layer at the centre of the window{f' of {window}' if window else ''}"
+def layer_words(windows: set[int]) -> str:
+    """What the layer on an axis is of windows of these numbers of layers, ``PREFIX`` or ``SUFFIX``."""
+    counted = [window for window in windows if window > 1]
+    centre = f"the centre of a window of {counted[0]}" if len(counted) == 1 else "a window's centre"
+    words = [centre] * bool(counted) + ["the last of a prefix"] * (PREFIX in windows)
+    words += ["the first of a suffix"] * (SUFFIX in windows)
+    return f"layer ({', '.join(words)})" if words else "layer"
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
 
 
 def _line(axes: Axes, rows: pd.DataFrame, name: str, style: tuple[str, str], beside: float) -> None:
@@ -118,19 +136,23 @@ def _line(axes: Axes, rows: pd.DataFrame, name: str, style: tuple[str, str], bes
 def _dots(axes: Axes, summary: pd.DataFrame) -> None:
     """Every row a dot; the largest with name and interval."""
     number = summary["series"].nunique()
-    label = f"mean effect, {number} a layer; the largest named, with 95 % interval"
+    label = f"mean effect, {number} a layer; the {NAMED} largest with 95 % interval:"
     axes.plot(summary["layer"], summary["effect"], "o", color=BLUE, markersize=4, alpha=0.35, label=label)
-    largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index]
-    error = np.abs(np.stack([largest["effect"] - largest["effect_low"], largest["effect_high"] - largest["effect"]]))
-    axes.errorbar(largest["layer"], largest["effect"], yerr=error, fmt="o", color=BLUE, markersize=4, capsize=3)
-    _name(axes, [(row["layer"], row["effect"], row["series"]) for row in largest.to_dict("records")])
+    largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index].to_dict("records")
+    _name(axes, [(row["layer"], row["effect"], f"layer {row['layer']}, {_said(row)}") for row in largest])
+
+
+def _said(row: dict[str, Any]) -> str:
+    """A series and its effect with interval, in words."""
+    return f"{row['series']}: {row['effect']:+.3f} [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
 
 
 def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names points, from the lowest up on the right and on the left in turn, so that neighbours keep apart."""
-    for i, (x, y, name) in enumerate(sorted(points, key=lambda point: point[1])):
-        side = {"ha": "left", "xytext": (6, -3)} if i % 2 == 0 else {"ha": "right", "xytext": (-6, -3)}
-        axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **side)
+    """Numbers points from the largest on; the legend has their names."""
+    for i, (x, y, name) in enumerate(points, start=1):
+        side = {"ha": "left", "xytext": (5, -3)} if i % 2 else {"ha": "right", "xytext": (-5, -3)}
+        axes.annotate(str(i), (x, y), textcoords="offset points", fontsize=8, **side)
+        axes.plot([], [], " ", label=f"{i}: {name}")
 
 
 def _share_of_total(axes: Axes, total: Estimate) -> None:
@@ -142,11 +164,13 @@ def _share_of_total(axes: Axes, total: Estimate) -> None:
     share.yaxis.set_major_locator(MaxNLocator(6))
 
 
-def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Sequence[int], caption: Caption) -> Figure:
+def class_heatmap(
+    rows: Sequence[tuple[str, int, list[Estimate]]], layers: Sequence[int], layer_axis: str, caption: Caption
+) -> Figure:
     """Mean effect, class × layer; numbers in bold where the class's own 95 % interval leaves 0 out.
 
     ``rows`` are (class name, images, an ``Estimate`` a layer); of more than ``MOST_CLASSES`` those with the most
-    images are shown, and the title says so.
+    images are shown, and the title says so. ``layer_axis`` names the axis.
     """
     shown = sorted(sorted(rows, key=lambda row: -row[1])[:MOST_CLASSES], key=rows.index)
     figure = Figure(figsize=(2.6 + 0.62 * len(layers), 1.9 + 0.36 * len(shown)), layout="constrained")
@@ -154,12 +178,17 @@ def class_heatmap(rows: Sequence[tuple[str, int, list[Estimate]]], layers: Seque
     estimates = [estimates for _, _, estimates in shown]
     image = _heatmap(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set_yticks(range(len(shown)), [f"{name} (n = {images})" for name, images, _ in shown])
-    axes.set_xlabel("layer (the window's centre)")
+    axes.set_yticks(range(len(shown)), [f"{_cut(name)} (n = {images})" for name, images, _ in shown])
+    axes.set_xlabel(layer_axis)
     figure.colorbar(image, ax=axes, label=f"mean effect on the\n{METRIC_NAMES[caption.metric]}", pad=0.02)
     some = f"; the {MOST_CLASSES} of {len(rows)} classes with the most images" if len(shown) < len(rows) else ""
-    headline(figure, caption.title, f"{caption.sample}{some}; bold: 95 % interval without 0")
+    bold = f"bold: 95 % interval without 0, of classes in {FEW_CLUSTERS} clusters or more"
+    headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
     return figure
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
@@ -214,8 +243,7 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
             rows["layer"], share, yerr=error, color=colour, marker=marker, linewidth=1.8, capsize=3, label=label
         )
     axes.set_xticks(sorted(set(summary["layer"])))
-    window = int(summary["window"].iloc[0])
-    axes.set_xlabel("layer" if window in (1, PREFIX, SUFFIX) else _centre(window))
+    axes.set_xlabel(layer_words(set(summary["window"])))
     axes.set_ylabel("share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
@@ -243,9 +271,12 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
                 fill = {} if word == "whole" else {"markerfacecolor": "white"}
                 axes.errorbar(rows["layer"] + beside, value, yerr=error, linewidth=1.8, capsize=3, **style, **fill)
         axes.set_xticks(sorted(set(summary["layer"])))
-        axes.set_xlabel("layer (the window's centre)")
+        axes.set_xlabel(layer_words(set(summary["window"])))
         axes.set_ylabel("change of the log odds of the true class (nats)")
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    if len(series) > MOST_LINES // 2:
+        _legend_below(figure, axes)
+    else:
+        axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
     headline(figure, caption.title, f"{what}; {caption.sample}")

@@ -141,6 +141,8 @@ class Pretrained:
         try:
             return AutoImageProcessor.from_pretrained(self._where, **self._arguments)
         except (ImportError, ValueError) as error:
+            if "custom code" in str(error):
+                raise VitPatchError(_CODE.format(path=self.path)) from error
             if "torchvision" not in str(error):
                 raise
             said, _ = ImageProcessingMixin.get_image_processor_dict(self._where, **self._arguments)

@@ -166,4 +166,8 @@ def _corruption_label(cfg: DictConfig) -> str:
 
 
 def _short(path: str) -> str:
-    return Path(str(path)).stem if str(path).endswith(".parquet") else Path(str(path)).name
+    """The last part of a path; of a folder in the hub's cache the repository's name."""
+    at = Path(str(path))
+    if at.parent.name == "snapshots":
+        return at.parent.parent.name.rpartition("--")[2]
+    return at.stem if at.suffix == ".parquet" else at.name
