@@ -144,6 +144,15 @@ def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, cap
             got = table.drop_duplicates("example_id")[f"prob_{run}"].to_numpy()
             assert got == pytest.approx(want.detach().numpy(), abs=1e-5)
     assert "every patch is a full forward pass" in caplog.text
+    plain = vitpatch.patch(model, *tensors)["prob"]
+    forward = type(model.vit).forward
+    with pytest.MonkeyPatch.context() as patching:  # on the class
+        patching.setattr(type(model.vit), "forward", lambda self, *a, **k: steered(self, a, forward(self, *a, **k)))
+        table = vitpatch.patch(model, *tensors)
+        want = model(pixel_values=tensors[0]).logits.double().softmax(-1)[range(13), tensors[2]]
+        got = table.drop_duplicates("example_id")["prob_clean"].to_numpy()
+        assert got == pytest.approx(want.detach().numpy(), abs=1e-5)
+    assert vitpatch.patch(model, *tensors)["prob"].equals(plain)
     with model.register_forward_pre_hook(of_negatives, with_kwargs=True):
         table = vitpatch.patch(model, *tensors)
         want = model(pixel_values=tensors[0]).logits.double().softmax(-1)[range(13), tensors[2]]

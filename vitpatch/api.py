@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from vitpatch import stats
 from vitpatch.anatomy import family_of
@@ -119,7 +120,8 @@ def patch(
             images = {BaseRun.CLEAN: clean[here], BaseRun.CORRUPT: corrupt[here]}
             pixels = {run: x.to(patchable.device, patchable.dtype) for run, x in images.items()}
             outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
-            if first == 0 and patchable.goes_by_parts(target_.site) and not is_itself(patchable, pixels, outputs.base):
+            may_differ = first == 0 and patchable.goes_by_parts(target_.site) and _is_hooked(model)
+            if may_differ and not is_itself(patchable, pixels, outputs.base):
                 _PROVEN.pop(model, None)
                 patchable.stepwise = False
                 outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
@@ -207,11 +209,17 @@ def _made_of(model: nn.Module) -> Any:
         if "forward" in vars(module) or is_adapted:
             return None
     modules = tuple(
-        (name, type(module), tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
+        (name, type(module), type(module).forward, tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
         for name, module in model.named_modules()
     )
     weights = tuple((name, weight.dtype, weight.device) for name, weight in model.named_parameters())
     return modules, weights, torch.is_autocast_enabled(next(model.parameters()).device.type)
+
+
+def _is_hooked(model: nn.Module) -> bool:
+    """Whether a hook, which can do something else from one call to the next, is on a module or on all of them."""
+    of_all = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    return any(of_all) or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def _integers(name: str, values: Any) -> tuple[int, ...]:
