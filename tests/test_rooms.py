@@ -36,6 +36,7 @@ LEVELS = {
     "classifiers": 2,
     "readout": 2,
     "hooks": 1,
+    "configs": 2,
     "block": 2,
     "model": 3,
     "pages": 2,

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 
 from vitpatch.anatomy import Family, family_from_yaml, family_of
 from vitpatch.classifiers import BackboneClassifier, ZeroShot, take_square_images
+from vitpatch.configs import vision_config
 from vitpatch.hub import explain
 from vitpatch.labels import fold, spoken
-from vitpatch.model import PatchableViT, vision_config
+from vitpatch.model import PatchableViT
 from vitpatch.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
 from vitpatch.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
 from vitpatch.proof import prove

@@ -7,7 +7,6 @@ That both give the same logits, ``vitpatch.proof`` shows when the model is loade
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,24 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitpatch import configs
 from vitpatch.anatomy import EVERYTHING, PATCHES, POOLED, Family, Readout
 from vitpatch.block import Block, Surroundings
 from vitpatch.hooks import Act, attach
-from vitpatch.preprocessing import Preprocessing, pair
+from vitpatch.preprocessing import Preprocessing
 from vitpatch.readout import Reader
-from vitpatch.spec import Site, Sizes, VitPatchError, digest
+from vitpatch.spec import Site, Sizes, VitPatchError
 
 Place = tuple[Site, int]
 """A site of a layer."""
 
 NOT_STEPWISE = "run by its parts this model has other logits; every patch is a full forward pass"
 NOT_BY_HEADS = "attention taken apart by head has other values; every patch of heads is a full forward pass"
-
-NOT_OF_THE_ARCHITECTURE = (
-    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
-    "id2label", "label2id", "label_names",
-)  # fmt: skip
-"""Keys of a config."""
 
 HOOKED = (Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST, Site.Z, Site.Q, Site.K, Site.V)
 """Sites that are a module's input or output, and so can be read and replaced by a hook."""
@@ -64,10 +58,10 @@ class PatchableViT(nn.Module):
         self.classes = int(model.config.num_labels)
         if self.classes < 2:
             raise VitPatchError(f"{type(model).__name__}: has {self.classes} class; an effect needs two or more")
-        self.label_names = _label_names(model.config)
+        self.label_names = configs.label_names(model.config)
         self._modules_of_blocks = self._find_blocks()
         self.family = family = _of_this_version(family, self._modules_of_blocks[0])
-        size, patch = _geometry(model)
+        size, patch = configs.geometry(model)
         if not family.any_size and size is not None:
             input_size = size
         self.input_size = input_size or size or (224, 224)
@@ -110,7 +104,7 @@ class PatchableViT(nn.Module):
 
     @property
     def _vision(self) -> Any:
-        return vision_config(self.model.config)
+        return configs.vision_config(self.model.config)
 
     def _find_readers(self) -> list[Reader]:
         """Of the family's readouts those that the model has all modules of, and the asked head."""
@@ -176,14 +170,13 @@ class PatchableViT(nn.Module):
     def weights_digest(self) -> str:
         """Sixteen hex digits of all weights by name, type, shape and value."""
         if not hasattr(self, "_weights_digest"):
-            self._weights_digest = _digest_of_weights(self.model)
+            self._weights_digest = configs.digest_of_weights(self.model)
         return self._weights_digest
 
     @property
     def config_digest(self) -> str:
         """Sixteen hex digits of what the config says of the architecture: heads, activation, epsilons and the like."""
-        said = self.model.config.to_diff_dict()
-        return digest({key: value for key, value in said.items() if key not in NOT_OF_THE_ARCHITECTURE})
+        return configs.digest_of_config(self.model.config)
 
     @property
     def device(self) -> torch.device:
@@ -300,7 +293,7 @@ class PatchableViT(nn.Module):
     def _names_of_special(self) -> tuple[str, ...]:
         """The tokens before the patches: as many of the row's names as there are, then the registers."""
         patches = self._grid[0] * self._grid[1]
-        registers = int(_said(self.model, self.family.registers or "") or 0)
+        registers = int(configs.said(self.model, self.family.registers or "") or 0)
         named = self.tokens - patches - registers
         if not 0 <= named <= len(self.family.special):
             raise VitPatchError(
@@ -380,38 +373,3 @@ def _of_this_version(family: Family, block: nn.Module) -> Family:
     """The family's row with the names that the attention's modules have in this version of transformers."""
     rows = (family, *(replace(family, **names) for names in family.versions))
     return next((r for r in rows if _submodule(block, f"{r.attention}.{r.output}") is not None), family)
-
-
-def vision_config(config: Any) -> Any:
-    """The part of a config that is the vision transformer's."""
-    return getattr(config, "vision_config", None) or config
-
-
-def _geometry(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int]]:
-    """(height, width) of the pixels where the model says it, and of a patch."""
-    embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
-    size = _said(model, "image_size") or getattr(embedding, "img_size", None)
-    patch = _said(model, "patch_size") or getattr(embedding, "patch_size", None)
-    if patch is None:
-        raise VitPatchError(f"{type(model).__name__}: neither its config nor timm's patch_embed says its patch size")
-    return None if size is None else pair(size), pair(patch)
-
-
-def _said(model: nn.Module, name: str) -> Any:
-    """What the config says, of its vision part, or timm's model."""
-    owners = (vision_config(model.config), getattr(model, "timm_model", None))
-    return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
-
-
-def _label_names(config: Any) -> tuple[str, ...] | None:
-    unnamed = tuple(f"LABEL_{i}" for i in range(config.num_labels))
-    names = tuple(str(config.id2label.get(i, unnamed[i])) for i in range(config.num_labels))
-    return None if names == unnamed else names
-
-
-def _digest_of_weights(model: nn.Module) -> str:
-    total = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
