@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,7 @@ def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
     return wanted
 
 
+@cache
 def _image_suffixes() -> set[str]:
     Image.init()
     return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
