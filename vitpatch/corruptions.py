@@ -4,6 +4,10 @@ A corruption is a class whose constructor's parameters are the keys of its file 
 a batch and the run's seed it returns float32 images of the same shape, (batch, 3, height, width), still on the
 [0, 1] scale. What is random in it must be a function of the seed and the image's id alone – ``normal_like`` is –
 so that a result does not depend on the batch, the order or the device.
+
+What a class says of itself, in class attributes that are all optional (``traits``): ``strength_key``, the parameter
+that makes it stronger, 0 = the identity, and ``strongest``, where that ends; ``needs_masks``; ``partner``, which
+other image it asks for in ``ImageBatch.others``.
 """
 
 from __future__ import annotations
@@ -11,19 +15,36 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitpatch.spec import ImageBatch, VitPatchError
+from vitpatch.spec import ImageBatch, Partner, VitPatchError
 
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""
 
 
 Corruption = Callable[[ImageBatch, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a corruption says of itself; of a user's own class that says nothing, the defaults."""
+
+    strength_key: str | None = None
+    strongest: float = 1.0
+    needs_masks: bool = False
+    partner: Partner | None = None
+
+
+def traits(corruption: Corruption) -> Traits:
+    """The traits of a corruption, from its attributes."""
+    said = {field.name: getattr(corruption, field.name, field.default) for field in fields(Traits)}
+    return Traits(**said)
 
 
 def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:

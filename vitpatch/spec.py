@@ -88,6 +88,38 @@ class Direction(StrEnum):
         return BaseRun.CORRUPT if self is Direction.DENOISE else BaseRun.CLEAN
 
 
+class Partner(StrEnum):
+    """Which other image stands beside an image, always of another cluster; ``vitpatch.partners`` chooses it.
+
+    ``nearest_luminance``: of another class, the one whose mean luminance is nearest. ``pair``: the data's own
+    ``pair_column``.
+    """
+
+    SAME_CLASS = "same_class"
+    OTHER_CLASS = "other_class"
+    NEAREST_LUMINANCE = "nearest_luminance"
+    PAIR = "pair"
+
+
+class Donor(StrEnum):
+    """Where activations are taken from.
+
+    ``pair``: the other base run of the same image. ``same_class``, ``other_class``: another image's clean run.
+    ``zero`` and ``mean`` (of the training split, by position) are no run: they are put into the clean run.
+    """
+
+    PAIR = "pair"
+    SAME_CLASS = "same_class"
+    OTHER_CLASS = "other_class"
+    ZERO = "zero"
+    MEAN = "mean"
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the values are the same for all images."""
+        return self in (Donor.ZERO, Donor.MEAN)
+
+
 class Metric(StrEnum):
     """What is read off the logits of an image; ``vitpatch.effects`` has the definitions."""
 
@@ -198,13 +230,14 @@ class ImageBatch:
 
     ``images`` float32 (batch, 3, height, width) at the model's input size; ``ids`` int64 (batch,), the row in the
     split; ``labels`` int64 (batch,); ``masks`` float32 (batch, 1, height, width) in [0, 1], 1 = object, where the
-    data have them.
+    data have them; ``others`` the partner of each image, for corruptions that ask for one.
     """
 
     images: Tensor
     ids: Tensor
     labels: Tensor
     masks: Tensor | None = None
+    others: ImageBatch | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -212,12 +245,14 @@ class ImageBatch:
     def part(self, rows: slice) -> ImageBatch:
         """Some of the images."""
         masks = None if self.masks is None else self.masks[rows]
-        return ImageBatch(self.images[rows], self.ids[rows], self.labels[rows], masks)
+        others = None if self.others is None else self.others.part(rows)
+        return ImageBatch(self.images[rows], self.ids[rows], self.labels[rows], masks, others)
 
     def to(self, device: Any) -> ImageBatch:
         """The same batch on another device."""
         masks = None if self.masks is None else self.masks.to(device)
-        return ImageBatch(self.images.to(device), self.ids.to(device), self.labels.to(device), masks)
+        others = None if self.others is None else self.others.to(device)
+        return ImageBatch(self.images.to(device), self.ids.to(device), self.labels.to(device), masks, others)
 
 
 @dataclass(frozen=True)
