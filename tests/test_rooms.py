@@ -46,6 +46,7 @@ LEVELS = {
     "corruptions": 1,
     "effects": 1,
     "hub": 1,
+    "partners": 1,
     "plots": 1,
     "stats": 1,
     "store": 1,
