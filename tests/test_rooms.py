@@ -18,6 +18,7 @@ LEVELS = {
     "rows": 7,
     "execute": 6,
     "forwards": 5,
+    "given": 4,
     "outcome": 5,
     "setup": 6,
     "checkpoint": 5,

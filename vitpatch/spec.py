@@ -193,6 +193,7 @@ class Patch:
     ``layer`` is the centre of the window and names the patch; ``layers`` are what is left of the window after
     clipping to the network (0-based, ascending). ``window`` counts layers, or is ``PREFIX`` or ``SUFFIX``. ``tokens``
     is a group's name, of one token ``each:<row>x<column>`` or ``each:cls``, of a block ``grid:<row>x<column>``.
+    ``without`` is a layer of the window that is left out of ``layers``, or −1.
     """
 
     site: Site
@@ -201,6 +202,7 @@ class Patch:
     layers: tuple[int, ...]
     tokens: str = "all"
     head: int = ALL_HEADS
+    without: int = -1
 
     @property
     def clipped(self) -> bool:
