@@ -66,9 +66,10 @@ class Outcome:
     """What is known once all images are through, over the included ones.
 
     ``summary`` has a row a patch; ``effects`` and those of ``controls`` (images, patches) are of the headline metric,
-    NaN where an image has no such partner; ``towards`` is the sign of the total effect; ``peak`` is the row of
-    ``summary`` that goes furthest, ``None`` where the total effect has no direction; ``empty`` counts the images in
-    which a token group has no token; ``needed`` (width, clusters) for an interval so wide at the peak.
+    NaN where an image has no such partner; ``together`` is the mean effect of all layers at once; ``towards`` is the
+    sign of the total effect; ``peak`` is the row of ``summary`` that goes furthest, ``None`` where the total effect has
+    no direction; ``empty`` counts the images in which a token group has no token, ``alone`` those that are left out
+    because they have no partner for a donor; ``needed`` (width, clusters) for an interval so wide at the peak.
     """
 
     study: Study
@@ -78,10 +79,12 @@ class Outcome:
     controls: Mapping[Donor, NDArray[np.floating]]
     summary: pd.DataFrame
     total: Estimate
+    together: Estimate | None
     towards: float
     peak: pd.Series | None
     peaks: Sequence[PeakOfGroup]
     empty: int
+    alone: int
     marginals: pd.DataFrame | None
     unselected: Unselected | None
     needed: tuple[float, int] | None
