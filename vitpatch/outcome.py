@@ -30,9 +30,7 @@ SELECTED = (
     "include={}: images are chosen by what the corruption did to them, which biases every mean away from 0; "
     "of all {}: total effect {:+.3f}, peak layer {}"
 )
-NO_RUN = (
-    "donor={}: no base run is the donor, so there is no total effect and recovered is empty; the peak does most harm"
-)
+NO_RUN = "donor={}: is no run, so there is no total effect and recovered is empty; the peak is what does most harm"
 
 
 @dataclass(frozen=True)
