@@ -44,6 +44,8 @@ LEVELS = {
     "anatomy": 1,
     "config": 1,
     "corruptions": 1,
+    "embedding_noise": 2,
+    "patch_embedding": 2,
     "effects": 1,
     "hub": 1,
     "plots": 1,
