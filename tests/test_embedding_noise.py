@@ -168,5 +168,5 @@ def test_no_hook_is_left_behind_an_exception(saved):
 def test_a_model_without_the_convolution_is_refused_in_one_line(saved):
     model = checkpoint_of(saved("siglip2"), "siglip2").load(NAMES)
     for ask in (lambda: model.embedded, lambda: model.patch_embeddings(pixels_of()), lambda: model(pixels_of(), 1)):
-        with pytest.raises(VitPatchError, match="embedding_noise: SigLIP 2 .*use a corruption of pixels"):
+        with pytest.raises(VitPatchError, match=r"embedding_noise: SigLIP 2 .*use a corruption of pixels"):
             ask()

@@ -27,9 +27,13 @@ APART = 1
 
 @runtime_checkable
 class OnEmbeddings(Protocol):
-    """A corruption that adds noise to patch embeddings and leaves the pixels alone."""
+    """A corruption that adds noise to patch embeddings and leaves the pixels alone; ``EmbeddingNoise`` says how."""
 
+    scale: str
     draws: int
+
+    def with_spread(self, spread: float | NDArray[np.floating]) -> OnEmbeddings:
+        """A copy that knows the embeddings' standard deviation, () or (width,) as ``scale`` says."""
 
     def noise(self, ids: Tensor, seed: int, patches: int, width: int, draw: int = 0) -> Tensor:
         """What is added to the embeddings of these images, float32 (batch, patches, width)."""

@@ -66,7 +66,7 @@ class _Embedded(Exception):
 
 
 def found_in(model: nn.Module, patch: tuple[int, int]) -> PatchEmbedding | None:
-    """The convolution of three colours whose kernel is a patch (height, width); ``None`` where there is not just one."""
+    """The convolution of three colours whose kernel is a patch (height, width); ``None`` unless there is just one."""
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
     fitting = [module for module in convolutions if pair(module.kernel_size) == patch]
     return PatchEmbedding(fitting[0]) if len(fitting) == 1 else None

@@ -6,27 +6,40 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
+from vitpatch.adjustable import Adjustable, adjustable
+from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.corruptions import Corruption
 from vitpatch.data import LabelledImages
+from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
+from vitpatch.peers import read_corruptions
 from vitpatch.plan import Plan, make_plan
 from vitpatch.spec import JOINT, TokenGroup, VitPatchError, digest, window_word
 from vitpatch.tokens import needs_masks
+from vitpatch.training_images import training_images
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The nouns of a run. What is in it can change a number, but for batch size, devices, tracker and folders."""
+    """The nouns of a run. What is in it can change a number, but for batch size, devices, tracker and folders.
+
+    ``training`` are the training images, where something is taken from them. ``adjustables``: the run's corruption,
+    whose strength is ``asked`` of them, then the others it is matched with. What was taken: ``calibration``, and
+    ``spread``, the standard deviation of patch embeddings.
+    """
 
     cfg: DictConfig
     study: Study
@@ -35,6 +48,11 @@ class Setup:
     images: LabelledImages
     plan: Plan
     checkpoint: Checkpoint
+    training: LabelledImages | None = None
+    asked: Asked | None = None
+    adjustables: tuple[Adjustable, ...] = ()
+    calibration: Calibration | None = None
+    spread: NDArray[np.floating] | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -73,25 +91,46 @@ class Setup:
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
         return digest(
             {
-                "numbers_version": NUMBERS_VERSION,
-                "weights": self.model.weights_digest,
-                "architecture": self.model.config_digest,
-                "readout": self.model.head,
-                "row": asdict(self.model.family) if self.checkpoint.anatomy else None,
-                "preprocessing": json.loads(self.model.preprocessing.processor.to_json_string()),
+                **self.of_model,
                 "data": self.images.digest,
                 "selection": {"on_error": cfg["data"]["on_error"]},
-                **{key: cfg[key] for key in ("corruption", "target", "window", "direction", "metric", "rival", "seed")},
-                "precision": [cfg["model"]["dtype"], _precision(self.cfg), cfg["matmul_precision"]],
+                "corruption": self.adjustables[0].config if self.asked else cfg["corruption"],
+                **{key: cfg[key] for key in ("target", "window", "direction", "metric", "rival", "seed")},
+                **self._of_training,
             }
         )
 
+    @property
+    def of_model(self) -> dict[str, Any]:
+        """What can change the logits of an image."""
+        cfg = self.cfg
+        return {
+            "numbers_version": NUMBERS_VERSION,
+            "weights": self.model.weights_digest,
+            "architecture": self.model.config_digest,
+            "readout": self.model.head,
+            "row": asdict(self.model.family) if self.checkpoint.anatomy else None,
+            "preprocessing": json.loads(self.model.preprocessing.processor.to_json_string()),
+            "precision": [cfg.model.dtype, _precision(cfg), cfg.matmul_precision],
+        }
 
-def prepare(cfg: DictConfig) -> Setup:
-    """Loads and checks model, data and corruption, cheapest first."""
+    @property
+    def _of_training(self) -> dict[str, Any]:
+        """What the numbers owe to training images: nothing, of most runs. A strength that is found follows from it."""
+        if self.training is None:
+            return {}
+        matched = sorted(digest(one.config) for one in self.adjustables)
+        asked = {} if self.asked is None else {"calibrate": str(self.asked), "matched": matched}
+        return {"training": self.training.digest} | asked
+
+
+def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
+    """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
     study = read_study(cfg)
     whole_number("batch_size", cfg.batch_size, least=1)
     corruption = construct(cfg.corruption)
+    asked = read_asked(cfg.calibrate)
+    adjustables = _adjustables(cfg, asked, calibrations)
     checkpoint: Checkpoint = construct(cfg.model)
     source = construct(cfg.data)
     _check_precision(cfg, checkpoint)
@@ -109,7 +148,24 @@ def prepare(cfg: DictConfig) -> Setup:
         log.info(
             "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
         )
-    return Setup(cfg, study, model, corruption, images, plan, checkpoint)
+    training = None
+    if asked is not None or isinstance(corruption, OnEmbeddings):
+        training = _as_classes(training_images(source, cfg.train_split, cfg.train_limit), model, source.label_map)
+    return Setup(cfg, study, model, corruption, images, plan, checkpoint, training, asked, adjustables)
+
+
+def _adjustables(cfg: DictConfig, asked: Asked | None, calibrations: Path | None) -> tuple[Adjustable, ...]:
+    """The run's corruption, and those of its sweep where it is matched with them."""
+    if asked is None:
+        return ()
+    configs = [OmegaConf.to_container(cfg.corruption, resolve=True)]
+    if asked.drop is None and calibrations is not None:
+        configs += read_corruptions(calibrations)
+    found: list[Adjustable] = []
+    for one in map(adjustable, configs):
+        if one not in found:
+            found.append(one)
+    return tuple(found)
 
 
 def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | None) -> LabelledImages:
