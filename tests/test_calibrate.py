@@ -404,8 +404,8 @@ def test_jobs_learn_of_all_corruptions_of_the_sweep(tmp_path, overrides, wanted)
 
 
 def test_only_matched_jobs_are_listed(tmp_path):
-    found = corruptions_of(tmp_path, "corruption=noise,blur", "calibrate=match,null")
-    assert len(found) == 2
+    assert len(corruptions_of(tmp_path / "a", "corruption=noise,blur", "calibrate=match,null")) == 2
+    assert corruptions_of(tmp_path / "b", "corruption=noise,blur", "calibrate=null,no_match") == []
     assert corruptions_of(tmp_path / "other", "corruption=noise,blur", "calibrate=prob_drop:0.1") is None
 
 
