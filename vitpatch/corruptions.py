@@ -102,6 +102,8 @@ class Noise:
     ``clip`` is false. ``std`` 0 is the identity.
     """
 
+    strength_key, strongest = "std", 1.0
+
     def __init__(self, std: float, clip: bool = True) -> None:
         if not isinstance(clip, bool):
             raise VitPatchError(f"corruption.clip {clip!r}: expected true or false")
@@ -120,6 +122,7 @@ class Blur:
     repeated outward. ``sigma`` 0 is the identity.
     """
 
+    strength_key, strongest = "sigma", 32.0  # a seventh of 224 pixels; 32 pixels are one colour
     REACH = 4.0  # kernel half-width in σ, as in scipy.ndimage.gaussian_filter
 
     def __init__(self, sigma: float) -> None:

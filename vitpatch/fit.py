@@ -23,12 +23,13 @@ from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifie
 from vitpatch.config import construct
 from vitpatch.corruptions import Corruption, corrupted
 from vitpatch.data import BadImage, Decoded, Item, LabelledImages, collate
+from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.model import PatchableViT
-from vitpatch.predict import quiet, trainer_of
 from vitpatch.preprocessing import Preprocessing
 from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import write_json, written_beside
+from vitpatch.trainers import quiet, trainer_of
 from vitpatch.training import Augment, ClassifierTraining, Recipe
 
 log = logging.getLogger(__name__)
@@ -96,13 +97,16 @@ def _listed(names: Any) -> list[str]:
 
 
 def corruption_option(name: str) -> Corruption:
-    """The corruption that ``patch.py corruption=NAME`` takes."""
+    """The corruption of pixels that ``patch.py corruption=NAME`` takes."""
     try:
-        return construct(compose("patch", overrides=[f"corruption={name}"]).corruption)
+        corruption = construct(compose("patch", overrides=[f"corruption={name}"]).corruption)
     except VitPatchError:
         raise
     except Exception as error:  # Hydra's own, of several classes
         raise VitPatchError(f"corruptions: no option {name!r} in conf/corruption") from error
+    if isinstance(corruption, OnEmbeddings):
+        raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
+    return corruption
 
 
 def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:

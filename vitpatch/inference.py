@@ -18,6 +18,8 @@ from vitpatch.stats import TIE, furthest
 
 FLIPS = 9999
 SPLITS = 500
+INERT = 1e-6
+"""Cluster means closer to 0, in log odds, are what rounding leaves of a patch that changes nothing: they count as 0."""
 TIED = 1e-12
 """Statistics on the scale of ``_shares`` closer than this are equal: sums in another order round differently."""
 
@@ -68,7 +70,7 @@ def _scaled(values: Array, clusters: NDArray[np.integer]) -> Array:
     """Cluster means over √(clusters · their sum of squares): (clusters, columns); 0 where all means are 0."""
     sums, counts = cluster_sums(values, clusters)
     means = sums / counts[:, None]
-    means[np.abs(means) <= ROUNDING * np.abs(values).max(0)] = 0  # what is left of images that cancel
+    means[np.abs(means) <= np.maximum(INERT, ROUNDING * np.abs(values).max(0))] = 0  # images that cancel, rounding
     size = np.sqrt(len(means) * (means**2).sum(0))
     return np.divide(means, size, out=np.zeros_like(means), where=size > 0)
 

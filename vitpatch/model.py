@@ -8,7 +8,7 @@ That both give the same logits, ``vitpatch.proof`` shows when the model is loade
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from vitpatch import configs
 from vitpatch.anatomy import EVERYTHING, PATCHES, POOLED, Family, Readout
 from vitpatch.block import Block, Surroundings
 from vitpatch.hooks import Act, attach
+from vitpatch.patch_embedding import PatchEmbedding, found_in
 from vitpatch.preprocessing import Preprocessing
 from vitpatch.readout import Reader
 from vitpatch.spec import Site, Sizes, VitPatchError
@@ -66,6 +67,7 @@ class PatchableViT(nn.Module):
             input_size = size
         self.input_size = input_size or size or (224, 224)
         self._patch = patch
+        self._embedding = found_in(model, patch)
         self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, patch, strict=True))
         self.stepwise = True
         shape = (1, 3, 1, 1)
@@ -199,8 +201,37 @@ class PatchableViT(nn.Module):
         """(batch, 3, height, width) in [0, 1] → what the model takes, in its own type."""
         return ((images - self.mean) / self.std).to(self.dtype)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (batch, 3, height, width) → logits (batch, classes)."""
+    @property
+    def patch_embedding(self) -> PatchEmbedding:
+        """Where patches are embedded. Raises ``VitPatchError`` where that is no convolution."""
+        if self._embedding is None:
+            raise VitPatchError(
+                f"corruption embedding_noise: {self.family.name} embeds its patches without a convolution of their "
+                "size; use a corruption of pixels"
+            )
+        return self._embedding
+
+    @property
+    def embedded(self) -> tuple[int, int]:
+        """(patches, width) of an image's patch embeddings. Raises ``VitPatchError`` as ``patch_embedding`` does."""
+        return self._grid[0] * self._grid[1], self.patch_embedding.width
+
+    def patch_embeddings(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels → patch embeddings before positions are added, (batch, patches, width)."""
+        return self.patch_embedding.of(self.model, pixels)
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Normalised pixels (batch, 3, height, width) → logits (batch, classes).
+
+        ``noise`` (batch, patches, width) is added to the patch embeddings, before positions are.
+        """
+        with self._adding(noise):
+            return self._logits(pixels)
+
+    def _adding(self, noise: Tensor | None) -> AbstractContextManager[None]:
+        return nullcontext() if noise is None else self.patch_embedding.adding(noise)
+
+    def _logits(self, pixels: Tensor) -> Tensor:
         if self.head is None:
             return self.model(pixel_values=pixels).logits
         logits: list[Tensor] = []
@@ -217,8 +248,8 @@ class PatchableViT(nn.Module):
 
     # --- by parts ---
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels → the stream that enters the first block, (batch, tokens, width)."""
+    def embed(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Normalised pixels → the stream that enters the first block, (batch, tokens, width); ``noise`` as above."""
         if self._looked_from != self.device:
             self._look_around()
 
@@ -227,7 +258,8 @@ class PatchableViT(nn.Module):
 
         handle = self._modules_of_blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.model(pixel_values=pixels)
+            with self._adding(noise):
+                self.model(pixel_values=pixels)
         except _Reached as reached:
             return reached.stream
         finally:

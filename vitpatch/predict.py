@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -41,6 +39,7 @@ from vitpatch.store import (
     with_fields,
 )
 from vitpatch.tokens import token_masks
+from vitpatch.trainers import matmul_precision, quiet, trainer_of
 
 log = logging.getLogger(__name__)
 
@@ -292,18 +291,6 @@ class ImageProgress(ProgressBar):
         self._total = 0
 
 
-def quiet() -> None:
-    """Turns off what Lightning says of itself on each run; warnings that concern the user stay."""
-    import warnings
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume from it
-
-
 @dataclass(frozen=True)
 class Done:
     """What predicting leaves beside the shards."""
@@ -334,24 +321,3 @@ def predict(
     with matmul_precision(setup.cfg.matmul_precision):
         trainer.predict(module, datamodule=data, return_predictions=False)
     return Done(writer.skipped, module.line, module.precision_error)
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Sets the rounding inside float32 matrix products, on a GPU of convolutions too, for the length of the block."""
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = precision != "highest"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
-
-
-def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
-    """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for a device that is not there."""
-    try:
-        return make_trainer(**arguments)
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error

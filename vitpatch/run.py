@@ -13,11 +13,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
+from vitpatch.calibrate import about, informed, roughly
 from vitpatch.config import construct
 from vitpatch.data import ImageDataModule
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
 from vitpatch.outcome import Outcome, described, lines, scalars, series_of
+from vitpatch.peers import folder_of
 from vitpatch.pictures import draw
 from vitpatch.predict import predict
 from vitpatch.setup import Setup, prepare
@@ -37,9 +39,11 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     """
     started = time.monotonic()
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
-    setup = prepare(cfg)
+    calibrations = folder_of(path)
+    setup = prepare(cfg, calibrations)
     folder = RunFolder(path)
     if cfg.dry_run:
+        setup = roughly(setup)
         data = _data(setup)
         folder.plan_only(predict(setup, data, make_trainer, folder, dry_run=True).line or "no image can be read")
         return
@@ -47,7 +51,8 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
     folder.begin()
-    config = OmegaConf.to_container(cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
+    setup = informed(setup, make_trainer, calibrations)
+    config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
         data = _data(setup)
@@ -79,6 +84,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             },
             "data": {"digest": setup.images.digest},
             "counts": _counts(setup, outcome, len(skipped)),
+            **about(setup),
             **described(outcome),
             "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
             "precision_error": done.precision_error,

@@ -6,20 +6,26 @@ import json
 import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
+from vitpatch.adjustable import Adjustable, adjustable
+from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption
 from vitpatch.data import LabelledImages, Positions
+from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
+from vitpatch.peers import read_corruptions
 from vitpatch.plan import Plan, make_plan
-from vitpatch.sources import ImageSource
 from vitpatch.spec import (
     EVERYONE,
     JOINT,
@@ -30,6 +36,7 @@ from vitpatch.spec import (
     window_word,
 )
 from vitpatch.tokens import needs_masks
+from vitpatch.training_images import training_images
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +45,9 @@ log = logging.getLogger(__name__)
 class Setup:
     """The nouns of a run. What is in it can change a number, but for batch size, devices, tracker and folders.
 
-    ``partners`` are those that donors and the corruption ask for; ``training`` the images that ``donor=mean`` is of.
+    ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
+    is taken from them. ``adjustables``: the run's corruption, whose strength is ``asked`` of them, then the others it
+    is matched with. What was taken: ``calibration``, and ``spread``, the standard deviation of patch embeddings.
     """
 
     cfg: DictConfig
@@ -50,6 +59,10 @@ class Setup:
     checkpoint: Checkpoint
     partners: Positions
     training: LabelledImages | None = None
+    asked: Asked | None = None
+    adjustables: tuple[Adjustable, ...] = ()
+    calibration: Calibration | None = None
+    spread: NDArray[np.floating] | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -90,30 +103,50 @@ class Setup:
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
         return digest(
             {
-                "numbers_version": NUMBERS_VERSION,
-                "weights": self.model.weights_digest,
-                "architecture": self.model.config_digest,
-                "readout": self.model.head,
-                "row": asdict(self.model.family) if self.checkpoint.anatomy else None,
-                "preprocessing": json.loads(self.model.preprocessing.processor.to_json_string()),
+                **self.of_model,
                 "data": self.images.digest,
                 "selection": {"on_error": cfg["data"]["on_error"]},
-                **{key: cfg[key] for key in ("corruption", "target", "window", "direction", "metric", "rival", "seed")},
+                "corruption": self.adjustables[0].config if self.asked else cfg["corruption"],
+                **{key: cfg[key] for key in ("target", "window", "direction", "metric", "rival", "seed")},
                 "donors": self.plan.donors,
                 "include": str(self.study.include),
                 "interval": self.study.interval,
                 "leave_outs": len(self.plan.leave_outs),
-                "training": None if self.training is None else self.training.digest,
-                "precision": [cfg["model"]["dtype"], _precision(self.cfg), cfg["matmul_precision"]],
+                **self._of_training,
             }
         )
 
+    @property
+    def of_model(self) -> dict[str, Any]:
+        """What can change the logits of an image."""
+        cfg = self.cfg
+        return {
+            "numbers_version": NUMBERS_VERSION,
+            "weights": self.model.weights_digest,
+            "architecture": self.model.config_digest,
+            "readout": self.model.head,
+            "row": asdict(self.model.family) if self.checkpoint.anatomy else None,
+            "preprocessing": json.loads(self.model.preprocessing.processor.to_json_string()),
+            "precision": [cfg.model.dtype, _precision(cfg), cfg.matmul_precision],
+        }
 
-def prepare(cfg: DictConfig) -> Setup:
-    """Loads and checks model, data and corruption, cheapest first."""
+    @property
+    def _of_training(self) -> dict[str, Any]:
+        """What the numbers owe to training images: nothing, of most runs. A strength that is found follows from it."""
+        if self.training is None:
+            return {}
+        matched = sorted(digest(one.config) for one in self.adjustables)
+        asked = {} if self.asked is None else {"calibrate": str(self.asked), "matched": matched}
+        return {"training": self.training.digest} | asked
+
+
+def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
+    """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
     study = read_study(cfg)
     whole_number("batch_size", cfg.batch_size, least=1)
     corruption = construct(cfg.corruption)
+    asked = read_asked(cfg.calibrate)
+    adjustables = _adjustables(cfg, asked, calibrations)
     checkpoint: Checkpoint = construct(cfg.model)
     source = construct(cfg.data)
     _check_precision(cfg, checkpoint)
@@ -129,20 +162,28 @@ def prepare(cfg: DictConfig) -> Setup:
             f"target.tokens {' and '.join(plan.target.tokens)}: the data have no object masks; "
             "name their column with data.mask_column"
         )
-    training = None
-    if study.donor is Donor.MEAN:
-        training = training_images(source, cfg.train_split, cfg.train_limit)
     if plan.restores_everything:
         log.info(
             "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
         )
-    return Setup(cfg, study, model, corruption, images, plan, checkpoint, partners, training)
+    training = None
+    if asked is not None or isinstance(corruption, OnEmbeddings) or study.donor is Donor.MEAN:
+        training = _as_classes(training_images(source, cfg.train_split, cfg.train_limit), model, source.label_map)
+    return Setup(cfg, study, model, corruption, images, plan, checkpoint, partners, training, asked, adjustables)
 
 
-def training_images(source: ImageSource, split: str, limit: int | None) -> LabelledImages:
-    """The first ``limit`` images of another split of a source, in random order; of a stream, as they come."""
-    order = None if source.streams else 0
-    return replace(source, split=split, limit=limit, shuffle_seed=order).open()
+def _adjustables(cfg: DictConfig, asked: Asked | None, calibrations: Path | None) -> tuple[Adjustable, ...]:
+    """The run's corruption, and those of its sweep where it is matched with them."""
+    if asked is None:
+        return ()
+    configs = [OmegaConf.to_container(cfg.corruption, resolve=True)]
+    if asked.drop is None and calibrations is not None:
+        configs += read_corruptions(calibrations)
+    found: list[Adjustable] = []
+    for one in map(adjustable, configs):
+        if one not in found:
+            found.append(one)
+    return tuple(found)
 
 
 def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | None) -> LabelledImages:

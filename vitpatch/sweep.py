@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from vitpatch.peers import write_corruptions
 from vitpatch.spec import VitPatchError
 
 log = logging.getLogger(__name__)
@@ -83,10 +84,11 @@ class SweepCallback(Callback):
         _try_writing(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tries the sweep's folder and notes the time."""
+        """Tries the sweep's folder, notes the time, and which corruptions are to be matched."""
         folder = Path(str(config.hydra.sweep.dir))
         _try_writing(folder)
         self._started = _disk_time(folder)
+        write_corruptions(config, kwargs.get("config_name"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """A line for each run that did not finish, the last word on all, exit code 1 if any fell short."""

@@ -1,0 +1,46 @@
+"""Lightning's trainer with our arguments, said less, and the rounding of matrix products."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vitpatch.spec import VitPatchError
+
+
+def quiet() -> None:
+    """Turns off what Lightning says of itself on each run; warnings that concern the user stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume from it
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Sets the rounding inside float32 matrix products, on a GPU of convolutions too, for the length of the block."""
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
+    """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for a device that is not there."""
+    try:
+        return make_trainer(**arguments)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,31 @@
+"""The training images beside the images of a run: what strengths and spreads are taken from."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from vitpatch.data import LabelledImages
+from vitpatch.sources import ImageSource
+from vitpatch.spec import VitPatchError
+
+log = logging.getLogger(__name__)
+
+SHUFFLE_SEED = 0
+"""Training splits are often sorted by class; a stream, which is not to be read whole, is taken as it comes."""
+
+
+def training_images(source: ImageSource, split: str | None, limit: int | None) -> LabelledImages:
+    """``limit`` images of the training split of the run's data, of the same classes, labels as the data have them.
+
+    Raises ``VitPatchError`` where the data have no such split.
+    """
+    seed = None if source.streams else SHUFFLE_SEED
+    try:
+        images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open()
+    except VitPatchError as error:
+        text = str(error).replace("data.split", "train_split").replace("data.limit", "train_limit")
+        raise VitPatchError(f"training images: {text}") from error
+    if split == source.split:
+        log.warning("train_split %s is data.split: training images and the run's are of one split", split)
+    return images
