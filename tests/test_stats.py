@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from vitpatch import stats
+from vitpatch import resamples, stats
+from vitpatch.spec import VitPatchError
 
 
 def sample(n=300, columns=3, clusters=60, seed=0):
@@ -14,21 +15,48 @@ def sample(n=300, columns=3, clusters=60, seed=0):
     return 0.3 + shared[of] + 0.5 * rng.normal(size=(n, columns)), of
 
 
-def test_intervals_agree_with_scipy_over_clusters():
-    values, of = sample()
-    sums, counts = stats.cluster_sums(values, of)
+def scipys(values, of, method):
+    """scipy's bootstrap of the ratio of cluster sums, clusters resampled."""
+    sums, counts = resamples.cluster_sums(values, of)
 
-    def ratio(index):
+    def ratio(index, axis=-1):
         index = index.astype(int)
-        return sums[index, 0].sum(0) / counts[index].sum(0)
+        return sums[index, 0].sum(axis) / counts[index].sum(axis)
 
-    ours = stats.estimates(values[:, :1], of, seed=0)[0]
-    everyone = (np.arange(len(counts)),)
-    theirs = bootstrap(everyone, lambda i, axis=-1: np.apply_along_axis(ratio, axis, i), n_resamples=2000,
-                       method="percentile", rng=np.random.default_rng(1))  # fmt: skip
-    assert ours.mean == pytest.approx(values[:, 0].mean(), rel=1e-12)
-    assert ours.se == pytest.approx(theirs.standard_error, rel=0.1)
-    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.25 * ours.se)
+    return bootstrap(
+        (np.arange(len(counts)),), ratio, n_resamples=20_000, batch=1000, method=method, rng=np.random.default_rng(1)
+    )
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_intervals_agree_with_scipy_over_clusters(method):
+    values, of = sample()
+    values = np.exp(0.7 * values[:, :1])  # skewed: the methods differ by more than two draws do
+    theirs = scipys(values, of, {"percentile": "percentile", "bca": "BCa"}[method])
+    (ours,) = resamples.Resamples(of, seed=0, number=20_000).spread(values, method=method).estimates
+    assert ours.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert ours.se == pytest.approx(theirs.standard_error, rel=0.03)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.15 * ours.se)
+    (other,) = stats.estimates(values, of, seed=0, method={"percentile": "bca", "bca": "percentile"}[method])
+    assert abs(other.high - ours.high) > 0.3 * ours.se
+
+
+def test_bca_of_scipys_resamples_is_scipys():
+    values, of = sample()
+    values = np.exp(values[:, :1])
+    theirs, left_out = scipys(values, of, "BCa"), resamples.left_out(*resamples.cluster_sums(values, of))
+    ours = resamples.bca_interval(values.mean(0), theirs.bootstrap_distribution[:, None], left_out)
+    assert np.ravel(ours) == pytest.approx(tuple(theirs.confidence_interval), rel=1e-9)
+
+
+def test_bca_of_what_has_no_interval():
+    flat, one = stats.estimates(np.full((30, 1), 0.1), np.arange(30), 0, "bca")[0], np.zeros(2, dtype=int)
+    assert (flat.low, flat.high) == (flat.mean, flat.mean)
+    assert not stats.estimates(np.array([[1.0], [2.0]]), one, 0, "bca")[0].known
+    on_one_side = resamples.bca_interval(np.zeros(1), np.arange(1.0, 9)[:, None], np.arange(8.0)[:, None])
+    assert np.isnan(on_one_side).all()  # an infinite bias correction
+    with pytest.raises(VitPatchError, match="method=BCa: unknown; use percentile or bca"):
+        stats.estimates(np.zeros((2, 1)), np.arange(2), 0, "BCa")
 
 
 def test_clusters_make_intervals_wider_than_images():
@@ -50,7 +78,7 @@ def test_intervals_cover_the_true_mean():
 def test_a_resample_does_not_depend_on_how_many_fit_in_memory(monkeypatch):
     values, of = sample()
     whole = stats.resampled_means(values, of, seed=4, resamples=100)
-    monkeypatch.setattr(stats, "WEIGHTS_AT_ONCE", 700)  # 11 resamples of 60 clusters at a time
+    monkeypatch.setattr(resamples, "WEIGHTS_AT_ONCE", 700)  # 11 resamples of 60 clusters at a time
     assert np.allclose(whole, stats.resampled_means(values, of, seed=4, resamples=100), rtol=0, atol=1e-12)
 
 
