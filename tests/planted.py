@@ -28,8 +28,8 @@ PIXELS = 3 * PATCH**2
 """Numbers of a patch, and so the most signals that an image can hold."""
 GAIN = 2.0
 """What the classifier makes of the signal ``ANSWER``: this much on the logit of class 1, nothing on class 0."""
-LINEAR = 1e-5
-"""Bounds what five norms of variance 1 (5e-7 each) and float32 do to an effect of up to 5."""
+LINEAR = 2e-5
+"""Bounds what norms and float32 take from an effect of up to 3: three norms at a variance of up to 4, 2e-6 each."""
 
 PLANTED_LAYER, PLANTED_HEAD = 3, 2
 RESULT, ANSWER = 14, 15
@@ -144,4 +144,16 @@ def logic(is_and: bool) -> ViTForImageClassification:
     circuit.unit(4, 0, source=RESULT, threshold=1, target=ANSWER, gain=1 if is_and else -1)
     if not is_and:
         circuit.unit(4, 1, source=RESULT, threshold=0, target=ANSWER, gain=1)
+    return circuit.model
+
+
+def carriers(bias: float = 1.5) -> ViTForImageClassification:
+    """Heads that add a signal of their own to the answer, straight: ``NULL_SITES`` in order, then ``REAL_SITE``.
+
+    Replacing such a head's ``z`` is worth ``GAIN`` · signal in log odds, whatever the other heads do.
+    """
+    sites = (*NULL_SITES, REAL_SITE)
+    circuit = Circuit(signals=len(sites), bias=bias)
+    for signal, (layer, head) in enumerate(sites):
+        circuit.head(layer, head, source=signal, target=ANSWER)
     return circuit.model

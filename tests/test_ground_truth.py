@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 import planted
 import pytest
+import repeated
 import torch
 from planted import DEPTH, GAIN, LINEAR, PLANTED_HEAD, PLANTED_LAYER
+from repeated import INERT, LEVEL, NULL, REAL, binomial_band
 
 import vitpatch
+from vitpatch import stats
 
 K = PLANTED_LAYER
 IMAGES = 8
@@ -163,3 +166,75 @@ def test_the_summary_says_what_was_planted():
     single = means[means["window"] == 1]
     assert single["recovered"].to_numpy() == pytest.approx([0, 1, 0, 1, 0, 0], abs=LINEAR)
     assert single["accuracy"].tolist() == [0, 1, 0, 1, 0, 0]
+
+
+# --- nulls and coverage ---
+
+DATA_SETS = 400
+CLUSTERS = 60
+"""Of a data set; intervals of so few are by 0.006 too rarely right, as those of a normal quantile for a t are."""
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return repeated.make_pool()
+
+
+@pytest.fixture(scope="module")
+def called(pool):
+    return repeated.calls(pool, DATA_SETS, CLUSTERS, seed=0)
+
+
+def test_heads_have_the_effects_that_were_planted(pool):
+    """So that what is drawn from the pool is what patching says of the images, and its truth is known."""
+    assert pool.log_odds[:, [*NULL, REAL]] == pytest.approx(pool.known[:, [*NULL, REAL]], abs=LINEAR)
+    assert (pool.log_odds[:, INERT] == 0).all()
+    assert pool.means[NULL] == pytest.approx(0, abs=1e-12) and pool.means[REAL] > 0.8
+    assert np.abs(pool.known[:, NULL]).min() > 0.9
+
+
+def test_the_summary_is_of_the_planted_effects_and_their_clusters():
+    table, known = repeated.patched(clusters=20, seed=1)
+    means = vitpatch.summarize(table, seed=3)
+    want = stats.estimates(known, table["cluster"].to_numpy()[:: known.shape[1]], seed=3)
+    for column, values in {
+        "effect": [w.mean for w in want],
+        "effect_low": [w.low for w in want],
+        "effect_high": [w.high for w in want],
+    }.items():
+        assert means[column].to_numpy() == pytest.approx(values, abs=LINEAR)
+    assert (means["n_clusters"] == 40).all()
+    assert want[REAL].low > 0  # a true mean of about 1
+
+
+def test_a_family_of_nulls_is_called_as_often_as_the_level_says(called):
+    low, high = binomial_band(LEVEL, DATA_SETS)
+    assert low <= called["nulls"] <= high
+    assert called["nulls of all"] <= high  # the real site is in the family, too: at most the level
+
+
+def test_the_real_head_is_called(called):
+    assert called["real"] > 0.99
+
+
+def test_flips_of_images_call_nulls_far_too_often(called):
+    """Images of a cluster share their signs: they say less than as many clusters."""
+    assert called["nulls, image flips"] > 10 * LEVEL
+
+
+def test_what_is_neutral_in_log_odds_is_not_in_prob(pool, called):
+    assert (pool.prob[:, NULL].mean(0) < -0.1).all()
+    assert called["nulls, prob"] > 10 * LEVEL
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_intervals_hold_the_true_mean_as_often_as_they_say(pool, method):
+    number = DATA_SETS // 2
+    held = repeated.coverage(pool, number, CLUSTERS, seed=1, method=method)
+    for share, trials in ((held.min(), number), (held.max(), number), (held.mean(), number * len(held))):
+        low, high = binomial_band(1 - LEVEL, trials)
+        assert low <= share <= high
+
+
+def test_intervals_by_images_hold_it_too_rarely(pool):
+    assert repeated.coverage(pool, DATA_SETS // 10, CLUSTERS, seed=2, by_image=True).mean() < 0.85
