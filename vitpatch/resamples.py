@@ -109,6 +109,47 @@ class Resamples:
             return Spread(mean, None, None)
         return Spread(mean, self.means(*values), left_out(*self.sums(*values)) if method == "bca" else None)
 
+    def macro_spread(self, values: Array, labels: NDArray[np.integer], method: str = "percentile") -> Spread:
+        """Means over classes of class means, with their spread: (images, columns), (images,) → (columns,) each.
+
+        Clusters are resampled as for ``spread``, not within classes; a class without images in a resample is left out
+        of that resample.
+        """
+        check_method(method)
+        classes = ByClass(values, labels, self.index)
+        mean = classes.macro_means(np.ones((1, self.n)))[0]
+        if self.n < 2:
+            return Spread(mean, None, None)
+        resampled = np.vstack([classes.macro_means(weights) for _, weights in self.weights(classes.cells)])
+        if method != "bca":
+            return Spread(mean, resampled, None)
+        steps = in_steps(self.n, max(self.n, classes.cells))
+        without = [classes.macro_means(1 - np.eye(self.n)[rows]) for rows in steps]
+        return Spread(mean, resampled, np.vstack(without))
+
+
+class ByClass:
+    """Sums and counts of the images of each class and cluster that occur together, a cell, in order of class.
+
+    ``values`` (images, columns), ``labels`` (images,), ``index`` (images,) the cluster counted from 0.
+    """
+
+    def __init__(self, values: Array, labels: NDArray[np.integer], index: NDArray[np.integer]):
+        of_class, n = np.unique(labels, return_inverse=True)[1], int(index.max()) + 1
+        cells, of_cell = np.unique(of_class * n + index, return_inverse=True)
+        self.cells = len(cells)
+        self.sums, self.counts = cluster_sums(values, of_cell)
+        self.of_class, self.of_cluster = np.divmod(cells, n)
+        self.starts = np.flatnonzero(np.diff(self.of_class, prepend=-1))
+
+    def macro_means(self, weights: Array) -> Array:
+        """Means over classes of class means, clusters counted ``weights`` times: (…, clusters) → (…, columns)."""
+        weights = weights[:, self.of_cluster]
+        images = np.add.reduceat(weights * self.counts, self.starts, axis=1)  # (…, classes)
+        there = images > 0
+        share = np.divide(1, images, out=np.zeros_like(images), where=there) / there.sum(1, keepdims=True)
+        return (weights * share[:, self.of_class]) @ self.sums
+
 
 def left_out(sums: Array, counts: Array) -> Array:
     """Means over images without each cluster in turn, the jackknife over clusters: (clusters, columns)."""

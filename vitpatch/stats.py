@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,16 @@ def estimates(values: Array, clusters: NDArray[np.integer], seed: int, method: s
     return Resamples(clusters, seed).spread(values, method=method).estimates
 
 
+def macro_estimates(
+    values: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
+) -> list[Estimate]:
+    """As ``estimates``, of the mean over classes of class means; ``labels`` (images,).
+
+    A class without images in a resample is left out of that resample.
+    """
+    return Resamples(clusters, seed).macro_spread(values, labels, method).estimates
+
+
 def recovered(
     effects: Array, total: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile"
 ) -> Array | None:
@@ -55,10 +65,14 @@ def peak(effects: Array, total: float) -> int | None:
 
     ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
     """
-    if total == 0:
-        return None
-    towards = np.sign(total) * effects
-    return int(np.flatnonzero(towards >= towards.max() - TIE)[0])
+    return None if total == 0 else int(furthest(effects, np.sign(total)))
+
+
+def furthest(means: Array, towards: float) -> NDArray[np.intp]:
+    """The column whose mean goes furthest towards a sign, the lowest within ``TIE``: (…, columns) → (…)."""
+    means = np.sign(towards) * means
+    assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
+    return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,8 @@ def summarize(
     """The rows of ``summary.csv``: one a patch, means over the images given.
 
     ``patches`` has a row a patch (site, layer, head, …); ``examples`` has a row an image with ``cluster`` and
-    ``total_effect``. ``delta_norm`` is the mean over the images where it is defined. ``method`` is of all intervals
-    but the simultaneous ones, which are over all rows.
+    ``total_effect``, and with ``label`` there are macro-averages. ``delta_norm`` is the mean over the images where it
+    is defined. ``method`` is of all intervals but the simultaneous ones, which are over all rows.
     """
     resamples, total = Resamples(examples["cluster"].to_numpy(), seed), examples[["total_effect"]].to_numpy(float)
     columns = len(patches)
@@ -96,6 +110,10 @@ def summarize(
     effects, log_odds, direct = (spread[i * columns : (i + 1) * columns] for i in range(3))
     ratios = _recovered(effects, spread[3 * columns :])
     low_mid_high = np.full((3, columns), np.nan) if ratios is None else ratios
+    macro = {}
+    if "label" in examples:
+        of_classes = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method)
+        macro = _with_interval("effect_macro", of_classes)
     return patches.assign(
         n=len(examples),
         n_clusters=resamples.n,
@@ -108,6 +126,7 @@ def summarize(
         **_with_interval("log_odds_effect", log_odds),
         **_with_interval("direct_log_odds", direct),
         delta_norm=_mean_of_known(measured.delta_norm),
+        **macro,
         **_ends("effect_sim", effects.simultaneous),
     )
 
@@ -130,8 +149,31 @@ def _mean_of_known(values: Array) -> Array:
         return np.where(known, values, 0).sum(0, dtype=float) / known.sum(0)
 
 
-def by_class(effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int) -> Iterator[tuple]:
+def by_class(
+    effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
+) -> Iterator[tuple]:
     """For each label in order: (label, images, [Estimate of each column])."""
     for label in np.unique(labels):
         of_class = labels == label
-        yield int(label), int(of_class.sum()), estimates(effects[of_class], clusters[of_class], seed)
+        yield int(label), int(of_class.sum()), estimates(effects[of_class], clusters[of_class], seed, method)
+
+
+def synergy(effects: Array, windows: Sequence[int], singles: Sequence[Sequence[int]]) -> Array:
+    """What a window does beyond the sum of its layers, by image: (images, columns) → (images, windows).
+
+    s(W) = e(W) − Σ e({l}) over the layers of W after clipping; ``windows`` are the columns of the W, ``singles`` for
+    each the columns of its layers alone. In ``prob`` and ``log_odds``, where effects may add up; 0 of a single layer.
+    """
+    assert len(windows) == len(singles) and all(singles), f"{len(windows)} windows, single layers {singles}"
+    return np.stack(
+        [effects[:, window] - effects[:, list(alone)].sum(1) for window, alone in zip(windows, singles, strict=True)],
+        axis=1,
+    )
+
+
+def marginal(effects: Array, pairs: Sequence[tuple[int, int | None]]) -> Array:
+    """What a layer adds to the rest of its window, e(W) − e(W without l): (images, columns) → (images, pairs).
+
+    ``pairs`` are the columns of W and of W without l, ``None`` where no layer is left, whose effect is 0.
+    """
+    return np.stack([effects[:, whole] - (0 if rest is None else effects[:, rest]) for whole, rest in pairs], axis=1)
