@@ -133,12 +133,8 @@ def logic_effects(is_and: bool, direction: str) -> pd.DataFrame:
     return table
 
 
-def synergy(table: pd.DataFrame) -> pd.Series:
-    """e(W) − Σ e({l}) over the layers of W after clipping, by centre and image."""
-    effects = table.set_index(["window", "layer", "example_id"])["effect"]
-    singles, windows = effects.loc[1], effects.loc[3]
-    sums = {c: sum(singles.loc[layer] for layer in range(max(0, c - 1), min(DEPTH, c + 2))) for c in range(DEPTH)}
-    return windows - pd.concat(sums, names=["layer"])
+CLIPPED = [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5]]
+"""The layers of the windows of 3, by hand."""
 
 
 @pytest.mark.parametrize(
@@ -154,11 +150,11 @@ def synergy(table: pd.DataFrame) -> pd.Series:
 )
 def test_and_and_or(is_and, direction, single, window, joint):
     table = logic_effects(is_and, direction)
-    for width, want in ((1, single), (3, window)):
-        effects = table[table["window"] == width].pivot(index="example_id", columns="layer", values="effect")
-        assert effects.to_numpy() == pytest.approx(BOTH * np.array([want] * IMAGES), abs=LINEAR), width
-    got = synergy(table).unstack("layer").to_numpy()
-    assert got == pytest.approx(BOTH * np.array([joint] * IMAGES), abs=4 * LINEAR)
+    effects = table.pivot(index="example_id", columns=["window", "layer"], values="effect")
+    assert effects.columns.tolist() == [(width, layer) for width in (1, 3) for layer in range(DEPTH)]
+    assert effects.to_numpy() == pytest.approx(BOTH * np.array([single + window] * IMAGES), abs=LINEAR)
+    beyond = stats.synergy(effects.to_numpy(), range(DEPTH, 2 * DEPTH), CLIPPED)
+    assert beyond == pytest.approx(BOTH * np.array([joint] * IMAGES), abs=4 * LINEAR)
 
 
 def test_the_summary_says_what_was_planted():
@@ -172,7 +168,7 @@ def test_the_summary_says_what_was_planted():
 
 DATA_SETS = 400
 CLUSTERS = 60
-"""Of a data set; intervals of so few are by 0.006 too rarely right, as those of a normal quantile for a t are."""
+"""Of a data set. Percentiles of so few hold the mean with 0.943, as normal quantiles do of a t with 59 degrees."""
 
 
 @pytest.fixture(scope="module")
@@ -227,14 +223,13 @@ def test_what_is_neutral_in_log_odds_is_not_in_prob(pool, called):
     assert called["nulls, prob"] > 10 * LEVEL
 
 
-@pytest.mark.parametrize("method", ["percentile", "bca"])
-def test_intervals_hold_the_true_mean_as_often_as_they_say(pool, method):
+def test_intervals_hold_the_true_mean_as_often_as_they_say(pool):
     number = DATA_SETS // 2
-    held = repeated.coverage(pool, number, CLUSTERS, seed=1, method=method)
+    held = repeated.coverage(pool, number, CLUSTERS, seed=1)
     for share, trials in ((held.min(), number), (held.max(), number), (held.mean(), number * len(held))):
         low, high = binomial_band(1 - LEVEL, trials)
         assert low <= share <= high
 
 
 def test_intervals_by_images_hold_it_too_rarely(pool):
-    assert repeated.coverage(pool, DATA_SETS // 10, CLUSTERS, seed=2, by_image=True).mean() < 0.85
+    assert repeated.coverage(pool, DATA_SETS // 20, CLUSTERS, seed=2, by_image=True).mean() < 0.85
