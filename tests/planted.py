@@ -27,7 +27,7 @@ PATCHES = (SIZE // PATCH) ** 2
 PIXELS = 3 * PATCH**2
 """Numbers of a patch, and so the most signals that an image can hold."""
 GAIN = 2.0
-"""What the classifier makes of the signal ``ANSWER``: this much on the logit of class 1, nothing on class 0."""
+"""What the classifier makes of the signal ``ANSWER`` in log odds of class 1: half on its logit, less half on class 0's."""
 LINEAR = 2e-5
 """Bounds what norms and float32 take from an effect of up to 3: three norms at a variance of up to 4, 2e-6 each."""
 
@@ -93,8 +93,9 @@ class Circuit:
         embed = self.model.vit.embeddings.patch_embeddings.projection.weight.flatten(1)  # (width, PIXELS), a view
         for signal in range(signals):
             self._write(embed[:, signal], signal)
-        self._read(self.model.classifier.weight[1], ANSWER, GAIN)
-        self.model.classifier.bias[1] = bias
+        for label, sign in ((0, -1), (1, 1)):
+            self._read(self.model.classifier.weight[label], ANSWER, sign * GAIN / 2)
+            self.model.classifier.bias[label] = sign * bias / 2
 
     @staticmethod
     def _read(weights: Tensor, signal: int, gain: float = 1.0) -> None:
