@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.config import construct
 from vitpatch.data import ImageDataModule
-from vitpatch.outcome import Outcome, described, lines, measure, scalars, series_of
+from vitpatch.examples import chosen
+from vitpatch.measure import measure
+from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.pictures import draw
 from vitpatch.predict import predict
 from vitpatch.setup import Setup, prepare
@@ -38,7 +40,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     setup = prepare(cfg)
     folder = RunFolder(path)
     if cfg.dry_run:
-        data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
+        data = _data(setup)
         folder.plan_only(predict(setup, data, make_trainer, folder, dry_run=True).line or "no image can be read")
         return
     if _already_there(folder, setup.run_id, cfg.overwrite):
@@ -48,7 +50,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     config = OmegaConf.to_container(cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
-        data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
+        data = _data(setup)
         patching_started = time.monotonic()
         done = predict(setup, data, make_trainer, folder)
         skipped = done.skipped
@@ -56,10 +58,17 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         if len(skipped) == len(setup.images):
             raise VitPatchError(f"data {cfg.data.path}: none of the {len(skipped)} images can be read")
         folder.merge()
-        outcome = measure(folder, setup.plan, setup.study)
-        pictures = draw(folder, setup, outcome, data)
+        outcome = measure(folder, setup.study, setup.plan.donors)
+        folder.write_csv(folder.summary, outcome.summary)
+        if outcome.marginals is not None:
+            folder.write_csv(folder.marginals, outcome.marginals)
+        shown = chosen(setup, outcome, data)
+        shown.write(folder.pages)
+        pictures = folder.save(draw(outcome, shown, setup.title))
         manifest = {
             "run_id": setup.run_id,
+            "title": setup.title,
+            "donors": [str(donor) for donor in outcome.donors],
             "config": config,
             "versions": _versions(),
             "model": {
@@ -80,12 +89,17 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         files = {f.name: f for f in (folder.examples, folder.effects, folder.summary)}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
         tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
-    for line in lines(outcome, setup.study, folder, setup.title):
+    for line in lines(outcome, folder, setup.title):
         log.info("%s", line)
     if skipped:
         log.info("  skipped       %d of %d images could not be read", len(skipped), len(setup.images))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
+
+
+def _data(setup: Setup) -> ImageDataModule:
+    to_input = setup.model.preprocessing.to_input
+    return ImageDataModule(setup.images, to_input, setup.cfg.batch_size, setup.partners)
 
 
 def _already_there(folder: RunFolder, run_id: str, overwrite: bool) -> bool:
@@ -106,10 +120,17 @@ def _versions() -> dict[str, str]:
 
 
 def _counts(setup: Setup, outcome: Outcome, skipped: int) -> dict[str, Any]:
-    dropped = {"unreadable": skipped, "left out by label_map": setup.images.left_out}
+    read, include, donor = len(setup.images) - skipped, setup.study.include, setup.study.donor
+    alone = outcome.alone
+    dropped = {
+        "unreadable": skipped,
+        "left out by label_map": setup.images.left_out,
+        f"no {donor} partner": alone,
+        f"not {include}": read - alone - len(outcome.examples),
+    }
     return {
         "images": len(setup.images) + setup.images.left_out,
-        "read": len(setup.images) - skipped,
+        "read": read,
         "included": len(outcome.examples),
         "dropped": {why: number for why, number in dropped.items() if number},
         "clusters": outcome.clusters,

@@ -13,12 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import NUMBERS_VERSION
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
+from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption
-from vitpatch.data import LabelledImages
+from vitpatch.data import LabelledImages, Positions
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
-from vitpatch.spec import JOINT, TokenGroup, VitPatchError, digest, window_word
+from vitpatch.sources import ImageSource
+from vitpatch.spec import (
+    EVERYONE,
+    JOINT,
+    Donor,
+    TokenGroup,
+    VitPatchError,
+    digest,
+    window_word,
+)
 from vitpatch.tokens import needs_masks
 
 log = logging.getLogger(__name__)
@@ -26,7 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setup:
-    """The nouns of a run. What is in it can change a number, but for batch size, devices, tracker and folders."""
+    """The nouns of a run. What is in it can change a number, but for batch size, devices, tracker and folders.
+
+    ``partners`` are those that donors and the corruption ask for; ``training`` the images that ``donor=mean`` is of.
+    """
 
     cfg: DictConfig
     study: Study
@@ -35,6 +48,8 @@ class Setup:
     images: LabelledImages
     plan: Plan
     checkpoint: Checkpoint
+    partners: Positions
+    training: LabelledImages | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -59,7 +74,9 @@ class Setup:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
         first = f"{self._model_words} on {_short(self.cfg.data.path)}, {_corruption_label(self.cfg.corruption)}"
-        return f"{first}, {target.site}{at}, window {windows}, {study.direction}"
+        donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
+        include = "" if study.include == EVERYONE else f", {study.include} images"
+        return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
 
     @property
     def _model_words(self) -> str:
@@ -82,6 +99,11 @@ class Setup:
                 "data": self.images.digest,
                 "selection": {"on_error": cfg["data"]["on_error"]},
                 **{key: cfg[key] for key in ("corruption", "target", "window", "direction", "metric", "rival", "seed")},
+                "donors": self.plan.donors,
+                "include": str(self.study.include),
+                "interval": self.study.interval,
+                "leave_outs": len(self.plan.leave_outs),
+                "training": None if self.training is None else self.training.digest,
                 "precision": [cfg["model"]["dtype"], _precision(self.cfg), cfg["matmul_precision"]],
             }
         )
@@ -97,19 +119,30 @@ def prepare(cfg: DictConfig) -> Setup:
     _check_precision(cfg, checkpoint)
     model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
     model.require(study.target.site)
-    plan = make_plan(study.target, study.windows, study.direction, model.sizes)
-    images = source.open()
+    make_plan(study.target, study.windows, study.direction, model.sizes)  # says what is wrong before data are read
+    images = _as_classes(source.open(), model, source.label_map)
+    partners = partners_of(study, corruption, images, model.preprocessing)
+    donors = donors_of(study, partners)
+    plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
         raise VitPatchError(
             f"target.tokens {' and '.join(plan.target.tokens)}: the data have no object masks; "
             "name their column with data.mask_column"
         )
-    images = _as_classes(images, model, source.label_map)
+    training = None
+    if study.donor is Donor.MEAN:
+        training = training_images(source, cfg.train_split, cfg.train_limit)
     if plan.restores_everything:
         log.info(
             "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
         )
-    return Setup(cfg, study, model, corruption, images, plan, checkpoint)
+    return Setup(cfg, study, model, corruption, images, plan, checkpoint, partners, training)
+
+
+def training_images(source: ImageSource, split: str, limit: int | None) -> LabelledImages:
+    """The first ``limit`` images of another split of a source, in random order; of a stream, as they come."""
+    order = None if source.streams else 0
+    return replace(source, split=split, limit=limit, shuffle_seed=order).open()
 
 
 def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | None) -> LabelledImages:
