@@ -27,7 +27,7 @@ PATCHES = (SIZE // PATCH) ** 2
 PIXELS = 3 * PATCH**2
 """Numbers of a patch, and so the most signals that an image can hold."""
 GAIN = 2.0
-"""What the classifier makes of the signal ``ANSWER`` in log odds of class 1: half on its logit, less half on class 0's."""
+"""Log odds of class 1 by the signal ``ANSWER``: half of it on that class's logit, minus half on the other's."""
 LINEAR = 2e-5
 """Bounds what norms and float32 take from an effect of up to 3: three norms at a variance of up to 4, 2e-6 each."""
 
