@@ -1,6 +1,6 @@
 """How long do the statistics of a run take?
 
-    python benchmarks/statistics.py                  # 1 thread with OMP_NUM_THREADS=1
+    python benchmarks/cost_of_statistics.py          # 1 thread with OMP_NUM_THREADS=1
 
 ``summarize`` is all of ``summary.csv`` at 2000 resamples, ``bca`` the same with BCa intervals, ``flips`` the
 family-wise test at 9999 sign flips, ``peaks`` the set of peaks and their size. ``plain`` are the resampled means of the
@@ -14,18 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # this file's folder, where this file would stand for Python's own module of its name
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import pandas as pd
+from measure import RESULTS, in_turn, medians, report
 
 from vitpatch import inference, stats
 from vitpatch.resamples import Resamples
-
-sys.path.append(str(Path(__file__).parent))
-
-from measure import RESULTS, in_turn, medians, report
 
 CASES = [
     {"images": 1000, "clusters": 1000, "patches": 12},
