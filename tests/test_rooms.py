@@ -9,15 +9,16 @@ import pytest
 from conftest import ROOT
 
 LEVELS = {
-    "sweep": 10,
-    "fit": 9,
-    "run": 9,
+    "sweep": 11,
+    "fit": 10,
+    "run": 10,
     "api": 8,
     "compare": 8,
     "pictures": 7,
-    "examples": 7,
+    "examples": 9,
     "shown": 2,
-    "predict": 8,
+    "predict": 9,
+    "patching": 8,
     "rows": 7,
     "execute": 6,
     "forwards": 5,

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from vitpatch.corruptions import corrupted
 from vitpatch.data import ImageDataModule
+from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.outcome import Outcome, metric_of
+from vitpatch.patching import Patching
 from vitpatch.setup import Setup
 from vitpatch.shown import Page, Shown, ShownImage
-from vitpatch.spec import BaseRun, counted
+from vitpatch.spec import BaseRun, ImageBatch, counted
 
 IMAGES_A_PAGE = 6
+DRAWS = 10
+"""Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
 def chosen(setup: Setup, outcome: Outcome, data: ImageDataModule) -> Shown:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot."""
-    return Shown(
-        [Page(name, words, list(_images(setup, outcome, data, rows))) for name, words, rows in _choices(outcome)]
-    )
+    also = f", means of {DRAWS} draws" if _is_drawn_again(setup) else ""
+    pages = _choices(outcome)
+    return Shown([Page(name, words + also, list(_images(setup, outcome, data, rows))) for name, words, rows in pages])
+
+
+def _is_drawn_again(setup: Setup) -> bool:
+    """Whether single images are shown by more draws of noise than the run took."""
+    return isinstance(setup.corruption, OnEmbeddings) and setup.corruption.draws < DRAWS
 
 
 def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
@@ -47,16 +59,36 @@ def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequenc
     as_bytes = {
         run: (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for run, x in images.items()
     }
-    names, study = setup.label_names, setup.study
-    base = {run: metric_of(examples, run, study.metric) for run in BaseRun}
-    for i, (row, example) in enumerate(zip(rows, examples.to_dict("records"), strict=True)):
+    names = setup.label_names
+    base, patched, predictions = _numbers(setup, outcome, examples, rows, batch)
+    for i, example in enumerate(examples.to_dict("records")):
         of_image = {run: float(values[i]) for run, values in base.items()}
-        predicted = {run: int(example[f"pred_{run}"]) for run in BaseRun}
+        predicted = {run: int(predictions[run][i]) for run in BaseRun}
         yield ShownImage(
             example_id=int(example["example_id"]),
             name=f"{setup.images.name(example['example_id'])} – {example['label_name']}",
             pictures={run: as_bytes[run][i] for run in BaseRun},
             predicted={run: names[p] if names else str(p) for run, p in predicted.items()},
             base=of_image,
-            patched=of_image[study.direction.recipient] + outcome.effects[row],
+            patched=patched[i],
         )
+
+
+def _numbers(
+    setup: Setup, outcome: Outcome, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
+) -> tuple[dict[BaseRun, NDArray], NDArray, dict[BaseRun, NDArray]]:
+    """The headline metric of the base runs (images,) and of the patched ones (images, patches), and predictions.
+
+    Those of the files; of noise on embeddings the mean over ``DRAWS`` draws, by the model again.
+    """
+    metric, recipient = setup.study.metric, setup.study.direction.recipient
+    if _is_drawn_again(setup):
+        known = replace(batch, labels=torch.tensor(examples["label"].tolist()))
+        measured = Patching(setup, len(rows), DRAWS).columns(known.to(setup.model.device))
+        examples = pd.DataFrame({name: values for name, values in measured.examples.items() if values.ndim == 1})
+        effects = measured.effects["effect"].reshape(len(rows), -1)
+    else:
+        effects = outcome.effects[rows]
+    base = {run: metric_of(examples, run, metric) for run in BaseRun}
+    predictions = {run: examples[f"pred_{run}"].to_numpy() for run in BaseRun}
+    return base, base[recipient][:, None] + effects, predictions

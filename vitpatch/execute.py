@@ -7,7 +7,8 @@ go on. Where a model's parts do not give its own logits, ``vitpatch.forwards`` d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,6 +45,26 @@ class Outputs:
         """The same in the CPU's memory: metrics are in float64, which not every device has."""
         base = {run: logits.cpu() for run, logits in self.base.items()}
         return Outputs(base, self.patched.cpu(), self.direct.cpu(), self.delta_norm.cpu())
+
+
+def averaged(draws: Iterable[Outputs]) -> Outputs:
+    """One set of logits from several draws of noise: those of the mean probabilities, log Σ p / n, float64.
+
+    Of a single draw it is what it was. ``delta_norm`` is the mean.
+    """
+    first, *others = draws
+    if not others:
+        return first
+    n = 1 + len(others)
+
+    def mean(logits: Sequence[Tensor]) -> Tensor:
+        log_probs = torch.stack([x.double().log_softmax(-1) for x in logits])
+        return log_probs.logsumexp(0) - math.log(n)
+
+    every = [first, *others]
+    base = {run: mean([outputs.base[run] for outputs in every]) for run in first.base}
+    patched, direct = mean([o.patched for o in every]), mean([o.direct for o in every])
+    return Outputs(base, patched, direct, torch.stack([o.delta_norm for o in every]).mean(0))
 
 
 @torch.no_grad()

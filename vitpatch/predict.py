@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,21 +14,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
-from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vitpatch.constants import means, zeros
-from vitpatch.corruptions import corrupted
-from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
-from vitpatch.data import PREDICTED, UNKNOWN, BadImage, Decoded, ImageDataModule, collate
-from vitpatch.execute import Outputs, execute
-from vitpatch.given import Constants
+from vitpatch.cost import cost_of, described
+from vitpatch.data import PREDICTED, BadImage, ImageDataModule
 from vitpatch.inclusion import included as included_by
-from vitpatch.model import PatchableViT
-from vitpatch.rows import Columns, columns, joined
+from vitpatch.patching import Patching, parts
+from vitpatch.rows import Columns, joined
 from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun, Donor, ImageBatch, VitPatchError, counted
+from vitpatch.spec import ImageBatch, VitPatchError, counted
 from vitpatch.store import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
@@ -38,7 +32,6 @@ from vitpatch.store import (
     of_partners,
     with_fields,
 )
-from vitpatch.tokens import token_masks
 from vitpatch.trainers import matmul_precision, quiet, trainer_of
 
 log = logging.getLogger(__name__)
@@ -62,90 +55,50 @@ class PatchingModule(lightning.LightningModule):
 
     def __init__(self, setup: Setup, batch_size: int, dry_run: bool = False) -> None:
         super().__init__()
-        self.model, self.corruption, self.plan, self.study = setup.model, setup.corruption, setup.plan, setup.study
-        self.setup, self.batch_size, self.dry_run = setup, min(batch_size, len(setup.images)), dry_run
-        self.cost = cost_of(self.plan, self.model, len(setup.partners))
+        self.model, self.setup, self.dry_run = setup.model, setup, dry_run
+        self.batch_size = batch_size
         self.line: str | None = None
         self.precision_error: dict[str, float] | None = None
-        self._room: Room | None = None
-        self._constants: Constants | None = None
+        self._patching: Patching | None = None
 
     def on_predict_start(self) -> None:
-        """Finds how much fits the device, and the values of donors that are no run.
-
-        Raises ``VitPatchError`` where one image does not fit.
-        """
-        self._room = self._room_for(self.cost)
-        if self.study.donor is Donor.ZERO:
-            self._constants = zeros(self.model, self.plan.target.site)
-        elif self.study.donor is Donor.MEAN:
-            log.info("mean of %s over %s", self.plan.target.site, counted(len(self.setup.training), "training image"))
-            self._constants = means(self.model, self.plan.target.site, self._training_pixels())
-
-    def _training_pixels(self) -> Iterator[Tensor]:
-        decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
-        workers = self.setup.training.num_workers
-        for images, bad in DataLoader(decoded, self.batch_size, num_workers=workers, collate_fn=collate):
-            if bad and self.setup.training.on_error == "raise":
-                raise VitPatchError(bad[0].reason)
-            for part in _parts(images, self._room) if images is not None else ():
-                yield self.model.normalize(part.images.to(self.device))
-
-    def _room_for(self, cost: Cost) -> Room:
-        limit = memory_limit(self.setup.cfg.memory_gb, self.device)
-        return cost.room(self.batch_size, limit, self.plan.sizes.tokens, self.device)
+        """Looks at the device. Raises ``VitPatchError`` where one image does not fit."""
+        self._patching = Patching(self.setup, self.batch_size)
 
     def predict_step(self, batch: tuple[ImageBatch | None, list[BadImage]], batch_idx: int = 0) -> Rows:
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
         images, bad = batch
         if images is None:
             return Rows({}, bad)
-        parts = []
-        for part in _parts(images, self._room):
+        patching, measured = self._patching, []
+        for part in parts(images, patching.room):
             started = time.perf_counter()
-            parts.append(self._columns(part, self.model, self._room))
+            measured.append(patching.part(part, self.model, patching.room))
             if self.line is None:
                 self._say(len(part), time.perf_counter() - started)
             if self.dry_run:
                 return Rows({}, bad)
-        measured = joined(parts)
+        measured = joined(measured)
         if self.setup.is_reduced and self.precision_error is None:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
             self._compare_with_float32(known, measured.effects["effect"])
         return Rows(self._tables(measured), bad)
 
-    def _columns(self, images: ImageBatch, model: PatchableViT, room: Room) -> Columns:
-        pixels = {
-            BaseRun.CLEAN: model.normalize(images.images),
-            BaseRun.CORRUPT: model.normalize(corrupted(self.corruption, images, self.study.seed)),
-        }
-        others = {d: images.partners[d.partner] for d in self.plan.base_runs if isinstance(d, Donor)}
-        pixels |= {donor: model.normalize(other.images) for donor, other in others.items()}
-        plan, images = self.plan, images.to("cpu")
-        blocks, ids = plan.target.grid, images.ids.tolist()
-        masks = token_masks(plan.token_groups, plan.sizes, blocks, model.covered(images.masks), ids, self.study.seed)
-        outputs = execute(plan, model, pixels, masks, room, self._constants).cpu()
-        self._check_finite(outputs, pixels, images)
-        predicted = outputs.base[BaseRun.CLEAN].argmax(1)
-        labels = images.labels.where(images.labels != UNKNOWN, predicted)
-        ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
-        return columns(outputs, plan, labels, images.ids, masks, self.study.metric, self.study.rival, ids_of)
-
     def _say(self, images: int, seconds: float) -> None:
         time_left = seconds / images * len(self.setup.images)
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
         about = f"about {_duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
-        self.line = f"{described(self.plan, self.cost, self._room)}, {about}"
+        self.line = f"{described(self.setup.plan, self._patching.cost, self._patching.room)}, {about}"
         log.info("plan: %s", self.line)
-        if (caveat := self.model.caveat(self.plan.target.site)) is not None:
+        if (caveat := self.model.caveat(self.setup.plan.target.site)) is not None:
             log.warning("%s", caveat)
 
     def _compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> None:
         """Runs the batch again in float32, and keeps how far the effects differ."""
         model = self.setup.float32_model().to(self.device)
-        room = self._room_for(cost_of(self.plan, model))
+        room = self._patching.room_for(cost_of(self.setup.plan, model, len(self.setup.partners)))
         with torch.autocast(self.device.type, enabled=False), matmul_precision("highest"):
-            exact = joined([self._columns(part, model, room) for part in _parts(images, room)]).effects["effect"]
+            exact = joined([self._patching.part(part, model, room) for part in parts(images, room)]).effects["effect"]
         if model is not self.model:  # whose place on the device is needed
             model.to("cpu")
         error = np.abs(effects - exact)
@@ -163,9 +116,9 @@ class PatchingModule(lightning.LightningModule):
 
     def _tables(self, measured: Columns) -> dict[str, pa.Table]:
         ids, names, known = measured.examples["example_id"], self.setup.label_names, self.setup.images.has_labels
-        included = included_by(self.study.include, measured.examples, self.study.metric)
-        if self.study.donor.partner is not None:
-            included &= measured.examples[f"partner_{self.study.donor}"] >= 0
+        included = included_by(self.setup.study.include, measured.examples, self.setup.study.metric)
+        if self.setup.study.donor.partner is not None:
+            included &= measured.examples[f"partner_{self.setup.study.donor}"] >= 0
         examples = measured.examples | {
             "label_name": [
                 (names[i] if names else str(i)) + ("" if known else PREDICTED)
@@ -174,33 +127,14 @@ class PatchingModule(lightning.LightningModule):
             "included": included,
             "cluster": self.setup.images.clusters[self.setup.images.positions(ids)],
         }
-        donors = self.plan.donors
+        plan = self.setup.plan
         tables = {
-            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, of_partners(donors, bool(self.plan.together)))),
-            "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(donors))),
+            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, of_partners(plan.donors, bool(plan.together)))),
+            "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(plan.donors))),
         }
-        if self.plan.leave_outs:
+        if plan.leave_outs:
             tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)
         return tables
-
-    def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
-        for run in self.plan.base_runs:
-            for row in _rows_not_finite(outputs.base[run]):
-                layer = self.model.first_bad_layer(pixels[run][row : row + 1])
-                where = "in the classifier" if layer is None else f"from layer {layer} on"
-                raise VitPatchError(
-                    f"image {images.ids[row]}: the {run} run is not finite {where}; check the weights and dtype"
-                )
-        for (patch, _), patched in zip(self.plan.runs, outputs.patched, strict=True):
-            for row in _rows_not_finite(patched):
-                what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
-                raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
-
-
-def _parts(images: ImageBatch, room: Room) -> Iterator[ImageBatch]:
-    """As many images at a time as there is room for."""
-    for first in range(0, len(images), room.images):
-        yield images.part(slice(first, first + room.images))
 
 
 def _duration(seconds: float) -> str:
@@ -208,10 +142,6 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _rows_not_finite(logits: Tensor) -> list[int]:
-    return (~logits.isfinite().all(-1)).nonzero().flatten().tolist()
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
