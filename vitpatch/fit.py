@@ -13,7 +13,6 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from hydra import compose
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -24,6 +23,7 @@ from vitpatch.config import construct
 from vitpatch.corruptions import Corruption, corrupted
 from vitpatch.data import BadImage, Decoded, LabelledImages, collate
 from vitpatch.model import PatchableViT
+from vitpatch.options import corruption_option
 from vitpatch.predict import quiet, trainer_of
 from vitpatch.preprocessing import Preprocessing
 from vitpatch.sources import ImageSource
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     recipe, augment = construct(cfg.recipe), construct(cfg.augment)
     source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    corruptions = {name: corruption_option(name) for name in _listed(cfg.corruptions)}
+    corruptions = {name: construct(corruption_option(name, "corruptions")) for name in _listed(cfg.corruptions)}
     names = _class_names(train, test)
     if cfg.get("architecture"):  # the option none is empty
         model, preprocessing = new_classifier(construct(cfg.architecture), names)
@@ -93,16 +93,6 @@ def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
 
 def _listed(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
-
-
-def corruption_option(name: str) -> Corruption:
-    """The corruption that ``patch.py corruption=NAME`` takes."""
-    try:
-        return construct(compose("patch", overrides=[f"corruption={name}"]).corruption)
-    except VitPatchError:
-        raise
-    except Exception as error:  # Hydra's own, of several classes
-        raise VitPatchError(f"corruptions: no option {name!r} in conf/corruption") from error
 
 
 def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:

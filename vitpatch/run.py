@@ -45,7 +45,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
     folder.begin()
-    config = OmegaConf.to_container(cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
+    config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
         data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
