@@ -17,7 +17,8 @@ from vitpatch.spec import VitPatchError
 SUMMARY = (
     "site,layer,head,tokens,window,first_layer,last_layer,n_layers,n,n_clusters,effect,effect_se,effect_low,"
     "effect_high,recovered,recovered_low,recovered_high,accuracy,log_odds_effect,log_odds_effect_low,"
-    "log_odds_effect_high,direct_log_odds,direct_log_odds_low,direct_log_odds_high,delta_norm"
+    "log_odds_effect_high,direct_log_odds,direct_log_odds_low,direct_log_odds_high,delta_norm,"
+    "effect_macro,effect_macro_low,effect_macro_high,effect_sim_low,effect_sim_high"
 ).split(",")
 
 

@@ -170,7 +170,7 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         direct=matrix(table["direct_log_odds"]),
         delta_norm=matrix(table["delta_norm"]),
     )
-    return stats.summarize(patches, measured, images[["cluster", "total_effect"]], seed)
+    return stats.summarize(patches, measured, images[["cluster", "label", "total_effect"]], seed)
 
 
 _PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int, set[Site]]]] = WeakKeyDictionary()

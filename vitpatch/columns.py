@@ -23,18 +23,18 @@ def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
     """
     import datasets
 
-    for key in ("image", "label", "mask", "cluster"):
+    for key in ("image", "label", "mask", "cluster", "pair"):
         column = getattr(asked, key)
         if column not in (None, AUTO) and column not in features:
             raise VitPatchError(f"data.{key}_column {column!r}: the data have the columns {', '.join(features)}")
-    rest = [name for name in features if name not in (asked.mask, asked.cluster)]
+    rest = [name for name in features if name not in (asked.mask, asked.cluster, asked.pair)]
     image, label = asked.image, asked.label
     if image == AUTO:
         image = _the_one([name for name in rest if isinstance(features[name], datasets.Image)], rest, "image")
     if label == AUTO:
         classes = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
         label = _the_one([name for name in classes if name in rest] or classes, rest, "label")
-    for column in filter(None, (image, asked.mask)):
+    for column in filter(None, (image, asked.mask, asked.pair)):
         kind = features[column]
         if not isinstance(kind, datasets.Image) and not _stores_images(kind):
             raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
@@ -43,7 +43,8 @@ def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
             f"data.label_column {label!r} holds {features[label]}; expected names, whole numbers or ClassLabel "
             "(null: the images have no labels)"
         )
-    return ColumnNames(image, label, asked.mask, asked.cluster, "name" if "name" in features else None)
+    name = "name" if "name" in features else None
+    return ColumnNames(image, label, asked.mask, asked.cluster, name, asked.pair)
 
 
 def _the_one(found: list[str], names: list[str], usual: str) -> str:

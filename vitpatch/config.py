@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import os
 import re
@@ -19,10 +20,14 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
 from vitpatch.spec import (
     EVERY_HEAD,
+    EVERYONE,
     JOINT,
     WINDOW_WORDS,
     BaseRun,
     Direction,
+    Donor,
+    Include,
+    Inclusion,
     Metric,
     Site,
     Target,
@@ -50,7 +55,11 @@ class MatmulPrecision(StrEnum):
 
 @dataclass(frozen=True)
 class Study:
-    """What a run measures, beside its model, data and corruption."""
+    """What a run measures, beside its model, data and corruption.
+
+    ``controls``: the other images as donors too; ``synergy``: single layers, and windows without a layer, too. ``None``
+    = where they make sense and cost little.
+    """
 
     target: Target
     windows: tuple[int, ...]
@@ -58,6 +67,10 @@ class Study:
     metric: Metric
     rival: BaseRun
     seed: int
+    donor: Donor = Donor.PAIR
+    controls: bool | None = None
+    include: Inclusion = EVERYONE
+    synergy: bool | None = None
 
 
 def read_study(cfg: DictConfig) -> Study:
@@ -79,14 +92,51 @@ def read_study(cfg: DictConfig) -> Study:
         if not isinstance(cfg[key], bool):
             raise VitPatchError(f"{key} {cfg[key]!r}: expected true or false")
     one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
-    return Study(
+    study = Study(
         target=target,
         windows=tuple(dict.fromkeys(window_of(window) for window in _listed("window", cfg.window))),
         direction=one_of("direction", cfg.direction, Direction),
         metric=one_of("metric", cfg.metric, Metric),
         rival=one_of("rival", cfg.rival, BaseRun),
         seed=whole_number("seed", cfg.seed, least=0),
+        donor=one_of("donor", cfg.donor, Donor),
+        controls=_true_false_or_null("controls", cfg.controls),
+        include=read_inclusion(cfg.include),
+        synergy=_true_false_or_null("synergy", cfg.synergy),
     )
+    _check_donor(study)
+    return study
+
+
+def _check_donor(study: Study) -> None:
+    donor = study.donor
+    if donor.is_constant and study.direction is not Direction.NOISE:
+        raise VitPatchError(f"direction {study.direction} with donor={donor}: goes into the clean run; leave it out")
+    if study.controls and donor is not Donor.PAIR:
+        raise VitPatchError(f"controls true with donor={donor}: controls stand beside donor=pair; leave one out")
+    if study.synergy and set(study.windows) == {1}:
+        raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
+
+
+def read_inclusion(value: Any) -> Inclusion:
+    """The rule that ``include`` asks for. Raises ``VitPatchError``."""
+    rule, colon, least = str(value).partition(":")
+    try:
+        number = float(least) if colon else None
+        if rule not in list(Include) or (number is not None) != (rule == Include.MIN_TOTAL_EFFECT):
+            raise ValueError
+        if number is not None and not math.isfinite(number):
+            raise ValueError
+    except ValueError as error:
+        known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
+        raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
+    return Inclusion(Include(rule), number)
+
+
+def _true_false_or_null(key: str, value: Any) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise VitPatchError(f"{key} {value!r}: expected true, false or null")
+    return value
 
 
 def _listed(key: str, value: Any) -> list[Any]:
@@ -172,12 +222,17 @@ def default_window(heads: Any) -> int:
     return 3 if heads in (None, JOINT) else 1
 
 
+def default_direction(donor: Any) -> str:
+    """The direction where none is given: zeros and means, which are no run, go into the clean run."""
+    return "noise" if donor in ("zero", "mean") else "denoise"
+
+
 def asset(name: str) -> str:
     """The folder of data or a model that ships with the package."""
     return str(Path(__file__).parent / "assets" / name)
 
 
 def register_resolvers() -> None:
-    """Makes ``${asset:…}``, ``${sweep_stamp:}``, ``${run_name:…}`` and ``${default_window:…}`` known to OmegaConf."""
-    for function in (asset, sweep_stamp, run_name, default_window):
+    """Makes the functions that ``conf/`` calls as ``${name:…}`` known to OmegaConf."""
+    for function in (asset, sweep_stamp, run_name, default_window, default_direction):
         OmegaConf.register_new_resolver(function.__name__, function, replace=True)

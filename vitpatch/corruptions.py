@@ -26,11 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitpatch.spec import ImageBatch, Partner, VitPatchError
-
-BT601_LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in ITU-R BT.601 luma."""
-
+from vitpatch.spec import BT601_LUMA, ImageBatch, Partner, VitPatchError
 
 Corruption = Callable[[ImageBatch, int], Tensor]
 
@@ -53,7 +49,9 @@ def traits(corruption: Corruption) -> Traits:
 
 def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
     """The corruption's images, checked: a user's own class can be anything."""
-    name = type(corruption).__name__
+    name, kind = type(corruption).__name__, traits(corruption).partner
+    if kind is not None and images.partners is not None:
+        images = replace(images, others=images.partners[kind])
     try:
         result = corruption(images, seed)
     except VitPatchError:

@@ -75,8 +75,8 @@ class Cost:
         return Room(images, rows, taken(images, rows))
 
 
-def cost_of(plan: Plan, model: PatchableViT) -> Cost:
-    """FLOPs and bytes of a plan on a model, from their sizes."""
+def cost_of(plan: Plan, model: PatchableViT, partners: int = 0) -> Cost:
+    """FLOPs and bytes of a plan on a model, from their sizes; ``partners`` images stand beside each that waits."""
     sizes, width = plan.sizes, model.width
     tokens, reads = sizes.tokens, sizes.reads
     attention = 8 * tokens * width**2 + 4 * tokens**2 * width
@@ -84,7 +84,7 @@ def cost_of(plan: Plan, model: PatchableViT) -> Cost:
     mlp = 2 * sum(weight.numel() for weight in _mlp_weights(model))  # a token
     embedding = 2 * width * 3 * model.input_size[0] * model.input_size[1]
     block = attention + tokens * mlp
-    flops = 2 * (embedding + sizes.depth * block)
+    flops = len(plan.base_runs) * (embedding + sizes.depth * block)
     for number, half in enumerate(plan.halves):
         last = number >= 2 * (sizes.depth - 1)
         if number % 2:
@@ -92,10 +92,10 @@ def cost_of(plan: Plan, model: PatchableViT) -> Cost:
         else:
             flops += half.evaluations * (read_attention if last else attention)
             flops += _edits(plan, half.steps, width)
-    full = (2 + len(plan.patches)) * (embedding + sizes.depth * block)
+    full = (len(plan.base_runs) + len(plan.runs)) * (embedding + sizes.depth * block)
     if not model.goes_by_parts(plan.target.site):
-        return Cost(full, full, plan.full_evaluations, *_bytes(plan, model))
-    return Cost(flops, full, plan.block_evaluations, *_bytes(plan, model))
+        return Cost(full, full, plan.full_evaluations, *_bytes(plan, model, partners))
+    return Cost(flops, full, plan.block_evaluations, *_bytes(plan, model, partners))
 
 
 def _mlp_weights(model: PatchableViT) -> list[torch.Tensor]:
@@ -118,28 +118,29 @@ def _edits(plan: Plan, steps: tuple, width: int) -> float:
     return total
 
 
-def _bytes(plan: Plan, model: PatchableViT) -> tuple[int, int, int]:
+def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, int]:
     """(an image on its way, a row in a call, an image that waits), at most."""
     sizes, width, size = plan.sizes, model.width, torch.finfo(model.dtype).bits // 8
     stream = sizes.tokens * width * size
     read = sizes.reads * width
     pixels = 3 * model.input_size[0] * model.input_size[1] * 4
-    image = 2 * pixels + plan.whole * stream
-    image += 10 * stream  # both base runs before a half, what it adds, after it; and what is put together of them
+    runs = len(plan.base_runs)
+    image = runs * pixels + plan.whole * stream
+    image += 5 * runs * stream  # base runs before a half, what it adds, after it; and what is put together of them
     image += plan.states * read * size + 4 * len(plan.patches) * width * 4 + 6 * read * 4
     image += 2 * sum(len(plan.reached(reading)) for reading in plan.readings) * width * 4
-    image += 4 * len(plan.patches) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
+    image += 2 * (len(plan.patches) + len(plan.runs)) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
     if plan.target.site.by_head:
-        image += 12 * stream
-    if not model.goes_by_parts(plan.target.site):  # the values of both base runs, of all layers
-        image += 2 * len(plan.readings_at) * stream
+        image += 6 * runs * stream
+    if not model.goes_by_parts(plan.target.site):  # the values of all base runs, of all layers
+        image += runs * len(plan.readings_at) * stream
     if plan.target.site is Site.PATTERN:
-        image += 6 * sizes.heads * sizes.tokens**2 * size
+        image += 3 * runs * sizes.heads * sizes.tokens**2 * size
     elif plan.target.site in (Site.Q, Site.K):
         image += stream
     row = max(8 * stream, 3 * stream + 2 * sizes.tokens * _inner(model) * size)
     row += sizes.heads * sizes.tokens**2 * size * model.has_bias  # a bias may keep attention from going in parts
-    return image, KEPT * row, 5 * pixels
+    return image, KEPT * row, (5 + 3 * partners) * pixels
 
 
 def free_bytes(device: torch.device) -> float:
@@ -182,8 +183,10 @@ def memory_limit(memory_gb: float | None, device: torch.device) -> float:
 def described(plan: Plan, cost: Cost, room: Room) -> str:
     """The plan and its cost in one line."""
     share = cost.flops / cost.full_flops
+    controls = f" of {len(plan.donors)} donors" if len(plan.donors) > 1 else ""
+    also = f" and {len(plan.leave_outs)} of windows without a layer" if plan.leave_outs else ""
     return (
-        f"{len(plan.patches)} patches by {cost.block_evaluations} block evaluations an image "
+        f"{len(plan.patches)} patches{controls}{also} by {cost.block_evaluations} block evaluations an image "
         f"({plan.full_evaluations} by full forwards), {_flops(cost.flops)} an image ({share:.0%} of full forwards), "
         f"up to {room.bytes / GB:.2g} GB ({room.images} image{'s' * (room.images > 1)} at once)"
     )

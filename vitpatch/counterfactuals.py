@@ -50,6 +50,7 @@ class BackgroundSwap(_FromPartner):
     """The object before its partner's background (Mixed-Rand, Mixed-Same of Xiao et al. 2021, Noise or Signal).
 
     The partner's own object is filled from around it (``regions.infilled``); the object is laid on by its soft mask.
+    Of a ``pair`` the image's mask stands for both.
     ``amount`` is the share of the way there: 0 the identity, 1 the partner's background.
     """
 

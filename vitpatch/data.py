@@ -6,8 +6,8 @@ import copy
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitpatch.labels import LEFT_OUT
-from vitpatch.spec import ImageBatch, VitPatchError
+from vitpatch.partners import NOBODY
+from vitpatch.spec import BT601_LUMA, ImageBatch, Partner, VitPatchError
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,14 @@ class BadImage:
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Which columns hold what; ``label``, ``mask``, ``cluster`` and ``name`` may be ``None``."""
+    """Which columns hold what; all but ``image`` may be ``None``. ``pair`` has each image's counterpart."""
 
     image: str
     label: str | None = None
     mask: str | None = None
     cluster: str | None = None
     name: str | None = None
+    pair: str | None = None
 
 
 class Rows(Protocol):
@@ -135,6 +137,10 @@ class LabelledImages:
         column = self.columns.mask
         return self._decoded(position, column).convert("L").convert("RGB") if column else None
 
+    def pair(self, position: int) -> Image.Image:
+        """The data's own counterpart of an image, as RGB."""
+        return _rgb(self._decoded(position, self.columns.pair))
+
     def name(self, example_id: int) -> str:
         """What a person calls an image: its ``name`` column, its file, or its row."""
         row = self._row(int(self.positions([example_id])[0]))
@@ -165,11 +171,12 @@ class LabelledImages:
     def _digest(self, fingerprint: str | None) -> str:
         total = hashlib.sha256(self.ids.tobytes() + self.labels.tobytes() + self.clusters.tobytes())
         if fingerprint is not None:
-            total.update(f"{fingerprint} {self.columns.image} {self.columns.mask}".encode())
+            pair = f" {self.columns.pair}" if self.columns.pair else ""
+            total.update(f"{fingerprint} {self.columns.image} {self.columns.mask}{pair}".encode())
             return total.hexdigest()[:16]
         if len(self) > MANY:
             log.info("reading %d images of %s once, to identify them", len(self), self._where)
-        columns = [c for c in (self.columns.image, self.columns.mask) if c]
+        columns = [c for c in (self.columns.image, self.columns.mask, self.columns.pair) if c]
         for row in self._rows:
             for column in columns:
                 try:
@@ -204,44 +211,91 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+Positions = Mapping[Partner, NDArray[np.int64]]
+"""By kind of partner where each image's stands, −1 = it has none (``vitpatch.partners``)."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image as it is batched: (3, height, width), its mask (1, height, width) or ``None``; and its partners."""
+
+    image: Tensor
+    mask: Tensor | None
+    example_id: int
+    label: int
+    partners: Mapping[Partner, Item] | None = None
+
+
 class Decoded(Dataset):
     """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``."""
 
-    def __init__(self, images: LabelledImages, to_input: Any, masks: bool = True) -> None:
-        self.images, self._to_input, self._masks = images, to_input, masks
+    def __init__(
+        self, images: LabelledImages, to_input: Any, masks: bool = True, partners: Positions | None = None
+    ) -> None:
+        self.images, self._to_input, self._masks, self._partners = images, to_input, masks, partners or {}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor | None, int, int] | BadImage:
-        """(image (3, height, width), mask (1, height, width) or None, id, label)."""
+    def __getitem__(self, position: int) -> Item | BadImage:
+        """The image at a position with its partners; where it has none, itself by the id −1."""
+        item = self._item(position)
+        if isinstance(item, BadImage) or not self._partners:
+            return item
+        partners = {kind: self._partner(kind, where, position, item) for kind, where in self._partners.items()}
+        return replace(item, partners=partners)
+
+    def _item(self, position: int) -> Item | BadImage:
         example_id = int(self.images.ids[position])
         try:
             image, mask = self.images.image(position), self.images.mask(position) if self._masks else None
         except VitPatchError as error:
             return BadImage(example_id, str(error))
         masked = None if mask is None else self._to_input(mask)[:1]
-        return self._to_input(image), masked, example_id, int(self.images.labels[position])
+        return Item(self._to_input(image), masked, example_id, int(self.images.labels[position]))
+
+    def _partner(self, kind: Partner, where: NDArray[np.int64], position: int, item: Item) -> Item:
+        at = int(where[position])
+        if at < 0:
+            return replace(item, example_id=NOBODY)
+        if kind is Partner.PAIR:
+            return replace(item, image=self._to_input(self.images.pair(position)))
+        other = self._item(at)
+        return replace(item, example_id=NOBODY) if isinstance(other, BadImage) else other
 
 
-def collate(items: Sequence[tuple | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
+def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:
+    """The mean BT.601 luma of each image at the model's input size, (images,); NaN of one that cannot be read."""
+    found = np.full(len(images), np.nan)
+    for position, item in enumerate(map(Decoded(images, to_input, masks=False).__getitem__, range(len(images)))):
+        if not isinstance(item, BadImage):
+            found[position] = float(item.image.mean((1, 2)) @ torch.tensor(BT601_LUMA))
+    return found
+
+
+def collate(items: Sequence[Item | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
     """The readable items as a batch (``None`` where there is none), and the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
     good = [item for item in items if not isinstance(item, BadImage)]
-    if not good:
-        return None, bad
-    images, masks, ids, labels = zip(*good, strict=True)
-    stacked = None if masks[0] is None else torch.stack(masks)
-    return ImageBatch(torch.stack(images), torch.tensor(ids), torch.tensor(labels), stacked), bad
+    return (_batch(good) if good else None), bad
+
+
+def _batch(items: Sequence[Item]) -> ImageBatch:
+    masks = None if items[0].mask is None else torch.stack([item.mask for item in items])
+    ids, labels = (torch.tensor([getattr(item, name) for item in items]) for name in ("example_id", "label"))
+    partners = {kind: _batch([item.partners[kind] for item in items]) for kind in items[0].partners or ()}
+    return ImageBatch(torch.stack([item.image for item in items]), ids, labels, masks, partners=partners or None)
 
 
 class ImageDataModule(lightning.LightningDataModule):
     """Batches of a run in order of ``example_id``, decoded in worker processes."""
 
-    def __init__(self, images: LabelledImages, to_input: Any, batch_size: int) -> None:
+    def __init__(
+        self, images: LabelledImages, to_input: Any, batch_size: int, partners: Positions | None = None
+    ) -> None:
         super().__init__()
         self.images, self.batch_size = images, batch_size
-        self.decoded = Decoded(images, to_input)
+        self.decoded = Decoded(images, to_input, partners=partners)
 
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches."""

@@ -16,21 +16,26 @@ from torch import Tensor
 from vitpatch.block import Heads
 from vitpatch.cost import Room
 from vitpatch.forwards import full_forwards
+from vitpatch.given import Constants, Given
 from vitpatch.model import PatchableViT
-from vitpatch.plan import DONOR, RECIPIENT, RECOMPUTED, Branch, Half, Plan, Step
+from vitpatch.plan import RECIPIENT, RECOMPUTED, Branch, Half, Plan, Run, Step, run_state
 from vitpatch.readings import Readings, edited_heads
 from vitpatch.spec import BaseRun, Site
+
+STREAM_HALF = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}
+"""Which half, counted from the layer's first, a site of the stream enters."""
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a plan gives on a batch, in the plan's order of patches.
 
-    ``base`` logits (batch, classes) of each base run; ``patched`` and ``direct`` logits (patches, batch, classes),
-    ``direct`` of the change carried straight to the readout; ``delta_norm`` (patches, batch).
+    ``base`` logits (batch, classes) of each base run; ``patched`` (runs, batch, classes) of the plan's ``runs``;
+    ``direct`` logits (patches, batch, classes) of the change carried straight to the readout; ``delta_norm`` (patches,
+    batch).
     """
 
-    base: Mapping[BaseRun, Tensor]
+    base: Mapping[Run, Tensor]
     patched: Tensor
     direct: Tensor
     delta_norm: Tensor
@@ -42,65 +47,78 @@ class Outputs:
 
 
 @torch.no_grad()
-def execute(plan: Plan, model: PatchableViT, pixels: Mapping[BaseRun, Tensor], masks: Tensor, room: Room) -> Outputs:
-    """Runs the plan on ``pixels``, normalised, (images, 3, height, width) of each base run.
+def execute(
+    plan: Plan,
+    model: PatchableViT,
+    pixels: Mapping[Run, Tensor],
+    masks: Tensor,
+    room: Room,
+    constants: Constants | None = None,
+    noise: Tensor | None = None,
+) -> Outputs:
+    """Runs the plan on ``pixels``, normalised, (images, 3, height, width) of each of its ``base_runs``.
 
     ``masks`` bool (groups, images, tokens), one of ``plan.token_groups`` each; ``room.rows`` bounds the rows (an image
-    in a state each) that are computed in one call.
+    in a state each) that are computed in one call. ``constants`` are the values of a donor that is no run; ``noise``
+    (images, image patches, width) is added to the corrupted run's patch embeddings.
     """
     of_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
     readings = Readings(plan, model, of_group)
+    given = Given(pixels, of_group, constants, noise)
     if model.goes_by_parts(plan.target.site):
-        walk = _Walk(plan, model, pixels, of_group, readings, room)
+        walk = _Walk(plan, model, given, readings, room)
         base, patched = walk.logits()
         direct = model.reader.direct(walk.base[0], readings.changes())
     else:
-        base, patched, direct = full_forwards(plan, model, pixels, of_group, readings)
+        base, patched, direct = full_forwards(plan, model, given, readings)
     return Outputs(base, patched, direct, readings.delta_norms())
 
 
 class _Walk:
     """A few images on their way through the network, half by half.
 
-    ``base`` (2, images, tokens, width) are recipient and donor; ``states`` (states, images, tokens, width) the patched
-    ones. From the last block's attention on ``states`` have only the tokens that are read, and so has ``base`` where
-    nothing more of it is compared.
+    ``base`` (base runs, images, tokens, width), the recipient first; ``states`` (states, images, tokens, width) the
+    patched ones. From the last block's attention on ``states`` have only the tokens that are read, and so has ``base``
+    where nothing more of it is compared.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        model: PatchableViT,
-        pixels: Mapping[BaseRun, Tensor],
-        masks: dict[str, Tensor],
-        readings: Readings,
-        room: Room,
-    ) -> None:
-        self.plan, self.model, self.masks, self.readings = plan, model, masks, readings
-        runs = [pixels[plan.direction.recipient], pixels[plan.direction.donor]]
-        self.images = len(runs[0])
-        self.base = model.embed(torch.cat(runs)).unflatten(0, (2, self.images))
+    def __init__(self, plan: Plan, model: PatchableViT, given: Given, readings: Readings, room: Room) -> None:
+        self.plan, self.model, self.given, self.readings = plan, model, given, readings
+        self.masks = given.masks
+        self.images, self.runs = len(given.pixels[plan.recipient]), len(plan.base_runs)
+        self.base = given.embedded(model, plan.base_runs).unflatten(0, (self.runs, self.images))
         self.states = self.base.new_empty(plan.whole, *self.base.shape[1:])
         self._rows = room.rows
         self._at_once = max(1, room.rows // self.images)  # states
-        self._heads: tuple[Heads, Heads] | None = None
+        self._heads: list[Heads] = []
 
-    def logits(self) -> tuple[dict[BaseRun, Tensor], Tensor]:
-        """Of both base runs, (images, classes), and of every patch, (patches, images, classes)."""
+    def logits(self) -> tuple[dict[Run, Tensor], Tensor]:
+        """Of the base runs, (images, classes) each, and of every patched run, (runs, images, classes)."""
         for number, half in enumerate(self.plan.halves):
             layer, is_mlp = divmod(number, 2)
-            self._mix(half.mixes)
+            self._mix(half.mixes, number)
             self._mlp(layer, half) if is_mlp else self._attention(layer, half)
-        self._mix(self.plan.last)
-        direction = self.plan.direction
-        recipient, donor = self.model.readout(self._cut(self.base.flatten(0, 1))).unflatten(0, (2, -1))
-        patched = donor.new_empty(self.plan.states, *donor.shape)
+        self._mix(self.plan.last, len(self.plan.halves))
+        base = self.model.readout(self._cut(self.base.flatten(0, 1))).unflatten(0, (self.runs, -1))
+        patched = base.new_empty(self.plan.states, *base.shape[1:])
         for states in self._chunks(range(self.plan.states)):
             patched[states] = self.model.readout(self.states[states].flatten(0, 1)).unflatten(0, (-1, self.images))
-        of = {RECIPIENT: recipient, DONOR: donor}
-        of_patch = [of[state] if state in of else patched[state] for state in self.plan.final]
+        of_run = dict(zip(self.plan.base_runs, base, strict=True))
+        whole = {run_state(i): of_run.get(self.plan.run_of(i)) for i in range(len(self.plan.donors))}
+        whole[RECIPIENT] = base[0]
+        final = [whole[state] if state in whole else patched[state] for state in self.plan.final]
         self.base = self._cut(self.base)
-        return {direction.recipient: recipient, direction.donor: donor}, torch.stack(of_patch)
+        return of_run, torch.stack(final)
+
+    def _donated(self, donor: int, values: Tensor, site: Site, layer: int) -> Tensor:
+        """A donor's values (images, tokens, width) at a site of a layer, where the base runs have ``values``."""
+        run = self.plan.run_of(donor)
+        if run is not None:
+            return values[self.plan.base_runs.index(run)]
+        constant, block = self.given.constants[self.plan.target.site, layer].to(values.dtype), self.model.blocks[layer]
+        if self.plan.target.site is Site.Z:  # of all heads together, which is what attention adds
+            constant = block.project(constant[None])[0]
+        return block.scaled(site, constant)[: values.shape[2]].expand_as(values[0])
 
     def _cut(self, tokens: Tensor) -> Tensor:
         """The tokens that are still on their way, of (…, tokens, width)."""
@@ -127,27 +145,30 @@ class _Walk:
             return donor
         return torch.where(self.masks[branch.edit.tokens][:, : own.shape[1], None], donor, own)
 
-    def _mix(self, steps: Sequence[Step]) -> None:
-        """States that part on the stream: the donor's stream at a token group."""
-        recipient, donor = map(self._cut, self.base)
+    def _mix(self, steps: Sequence[Step], half: int) -> None:
+        """States that part on the stream that enters a half: the donor's stream at a token group."""
+        if not steps:
+            return
+        layer, base = (half - STREAM_HALF[self.plan.target.site]) // 2, self._cut(self.base)
         for step in steps:
-            for branch in step.branches:
-                own = recipient if step.state == RECIPIENT else self.states[step.state]
-                self.states[branch.state] = self._mixed(branch, own, donor)
+            for b in step.branches:
+                own = base[0] if step.state == RECIPIENT else self.states[step.state]
+                self.states[b.state] = self._mixed(
+                    b, own, self._donated(b.edit.donor, base, self.plan.target.site, layer)
+                )
 
     def _mlp(self, layer: int, half: Half) -> None:
         self._compare(Site.RESID_MID, layer, self.base)
         wide = layer < self.plan.depth - 1 or self._is_compared(layer, Site.MLP_OUT, Site.RESID_POST)
         before = self.base if wide else self._cut(self.base)
         mlp = self.model.blocks[layer].mlp
-        added = self._by_rows(mlp, before.flatten(0, 1)).unflatten(0, (2, -1))
+        added = self._by_rows(mlp, before.flatten(0, 1)).unflatten(0, (self.runs, -1))
         self._compare(Site.MLP_OUT, layer, added)
-        recipient, known, donor = self._cut(before[0]), self._cut(added[0]), self._cut(added[1])
-        for step in half.steps:
-            if step.state == RECIPIENT:
-                for b in step.branches:
-                    self.states[b.state] = recipient + self._mixed(b, known, donor)
-        self._own(half, mlp, donor, self.states)
+        known = self._cut(added)
+        for b in self._from_recipient(half):
+            donor = self._donated(b.edit.donor, known, Site.MLP_OUT, layer)
+            self.states[b.state] = self._cut(before[0]) + self._mixed(b, known[0], donor)
+        self._own(half, mlp, known, (Site.MLP_OUT, layer), self.states)
         self.base = before + added
         self._compare(Site.RESID_POST, layer, self.base)
 
@@ -161,20 +182,30 @@ class _Walk:
         if last:  # only the tokens that are read go on
             out = self.base.new_empty(self.plan.states, self.images, reads, self.base.shape[-1])
         cut = slice(0, out.shape[2])
-        recipient, known, donor = self.base[0][:, cut], added[0][:, cut], added[1][:, cut]
+        known = added[:, :, cut]
+        for b in self._from_recipient(half):
+            out[b.state] = self.base[0][:, cut] + self._patched_attention(layer, b, known)
         for step in half.steps:
-            if step.state == RECIPIENT:
-                for b in step.branches:
-                    out[b.state] = recipient + self._patched_attention(layer, b, known, donor)
             for b in step.recomputed:
                 out[b.state] = self.states[step.state][:, cut] + self._recomputed(layer, step, b, queries)
-        self._own(half, lambda states: self.model.blocks[layer].attention(states, queries), donor, out)
+        self._own(
+            half, lambda states: self.model.blocks[layer].attention(states, queries), known, (Site.ATTN_OUT, layer), out
+        )
         self.base = self.base[..., : added.shape[2], :] + added
         self.states = out
-        self._heads = None
+        self._heads = []
 
-    def _own(self, half: Half, compute: Callable[[Tensor], Tensor], donor: Tensor, out: Tensor) -> None:
-        """Moves patched states on by what the half adds: computed, the donor's, or a mixture of both."""
+    def _from_recipient(self, half: Half) -> list[Branch]:
+        """Branches of a half that part from the recipient itself."""
+        return [b for step in half.steps if step.state == RECIPIENT for b in step.branches]
+
+    def _own(
+        self, half: Half, compute: Callable[[Tensor], Tensor], known: Tensor, place: tuple[Site, int], out: Tensor
+    ) -> None:
+        """Moves patched states on by what the half adds: computed, a donor's, or a mixture of both.
+
+        ``known`` (base runs, images, tokens, width) is what the half adds to the base runs.
+        """
         cut = slice(0, out.shape[2])
         by_state = {step.state: step for step in half.steps if step.state != RECIPIENT}
         for states in self._chunks([state for state, step in sorted(by_state.items()) if step.computes]):
@@ -183,13 +214,14 @@ class _Walk:
             steps = [by_state[state] for state in range(states.start, states.stop)]
             for step, state_before, state_added in zip(steps, before, added, strict=True):
                 for b in self._handed_on(step):
+                    donor = self._donated(b.edit.donor, known, *place)
                     out[b.state] = state_before[:, cut] + self._mixed(b, state_added, donor)
                 if step.goes_on:  # after the others, which start from what it was
                     torch.add(state_before[:, cut], state_added, out=out[step.state])
         for step in by_state.values():
             if not step.computes:
                 for b in self._handed_on(step):
-                    out[b.state] = self.states[step.state][:, cut] + donor
+                    out[b.state] = self.states[step.state][:, cut] + self._donated(b.edit.donor, known, *place)
 
     def _handed_on(self, step: Step) -> list[Branch]:
         """Branches that differ in what the half hands on, not in what it computes."""
@@ -199,42 +231,53 @@ class _Walk:
         return any((site, layer) in self.plan.readings_at for site in sites)
 
     def _compare(self, site: Site, layer: int, values: Tensor) -> None:
-        recipient, donor = values
-        self.readings.stream(site, layer, donor, recipient)
+        if self._is_compared(layer, site):
+            self.readings.stream(site, layer, self._donated(0, values, site, layer), values[0])
 
     def _base_attention(self, layer: int, queries: int | None) -> Tensor:
-        """What attention adds to both base runs, (2, images, tokens, width); by head where heads are asked for."""
-        both = self.base.flatten(0, 1)
-        if self.plan.target.site.by_head and self._is_compared(layer, self.plan.target.site):
-            block = self.model.blocks[layer]
-            heads = block.heads(both, pattern=self.plan.target.site is Site.PATTERN)
+        """What attention adds to the base runs, (runs, images, tokens, width); by head where heads are asked for."""
+        every = self.base.flatten(0, 1)
+        site, block = self.plan.target.site, self.model.blocks[layer]
+        if site.by_head and self._is_compared(layer, site):
+            heads = block.heads(every, pattern=site is Site.PATTERN)
             heads = replace(heads, z=block.z(heads))
-            self._heads = (heads.rows(slice(0, self.images)), heads.rows(slice(self.images, None)))
-            self.readings.heads(layer, self._heads[1], self._heads[0])
+            self._heads = [heads.rows(slice(i * self.images, (i + 1) * self.images)) for i in range(self.runs)]
+            self.readings.heads(layer, self._donated_heads(0, layer), self._heads[0])
             added = block.project(heads.z)
         else:
-            added = self._by_rows(lambda rows: self.model.blocks[layer].attention(rows, queries), both)
-        added = added.unflatten(0, (2, -1))
+            added = self._by_rows(lambda rows: block.attention(rows, queries), every)
+        added = added.unflatten(0, (self.runs, -1))
         self._compare(Site.ATTN_OUT, layer, added)
         return added
 
-    def _patched_attention(self, layer: int, branch: Branch, recipient: Tensor, donor: Tensor) -> Tensor:
-        """The recipient's attention output with an edit, from what is known of both base runs."""
+    def _donated_heads(self, donor: int, layer: int) -> Heads:
+        """A donor's heads in a layer; of constants those of the recipient with the site's values in place."""
+        run, site = self.plan.run_of(donor), self.plan.target.site
+        if run is not None:
+            return self._heads[self.plan.base_runs.index(run)]
+        own = self._heads[0]
+        values = getattr(own, site)
+        return replace(own, **{str(site): self.given.constants[site, layer].to(values.dtype).expand_as(values)})
+
+    def _patched_attention(self, layer: int, branch: Branch, known: Tensor) -> Tensor:
+        """The recipient's attention output with an edit, from what is ``known`` of the base runs."""
         edit = branch.edit
         if edit.site is Site.ATTN_OUT:
-            return self._mixed(branch, recipient, donor)
-        block, mask, tokens = self.model.blocks[layer], self.masks[edit.tokens], slice(0, recipient.shape[1])
-        own, other = (heads.of(edit.head).at(tokens) for heads in self._heads)
+            return self._mixed(branch, known[0], self._donated(edit.donor, known, Site.ATTN_OUT, layer))
+        block, mask, tokens = self.model.blocks[layer], self.masks[edit.tokens], slice(0, known.shape[2])
+        both = (self._heads[0], self._donated_heads(edit.donor, layer))
+        own, other = (heads.of(edit.head).at(tokens) for heads in both)
         if edit.site is Site.Z:
             change = (other.z - own.z) * mask[:, None, tokens, None]
         else:
             change = block.z(edited_heads(edit.site, mask, other, own)) - own.z
-        return recipient + block.project_change(change, edit.head)
+        return known[0] + block.project_change(change, edit.head)
 
     def _recomputed(self, layer: int, step: Step, branch: Branch, queries: int | None) -> Tensor:
         """The attention of a patched state with all heads' ``q``, ``k``, ``v`` or ``pattern`` the donor's."""
         site = branch.edit.site
         block = self.model.blocks[layer]
         own = block.heads(self.states[step.state], queries, pattern=site is Site.PATTERN)
-        edited = edited_heads(site, self.masks[branch.edit.tokens], self._heads[1], own)
+        donor = self._donated_heads(branch.edit.donor, layer)
+        edited = edited_heads(site, self.masks[branch.edit.tokens], donor, own)
         return block.project(block.z(edited))

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.config import construct
 from vitpatch.corruptions import Corruption, corrupted
-from vitpatch.data import BadImage, Decoded, LabelledImages, collate
+from vitpatch.data import BadImage, Decoded, Item, LabelledImages, collate
 from vitpatch.model import PatchableViT
 from vitpatch.options import corruption_option
 from vitpatch.predict import quiet, trainer_of
@@ -115,14 +115,14 @@ class TrainingImages(torch.utils.data.Dataset):
             item = decoded[row]
             if isinstance(item, BadImage):
                 raise VitPatchError(item.reason)
-            self._pixels.append((item[0] * 255).round().byte())
+            self._pixels.append((item.image * 255).round().byte())
 
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, None, int, int]:
-        """(image (3, height, width) in [0, 1], None, id, label)."""
-        return self._pixels[row].float() / 255, None, row, int(self._labels[row])
+    def __getitem__(self, row: int) -> Item:
+        """The image at a row, without a mask."""
+        return Item(self._pixels[row].float() / 255, None, row, int(self._labels[row]))
 
 
 def fit(
@@ -181,7 +181,7 @@ def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _only_images(items: Sequence[tuple]) -> ImageBatch:
+def _only_images(items: Sequence[Item]) -> ImageBatch:
     batch, bad = collate(items)
     assert batch is not None and not bad, "training images are decoded before"
     return batch

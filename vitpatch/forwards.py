@@ -7,36 +7,56 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from vitpatch.given import Given
 from vitpatch.hooks import Act
 from vitpatch.model import PatchableViT, Place
-from vitpatch.plan import Plan
+from vitpatch.plan import Plan, Run
 from vitpatch.readings import Readings
-from vitpatch.spec import ALL_HEADS, BaseRun, Patch, Site, VitPatchError
+from vitpatch.spec import ALL_HEADS, Patch, Site, VitPatchError
 
 
 def full_forwards(
-    plan: Plan, model: PatchableViT, pixels: Mapping[BaseRun, Tensor], masks: dict[str, Tensor], readings: Readings
-) -> tuple[dict[BaseRun, Tensor], Tensor, Tensor]:
-    """Logits of the base runs (batch, classes), of the patches (patches, batch, classes), and NaN for the direct ones.
+    plan: Plan, model: PatchableViT, given: Given, readings: Readings
+) -> tuple[dict[Run, Tensor], Tensor, Tensor]:
+    """Logits of the base runs (batch, classes), of the patched runs (runs, batch, classes), and NaN for direct ones.
 
     Raises ``VitPatchError`` for ``pattern``, which no module hands over.
     """
     if plan.target.site is Site.PATTERN:
         raise VitPatchError(f"target=pattern: {model.caveat(Site.PATTERN)}, which hands over no pattern; use z")
-    donor, recipient = plan.direction.donor, plan.direction.recipient
-    places = tuple(plan.readings_at)
-    with model.reading(places) as donated:
-        base = {donor: model(pixels[donor])}
-    with model.reading(places) as received:
-        base[recipient] = model(pixels[recipient])
+    places, recipient = tuple(plan.readings_at), plan.recipient
+    base, values = {}, {}
+    for run in plan.base_runs:
+        with model.reading(places) as values[run]:
+            base[run] = _forward(model, given, run)
+    received = values[recipient]
+    donated = [
+        values[run] if (run := plan.run_of(i)) is not None else _constant(given, received, plan.target.site)
+        for i in range(len(plan.donors))
+    ]
     for site, layer in places:
-        both = (model.blocks[layer].scaled(site, values[site, layer]) for values in (donated, received))
+        both = (model.blocks[layer].scaled(site, of[site, layer]) for of in (donated[0], received))
         readings.norms(site, layer, *both)
     patched = []
-    for patch in plan.patches:
-        with model.hooked(_acts(patch, donated, masks[patch.tokens], model)):
-            patched.append(model(pixels[recipient]))
-    return base, torch.stack(patched), torch.full((len(patched), *base[donor].shape), torch.nan)
+    for patch, donor in plan.runs:
+        with model.hooked(_acts(patch, donated[donor], given.masks[patch.tokens], model)):
+            patched.append(_forward(model, given, recipient))
+    direct = base[recipient].new_full((len(plan.patches), *base[recipient].shape), torch.nan)
+    return base, torch.stack(patched), direct
+
+
+def _forward(model: PatchableViT, given: Given, run: Run) -> Tensor:
+    noise = given.noise_of(run)
+    return model(given.pixels[run]) if noise is None else model(given.pixels[run], noise)
+
+
+def _constant(given: Given, received: Mapping[Place, Tensor], site: Site) -> dict[Place, Tensor]:
+    """Constants as a hook has them: (batch, tokens, channels), before a fixed layer scale."""
+    found = {}
+    for place, like in received.items():
+        value = given.constants[place].to(like.dtype)
+        found[place] = (value.transpose(0, 1).flatten(1) if site.by_head else value).expand_as(like)
+    return found
 
 
 def _acts(patch: Patch, donated: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT) -> dict[Place, Act]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -26,7 +26,9 @@ from vitpatch.spec import (
     EVERY_HEAD,
     JOINT,
     WINDOW_WORDS,
+    BaseRun,
     Direction,
+    Donor,
     Patch,
     Site,
     Sizes,
@@ -38,16 +40,29 @@ from vitpatch.spec import (
 from vitpatch.tokens import possible, token_names
 
 RECIPIENT, DONOR = -1, -2
-"""States that are base runs; other states are numbered from 0 in the order in which they part from one."""
+"""States that are base runs: ``DONOR`` and below those of the plan's donors (``run_state``). Other states are numbered
+from 0 in the order in which they part from one."""
+
+Run = BaseRun | Donor
+"""A base run: of the image itself, or (``same_class``, ``other_class``) the clean run of a partner."""
+
+
+def run_state(donor: int) -> int:
+    """The state that is the run of the plan's donor of this number."""
+    return DONOR - donor
 
 
 @dataclass(frozen=True, order=True)
 class Edit:
-    """The donor's values at a site (which half or stream is said by where the edit stands), at a token group."""
+    """A donor's values at a site (which half or stream is said by where the edit stands), at a token group.
+
+    ``donor`` is its number in the plan.
+    """
 
     site: Site
     tokens: str
     head: int = ALL_HEADS
+    donor: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -119,12 +134,16 @@ class Reading:
 class Plan:
     """The patches of a run, in the order of the rows of ``effects.parquet``, and the states that give them.
 
-    ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final`` (one a patch) are
-    the states that the classifier reads. States 0 … ``whole`` − 1 exist before the last block's attention and need all
-    tokens; the other ``states`` − ``whole`` arise inside the last block.
+    ``donors`` are the run's donor, then controls, of which every patch is made too; ``leave_outs`` are windows without
+    one of their layers, of the run's donor alone. ``halves`` are 2 · depth; ``last`` part states on the stream that
+    leaves the last block. ``final`` are the states that the classifier reads, one for each of ``runs``. States 0 …
+    ``whole`` − 1 exist before the last block's attention and need all tokens; the other ``states`` − ``whole`` arise
+    inside the last block.
     """
 
     patches: tuple[Patch, ...]
+    donors: tuple[Donor, ...]
+    leave_outs: tuple[Patch, ...]
     direction: Direction
     target: Target
     sizes: Sizes
@@ -140,9 +159,32 @@ class Plan:
         return self.sizes.depth
 
     @property
+    def runs(self) -> tuple[tuple[Patch, int], ...]:
+        """(patch, number of its donor) of all patched runs: those of the run's donor, of each control, leave-outs."""
+        return _runs(self.patches, len(self.donors), self.leave_outs)
+
+    @property
+    def recipient(self) -> BaseRun:
+        """The base run that activations are put into, and that effects are counted against."""
+        return self.direction.recipient
+
+    def run_of(self, donor: int) -> Run | None:
+        """The base run that a donor's values are of; ``None`` where they are constants."""
+        kind = self.donors[donor]
+        if kind.is_constant:
+            return None
+        return self.direction.donor if kind is Donor.PAIR else kind
+
+    @cached_property
+    def base_runs(self) -> tuple[Run, ...]:
+        """The runs without a patch, each once: the recipient, those of the donors, and what is left of both own."""
+        donors = [run for i in range(len(self.donors)) if (run := self.run_of(i)) is not None]
+        return tuple(dict.fromkeys((self.recipient, *donors, *BaseRun)))
+
+    @property
     def restores_everything(self) -> bool:
         """Whether every patch hands over the whole residual stream: the effect is then the total effect everywhere."""
-        return set(self.final) == {DONOR}
+        return set(self.final[: len(self.patches)]) == {DONOR}
 
     @cached_property
     def readings(self) -> dict[Reading, int]:
@@ -182,32 +224,62 @@ class Plan:
 
     @property
     def block_evaluations(self) -> int:
-        """Blocks computed an image: patched states by block, where attention or MLP are, and both base runs."""
+        """Blocks computed an image: patched states by block, where attention or MLP are, and the base runs."""
         pairs = zip(self.halves[::2], self.halves[1::2], strict=True)
-        return 2 * self.depth + sum(max(attention.evaluations, mlp.evaluations) for attention, mlp in pairs)
+        return len(self.base_runs) * self.depth + sum(
+            max(attention.evaluations, mlp.evaluations) for attention, mlp in pairs
+        )
 
     @property
     def full_evaluations(self) -> int:
         """Blocks computed an image where each patch is a full forward pass."""
-        return (2 + len(self.patches)) * self.depth
+        return (len(self.base_runs) + len(self.runs)) * self.depth
 
 
 @lru_cache(maxsize=32)
-def make_plan(target: Target, windows: tuple[int, ...], direction: Direction, sizes: Sizes) -> Plan:
+def make_plan(
+    target: Target,
+    windows: tuple[int, ...],
+    direction: Direction,
+    sizes: Sizes,
+    donors: tuple[Donor, ...] = (Donor.PAIR,),
+    synergy: bool = False,
+) -> Plan:
     """The plan for a model of these ``sizes``; ``windows`` count layers or are ``PREFIX``, ``SUFFIX``.
 
-    Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
+    ``donors`` are the run's and its controls. With ``synergy`` single layers are patched too where they are not asked
+    for, and each window of several layers without each of them. Raises ``VitPatchError`` where a window, a layer, a
+    head or a token group does not fit the model.
     """
     _check(target, windows, sizes)
     layers = tuple(range(sizes.depth)) if target.layers is None else target.layers
-    patches = tuple(
-        Patch(target.site, centre, window, window_layers(centre, window, sizes.depth), tokens, head)
-        for window in windows
-        for tokens in token_names(target, sizes)
-        for centre in layers
-        for head in _heads(target, sizes)
-    )
-    return _with_states(patches, direction, target, sizes)
+
+    def of(windows: Iterable[int], layers: Iterable[int]) -> tuple[Patch, ...]:
+        return tuple(
+            Patch(target.site, centre, window, window_layers(centre, window, sizes.depth), tokens, head)
+            for window in windows
+            for tokens in token_names(target, sizes)
+            for centre in layers
+            for head in _heads(target, sizes)
+        )
+
+    patches = of(windows, layers)
+    leave_outs: tuple[Patch, ...] = ()
+    if synergy:
+        there = set(layers) if 1 in windows else set()
+        patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - there))
+        leave_outs = tuple(patch for whole in patches for patch in _without_each(whole))
+    return _with_states(patches, donors, leave_outs, direction, target, sizes)
+
+
+def _without_each(patch: Patch) -> list[Patch]:
+    """A window of several layers without each of them."""
+    layers = patch.layers if len(patch.layers) > 1 else ()
+    return [replace(patch, layers=tuple(x for x in layers if x != layer), without=layer) for layer in layers]
+
+
+def _runs(patches: Sequence[Patch], donors: int, leave_outs: Sequence[Patch]) -> tuple[tuple[Patch, int], ...]:
+    return (*((patch, i) for i in range(donors) for patch in patches), *((patch, 0) for patch in leave_outs))
 
 
 def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
@@ -237,19 +309,19 @@ def _heads(target: Target, sizes: Sizes) -> Sequence[int]:
     return range(sizes.heads) if target.heads == EVERY_HEAD else target.heads
 
 
-def edits_of(patch: Patch) -> dict[int, Edit]:
+def edits_of(patch: Patch, donor: int = 0) -> dict[int, Edit]:
     """A patch as edits by position: 2 h + 1 is inside half h, 2 h on the stream that enters it."""
-    return dict(_edit(patch, layer) for layer in patch.layers)
+    return dict(_edit(patch, layer, donor) for layer in patch.layers)
 
 
-def _edit(patch: Patch, layer: int) -> tuple[int, Edit]:
+def _edit(patch: Patch, layer: int, donor: int) -> tuple[int, Edit]:
     if patch.site.is_stream:  # one name for the one stream
         half = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}[patch.site]
-        return 2 * (2 * layer + half), Edit(Site.RESID_PRE, patch.tokens)
+        return 2 * (2 * layer + half), Edit(Site.RESID_PRE, patch.tokens, donor=donor)
     if patch.site is Site.MLP_OUT:
-        return 2 * (2 * layer + 1) + 1, Edit(Site.MLP_OUT, patch.tokens)
+        return 2 * (2 * layer + 1) + 1, Edit(Site.MLP_OUT, patch.tokens, donor=donor)
     joint_z = patch.site is Site.Z and patch.head == ALL_HEADS  # the output projection goes token by token
-    return 2 * 2 * layer + 1, Edit(Site.ATTN_OUT if joint_z else patch.site, patch.tokens, patch.head)
+    return 2 * 2 * layer + 1, Edit(Site.ATTN_OUT if joint_z else patch.site, patch.tokens, patch.head, donor)
 
 
 def readings_of(patch: Patch) -> tuple[Reading, ...]:
@@ -257,30 +329,47 @@ def readings_of(patch: Patch) -> tuple[Reading, ...]:
     return tuple(Reading(patch.site, layer, patch.tokens, patch.head) for layer in patch.layers)
 
 
-def _with_states(patches: tuple[Patch, ...], direction: Direction, target: Target, sizes: Sizes) -> Plan:
-    edits = [edits_of(patch) for patch in patches]
-    final, states, whole = [RECIPIENT] * len(patches), 0, 0
+def _with_states(
+    patches: tuple[Patch, ...],
+    donors: tuple[Donor, ...],
+    leave_outs: tuple[Patch, ...],
+    direction: Direction,
+    target: Target,
+    sizes: Sizes,
+) -> Plan:
+    edits = [edits_of(*run) for run in _runs(patches, len(donors), leave_outs)]
+    handed_over = {number for number, donor in enumerate(donors) if not donor.is_constant}
+    final, states, whole_states = [RECIPIENT] * len(edits), 0, 0
     positions: list[tuple[Step, ...]] = []
     for position in range(4 * sizes.depth + 1):
         if position == 4 * (sizes.depth - 1) + 1:  # inside the last block's attention
-            whole = states
-        steps, states = _part(final, [e.get(position) for e in edits], states, is_stream=position % 2 == 0)
+            whole_states = states
+        of_stream = handed_over if position % 2 == 0 else set()
+        steps, states = _part(final, [e.get(position) for e in edits], states, position % 2 == 0, of_stream)
         positions.append(steps)
     pairs = zip(positions[:-1:2], positions[1::2], strict=True)
     halves = tuple(Half(mixes, steps) for mixes, steps in pairs)
-    return Plan(patches, direction, target, sizes, halves, positions[-1], tuple(final), states, whole)
+    return Plan(
+        patches, donors, leave_outs, direction, target, sizes, halves, positions[-1], tuple(final), states, whole_states
+    )
 
 
-def _part(current: list[int], edits: list[Edit | None], states: int, is_stream: bool) -> tuple[tuple[Step, ...], int]:
-    """Moves each run on from its ``current`` state (in place) by its edit here; the steps, and the states so far."""
+def _part(
+    current: list[int], edits: list[Edit | None], states: int, is_stream: bool, handed_over: set[int]
+) -> tuple[tuple[Step, ...], int]:
+    """Moves each run on from its ``current`` state (in place) by its edit here; the steps, and the states so far.
+
+    ``handed_over`` are the donors whose whole value here makes a run theirs.
+    """
     by_state: dict[int, dict[Edit | None, list[int]]] = defaultdict(lambda: defaultdict(list))
     for run, (state, edit) in enumerate(zip(current, edits, strict=True)):
-        if state != DONOR:  # the donor's own values in it change nothing
+        if state >= RECIPIENT:  # of a run that is its donor's the donor's values change nothing
             by_state[state][edit].append(run)
     steps = []
     for state, runs_of in by_state.items():
         goes_on = state == RECIPIENT or None in runs_of
-        parting = [edit for edit in runs_of if edit is not None and not (is_stream and edit.is_whole)]
+        of_donor = [edit for edit in runs_of if edit is not None and edit.is_whole and edit.donor in handed_over]
+        parting = [edit for edit in runs_of if edit is not None and edit not in of_donor]
         branches = []
         for i, edit in enumerate(parting):
             takes_over = not goes_on and i == len(parting) - 1  # the last: those before still start from it
@@ -288,10 +377,8 @@ def _part(current: list[int], edits: list[Edit | None], states: int, is_stream: 
             states += not takes_over
         for branch in branches:
             _move(current, runs_of[branch.edit], branch.state)
-        if is_stream:
-            for edit in runs_of:
-                if edit is not None and edit.is_whole:
-                    _move(current, runs_of[edit], DONOR)
+        for edit in of_donor:
+            _move(current, runs_of[edit], run_state(edit.donor))
         if branches or (not is_stream and state != RECIPIENT):
             steps.append(Step(state, tuple(branches), goes_on))
     return tuple(steps), states

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,17 +17,29 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vitpatch.constants import means, zeros
 from vitpatch.corruptions import corrupted
 from vitpatch.cost import Cost, Room, cost_of, described, memory_limit
-from vitpatch.data import PREDICTED, UNKNOWN, BadImage, ImageDataModule
+from vitpatch.data import PREDICTED, UNKNOWN, BadImage, Decoded, ImageDataModule, collate
 from vitpatch.execute import Outputs, execute
+from vitpatch.given import Constants
+from vitpatch.inclusion import included as included_by
 from vitpatch.model import PatchableViT
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun, ImageBatch, VitPatchError, counted
-from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, RunFolder
+from vitpatch.spec import BaseRun, Donor, ImageBatch, Partner, VitPatchError, counted
+from vitpatch.store import (
+    EFFECTS_SCHEMA,
+    EXAMPLES_SCHEMA,
+    LEAVE_OUTS_SCHEMA,
+    RunFolder,
+    of_controls,
+    of_partners,
+    with_fields,
+)
 from vitpatch.tokens import token_masks
 
 log = logging.getLogger(__name__)
@@ -35,10 +47,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """What a batch leaves: rows of both tables, and the images that could not be read."""
+    """What a batch leaves: rows of each table by its name, and the images that could not be read."""
 
-    examples: pa.Table | None
-    effects: pa.Table | None
+    tables: Mapping[str, pa.Table]
     bad: Sequence[BadImage]
 
 
@@ -54,14 +65,32 @@ class PatchingModule(lightning.LightningModule):
         super().__init__()
         self.model, self.corruption, self.plan, self.study = setup.model, setup.corruption, setup.plan, setup.study
         self.setup, self.batch_size, self.dry_run = setup, min(batch_size, len(setup.images)), dry_run
-        self.cost = cost_of(self.plan, self.model)
+        self.cost = cost_of(self.plan, self.model, len(setup.partners))
         self.line: str | None = None
         self.precision_error: dict[str, float] | None = None
         self._room: Room | None = None
+        self._constants: Constants | None = None
 
     def on_predict_start(self) -> None:
-        """Finds how much fits the device. Raises ``VitPatchError`` where one image does not."""
+        """Finds how much fits the device, and the values of donors that are no run.
+
+        Raises ``VitPatchError`` where one image does not fit.
+        """
         self._room = self._room_for(self.cost)
+        if self.study.donor is Donor.ZERO:
+            self._constants = zeros(self.model, self.plan.target.site)
+        elif self.study.donor is Donor.MEAN:
+            log.info("mean of %s over %s", self.plan.target.site, counted(len(self.setup.training), "training image"))
+            self._constants = means(self.model, self.plan.target.site, self._training_pixels())
+
+    def _training_pixels(self) -> Iterator[Tensor]:
+        decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
+        workers = self.setup.training.num_workers
+        for images, bad in DataLoader(decoded, self.batch_size, num_workers=workers, collate_fn=collate):
+            if bad and self.setup.training.on_error == "raise":
+                raise VitPatchError(bad[0].reason)
+            for part in _parts(images, self._room) if images is not None else ():
+                yield self.model.normalize(part.images.to(self.device))
 
     def _room_for(self, cost: Cost) -> Room:
         limit = memory_limit(self.setup.cfg.memory_gb, self.device)
@@ -71,7 +100,7 @@ class PatchingModule(lightning.LightningModule):
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
         images, bad = batch
         if images is None:
-            return Rows(None, None, bad)
+            return Rows({}, bad)
         parts = []
         for part in _parts(images, self._room):
             started = time.perf_counter()
@@ -79,26 +108,29 @@ class PatchingModule(lightning.LightningModule):
             if self.line is None:
                 self._say(len(part), time.perf_counter() - started)
             if self.dry_run:
-                return Rows(None, None, bad)
+                return Rows({}, bad)
         measured = joined(parts)
         if self.setup.is_reduced and self.precision_error is None:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
             self._compare_with_float32(known, measured.effects["effect"])
-        return Rows(*self._tables(measured), bad)
+        return Rows(self._tables(measured), bad)
 
     def _columns(self, images: ImageBatch, model: PatchableViT, room: Room) -> Columns:
         pixels = {
             BaseRun.CLEAN: model.normalize(images.images),
             BaseRun.CORRUPT: model.normalize(corrupted(self.corruption, images, self.study.seed)),
         }
+        others = {d: images.partners[Partner(d)] for d in self.plan.base_runs if isinstance(d, Donor)}
+        pixels |= {donor: model.normalize(other.images) for donor, other in others.items()}
         plan, images = self.plan, images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
         masks = token_masks(plan.token_groups, plan.sizes, blocks, model.covered(images.masks), ids, self.study.seed)
-        outputs = execute(plan, model, pixels, masks, room).cpu()
+        outputs = execute(plan, model, pixels, masks, room, self._constants).cpu()
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
-        return columns(outputs, plan, labels, images.ids, masks, self.study.metric, self.study.rival)
+        ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
+        return columns(outputs, plan, labels, images.ids, masks, self.study.metric, self.study.rival, ids_of)
 
     def _say(self, images: int, seconds: float) -> None:
         time_left = seconds / images * len(self.setup.images)
@@ -130,27 +162,37 @@ class PatchingModule(lightning.LightningModule):
             len(images), error.max(), error.mean(), self.precision_error["largest_effect"],
         )  # fmt: skip
 
-    def _tables(self, measured: Columns) -> tuple[pa.Table, pa.Table]:
+    def _tables(self, measured: Columns) -> dict[str, pa.Table]:
         ids, names, known = measured.examples["example_id"], self.setup.label_names, self.setup.images.has_labels
+        included = included_by(self.study.include, measured.examples, self.study.metric)
+        if self.study.donor in list(Partner):
+            included &= measured.examples[f"partner_{self.study.donor}"] >= 0
         examples = measured.examples | {
             "label_name": [
                 (names[i] if names else str(i)) + ("" if known else PREDICTED)
                 for i in measured.examples["label"].tolist()
             ],
-            "included": np.ones(len(ids), dtype=bool),
+            "included": included,
             "cluster": self.setup.images.clusters[self.setup.images.positions(ids)],
         }
-        return _table(examples, EXAMPLES_SCHEMA), _table(measured.effects, EFFECTS_SCHEMA)
+        donors = self.plan.donors
+        tables = {
+            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, of_partners(donors))),
+            "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(donors))),
+        }
+        if self.plan.leave_outs:
+            tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)
+        return tables
 
     def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
-        for run in BaseRun:
+        for run in self.plan.base_runs:
             for row in _rows_not_finite(outputs.base[run]):
                 layer = self.model.first_bad_layer(pixels[run][row : row + 1])
                 where = "in the classifier" if layer is None else f"from layer {layer} on"
                 raise VitPatchError(
                     f"image {images.ids[row]}: the {run} run is not finite {where}; check the weights and dtype"
                 )
-        for patch, patched in zip(self.plan.patches, outputs.patched, strict=True):
+        for (patch, _), patched in zip(self.plan.runs, outputs.patched, strict=True):
             for row in _rows_not_finite(patched):
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
                 raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
@@ -201,8 +243,8 @@ class ShardWriter(BasePredictionWriter):
         for bad in prediction.bad:
             log.warning("skipped: %s", bad.reason.partition(";")[0])
         self.skipped += prediction.bad
-        if prediction.examples is not None:
-            self.folder.write_shard(batch_idx, prediction.examples, prediction.effects)
+        if prediction.tables:
+            self.folder.write_shard(batch_idx, prediction.tables)
 
 
 class ImageProgress(ProgressBar):

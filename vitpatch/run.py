@@ -38,7 +38,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     setup = prepare(cfg)
     folder = RunFolder(path)
     if cfg.dry_run:
-        data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
+        data = _data(setup)
         folder.plan_only(predict(setup, data, make_trainer, folder, dry_run=True).line or "no image can be read")
         return
     if _already_there(folder, setup.run_id, cfg.overwrite):
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
-        data = ImageDataModule(setup.images, setup.model.preprocessing.to_input, cfg.batch_size)
+        data = _data(setup)
         patching_started = time.monotonic()
         done = predict(setup, data, make_trainer, folder)
         skipped = done.skipped
@@ -86,6 +86,11 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         log.info("  skipped       %d of %d images could not be read", len(skipped), len(setup.images))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
+
+
+def _data(setup: Setup) -> ImageDataModule:
+    to_input = setup.model.preprocessing.to_input
+    return ImageDataModule(setup.images, to_input, setup.cfg.batch_size, setup.partners)
 
 
 def _already_there(folder: RunFolder, run_id: str, overwrite: bool) -> bool:

@@ -33,7 +33,8 @@ class ImageSource(ABC):
 
     Columns: ``image_column`` and ``label_column`` ``auto`` are the one image and the one ClassLabel column (or those
     called image and label, which may hold names or numbers); ``label_column`` ``None``: the images have no labels.
-    ``mask_column`` has gray images, white = object. Images with the same value of ``cluster_column`` are not
+    ``mask_column`` has gray images, white = object; ``pair_column`` each image's own counterpart, for
+    ``corruption=other_image corruption.kind=pair``. Images with the same value of ``cluster_column`` are not
     independent.
 
     Rows, in this order: ``shuffle_seed`` (``None`` = as they come), ``classes`` (names or numbers of labels),
@@ -48,6 +49,7 @@ class ImageSource(ABC):
     label_column: str | None = AUTO
     mask_column: str | None = None
     cluster_column: str | None = None
+    pair_column: str | None = None
     classes: Any = None
     per_class: int | None = None
     limit: int | None = None
@@ -70,7 +72,9 @@ class ImageSource(ABC):
 
     def asked(self, features: Mapping[str, Any]) -> ColumnNames:
         """The columns as the keys name them, ``auto`` for those that are to be found."""
-        return ColumnNames(self.image_column, self.label_column, self.mask_column, self.cluster_column)
+        return ColumnNames(
+            self.image_column, self.label_column, self.mask_column, self.cluster_column, pair=self.pair_column
+        )
 
     @property
     def streams(self) -> bool:
@@ -168,7 +172,7 @@ def _open(source: ImageSource) -> LabelledImages:
         if rows.features is None:  # of a stream, known from its first rows
             rows = rows._resolve_features()
         columns = found_in(rows.features, source.asked(rows.features))
-        for column in filter(None, (columns.image, columns.mask)):
+        for column in filter(None, (columns.image, columns.mask, columns.pair)):
             rows = rows.cast_column(column, datasets.Image(decode=False))
         of_labels = (source.classes, source.per_class, source.label_map)
         if columns.label is None and any(key is not None for key in of_labels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,38 @@ class Metric(StrEnum):
     KL = "kl"
 
 
+class Include(StrEnum):
+    """Which images the means are over.
+
+    ``clean_correct``: the clean run is right. ``flipped``: it is, and the corrupted run is not. ``min_total_effect``:
+    the corruption costs at least so much of the headline metric (of ``kl``: adds as much).
+    """
+
+    ALL = "all"
+    CLEAN_CORRECT = "clean_correct"
+    FLIPPED = "flipped"
+    MIN_TOTAL_EFFECT = "min_total_effect"
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """A rule, and ``least`` of ``min_total_effect``, in the headline metric's unit."""
+
+    rule: Include = Include.ALL
+    least: float | None = None
+
+    def __str__(self) -> str:
+        return str(self.rule) if self.least is None else f"{self.rule}:{self.least:g}"
+
+    @property
+    def selects_on_the_outcome(self) -> bool:
+        """Whether images are chosen by what the corruption did to them, which biases every mean away from 0."""
+        return self.rule in (Include.FLIPPED, Include.MIN_TOTAL_EFFECT)
+
+
+EVERYONE = Inclusion()
+"""No image is left out."""
+
 ALL_HEADS = -1
 """``Patch.head`` of a patch of all heads together, or of a site that has none."""
 EVERY_HEAD, JOINT = "all", "joint"
@@ -193,6 +226,7 @@ class Patch:
     ``layer`` is the centre of the window and names the patch; ``layers`` are what is left of the window after
     clipping to the network (0-based, ascending). ``window`` counts layers, or is ``PREFIX`` or ``SUFFIX``. ``tokens``
     is a group's name, of one token ``each:<row>x<column>`` or ``each:cls``, of a block ``grid:<row>x<column>``.
+    ``without`` is a layer of the window that is left out of ``layers``, or −1.
     """
 
     site: Site
@@ -201,6 +235,7 @@ class Patch:
     layers: tuple[int, ...]
     tokens: str = "all"
     head: int = ALL_HEADS
+    without: int = -1
 
     @property
     def clipped(self) -> bool:
@@ -230,7 +265,8 @@ class ImageBatch:
 
     ``images`` float32 (batch, 3, height, width) at the model's input size; ``ids`` int64 (batch,), the row in the
     split; ``labels`` int64 (batch,); ``masks`` float32 (batch, 1, height, width) in [0, 1], 1 = object, where the
-    data have them; ``others`` the partner of each image, for corruptions that ask for one.
+    data have them; ``others`` the partner of each image, for corruptions that ask for one; ``partners`` all that are
+    there, by kind. A partner with id −1 stands for none.
     """
 
     images: Tensor
@@ -238,21 +274,24 @@ class ImageBatch:
     labels: Tensor
     masks: Tensor | None = None
     others: ImageBatch | None = None
+    partners: Mapping[Partner, ImageBatch] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def part(self, rows: slice) -> ImageBatch:
         """Some of the images."""
-        masks = None if self.masks is None else self.masks[rows]
-        others = None if self.others is None else self.others.part(rows)
-        return ImageBatch(self.images[rows], self.ids[rows], self.labels[rows], masks, others)
+        return self._each(lambda tensor: tensor[rows], lambda batch: batch.part(rows))
 
     def to(self, device: Any) -> ImageBatch:
         """The same batch on another device."""
-        masks = None if self.masks is None else self.masks.to(device)
-        others = None if self.others is None else self.others.to(device)
-        return ImageBatch(self.images.to(device), self.ids.to(device), self.labels.to(device), masks, others)
+        return self._each(lambda tensor: tensor.to(device), lambda batch: batch.to(device))
+
+    def _each(self, of_tensor: Callable[[Tensor], Tensor], of_batch: Callable[[ImageBatch], ImageBatch]) -> ImageBatch:
+        masks = None if self.masks is None else of_tensor(self.masks)
+        others = None if self.others is None else of_batch(self.others)
+        partners = None if self.partners is None else {kind: of_batch(b) for kind, b in self.partners.items()}
+        return ImageBatch(of_tensor(self.images), of_tensor(self.ids), of_tensor(self.labels), masks, others, partners)
 
 
 @dataclass(frozen=True)
@@ -276,6 +315,10 @@ class Estimate:
     def holds_zero(self) -> bool:
         """Whether 0 is inside the interval: no effect is shown. Of an unknown interval it is not said."""
         return self.low <= 0 <= self.high
+
+
+BT601_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in ITU-R BT.601 luma."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,39 +1,21 @@
-"""Per-image effects → means and intervals. Pure: numpy and pandas, the seed an argument.
-
-The unit is the cluster: images of one cluster (an object's views, an emoji's skin tones) are not independent, so
-whole clusters are resampled (Davison & Hinkley 1997, section 3.8, the ratio of cluster sums).
-"""
+"""Per-image effects → means and intervals. Pure: numpy and pandas, the seed an argument; resamples of clusters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vitpatch.resamples import RESAMPLES, Array, Resamples, Spread
 from vitpatch.spec import Estimate
 
-RESAMPLES = 2000
-LEVEL = 0.95
 TIE = 1e-6
 """Means closer than this are one size where the furthest is looked for."""
 MIN_STANDARD_ERRORS = 3.0
 """A mean total effect within this many standard errors of 0 is no denominator."""
-
-WEIGHTS_AT_ONCE = 4_000_000
-"""Bounds the resampling weights in memory, at 32 MB."""
-
-Array = NDArray[np.floating]
-
-
-def cluster_sums(values: Array, clusters: NDArray[np.integer]) -> tuple[Array, Array]:
-    """(images, columns), (images,) → sums (clusters, columns) and image counts (clusters,), float64."""
-    _, index = np.unique(clusters, return_inverse=True)
-    sums = np.zeros((index.max() + 1, values.shape[1]))
-    np.add.at(sums, index, values)
-    return sums, np.bincount(index).astype(float)
 
 
 def resampled_means(values: Array, clusters: NDArray[np.integer], seed: int, resamples: int = RESAMPLES) -> Array:
@@ -41,48 +23,41 @@ def resampled_means(values: Array, clusters: NDArray[np.integer], seed: int, res
 
     All columns share the resamples, so that ratios and differences of columns can be taken row by row.
     """
-    sums, counts = cluster_sums(values, clusters)
-    rng, n = np.random.default_rng(seed), len(counts)
-    means = np.empty((resamples, values.shape[1]))
-    step = max(1, WEIGHTS_AT_ONCE // n)  # resamples at a time
-    for start in range(0, resamples, step):
-        rows = slice(start, min(start + step, resamples))
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=rows.stop - rows.start).astype(float)
-        means[rows] = (weights @ sums) / (weights @ counts)[:, None]
-    return means
+    return Resamples(clusters, seed, resamples).means(values)
 
 
-def interval(means: Array) -> tuple[Array, Array]:
-    """The percentile interval of ``LEVEL`` over the first axis."""
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return low, high
+def estimates(values: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile") -> list[Estimate]:
+    """An ``Estimate`` for each column of (images, columns); ``method`` of the interval: ``percentile`` or ``bca``."""
+    return Resamples(clusters, seed).spread(values, method=method).estimates
 
 
-def estimates(values: Array, clusters: NDArray[np.integer], seed: int) -> list[Estimate]:
-    """An ``Estimate`` for each column of (images, columns)."""
-    mean = values.mean(0, dtype=float)
-    if len(np.unique(clusters)) < 2:
-        return [Estimate(float(m), np.nan, np.nan, np.nan) for m in mean]
-    means = resampled_means(values, clusters, seed)
-    low, high = interval(means)
-    low, high = np.minimum(low, mean), np.maximum(high, mean)  # equal values differ by rounding alone
-    return [Estimate(*map(float, row)) for row in zip(mean, means.std(0, ddof=1), low, high, strict=True)]
+def macro_estimates(
+    values: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
+) -> list[Estimate]:
+    """As ``estimates``, of the mean over classes of class means; ``labels`` (images,).
+
+    A class without images in a resample is left out of that resample.
+    """
+    return Resamples(clusters, seed).macro_spread(values, labels, method).estimates
 
 
-def recovered(effects: Array, total: Array, clusters: NDArray[np.integer], seed: int) -> Array | None:
+def recovered(
+    effects: Array, total: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile"
+) -> Array | None:
     """Mean effect / mean total effect with its interval: (images, columns), (images,) → (3, columns).
 
     Both means are recomputed on each resample. ``None`` where the mean total effect is within
     ``MIN_STANDARD_ERRORS`` standard errors of 0, or has none.
     """
-    (estimate,) = estimates(total[:, None], clusters, seed)
-    if not abs(estimate.mean) > MIN_STANDARD_ERRORS * estimate.se:
+    both = Resamples(clusters, seed).spread(effects, total[:, None], method=method)
+    return _recovered(both[:-1], both[-1:])
+
+
+def _recovered(effects: Spread, total: Spread) -> Array | None:
+    if not abs(total.mean[0]) > MIN_STANDARD_ERRORS * total.se[0]:
         return None
-    means = resampled_means(np.column_stack([effects, total]), clusters, seed)
-    ratio = effects.mean(0, dtype=float) / total.mean(dtype=float)
-    low, high = interval(means[:, :-1] / means[:, -1:])
-    return np.stack([ratio, np.minimum(low, ratio), np.maximum(high, ratio)])
+    ratios = effects.over(total)
+    return np.stack([ratios.mean, *ratios.interval])
 
 
 def peak(effects: Array, total: float) -> int | None:
@@ -90,10 +65,14 @@ def peak(effects: Array, total: float) -> int | None:
 
     ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
     """
-    if total == 0:
-        return None
-    towards = np.sign(total) * effects
-    return int(np.flatnonzero(towards >= towards.max() - TIE)[0])
+    return None if total == 0 else int(furthest(effects, np.sign(total)))
+
+
+def furthest(means: Array, towards: float) -> NDArray[np.intp]:
+    """The column whose mean goes furthest towards a sign, the lowest within ``TIE``: (…, columns) → (…)."""
+    means = np.sign(towards) * means
+    assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
+    return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -116,40 +95,52 @@ class Measured:
         return Measured(*(values[images] for values in parts))
 
 
-def summarize(patches: pd.DataFrame, measured: Measured, examples: pd.DataFrame, seed: int) -> pd.DataFrame:
+def summarize(
+    patches: pd.DataFrame, measured: Measured, examples: pd.DataFrame, seed: int, method: str = "percentile"
+) -> pd.DataFrame:
     """The rows of ``summary.csv``: one a patch, means over the images given.
 
     ``patches`` has a row a patch (site, layer, head, …); ``examples`` has a row an image with ``cluster`` and
-    ``total_effect``. ``delta_norm`` is the mean over the images where it is defined.
+    ``total_effect``, and with ``label`` there are macro-averages. ``delta_norm`` is the mean over the images where it
+    is defined. ``method`` is of all intervals but the simultaneous ones, which are over all rows.
     """
-    effects, correct = measured.effects, measured.correct
-    clusters = examples["cluster"].to_numpy()
-    rows = estimates(effects, clusters, seed)
-    ratios = recovered(effects, examples["total_effect"].to_numpy(float), clusters, seed)
-    low_mid_high = np.full((3, len(rows)), np.nan) if ratios is None else ratios
+    resamples, total = Resamples(examples["cluster"].to_numpy(), seed), examples[["total_effect"]].to_numpy(float)
+    columns = len(patches)
+    spread = resamples.spread(measured.effects, measured.log_odds, measured.direct, total, method=method)
+    effects, log_odds, direct = (spread[i * columns : (i + 1) * columns] for i in range(3))
+    ratios = _recovered(effects, spread[3 * columns :])
+    low_mid_high = np.full((3, columns), np.nan) if ratios is None else ratios
+    macro = {}
+    if "label" in examples:
+        of_classes = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method)
+        macro = _with_interval("effect_macro", of_classes)
     return patches.assign(
         n=len(examples),
-        n_clusters=len(np.unique(clusters)),
-        effect=[r.mean for r in rows],
-        effect_se=[r.se for r in rows],
-        effect_low=[r.low for r in rows],
-        effect_high=[r.high for r in rows],
+        n_clusters=resamples.n,
+        effect=effects.mean,
+        effect_se=effects.se,
+        **_ends("effect", effects.interval),
         recovered=low_mid_high[0],
-        recovered_low=low_mid_high[1],
-        recovered_high=low_mid_high[2],
-        accuracy=correct.mean(0),
-        **_with_interval("log_odds_effect", measured.log_odds, clusters, seed),
-        **_with_interval("direct_log_odds", measured.direct, clusters, seed),
+        **_ends("recovered", low_mid_high[1:]),
+        accuracy=measured.correct.mean(0),
+        **_with_interval("log_odds_effect", log_odds),
+        **_with_interval("direct_log_odds", direct),
         delta_norm=_mean_of_known(measured.delta_norm),
+        **macro,
+        **_ends("effect_sim", effects.simultaneous),
     )
 
 
-def _with_interval(name: str, values: Array, clusters: NDArray[np.integer], seed: int) -> dict[str, list[float]]:
+def _ends(name: str, ends: Iterable[Array]) -> dict[str, Array]:
+    low, high = ends
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _with_interval(name: str, spread: Spread) -> dict[str, Array]:
     """Columns ``name``, ``name_low``, ``name_high``; empty where a value is not known."""
-    if np.isnan(values).any():
-        return {f"{name}{end}": [np.nan] * values.shape[1] for end in ("", "_low", "_high")}
-    rows = estimates(values, clusters, seed)
-    return {name: [r.mean for r in rows], f"{name}_low": [r.low for r in rows], f"{name}_high": [r.high for r in rows]}
+    if np.isnan(spread.mean).any():
+        spread = Spread(np.full_like(spread.mean, np.nan), None, None)
+    return {name: spread.mean, **_ends(name, spread.interval)}
 
 
 def _mean_of_known(values: Array) -> Array:
@@ -158,8 +149,31 @@ def _mean_of_known(values: Array) -> Array:
         return np.where(known, values, 0).sum(0, dtype=float) / known.sum(0)
 
 
-def by_class(effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int) -> Iterator[tuple]:
+def by_class(
+    effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
+) -> Iterator[tuple]:
     """For each label in order: (label, images, [Estimate of each column])."""
     for label in np.unique(labels):
         of_class = labels == label
-        yield int(label), int(of_class.sum()), estimates(effects[of_class], clusters[of_class], seed)
+        yield int(label), int(of_class.sum()), estimates(effects[of_class], clusters[of_class], seed, method)
+
+
+def synergy(effects: Array, windows: Sequence[int], singles: Sequence[Sequence[int]]) -> Array:
+    """What a window does beyond the sum of its layers, by image: (images, columns) → (images, windows).
+
+    s(W) = e(W) − Σ e({l}) over the layers of W after clipping; ``windows`` are the columns of the W, ``singles`` for
+    each the columns of its layers alone. In ``prob`` and ``log_odds``, where effects may add up; 0 of a single layer.
+    """
+    assert len(windows) == len(singles) and all(singles), f"{len(windows)} windows, single layers {singles}"
+    return np.stack(
+        [effects[:, window] - effects[:, list(alone)].sum(1) for window, alone in zip(windows, singles, strict=True)],
+        axis=1,
+    )
+
+
+def marginal(effects: Array, pairs: Sequence[tuple[int, int | None]]) -> Array:
+    """What a layer adds to the rest of its window, e(W) − e(W without l): (images, columns) → (images, pairs).
+
+    ``pairs`` are the columns of W and of W without l, ``None`` where no layer is left, whose effect is 0.
+    """
+    return np.stack([effects[:, whole] - (0 if rest is None else effects[:, rest]) for whole, rest in pairs], axis=1)

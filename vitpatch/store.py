@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from vitpatch.spec import BaseRun, Metric, Patch
+from vitpatch.spec import BaseRun, Donor, Metric, Patch
 
 DPI = 130
 _OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
@@ -27,7 +27,7 @@ EXAMPLES_SCHEMA = pa.schema(
     + [(f"pred_{run}", pa.int64()) for run in BaseRun]
     + [("kl_corrupt", pa.float32())]
 )
-"""One row an image, in order of ``example_id``."""
+"""One row an image, in order of ``example_id``; with partners for donors also ``of_partners``."""
 
 PATCH_COLUMNS = ("site", "layer", "head", "tokens", "window", "first_layer", "last_layer", "n_layers")
 """What names a patch in ``effects.parquet`` and ``summary.csv``."""
@@ -43,17 +43,53 @@ EFFECTS_SCHEMA = pa.schema(
 
 ``delta_norm``: norm of donor − recipient over norm of the recipient at the site, over the patched tokens and layers.
 ``direct_log_odds``: change of the log odds where the replacement is carried straight to the readout, the scale of the
-last layer norm frozen. ``n_tokens``: how many tokens of this image are patched.
+last layer norm frozen. ``n_tokens``: how many tokens of this image are patched. With controls also ``of_controls``.
 """
+
+LEAVE_OUTS_SCHEMA = pa.schema(
+    [("example_id", pa.int64())]
+    + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in (*PATCH_COLUMNS, "without")]
+    + [("prob", pa.float32()), ("log_odds", pa.float32()), ("effect", pa.float32())]
+)
+"""One row an image and window of ``effects.parquet`` without one of its layers, ``without``; in their order."""
+
+CONTROLLED = (Metric.PROB, Metric.LOG_ODDS, "effect")
+"""What is stored of a control."""
+
+
+def of_partners(donors: Iterable[Donor]) -> list[pa.Field]:
+    """Columns of ``examples.parquet`` for donors that are other images.
+
+    ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
+    this image's label.
+    """
+    others = [donor for donor in donors if donor in (Donor.SAME_CLASS, Donor.OTHER_CLASS)]
+    return [
+        pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
+        for donor in others
+        for name in ("partner", *Metric)
+    ]
+
+
+def of_controls(donors: Sequence[Donor]) -> list[pa.Field]:
+    """Columns of ``effects.parquet`` for the donors after the first: the same patch with their activations."""
+    return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROLLED]
+
+
+def with_fields(schema: pa.Schema, fields: Iterable[pa.Field]) -> pa.Schema:
+    """A schema with columns more."""
+    return pa.schema([*schema, *fields])
 
 
 def patch_columns(patches: Sequence[Patch]) -> dict[str, np.ndarray]:
-    """What names each patch, by column, (patches,) each."""
-    rows = [
-        (str(p.site), p.layer, p.head, str(p.tokens), p.window, p.layers[0], p.layers[-1], len(p.layers))
-        for p in patches
-    ]
+    """What names each patch, by column, (patches,) each; a window without a layer is named as the whole one is."""
+    rows = [(str(p.site), p.layer, p.head, str(p.tokens), p.window, *_ends(p)) for p in patches]
     return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
+
+
+def _ends(patch: Patch) -> tuple[int, int, int]:
+    layers = sorted({*patch.layers, *((patch.without,) if patch.without >= 0 else ())})
+    return layers[0], layers[-1], len(layers)
 
 
 @contextmanager
@@ -80,6 +116,7 @@ class RunFolder:
         self.path = path
         self.examples = path / "examples.parquet"
         self.effects = path / "effects.parquet"
+        self.leave_outs = path / "leave_outs.parquet"
         self.summary = path / "summary.csv"
         self.figures = path / "figures"
         self.manifest = path / "manifest.json"
@@ -93,27 +130,29 @@ class RunFolder:
 
     def begin(self) -> None:
         """Clears what an earlier run left and makes room for this one; the manifest goes first."""
-        for file in (self.manifest, self.failed, self.examples, self.effects, self.summary):
+        for file in (
+            self.manifest, self.failed, self.examples, self.effects, self.leave_outs, self.summary,
+        ):  # fmt: skip
             file.unlink(missing_ok=True)
         for folder in (self._shards, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
 
-    def write_shard(self, number: int, examples: pa.Table, effects: pa.Table) -> None:
-        """Puts one batch's rows on the disk; ``number`` orders the batches."""
-        for kind, table in (("effects", effects), ("examples", examples)):
+    def write_shard(self, number: int, tables: Mapping[str, pa.Table]) -> None:
+        """Puts one batch's rows of each table on the disk, ``examples`` last; ``number`` orders the batches."""
+        for kind in sorted(tables, key=lambda kind: kind == "examples"):
             with written_beside(self._shards / f"{kind}-{number:08d}.parquet") as beside:
-                pq.write_table(table, beside)
+                pq.write_table(tables[kind], beside)
 
     def merge(self) -> None:
-        """Joins the shards into ``examples.parquet`` and ``effects.parquet``, a row group a shard, and drops them."""
-        for kind, schema, path in (
-            ("examples", EXAMPLES_SCHEMA, self.examples),
-            ("effects", EFFECTS_SCHEMA, self.effects),
-        ):
-            with written_beside(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+        """Joins the shards into one file a table, a row group a shard, and drops them."""
+        for path in (self.examples, self.effects, self.leave_outs):
+            shards = sorted(self._shards.glob(f"{path.stem}-*.parquet"))
+            if not shards:  # of leave-outs, where there are none
+                continue
+            with written_beside(path) as beside, pq.ParquetWriter(beside, pq.read_schema(shards[0])) as writer:
                 last_id = -1
-                for shard in sorted(self._shards.glob(f"{kind}-*.parquet")):
+                for shard in shards:
                     table = pq.read_table(shard)
                     ids = table["example_id"]
                     assert ids[0].as_py() > last_id, f"{shard.name} starts at image {ids[0]}, after image {last_id}"
