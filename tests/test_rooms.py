@@ -36,6 +36,7 @@ LEVELS = {
     "sources": 4,
     "files": 5,
     "scenes": 6,
+    "gallery": 7,
     "classifiers": 2,
     "readout": 2,
     "hooks": 1,
