@@ -18,7 +18,8 @@ SUMMARY = (
     "site,layer,head,tokens,window,first_layer,last_layer,n_layers,n,n_clusters,effect,effect_se,effect_low,"
     "effect_high,recovered,recovered_low,recovered_high,accuracy,log_odds_effect,log_odds_effect_low,"
     "log_odds_effect_high,direct_log_odds,direct_log_odds_low,direct_log_odds_high,delta_norm,"
-    "effect_macro,effect_macro_low,effect_macro_high,effect_sim_low,effect_sim_high"
+    "effect_macro,effect_macro_low,effect_macro_high,effect_sim_low,effect_sim_high,"
+    "p,in_peak_set,peak_share"
 ).split(",")
 
 
@@ -204,7 +205,7 @@ def test_a_patched_run_that_is_not_finite_names_image_and_patch(made, patched):
 
     with mlp.register_forward_hook(overflows_once):  # after the base runs the states of layers 0 to 2, 5 rows each
         with pytest.raises(VitPatchError, match=r"image 4: with attn_out of layers 1 to 1 patched.*not finite"):
-            patched("window=1")
+            patched("window=1", "controls=false")
 
 
 def test_the_first_bad_layer_is_found(made):

@@ -53,12 +53,20 @@ class MatmulPrecision(StrEnum):
     MEDIUM = "medium"
 
 
+class Interval(StrEnum):
+    """How intervals come from resamples (``vitpatch.resamples``)."""
+
+    PERCENTILE = "percentile"
+    BCA = "bca"
+
+
 @dataclass(frozen=True)
 class Study:
     """What a run measures, beside its model, data and corruption.
 
-    ``controls``: the other images as donors too; ``synergy``: single layers, and windows without a layer, too. ``None``
-    = where they make sense and cost little.
+    ``controls``: other images as donors too, ``None`` = where window is 1. ``synergy``: single layers, and windows
+    without each of their layers, too. ``interval``: ``percentile`` or ``bca``; ``wanted_width`` of an interval at the
+    peak, ``None`` = a tenth of the total effect.
     """
 
     target: Target
@@ -70,7 +78,9 @@ class Study:
     donor: Donor = Donor.PAIR
     controls: bool | None = None
     include: Inclusion = EVERYONE
-    synergy: bool | None = None
+    synergy: bool = False
+    interval: str = "percentile"
+    wanted_width: float | None = None
 
 
 def read_study(cfg: DictConfig) -> Study:
@@ -88,7 +98,7 @@ def read_study(cfg: DictConfig) -> Study:
         grid=_grid(cfg.target.grid),
     )
     target.check_grid()
-    for key in ("overwrite", "dry_run"):
+    for key in ("overwrite", "dry_run", "synergy"):
         if not isinstance(cfg[key], bool):
             raise VitPatchError(f"{key} {cfg[key]!r}: expected true or false")
     one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
@@ -102,7 +112,9 @@ def read_study(cfg: DictConfig) -> Study:
         donor=one_of("donor", cfg.donor, Donor),
         controls=_true_false_or_null("controls", cfg.controls),
         include=read_inclusion(cfg.include),
-        synergy=_true_false_or_null("synergy", cfg.synergy),
+        synergy=cfg.synergy,
+        interval=one_of("interval", cfg.interval, Interval),
+        wanted_width=_width(cfg.wanted_width),
     )
     _check_donor(study)
     return study
@@ -116,6 +128,14 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError(f"controls true with donor={donor}: controls stand beside donor=pair; leave one out")
     if study.synergy and set(study.windows) == {1}:
         raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
+    if study.synergy and study.target.one_head_at_a_time:
+        raise VitPatchError("synergy true with single heads: these have no windows; use target.heads=joint")
+
+
+def _width(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        raise VitPatchError(f"wanted_width {value!r}: expected a number above 0, in the metric's unit, or null")
+    return value
 
 
 def read_inclusion(value: Any) -> Inclusion:

@@ -1,21 +1,22 @@
-"""What a run found: from the merged files to means, intervals and words."""
+"""What a run found: its numbers, and the words for them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from vitpatch import stats
 from vitpatch.config import Study
 from vitpatch.data import PREDICTED
-from vitpatch.effects import total_effect
-from vitpatch.plan import Plan
-from vitpatch.spec import BaseRun, Estimate, Metric, Site, counted, window_word
-from vitpatch.store import RunFolder, patch_columns
+from vitpatch.inference import FLIPS
+from vitpatch.plan import Run
+from vitpatch.resamples import RESAMPLES
+from vitpatch.spec import BaseRun, Donor, Estimate, Metric, Site, counted, window_word
+from vitpatch.store import RunFolder
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
 NOT_RECOVERED = "recovered is empty: the mean total effect is within 3 standard errors of 0, or has none"
@@ -25,21 +26,65 @@ NO_LABELS = "the images have no labels: each one's is what the clean run predict
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not shown to move the model"
 
 
+SELECTED = (
+    "include={}: images are chosen by what the corruption did to them, which biases every mean away from 0; "
+    "of all {}: total effect {:+.3f}, peak layer {}"
+)
+NO_RUN = (
+    "donor={}: no base run is the donor, so there is no total effect and recovered is empty; the peak does most harm"
+)
+
+
+@dataclass(frozen=True)
+class PeakOfGroup:
+    """Where the peak of a group of rows may be, the rows that layers are compared in (a window, a kind of tokens).
+
+    ``rows`` of the summary in order of layer, ``stability`` how often each is the peak of a resample; ``members`` the
+    rows that are not shown to be below ``best``; ``size`` the peak's effect from split halves.
+    """
+
+    name: str
+    best: int
+    members: NDArray[np.intp]
+    rows: NDArray[np.intp]
+    stability: NDArray[np.floating]
+    size: float
+
+
+@dataclass(frozen=True)
+class Unselected:
+    """The same over all images, where those of a run were chosen by what the corruption did to them."""
+
+    images: int
+    total: Estimate
+    effects: NDArray[np.floating]
+    peak_layer: int | None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What is known once all images are through, over the included ones.
 
-    ``summary`` has a row a patch, ``effects`` (images, patches) are of the headline metric; ``peak`` is the row of
+    ``summary`` has a row a patch; ``effects`` and those of ``controls`` (images, patches) are of the headline metric,
+    NaN where an image has no such partner; ``towards`` is the sign of the total effect; ``peak`` is the row of
     ``summary`` that goes furthest, ``None`` where the total effect has no direction; ``empty`` counts the images in
-    which a token group has no token.
+    which a token group has no token; ``needed`` (width, clusters) for an interval so wide at the peak.
     """
 
+    study: Study
+    donors: tuple[Donor, ...]
     examples: pd.DataFrame
-    effects: np.ndarray
+    effects: NDArray[np.floating]
+    controls: Mapping[Donor, NDArray[np.floating]]
     summary: pd.DataFrame
     total: Estimate
+    towards: float
     peak: pd.Series | None
+    peaks: Sequence[PeakOfGroup]
     empty: int
+    marginals: pd.DataFrame | None
+    unselected: Unselected | None
+    needed: tuple[float, int] | None
 
     @property
     def clusters(self) -> int:
@@ -51,52 +96,25 @@ class Outcome:
         """The layer of the peak."""
         return None if self.peak is None else int(self.peak["layer"])
 
-
-def measure(folder: RunFolder, plan: Plan, study: Study) -> Outcome:
-    """Means, intervals and the peak, from the merged files; writes ``summary.csv``."""
-    examples = pd.read_parquet(folder.examples)
-    recipient = metric_of(examples, plan.direction.recipient, Metric.LOG_ODDS)
-    measured, is_empty = _measured(folder, examples, len(plan.patches), recipient)
-    included = examples["included"].to_numpy()
-    examples, measured = examples[included].reset_index(drop=True), measured.of(included)
-    clean, corrupt = (metric_of(examples, run, study.metric) for run in (BaseRun.CLEAN, BaseRun.CORRUPT))
-    examples["total_effect"] = total_effect(clean, corrupt, study.direction)
-    summary = stats.summarize(pd.DataFrame(patch_columns(plan.patches)), measured, examples, study.seed)
-    (total,) = stats.estimates(examples[["total_effect"]].to_numpy(float), examples["cluster"].to_numpy(), study.seed)
-    by_layer = summary.sort_values("layer", kind="stable")
-    at = stats.peak(by_layer["effect"].to_numpy(), total.mean)
-    folder.write_summary(summary)
-    peak = None if at is None else by_layer.iloc[at]
-    return Outcome(examples, measured.effects, summary, total, peak, int(is_empty[included].sum()))
+    @property
+    def peak_group(self) -> PeakOfGroup | None:
+        """The group that the peak is in."""
+        return next((g for g in self.peaks if self.peak is not None and self.peak.name in g.rows), None)
 
 
-def _measured(
-    folder: RunFolder, examples: pd.DataFrame, patches: int, recipient: np.ndarray
-) -> tuple[stats.Measured, np.ndarray]:
-    """What was measured of all images, read a row group at a time; and whether an image has an empty token group.
-
-    ``recipient`` are the log odds of the recipient's base run.
-    """
-    floats = {
-        name: np.empty((len(examples), patches), dtype=np.float32)
-        for name in ("effect", "log_odds", "direct_log_odds", "delta_norm")
-    }
-    correct = np.empty((len(examples), patches), dtype=bool)
-    is_empty = np.zeros(len(examples), dtype=bool)
-    labels, row = examples["label"].to_numpy(), 0
-    with pq.ParquetFile(folder.effects) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[*floats, "pred", "n_tokens"])
-            here = slice(row, row + table.num_rows // patches)
-            for name, values in floats.items():
-                values[here] = table[name].to_numpy().reshape(-1, patches)
-            floats["log_odds"][here] -= recipient[here, None]
-            correct[here] = table["pred"].to_numpy().reshape(-1, patches) == labels[here, None]
-            is_empty[here] = (table["n_tokens"].to_numpy().reshape(-1, patches) == 0).any(1)
-            row = here.stop
-    assert row == len(examples), f"{row} images have effects, {len(examples)} have base runs"
-    direct, delta = floats["direct_log_odds"], floats["delta_norm"]
-    return stats.Measured(floats["effect"], correct, floats["log_odds"], direct, delta), is_empty
+def groups_of(summary: pd.DataFrame) -> dict[str, NDArray[np.intp]]:
+    """Rows that layers are compared in, by name: those of one window and one kind of tokens; ``""`` = all."""
+    kinds = pd.DataFrame(
+        {
+            "window": [window_word(w) if w < 1 else f"w{w}" for w in summary["window"]],
+            "tokens": [name.partition(":")[0] for name in summary["tokens"]],
+        }
+    )
+    differ = [name for name in kinds if kinds[name].nunique() > 1]
+    if not differ:
+        return {"": np.arange(len(summary))}
+    names = kinds[differ].agg("-".join, axis=1)
+    return {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
 
 
 def series_of(summary: pd.DataFrame) -> list[str]:
@@ -110,7 +128,7 @@ def series_of(summary: pd.DataFrame) -> list[str]:
     return ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
 
 
-def metric_of(examples: pd.DataFrame, base_run: BaseRun, metric: Metric) -> np.ndarray:
+def metric_of(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.ndarray:
     """A base run's metric by image; the clean run's KL from itself is 0."""
     if metric is Metric.KL and base_run is BaseRun.CLEAN:
         return np.zeros(len(examples))
@@ -124,10 +142,36 @@ def described(outcome: Outcome) -> dict[str, Any]:
     known = {name: None if np.isnan(value) else value for name, value in numbers.items()}
     result = {"total_effect": known, "peak_layer": outcome.peak_layer, "peak_effect": _of_peak(outcome, "effect")}
     result["peak"] = {name: _of_peak(outcome, name) for name in ("layer", "head", "tokens", "window")}
+    result |= _of_peak_group(outcome)
+    if outcome.unselected is not None:
+        all_of = outcome.unselected
+        estimate = {name: getattr(all_of.total, name) for name in ("mean", "se", "low", "high")}
+        result["unselected"] = {"n": all_of.images, "total_effect": estimate, "peak_layer": all_of.peak_layer}
+    if outcome.needed is not None:
+        width, clusters = outcome.needed
+        result["planning"] = {"interval_width": width, "clusters": clusters, "has": outcome.clusters}
+    result["statistics"] = {
+        "interval": outcome.study.interval, "resamples": RESAMPLES, "sign_flips": FLIPS, "tests": "log_odds",
+        "images": len(outcome.examples), "clusters": outcome.clusters,
+    }  # fmt: skip
     notes = _notes(outcome)
     if outcome.peak is None:
         notes.append("peak_layer is null: the mean total effect is 0 and has no direction")
     return result | {"notes": notes}
+
+
+def _of_peak_group(outcome: Outcome) -> dict[str, Any]:
+    """The layers that may be the peak, how often the peak is it in resamples, its size from split halves."""
+    group = outcome.peak_group
+    if group is None:
+        return {"peak_set": None, "peak_stability": None, "peak_effect_split_halves": None}
+    layers = outcome.summary["layer"].to_numpy()[group.members]
+    stability = float(outcome.peak["peak_share"])
+    return {
+        "peak_set": sorted({int(layer) for layer in layers}),
+        "peak_stability": None if np.isnan(stability) else stability,
+        "peak_effect_split_halves": None if np.isnan(group.size) else group.size,
+    }
 
 
 def _notes(outcome: Outcome) -> list[str]:
@@ -137,6 +181,15 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(NO_LABELS)
     if outcome.empty:
         notes.append(EMPTY.format(outcome.empty))
+    if outcome.unselected is not None:
+        all_of = outcome.unselected
+        notes.append(
+            SELECTED.format(
+                outcome.study.include, counted(all_of.images, "image"), all_of.total.mean, all_of.peak_layer
+            )
+        )
+    if outcome.study.donor.is_constant:
+        return [*notes, NO_RUN.format(outcome.study.donor)]
     if outcome.total.holds_zero:
         notes.append(DOES_NOT_MOVE)
     if not outcome.total.known:
@@ -158,7 +211,8 @@ def is_handover(summary: pd.DataFrame) -> bool:
 def scalars(outcome: Outcome) -> dict[str, Any]:
     """The tracker's summary values."""
     examples = outcome.examples
-    values = {"total_effect": outcome.total.mean, "peak_layer": outcome.peak_layer}
+    total = None if np.isnan(outcome.total.mean) else outcome.total.mean
+    values = {"total_effect": total, "peak_layer": outcome.peak_layer}
     values["peak_effect"] = _of_peak(outcome, "effect")
     for base_run in BaseRun:
         values[f"prob_{base_run}"] = float(examples[f"prob_{base_run}"].mean())
@@ -173,26 +227,62 @@ def _of_peak(outcome: Outcome, column: str) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def lines(outcome: Outcome, study: Study, folder: RunFolder, title: str) -> list[str]:
+def lines(outcome: Outcome, folder: RunFolder, title: str) -> list[str]:
     """The few lines that end a run."""
-    total, peak, values = outcome.total, outcome.peak, scalars(outcome)
+    peak, values = outcome.peak, scalars(outcome)
     said = [
         f"{folder.path}",
         f"  run           {title}",
         f"  accuracy      clean {values['accuracy_clean']:.3f}, corrupt {values['accuracy_corrupt']:.3f}",
-        f"  total effect  {_with_interval(total)} on {study.metric}, n = {counted(len(outcome.examples), 'image')}",
+        f"  total effect  {_said_total(outcome)}, n = {_sample(outcome)}",
     ]
     said += [f"  note          {note}" for note in _notes(outcome)]
-    if peak is not None:
-        estimate = Estimate(peak["effect"], peak["effect_se"], peak["effect_low"], peak["effect_high"])
-        share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
-        which = series_of(outcome.summary)[outcome.summary.index.get_loc(peak.name)]
-        at = f"{outcome.peak_layer} ({which})" if which else str(outcome.peak_layer)
-        said.append(f"  peak layer    {at}: {_with_interval(estimate)}{share}")
-    else:
+    if peak is None:
         said.append("  peak layer    none: the mean total effect is 0")
+    else:
+        said += _said_peak(outcome, peak)
+    if outcome.needed is not None:
+        width, clusters = outcome.needed
+        said.append(
+            f"  planning      an interval {width:.2g} wide at the peak takes about {counted(clusters, 'cluster')}"
+        )
     pictures = ", ".join(sorted(path.name for path in folder.figures.iterdir()))
     return [*said, f"  pictures      {pictures} in figures/"]
+
+
+def _sample(outcome: Outcome) -> str:
+    images = counted(len(outcome.examples), "image")
+    return images + (f" in {counted(outcome.clusters, 'cluster')}" if outcome.clusters < len(outcome.examples) else "")
+
+
+def _said_total(outcome: Outcome) -> str:
+    if np.isnan(outcome.total.mean):
+        return f"none on {outcome.study.metric} (donor {outcome.study.donor})"
+    return f"{_with_interval(outcome.total)} on {outcome.study.metric}"
+
+
+def _said_peak(outcome: Outcome, peak: pd.Series) -> list[str]:
+    estimate = Estimate(peak["effect"], peak["effect_se"], peak["effect_low"], peak["effect_high"])
+    share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
+    which = series_of(outcome.summary)[outcome.summary.index.get_loc(peak.name)]
+    at = f"{outcome.peak_layer} ({which})" if which else str(outcome.peak_layer)
+    said = [f"  peak layer    {at}: {_with_interval(estimate)}{share}"]
+    found = _of_peak_group(outcome)
+    if found["peak_stability"] is not None:
+        others = ", ".join(map(str, found["peak_set"]))
+        size = found["peak_effect_split_halves"]
+        said.append(
+            f"  peak set      layers {others}; in {found['peak_stability']:.0%} of resamples the peak is this one; "
+            f"{size:+.3f} from split halves"
+        )
+    for donor in outcome.controls:
+        of_control = Estimate(
+            *(peak[f"effect_{donor}{end}"] for end in ("",)),
+            np.nan,
+            *(peak[f"effect_{donor}{end}"] for end in ("_low", "_high")),
+        )
+        said.append(f"  control       {donor} there: {_with_interval(of_control)}")
+    return said
 
 
 def _with_interval(estimate: Estimate) -> str:

@@ -47,6 +47,13 @@ Run = BaseRun | Donor
 """A base run: of the image itself, or (``same_class``, ``other_class``) the clean run of a partner."""
 
 
+def run_of(donor: Donor, direction: Direction) -> Run | None:
+    """The base run that a donor's values are of; ``None`` where they are constants."""
+    if donor.is_constant:
+        return None
+    return direction.donor if donor is Donor.PAIR else donor
+
+
 def run_state(donor: int) -> int:
     """The state that is the run of the plan's donor of this number."""
     return DONOR - donor
@@ -170,10 +177,7 @@ class Plan:
 
     def run_of(self, donor: int) -> Run | None:
         """The base run that a donor's values are of; ``None`` where they are constants."""
-        kind = self.donors[donor]
-        if kind.is_constant:
-            return None
-        return self.direction.donor if kind is Donor.PAIR else kind
+        return run_of(self.donors[donor], self.direction)
 
     @cached_property
     def base_runs(self) -> tuple[Run, ...]:

@@ -30,7 +30,7 @@ from vitpatch.inclusion import included as included_by
 from vitpatch.model import PatchableViT
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun, Donor, ImageBatch, Partner, VitPatchError, counted
+from vitpatch.spec import BaseRun, Donor, ImageBatch, VitPatchError, counted
 from vitpatch.store import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
@@ -120,7 +120,7 @@ class PatchingModule(lightning.LightningModule):
             BaseRun.CLEAN: model.normalize(images.images),
             BaseRun.CORRUPT: model.normalize(corrupted(self.corruption, images, self.study.seed)),
         }
-        others = {d: images.partners[Partner(d)] for d in self.plan.base_runs if isinstance(d, Donor)}
+        others = {d: images.partners[d.partner] for d in self.plan.base_runs if isinstance(d, Donor)}
         pixels |= {donor: model.normalize(other.images) for donor, other in others.items()}
         plan, images = self.plan, images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
@@ -165,7 +165,7 @@ class PatchingModule(lightning.LightningModule):
     def _tables(self, measured: Columns) -> dict[str, pa.Table]:
         ids, names, known = measured.examples["example_id"], self.setup.label_names, self.setup.images.has_labels
         included = included_by(self.study.include, measured.examples, self.study.metric)
-        if self.study.donor in list(Partner):
+        if self.study.donor.partner is not None:
             included &= measured.examples[f"partner_{self.study.donor}"] >= 0
         examples = measured.examples | {
             "label_name": [

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.config import construct
 from vitpatch.data import ImageDataModule
-from vitpatch.outcome import Outcome, described, lines, measure, scalars, series_of
+from vitpatch.measure import measure
+from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.pictures import draw
 from vitpatch.predict import predict
 from vitpatch.setup import Setup, prepare
@@ -56,7 +57,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         if len(skipped) == len(setup.images):
             raise VitPatchError(f"data {cfg.data.path}: none of the {len(skipped)} images can be read")
         folder.merge()
-        outcome = measure(folder, setup.plan, setup.study)
+        outcome = measure(folder, setup.study, setup.plan.donors)
         pictures = draw(folder, setup, outcome, data)
         manifest = {
             "run_id": setup.run_id,
@@ -80,7 +81,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         files = {f.name: f for f in (folder.examples, folder.effects, folder.summary)}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
         tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
-    for line in lines(outcome, setup.study, folder, setup.title):
+    for line in lines(outcome, folder, setup.title):
         log.info("%s", line)
     if skipped:
         log.info("  skipped       %d of %d images could not be read", len(skipped), len(setup.images))

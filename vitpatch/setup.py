@@ -8,30 +8,26 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
+from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption, no_masks, traits
-from vitpatch.data import LabelledImages, Positions, mean_luminance
+from vitpatch.data import LabelledImages, Positions
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
 from vitpatch.options import CHAIN, resolved
-from vitpatch.partners import partners
 from vitpatch.plan import Plan, make_plan
 from vitpatch.sources import ImageSource
 from vitpatch.spec import (
     EVERYONE,
     JOINT,
     Donor,
-    Partner,
     TokenGroup,
     VitPatchError,
-    counted,
     digest,
     window_word,
 )
@@ -107,6 +103,7 @@ class Setup:
                 **{key: cfg[key] for key in ("corruption", "target", "window", "direction", "metric", "rival", "seed")},
                 "donors": self.plan.donors,
                 "include": str(self.study.include),
+                "interval": self.study.interval,
                 "leave_outs": len(self.plan.leave_outs),
                 "training": None if self.training is None else self.training.digest,
                 "precision": [cfg["model"]["dtype"], _precision(self.cfg), cfg["matmul_precision"]],
@@ -127,11 +124,11 @@ def prepare(cfg: DictConfig) -> Setup:
     _check_precision(cfg, checkpoint)
     model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
     model.require(study.target.site)
-    make_plan(study.target, study.windows, study.direction, model.sizes)  # what is wrong of it is said before data load
+    make_plan(study.target, study.windows, study.direction, model.sizes)  # says what is wrong before data are read
     images = _as_classes(source.open(), model, source.label_map)
-    partners = _partners(study, corruption, images, model)
-    donors, synergy = _donors(study, partners), _wants_synergy(study)
-    plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, synergy)
+    partners = partners_of(study, corruption, images, model.preprocessing)
+    donors = donors_of(study, partners)
+    plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
         raise VitPatchError(
             f"target.tokens {' and '.join(plan.target.tokens)}: the data have no object masks; "
@@ -144,8 +141,6 @@ def prepare(cfg: DictConfig) -> Setup:
         log.info(
             "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
         )
-    wanted = {Partner(donor) for donor in donors if donor in list(Partner)} | {traits(corruption).partner}
-    partners = {kind: where for kind, where in partners.items() if kind in wanted}
     return Setup(cfg, study, model, corruption, images, plan, checkpoint, partners, training)
 
 
@@ -153,67 +148,6 @@ def training_images(source: ImageSource, split: str, limit: int | None) -> Label
     """The first ``limit`` images of another split of a source, in random order; of a stream, as they come."""
     order = None if source.streams else 0
     return replace(source, split=split, limit=limit, shuffle_seed=order).open()
-
-
-def _partners(study: Study, corruption: Corruption, images: LabelledImages, model: PatchableViT) -> Positions:
-    """Where each image's partners are, of the kinds that the corruption, the donor or its controls may ask for."""
-    asked, name = traits(corruption).partner, type(corruption).__name__
-    if asked is Partner.PAIR and images.columns.pair is None:
-        raise VitPatchError(
-            f"corruption {name}, kind pair: the data have no pairs; name their column: data.pair_column"
-        )
-    kinds = {Partner.SAME_CLASS, Partner.OTHER_CLASS} if _controls_are_possible(study) else set()
-    if study.donor in list(Partner):
-        kinds.add(Partner(study.donor))
-    if not images.has_labels:
-        if study.donor in list(Partner) or study.controls:
-            raise VitPatchError(f"donor {study.donor}, controls {study.controls}: the images have no labels to go by")
-        kinds = set()
-    found = {kind: _found(kind, images, study.seed, model) for kind in sorted(kinds | ({asked} - {None}))}
-    if asked is not None and (alone := np.flatnonzero(found[asked] < 0)).size:
-        raise VitPatchError(
-            f"corruption {name}: {counted(len(alone), 'image')} of {len(images)}, the first {images.ids[alone[0]]}, "
-            f"have no {asked} partner of another cluster; choose another kind or more images"
-        )
-    return found
-
-
-def _found(kind: Partner, images: LabelledImages, seed: int, model: PatchableViT) -> NDArray[np.int64]:
-    if kind is Partner.PAIR:
-        return np.arange(len(images))
-    luminance = None
-    if kind is Partner.NEAREST_LUMINANCE:
-        log.info("looking at the luminance of %s", counted(len(images), "image"))
-        luminance = mean_luminance(images, model.preprocessing.to_input)
-    return partners(kind, images.labels, images.clusters, seed, luminance)
-
-
-def _controls_are_possible(study: Study) -> bool:
-    """Whether controls are asked for, or cost little: where window is 1."""
-    if study.controls is not None:
-        return study.controls
-    return study.donor is Donor.PAIR and study.windows == (1,)
-
-
-def _donors(study: Study, found: Positions) -> tuple[Donor, ...]:
-    """The run's donor, and the controls that some image has a partner for."""
-    if study.donor in list(Partner) and (found[Partner(study.donor)] < 0).all():
-        raise VitPatchError(f"donor {study.donor}: no image has such a partner in another cluster")
-    controls = [Donor.SAME_CLASS, Donor.OTHER_CLASS] if _controls_are_possible(study) else []
-    there = [donor for donor in controls if (found.get(Partner(donor), np.array([-1])) >= 0).any()]
-    for donor in controls:
-        if donor not in there:
-            if study.controls:
-                raise VitPatchError(f"controls true: no image has a {donor} partner in another cluster")
-            log.info("note: no image has a %s partner in another cluster; the run is without this control", donor)
-    return (study.donor, *there)
-
-
-def _wants_synergy(study: Study) -> bool:
-    """Whether windows are to be compared with the sum of their layers."""
-    if study.target.one_head_at_a_time or study.synergy is not None:
-        return bool(study.synergy)
-    return False
 
 
 def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | None) -> LabelledImages:

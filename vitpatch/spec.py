@@ -120,6 +120,11 @@ class Donor(StrEnum):
         """Whether the values are the same for all images."""
         return self in (Donor.ZERO, Donor.MEAN)
 
+    @property
+    def partner(self) -> Partner | None:
+        """Which other image's clean run it is, if it is one."""
+        return {Donor.SAME_CLASS: Partner.SAME_CLASS, Donor.OTHER_CLASS: Partner.OTHER_CLASS}.get(self)
+
 
 class Metric(StrEnum):
     """What is read off the logits of an image; ``vitpatch.effects`` has the definitions."""

@@ -63,7 +63,7 @@ def of_partners(donors: Iterable[Donor]) -> list[pa.Field]:
     ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
     this image's label.
     """
-    others = [donor for donor in donors if donor in (Donor.SAME_CLASS, Donor.OTHER_CLASS)]
+    others = [donor for donor in donors if donor.partner is not None]
     return [
         pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
         for donor in others
@@ -118,6 +118,7 @@ class RunFolder:
         self.effects = path / "effects.parquet"
         self.leave_outs = path / "leave_outs.parquet"
         self.summary = path / "summary.csv"
+        self.marginals = path / "marginals.csv"
         self.figures = path / "figures"
         self.manifest = path / "manifest.json"
         self.failed = path / "failed.json"
@@ -130,9 +131,8 @@ class RunFolder:
 
     def begin(self) -> None:
         """Clears what an earlier run left and makes room for this one; the manifest goes first."""
-        for file in (
-            self.manifest, self.failed, self.examples, self.effects, self.leave_outs, self.summary,
-        ):  # fmt: skip
+        tables = (self.examples, self.effects, self.leave_outs, self.summary, self.marginals)
+        for file in (self.manifest, self.failed, *tables):
             file.unlink(missing_ok=True)
         for folder in (self._shards, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
@@ -160,10 +160,10 @@ class RunFolder:
                     writer.write_table(table)
         shutil.rmtree(self._shards)
 
-    def write_summary(self, summary: pd.DataFrame) -> None:
-        """Writes ``summary.csv``; what is not known is an empty field."""
-        with written_beside(self.summary) as beside:
-            summary.to_csv(beside, index=False)
+    def write_csv(self, path: Path, table: pd.DataFrame) -> None:
+        """Writes a table; what is not known is an empty field."""
+        with written_beside(path) as beside:
+            table.to_csv(beside, index=False)
 
     def save(self, figure: Figure, name: str) -> Path:
         """Writes a figure as ``figures/NAME.png``."""
