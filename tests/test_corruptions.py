@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, sobel
 
 from vitpatch.corruptions import Blur, Chain, Gray, Identity, Noise, called, luma, traits, uniform
 from vitpatch.counterfactuals import BackgroundSwap, OtherImage
-from vitpatch.frequencies import LowPass, PhaseScramble
+from vitpatch.frequencies import LowPass, PhaseScramble, odd_field
 from vitpatch.regions import (
     BackgroundOnly,
     DesaturateBackground,
@@ -160,6 +160,17 @@ def test_phase_scramble_keeps_amplitudes_mean_and_the_relation_of_colours(size):
     assert 0.95 < free.mean() < 1.0
     assert np.abs(turned[:, 0][free]).mean() == pytest.approx(np.pi / 2, rel=0.1)  # uniform up to 180°
     assert np.array_equal(scramble(images, 0), scramble.unclipped(images, 0).clamp(0, 1))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (15, 12)])
+def test_the_field_of_phases_is_odd_and_uniform_on_both_sides_of_0(shape):
+    images = replace(batch(), images=torch.zeros(6, 3, *shape))
+    field = odd_field(images, 0).numpy()
+    down, across = (-np.arange(n) % n for n in shape)
+    assert np.array_equal(field, -field[..., down[:, None], across])
+    one_side = field[..., 1 : (shape[1] + 1) // 2]
+    assert abs(one_side.mean()) < 0.06 and one_side.std() == pytest.approx(3**-0.5, rel=0.05)
+    assert field.min() >= -1 and field.max() <= 1
 
 
 def test_phases_move_by_at_most_the_width():

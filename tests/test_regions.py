@@ -128,6 +128,15 @@ def test_as_much_of_the_object_is_covered_as_asked_from_one_side_and_growing():
         assert along[one & mask].min() > along[~one & mask].max() - 1.5  # a straight border, by pixels
 
 
+def test_objects_are_covered_from_all_sides():
+    images = batch(range(40), size=32)
+    covered = Occlude(amount=0.5)._covered(images, 0) * images.masks
+    along = torch.arange(32.0) - 15.5
+    down, across = ((covered * axis).sum((1, 2, 3)) for axis in (along[:, None], along))
+    quarters = [int(((down > 0) == d).logical_and((across > 0) == a).sum()) for d in (0, 1) for a in (0, 1)]
+    assert min(quarters) >= 4
+
+
 def test_an_object_nowhere_or_everywhere_gives_numbers():
     for value in (0.0, 1.0):
         images = replace(batch(), masks=torch.full((6, 1, 16, 16), value))
@@ -143,6 +152,10 @@ def test_the_partners_background_stands_behind_the_object():
     out = BackgroundSwap()(images, 0)
     seen = ((images.masks == 0) & (images.others.masks == 0)).expand_as(out)
     assert torch.equal(out[seen], images.others.images[seen]) and seen.any()
+    inside, _ = where(images.others)
+    repainted = replace(images.others, images=torch.where(inside, 0.5, images.others.images))
+    assert torch.equal(BackgroundSwap()(replace(images, others=repainted), 0), out)  # its object has no part in it
+    assert (inside & (images.masks == 0)).any()
 
 
 def test_a_hole_is_filled_from_around_it_alone():
