@@ -51,7 +51,7 @@ def test_controls_are_patched_as_if_the_other_image_were_the_donor(made, pixels,
     model, heads = load(made, "deit", by_parts), heads_of(site)
     windows = (1,) if heads else (1, 3)
     plan, outputs = run(model, pixels, site, CONTROLS, windows, ("all", "patches"), direction, heads)
-    assert len(outputs.patched) == 3 * len(plan.patches) and len(outputs.direct) == len(plan.patches)
+    assert len(outputs.direct) == len(plan.patches) and not plan.together
     of_donor = outputs.patched.unflatten(0, (3, -1))
     own = pixels[plan.direction.donor]
     for donor, got in zip((own, pixels[Donor.SAME_CLASS], pixels[Donor.OTHER_CLASS]), of_donor, strict=True):
@@ -127,17 +127,29 @@ def test_a_control_costs_no_more_than_the_donor_itself(made):
         make_plan(Target(Site.ATTN_OUT), (1,), Direction.DENOISE, sizes, donors) for donors in ((Donor.PAIR,), CONTROLS)
     )
     base = sizes.depth
-    assert one.block_evaluations - 2 * base == (three.block_evaluations - 4 * base) / 3
+    together = sizes.depth - 1  # all layers at once: their MLPs, but for the first
+    assert one.block_evaluations - 2 * base == (three.block_evaluations - 4 * base - together) / 3
     model = load(made, "vit")
     assert cost_of(three, model).flops < 3 * cost_of(one, model).flops
     assert three.base_runs == (BaseRun.CORRUPT, BaseRun.CLEAN, Donor.SAME_CLASS, Donor.OTHER_CLASS)
+
+
+def test_all_layers_are_patched_at_once_beside_controls(made, pixels):
+    model = load(made, "vit")
+    plan, outputs = run(model, pixels, "mlp_out", CONTROLS)
+    (patch,) = plan.together
+    every = expected(model.model, "vit", pixels[BaseRun.CLEAN], pixels[BaseRun.CORRUPT], site="mlp_out", window=-2)[2]
+    assert patch.layers == tuple(range(DEPTH))
+    torch.testing.assert_close(outputs.patched[-1].double(), every[0], **CLOSE)
+    assert run(model, pixels, "mlp_out", CONTROLS, tokens=("cls", "patches"))[0].together == ()
+    assert run(model, pixels, "mlp_out", CONTROLS[:1])[0].together == ()
 
 
 def test_the_stream_of_another_image_at_all_tokens_is_that_image(made, pixels):
     model = load(made, "vit")
     plan, outputs = run(model, pixels, "resid_post", CONTROLS, (1, 3))
     assert plan.states == 0
-    for donor, got in zip((BaseRun.CLEAN, *CONTROLS[1:]), outputs.patched.unflatten(0, (3, -1)), strict=True):
+    for donor, got in zip((BaseRun.CLEAN, *CONTROLS[1:]), outputs.patched[:-1].unflatten(0, (3, -1)), strict=True):
         assert (got == outputs.base[donor]).all()
 
 

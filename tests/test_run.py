@@ -30,7 +30,7 @@ def manifest_of(folder):
 def test_the_folder_is_the_contracts(patched):
     folder = patched("window=3")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"manifest.json", "examples.parquet", "effects.parquet", "summary.csv", "figures"}
+    assert names == {"manifest.json", "examples.parquet", "effects.parquet", "summary.csv", "pages.parquet", "figures"}
     summary = pd.read_csv(folder / "summary.csv")
     assert summary.columns.tolist() == SUMMARY and len(summary) == DEPTH
     effects = pd.read_parquet(folder / "effects.parquet").groupby("layer")
@@ -46,7 +46,7 @@ def test_the_folder_is_the_contracts(patched):
     assert {"run_id", "config", "versions", "model", "seconds", "images_per_second"} <= set(manifest)
 
 
-ALWAYS = ["direct", "examples_largest", "examples_random", "heatmap", "layer_profile"]
+ALWAYS = ["direct", "examples_largest", "examples_random", "examples_sorted", "heatmap", "layer_profile"]
 
 
 @pytest.mark.parametrize(

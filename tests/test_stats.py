@@ -41,9 +41,12 @@ def test_intervals_agree_with_scipy_over_clusters(method):
     assert abs(other.high - ours.high) > 0.3 * ours.se
 
 
-def test_bca_of_scipys_resamples_is_scipys():
+@pytest.mark.parametrize("ties", [False, True])
+def test_bca_of_scipys_resamples_is_scipys(ties):
     values, of = sample()
     values = np.exp(values[:, :1])
+    if ties:  # of 20 images right or wrong many resamples have the mean itself
+        values, of = (values[:20] > 2).astype(float), np.arange(20)
     theirs, left_out = scipys(values, of, "BCa"), resamples.left_out(*resamples.cluster_sums(values, of))
     ours = resamples.bca_interval(values.mean(0), theirs.bootstrap_distribution[:, None], left_out)
     assert np.ravel(ours) == pytest.approx(tuple(theirs.confidence_interval), rel=1e-9)
@@ -75,10 +78,11 @@ def test_intervals_cover_the_true_mean():
     assert 175 <= hits <= 199  # 95 % of 200, within four standard errors
 
 
-def test_a_resample_does_not_depend_on_how_many_fit_in_memory(monkeypatch):
+@pytest.mark.parametrize("at_once", [700, 1000])  # 11 or 16 resamples of 60 clusters at a time, drawn anew or kept
+def test_a_resample_does_not_depend_on_how_many_fit_in_memory(at_once, monkeypatch):
     values, of = sample()
     whole = stats.resampled_means(values, of, seed=4, resamples=100)
-    monkeypatch.setattr(resamples, "WEIGHTS_AT_ONCE", 700)  # 11 resamples of 60 clusters at a time
+    monkeypatch.setattr(resamples, "WEIGHTS_AT_ONCE", at_once)
     assert np.allclose(whole, stats.resampled_means(values, of, seed=4, resamples=100), rtol=0, atol=1e-12)
 
 

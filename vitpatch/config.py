@@ -126,10 +126,10 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError(f"direction {study.direction} with donor={donor}: goes into the clean run; leave it out")
     if study.controls and donor is not Donor.PAIR:
         raise VitPatchError(f"controls true with donor={donor}: controls stand beside donor=pair; leave one out")
-    if study.synergy and set(study.windows) == {1}:
-        raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
     if study.synergy and study.target.one_head_at_a_time:
         raise VitPatchError("synergy true with single heads: these have no windows; use target.heads=joint")
+    if study.synergy and set(study.windows) == {1}:
+        raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
 
 
 def _width(value: Any) -> float | None:

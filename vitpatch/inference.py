@@ -16,7 +16,7 @@ from vitpatch.resamples import LEVEL, ROUNDING, Array, Resamples, cluster_sums, 
 from vitpatch.spec import Direction, Metric, VitPatchError
 from vitpatch.stats import TIE, furthest
 
-FLIPS = 1999
+FLIPS = 9999
 SPLITS = 500
 TIED = 1e-12
 """Statistics on the scale of ``_shares`` closer than this are equal: sums in another order round differently."""

@@ -15,7 +15,7 @@ from vitpatch.config import Study
 from vitpatch.outcome import Outcome, PeakOfGroup, Unselected, groups_of, metric_of
 from vitpatch.plan import run_of
 from vitpatch.resamples import Array, Resamples, Spread
-from vitpatch.spec import Donor, Metric, VitPatchError
+from vitpatch.spec import Donor, Estimate, Metric, VitPatchError
 from vitpatch.store import PATCH_COLUMNS, RunFolder
 
 SHARE_OF_TOTAL = 0.1
@@ -39,7 +39,7 @@ class Read:
 
 
 def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome:
-    """Means, intervals, tests and the peak, from the merged files; writes ``summary.csv`` and ``marginals.csv``.
+    """Means, intervals, tests and the peak, from the merged files.
 
     Raises ``VitPatchError`` where no image is included.
     """
@@ -69,10 +69,7 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
     summary = summary.assign(**_of_peaks(peaks, len(summary)))
     if unselected is not None:
         summary["effect_unselected"] = unselected.effects
-    folder.write_csv(folder.summary, summary)
     marginals = _marginals(folder, kept, summary, read, examples, resamples, study)
-    if marginals is not None:
-        folder.write_csv(folder.marginals, marginals)
     by_layer = summary.sort_values("layer", kind="stable")
     at = stats.peak(by_layer["effect"].to_numpy(), towards)
     peak = None if at is None else by_layer.iloc[at]
@@ -84,10 +81,12 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
         controls={donor: read.extra[f"effect_{donor}"] for donor in donors[1:]},
         summary=summary,
         total=total,
+        together=_together(examples, resamples, study),
         towards=towards,
         peak=peak,
         peaks=peaks,
         empty=int(read.is_empty.sum()),
+        alone=int((~everyone).sum()),
         marginals=marginals,
         unselected=unselected,
         needed=None if peak is None else _needed(read.measured.effects[:, peak.name], total.mean, examples, study),
@@ -143,6 +142,14 @@ def _towards(total: float, study: Study) -> float:
     if study.donor.is_constant:
         return 1.0 if study.metric is Metric.KL else -1.0
     return float(np.sign(total))
+
+
+def _together(examples: pd.DataFrame, resamples: Resamples, study: Study) -> Estimate | None:
+    """The mean effect of all layers patched at once, where that was done."""
+    if "effect_all_layers" not in examples:
+        return None
+    values = examples[["effect_all_layers"]].to_numpy(float)
+    return resamples.spread(values, method=study.interval).estimates[0]
 
 
 def _unselected(patches: pd.DataFrame, read: Read, examples: pd.DataFrame, study: Study) -> Unselected:

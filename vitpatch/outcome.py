@@ -30,9 +30,7 @@ SELECTED = (
     "include={}: images are chosen by what the corruption did to them, which biases every mean away from 0; "
     "of all {}: total effect {:+.3f}, peak layer {}"
 )
-NO_RUN = (
-    "donor={}: no base run is the donor, so there is no total effect and recovered is empty; the peak does most harm"
-)
+NO_RUN = "donor={}: is no run, so there is no total effect and recovered is empty; the peak is what does most harm"
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,10 @@ class Outcome:
     """What is known once all images are through, over the included ones.
 
     ``summary`` has a row a patch; ``effects`` and those of ``controls`` (images, patches) are of the headline metric,
-    NaN where an image has no such partner; ``towards`` is the sign of the total effect; ``peak`` is the row of
-    ``summary`` that goes furthest, ``None`` where the total effect has no direction; ``empty`` counts the images in
-    which a token group has no token; ``needed`` (width, clusters) for an interval so wide at the peak.
+    NaN where an image has no such partner; ``together`` is the mean effect of all layers at once; ``towards`` is the
+    sign of the total effect; ``peak`` is the row of ``summary`` that goes furthest, ``None`` where the total effect has
+    no direction; ``empty`` counts the images in which a token group has no token, ``alone`` those that are left out
+    because they have no partner for a donor; ``needed`` (width, clusters) for an interval so wide at the peak.
     """
 
     study: Study
@@ -78,10 +77,12 @@ class Outcome:
     controls: Mapping[Donor, NDArray[np.floating]]
     summary: pd.DataFrame
     total: Estimate
+    together: Estimate | None
     towards: float
     peak: pd.Series | None
     peaks: Sequence[PeakOfGroup]
     empty: int
+    alone: int
     marginals: pd.DataFrame | None
     unselected: Unselected | None
     needed: tuple[float, int] | None

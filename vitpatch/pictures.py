@@ -1,9 +1,9 @@
-"""The figures of a run, from its outcome and a few of its images."""
+"""The figures of a run, from its outcome and the few images that were kept of it; no model, no data."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -12,38 +12,40 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vitpatch import pages, plots, stats
-from vitpatch.corruptions import corrupted
-from vitpatch.data import ImageDataModule
-from vitpatch.outcome import DOES_NOT_MOVE, Outcome, is_handover, metric_of, series_of
-from vitpatch.setup import Setup
-from vitpatch.spec import BaseRun, Estimate, counted
-from vitpatch.store import RunFolder
+from vitpatch.outcome import DOES_NOT_MOVE, Outcome, is_handover, series_of
+from vitpatch.shown import Shown, ShownImage
+from vitpatch.spec import Estimate
 from vitpatch.tokens import cell
 
-IMAGES_A_PAGE = 6
+Drawn = dict[str, dict[str, Figure]]
+"""Figures by the name that they have in the tracker, and by their files'."""
 MOST_GROUPS = 4
 """Token groups side by side in the heatmap of heads."""
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(folder: RunFolder, setup: Setup, outcome: Outcome, data: ImageDataModule) -> dict[str, list[Path]]:
-    """Draws the run's figures into its folder; their files, by the names they have in the tracker."""
-    title = f"{setup.title}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else setup.title
-    caption = plots.Caption(title, setup.study.metric, len(outcome.examples), outcome.clusters)
+def draw(outcome: Outcome, shown: Shown, title: str) -> Drawn:
+    """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
+
+    All is drawn from what the run's files hold; ``title`` is the run in a line.
+    """
+    title = f"{title}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else title
+    caption = plots.Caption(title, outcome.study.metric, len(outcome.examples), outcome.clusters)
     summary = outcome.summary.assign(series=series_of(outcome.summary))
     drawn = {
         "layer_profile": plots.layer_profile(summary, outcome.total, caption),
-        "heatmap": _class_heatmap(setup, outcome, summary, caption),
-        **_figures_of_target(setup, summary, caption),
+        "heatmap": _class_heatmap(outcome, summary, caption),
+        **_figures_of_target(outcome, summary, caption),
     }
-    files = {name: [folder.save(figure, name)] for name, figure in drawn.items()}
-    pictures = _pages(setup, outcome, data, caption, summary)
-    return files | {"examples": [folder.save(page, f"examples_{name}") for name, page in pictures]}
+    examples = _pages(outcome, shown, caption, summary)
+    return {name: {name: figure} for name, figure in drawn.items()} | {
+        "examples": {f"examples_{name}": page for name, page in examples.items()}
+    }
 
 
-def _figures_of_target(setup: Setup, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
+def _figures_of_target(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
     """What some targets have beside the profile."""
-    target, drawn = setup.study.target, {}
+    target, drawn = outcome.study.target, {}
     if target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
         drawn["heads"] = plots.head_heatmap(summary, caption)
     if is_handover(summary) and summary["window"].nunique() == 1 and summary["recovered"].notna().all():
@@ -55,13 +57,13 @@ def _figures_of_target(setup: Setup, summary: pd.DataFrame, caption: plots.Capti
     return drawn
 
 
-def _class_heatmap(setup: Setup, outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> Figure:
+def _class_heatmap(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> Figure:
     """Class × layer, of the series that the peak is in."""
     series = summary["series"].iloc[0] if outcome.peak is None else summary.loc[outcome.peak.name, "series"]
     rows = np.flatnonzero(summary["series"] == series)
     labels, names = outcome.examples["label"].to_numpy(), outcome.examples.set_index("label")["label_name"].to_dict()
     clusters = outcome.examples["cluster"].to_numpy()
-    of_class = stats.by_class(outcome.effects[:, rows], labels, clusters, setup.study.seed)
+    of_class = stats.by_class(outcome.effects[:, rows], labels, clusters, outcome.study.seed)
     cells = []
     for label, images, estimates in of_class:
         if len(np.unique(clusters[labels == label])) < plots.FEW_CLUSTERS:
@@ -130,26 +132,16 @@ def _mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Capti
     return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
 
 
-def _pages(
-    setup: Setup, outcome: Outcome, data: ImageDataModule, caption: plots.Caption, summary: pd.DataFrame
-) -> list[tuple[str, Figure]]:
-    """Two example pages: the images that the corruption moves most, and images drawn by lot."""
-    total = outcome.examples["total_effect"].to_numpy()
-    number = min(IMAGES_A_PAGE, len(total))
-    most = np.argsort(-np.sign(outcome.total.mean or 1) * total, kind="stable")[:number]
-    lot = np.sort(np.random.default_rng(setup.study.seed).choice(len(total), number, replace=False))
-    chosen = {
-        "largest": (most, f"the {counted(number, 'image')} with the largest total effect"),
-        "random": (lot, f"{counted(number, 'image')} drawn by lot"),
+def _pages(outcome: Outcome, shown: Shown, caption: plots.Caption, summary: pd.DataFrame) -> dict[str, Figure]:
+    """A page for each choice of images."""
+    return {
+        name: _page(_traces(outcome, images, summary), outcome, summary, words, caption)
+        for name, words, images in shown.pages()
     }
-    return [
-        (name, _page(_traces(setup, outcome, data, rows, summary), setup, summary, words, caption))
-        for name, (rows, words) in chosen.items()
-    ]
 
 
 def _page(
-    traces: list[pages.Trace], setup: Setup, summary: pd.DataFrame, chosen: str, caption: plots.Caption
+    traces: list[pages.Trace], outcome: Outcome, summary: pd.DataFrame, chosen: str, caption: plots.Caption
 ) -> Figure:
     layers, over_image = list(dict.fromkeys(summary["layer"])), _over_the_image(summary)
     if traces[0].maps is not None:
@@ -163,44 +155,32 @@ def _page(
     return pages.example_page(traces, layers, plots.layer_words(set(summary["window"])), chosen, caption)
 
 
-def _maps_at(setup: Setup, summary: pd.DataFrame) -> NDArray[np.intp] | None:
+def _maps_at(outcome: Outcome, summary: pd.DataFrame) -> NDArray[np.intp] | None:
     """Rows of the summary as maps of one image: over the image by layer, or one of layer × head."""
     over_image = _over_the_image(summary)
-    if over_image is None and setup.study.target.one_head_at_a_time:
+    if over_image is None and outcome.study.target.one_head_at_a_time:
         first = summary[summary["tokens"] == summary["tokens"].iloc[0]]
         return first.index.to_numpy().reshape(1, first["layer"].nunique(), -1)
     return over_image
 
 
-def _traces(
-    setup: Setup, outcome: Outcome, data: ImageDataModule, rows: np.ndarray, summary: pd.DataFrame
-) -> list[pages.Trace]:
-    """The images at ``rows`` of the outcome, drawn again: decoding and corruption are functions of the image's id."""
-    examples = outcome.examples.iloc[rows]
-    batch = data.batch_of(examples["example_id"].tolist())
-    pictures = {BaseRun.CLEAN: batch.images, BaseRun.CORRUPT: corrupted(setup.corruption, batch, setup.study.seed)}
-    as_bytes = {
-        run: (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for run, images in pictures.items()
-    }
-    names, maps, over_image = setup.label_names, _maps_at(setup, summary), _over_the_image(summary)
+def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFrame) -> list[pages.Trace]:
+    """What is drawn of each image, from what was kept of it."""
+    maps, over_image = _maps_at(outcome, summary), _over_the_image(summary)
     of_cls = [] if over_image is None else _of_cls(summary, over_image)
     series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
-    recipient = setup.plan.direction.recipient
-    traces = []
-    for i, (row, example) in enumerate(zip(rows, examples.to_dict("records"), strict=True)):
-        frame = examples.iloc[[i]]
-        base = {run: float(metric_of(frame, run, setup.study.metric)[0]) for run in BaseRun}
-        predicted = {run: example[f"pred_{run}"] for run in BaseRun}
-        patched = base[recipient] + outcome.effects[row]
+    recipient, traces = outcome.study.direction.recipient, []
+    for image in images:
+        effects = image.patched - image.base[recipient]
         traces.append(
             pages.Trace(
-                name=f"{setup.images.name(example['example_id'])} – {example['label_name']}",
-                pictures={run: as_bytes[run][i] for run in BaseRun},
-                predictions={run: names[p] if names else str(p) for run, p in predicted.items()},
-                base=base,
-                patched={name: patched[at] for name, at in series.items()},
-                maps=None if maps is None else outcome.effects[row][maps],
-                beside=tuple(f"CLS {effect:+.2f}" for effect in outcome.effects[row][of_cls]),
+                name=image.name,
+                pictures=image.pictures,
+                predictions=image.predicted,
+                base=image.base,
+                patched={name: image.patched[at] for name, at in series.items()},
+                maps=None if maps is None else effects[maps],
+                beside=tuple(f"CLS {effect:+.2f}" for effect in effects[of_cls]),
             )
         )
     return traces

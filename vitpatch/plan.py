@@ -25,6 +25,7 @@ from vitpatch.spec import (
     ALL_HEADS,
     EVERY_HEAD,
     JOINT,
+    SUFFIX,
     WINDOW_WORDS,
     BaseRun,
     Direction,
@@ -142,15 +143,16 @@ class Plan:
     """The patches of a run, in the order of the rows of ``effects.parquet``, and the states that give them.
 
     ``donors`` are the run's donor, then controls, of which every patch is made too; ``leave_outs`` are windows without
-    one of their layers, of the run's donor alone. ``halves`` are 2 · depth; ``last`` part states on the stream that
-    leaves the last block. ``final`` are the states that the classifier reads, one for each of ``runs``. States 0 …
-    ``whole`` − 1 exist before the last block's attention and need all tokens; the other ``states`` − ``whole`` arise
-    inside the last block.
+    one of their layers, ``together`` the patch of all layers at once (or nothing), both of the run's donor alone.
+    ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final`` are the states
+    that the classifier reads, one for each of ``runs``. States 0 … ``whole`` − 1 exist before the last block's
+    attention and need all tokens; the other ``states`` − ``whole`` arise inside the last block.
     """
 
     patches: tuple[Patch, ...]
     donors: tuple[Donor, ...]
     leave_outs: tuple[Patch, ...]
+    together: tuple[Patch, ...]
     direction: Direction
     target: Target
     sizes: Sizes
@@ -167,8 +169,8 @@ class Plan:
 
     @property
     def runs(self) -> tuple[tuple[Patch, int], ...]:
-        """(patch, number of its donor) of all patched runs: those of the run's donor, of each control, leave-outs."""
-        return _runs(self.patches, len(self.donors), self.leave_outs)
+        """(patch, number of its donor) of all patched runs: of the run's donor, of each control; the others."""
+        return _runs(self.patches, len(self.donors), (*self.leave_outs, *self.together))
 
     @property
     def recipient(self) -> BaseRun:
@@ -251,9 +253,9 @@ def make_plan(
 ) -> Plan:
     """The plan for a model of these ``sizes``; ``windows`` count layers or are ``PREFIX``, ``SUFFIX``.
 
-    ``donors`` are the run's and its controls. With ``synergy`` single layers are patched too where they are not asked
-    for, and each window of several layers without each of them. Raises ``VitPatchError`` where a window, a layer, a
-    head or a token group does not fit the model.
+    ``donors`` are the run's and its controls, beside which all layers are patched at once, too. With ``synergy`` single
+    layers are patched too where they are not asked for, and each window of several layers without each of them. Raises
+    ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
     """
     _check(target, windows, sizes)
     layers = tuple(range(sizes.depth)) if target.layers is None else target.layers
@@ -273,7 +275,8 @@ def make_plan(
         there = set(layers) if 1 in windows else set()
         patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - there))
         leave_outs = tuple(patch for whole in patches for patch in _without_each(whole))
-    return _with_states(patches, donors, leave_outs, direction, target, sizes)
+    together = _together(target, sizes) if len(donors) > 1 else ()
+    return _with_states(patches, donors, (leave_outs, together), direction, target, sizes)
 
 
 def _without_each(patch: Patch) -> list[Patch]:
@@ -282,8 +285,16 @@ def _without_each(patch: Patch) -> list[Patch]:
     return [replace(patch, layers=tuple(x for x in layers if x != layer), without=layer) for layer in layers]
 
 
-def _runs(patches: Sequence[Patch], donors: int, leave_outs: Sequence[Patch]) -> tuple[tuple[Patch, int], ...]:
-    return (*((patch, i) for i in range(donors) for patch in patches), *((patch, 0) for patch in leave_outs))
+def _together(target: Target, sizes: Sizes) -> tuple[Patch, ...]:
+    """All layers at once, of a target that is one token group."""
+    names = token_names(target, sizes)
+    if len(names) > 1:
+        return ()
+    return (Patch(target.site, 0, SUFFIX, tuple(range(sizes.depth)), names[0]),)
+
+
+def _runs(patches: Sequence[Patch], donors: int, others: Sequence[Patch]) -> tuple[tuple[Patch, int], ...]:
+    return (*((patch, i) for i in range(donors) for patch in patches), *((patch, 0) for patch in others))
 
 
 def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
@@ -336,12 +347,12 @@ def readings_of(patch: Patch) -> tuple[Reading, ...]:
 def _with_states(
     patches: tuple[Patch, ...],
     donors: tuple[Donor, ...],
-    leave_outs: tuple[Patch, ...],
+    others: tuple[tuple[Patch, ...], tuple[Patch, ...]],
     direction: Direction,
     target: Target,
     sizes: Sizes,
 ) -> Plan:
-    edits = [edits_of(*run) for run in _runs(patches, len(donors), leave_outs)]
+    edits = [edits_of(*run) for run in _runs(patches, len(donors), sum(others, ()))]
     handed_over = {number for number, donor in enumerate(donors) if not donor.is_constant}
     final, states, whole_states = [RECIPIENT] * len(edits), 0, 0
     positions: list[tuple[Step, ...]] = []
@@ -354,7 +365,7 @@ def _with_states(
     pairs = zip(positions[:-1:2], positions[1::2], strict=True)
     halves = tuple(Half(mixes, steps) for mixes, steps in pairs)
     return Plan(
-        patches, donors, leave_outs, direction, target, sizes, halves, positions[-1], tuple(final), states, whole_states
+        patches, donors, *others, direction, target, sizes, halves, positions[-1], tuple(final), states, whole_states
     )
 
 

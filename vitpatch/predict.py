@@ -177,7 +177,7 @@ class PatchingModule(lightning.LightningModule):
         }
         donors = self.plan.donors
         tables = {
-            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, of_partners(donors))),
+            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, of_partners(donors, bool(self.plan.together)))),
             "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(donors))),
         }
         if self.plan.leave_outs:

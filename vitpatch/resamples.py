@@ -121,11 +121,7 @@ class Resamples:
         if self.n < 2:
             return Spread(mean, None, None)
         resampled = np.vstack([classes.macro_means(weights) for _, weights in self.weights(classes.cells)])
-        if method != "bca":
-            return Spread(mean, resampled, None)
-        steps = in_steps(self.n, max(self.n, classes.cells))
-        without = [classes.macro_means(1 - np.eye(self.n)[rows]) for rows in steps]
-        return Spread(mean, resampled, np.vstack(without))
+        return Spread(mean, resampled, classes.macro_left_out() if method == "bca" else None)
 
 
 class ByClass:
@@ -149,6 +145,16 @@ class ByClass:
         there = images > 0
         share = np.divide(1, images, out=np.zeros_like(images), where=there) / there.sum(1, keepdims=True)
         return (weights * share[:, self.of_class]) @ self.sums
+
+    def macro_left_out(self) -> Array:
+        """The same without each cluster in turn: (clusters, columns)."""
+        sums = np.add.reduceat(self.sums, self.starts)  # (classes, columns)
+        counts = np.add.reduceat(self.counts, self.starts)
+        means, rest = sums / counts[:, None], (counts[self.of_class] - self.counts)[:, None]  # of a cell's class
+        without = np.divide(sums[self.of_class] - self.sums, rest, out=np.zeros_like(self.sums), where=rest > 0)
+        changes, _ = cluster_sums(without - means[self.of_class], self.of_cluster)
+        classes = len(means) - np.bincount(self.of_cluster, weights=rest[:, 0] == 0)
+        return (means.sum(0) + changes) / classes[:, None]
 
 
 def left_out(sums: Array, counts: Array) -> Array:

@@ -69,8 +69,10 @@ def columns(
     for i, donor in enumerate(plan.donors[1:], start=1):
         of_donor = against(_metrics(outputs.patched[i * number : (i + 1) * number], labels, rivals, clean))
         patched |= {f"{name}_{donor}": _unknown(of_donor[name], lonely[donor]) for name in CONTROLLED}
-    leave_outs = against(_metrics(outputs.patched[len(plan.donors) * number :], labels, rivals, clean))
-    kept = {name: leave_outs[name] for name in ("prob", "log_odds", "effect")}
+    rest = against(_metrics(outputs.patched[len(plan.donors) * number :], labels, rivals, clean))
+    kept = {name: rest[name][: len(plan.leave_outs)] for name in CONTROLLED}
+    for i, _ in enumerate(plan.together, start=len(plan.leave_outs)):
+        examples |= {f"{name}_all_layers": rest[name][i] for name in CONTROLLED}
     return Columns(examples, _by_image(plan.patches, patched, ids), _by_image(plan.leave_outs, kept, ids))
 
 
@@ -101,7 +103,7 @@ def joined(parts: Sequence[Columns]) -> Columns:
 
 def _metrics(logits: Tensor, labels: Tensor, rivals: Tensor, clean: Tensor) -> dict[str, NDArray]:
     """Metrics (runs, images) of patched runs, some at a time."""
-    at_once = max(1, LOGITS_AT_ONCE // clean.numel())
+    at_once = max(1, LOGITS_AT_ONCE // clean.numel())  # where there is no run, one empty part
     parts = [metrics(patched, labels, rivals, clean) for patched in logits.split(at_once)]
     return _numpy({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 

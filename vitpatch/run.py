@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.config import construct
 from vitpatch.data import ImageDataModule
+from vitpatch.examples import chosen
 from vitpatch.measure import measure
 from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.pictures import draw
@@ -58,9 +59,16 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             raise VitPatchError(f"data {cfg.data.path}: none of the {len(skipped)} images can be read")
         folder.merge()
         outcome = measure(folder, setup.study, setup.plan.donors)
-        pictures = draw(folder, setup, outcome, data)
+        folder.write_csv(folder.summary, outcome.summary)
+        if outcome.marginals is not None:
+            folder.write_csv(folder.marginals, outcome.marginals)
+        shown = chosen(setup, outcome, data)
+        shown.write(folder.pages)
+        pictures = folder.save(draw(outcome, shown, setup.title))
         manifest = {
             "run_id": setup.run_id,
+            "title": setup.title,
+            "donors": [str(donor) for donor in outcome.donors],
             "config": config,
             "versions": _versions(),
             "model": {
@@ -112,10 +120,17 @@ def _versions() -> dict[str, str]:
 
 
 def _counts(setup: Setup, outcome: Outcome, skipped: int) -> dict[str, Any]:
-    dropped = {"unreadable": skipped, "left out by label_map": setup.images.left_out}
+    read, include, donor = len(setup.images) - skipped, setup.study.include, setup.study.donor
+    alone = outcome.alone
+    dropped = {
+        "unreadable": skipped,
+        "left out by label_map": setup.images.left_out,
+        f"no {donor} partner": alone,
+        f"not {include}": read - alone - len(outcome.examples),
+    }
     return {
         "images": len(setup.images) + setup.images.left_out,
-        "read": len(setup.images) - skipped,
+        "read": read,
         "included": len(outcome.examples),
         "dropped": {why: number for why, number in dropped.items() if number},
         "clusters": outcome.clusters,

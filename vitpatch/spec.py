@@ -301,7 +301,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images with its standard error and percentile interval, all by resampling clusters.
+    """A mean over images with its standard error and interval, all by resampling clusters.
 
     ``se``, ``low`` and ``high`` are NaN where there is one cluster: nothing is known of its spread.
     """

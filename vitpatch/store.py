@@ -57,18 +57,19 @@ CONTROLLED = (Metric.PROB, Metric.LOG_ODDS, "effect")
 """What is stored of a control."""
 
 
-def of_partners(donors: Iterable[Donor]) -> list[pa.Field]:
-    """Columns of ``examples.parquet`` for donors that are other images.
+def of_partners(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
+    """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
 
     ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
     this image's label.
     """
     others = [donor for donor in donors if donor.partner is not None]
-    return [
+    fields = [
         pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
         for donor in others
         for name in ("partner", *Metric)
     ]
+    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROLLED if together]
 
 
 def of_controls(donors: Sequence[Donor]) -> list[pa.Field]:
@@ -119,6 +120,7 @@ class RunFolder:
         self.leave_outs = path / "leave_outs.parquet"
         self.summary = path / "summary.csv"
         self.marginals = path / "marginals.csv"
+        self.pages = path / "pages.parquet"
         self.figures = path / "figures"
         self.manifest = path / "manifest.json"
         self.failed = path / "failed.json"
@@ -131,7 +133,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Clears what an earlier run left and makes room for this one; the manifest goes first."""
-        tables = (self.examples, self.effects, self.leave_outs, self.summary, self.marginals)
+        tables = (self.examples, self.effects, self.leave_outs, self.summary, self.marginals, self.pages)
         for file in (self.manifest, self.failed, *tables):
             file.unlink(missing_ok=True)
         for folder in (self._shards, self.figures):
@@ -165,8 +167,12 @@ class RunFolder:
         with written_beside(path) as beside:
             table.to_csv(beside, index=False)
 
-    def save(self, figure: Figure, name: str) -> Path:
-        """Writes a figure as ``figures/NAME.png``."""
+    def save(self, drawn: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
+        """Writes figures as ``figures/NAME.png``, by the names of their files; the files by the outer name."""
+        return {name: [self._save(figure, file) for file, figure in of.items()] for name, of in drawn.items()}
+
+    def _save(self, figure: Figure, name: str) -> Path:
+        self.figures.mkdir(exist_ok=True)
         path = self.figures / f"{name}.png"
         with written_beside(path) as beside:
             figure.savefig(beside, format="png", dpi=DPI)
