@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_corruptions import MAKERS, batch
 
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.cost import cost_of
@@ -52,3 +53,11 @@ def test_the_budget_holds_on_the_gpu(made):
     finally:
         model.to("cpu")
     assert 0 < found <= 1.1 * limit
+
+
+@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+def test_a_corruption_is_the_same_on_the_gpu(kind):
+    corruption, images = MAKERS[kind](0.7), batch(size=32)
+    on_gpu = corruption(images.to("cuda"), seed=0)
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), corruption(images, seed=0), rtol=0, atol=1e-5)

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from vitpatch.adjustable import Adjustable
 from vitpatch.calibration import Calibration, Curve, Damage, common_drop, grid, largest, search, tolerance_of
-from vitpatch.corruptions import Corruption, corrupted
-from vitpatch.data import UNKNOWN, Decoded, collate
+from vitpatch.controls import check_all, found_of
+from vitpatch.corruptions import Corruption, corrupted, traits
+from vitpatch.data import UNKNOWN, Decoded, Positions, collate
 from vitpatch.embedding_noise import Moments, OnEmbeddings, moments, noise_of
 from vitpatch.setup import Setup
 from vitpatch.spec import Estimate, ImageBatch, VitPatchError, counted, digest
@@ -158,6 +159,17 @@ class Seen:
     _clean: list[dict[Damage, Tensor]] = field(default_factory=list)
     _labels: list[Tensor] = field(default_factory=list)
 
+    @cached_property
+    def _partners(self) -> Positions:
+        """Where the training images' partners are, of the kinds that the corruptions ask for."""
+        setup, found = self.setup, {}
+        for one in setup.adjustables:
+            kind = traits(one.at(0.0)).partner
+            if kind is not None and kind not in found:
+                found[kind] = found_of(kind, setup.training, setup.study.seed, setup.model.preprocessing)
+                check_all(f"{one} on training images", kind, found[kind], setup.training)
+        return found
+
     @torch.no_grad()
     def drops(self, one: Adjustable, strengths: Sequence[float], damage: Damage) -> tuple[np.ndarray, np.ndarray]:
         """Drops of each image at each strength, float64 (images, strengths), and the images' clusters (images,)."""
@@ -212,13 +224,10 @@ class Seen:
         return model(model.normalize(images), noise).cpu().double().softmax(-1)
 
     def _batches(self, what: str) -> Iterator[ImageBatch]:
-        """The images on the model's device; what cannot be read is left out or ends the run, as ``on_error`` says.
-
-        A corruption that asks for partners finds them in ``ImageBatch.others``: they would join here.
-        """
+        """The images on the model's device; what cannot be read is left out or ends the run, as ``on_error`` says."""
         images, model = self.setup.training, self.setup.model
         loader = DataLoader(
-            Decoded(images, model.preprocessing.to_input),
+            Decoded(images, model.preprocessing.to_input, partners=self._partners),
             batch_size=min(self.setup.cfg.batch_size, MOST_IMAGES),
             num_workers=images.num_workers,
             collate_fn=collate,

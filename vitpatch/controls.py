@@ -32,18 +32,25 @@ def partners_of(
         raise VitPatchError(f"{' and '.join(sorted(by_label))} images: the data have no labels to go by")
     controls = {c.partner for c in CONTROLS} if has_controls(study) and images.has_labels else set()
     kinds = sorted(({asked, donor} | controls) - {None})
-    found = {kind: _found(kind, images, study.seed, preprocessing) for kind in kinds}
-    if asked is not None and (alone := np.flatnonzero(found[asked] < 0)).size:
-        raise VitPatchError(
-            f"corruption {type(corruption).__name__}: {len(alone)} of {counted(len(images), 'image')}, the first "
-            f"{images.ids[alone[0]]}, have no {asked} partner in another cluster; choose another kind or more images"
-        )
+    found = {kind: found_of(kind, images, study.seed, preprocessing) for kind in kinds}
+    if asked is not None:
+        check_all(type(corruption).__name__, asked, found[asked], images)
     if donor is not None and (found[donor] < 0).all():
         raise VitPatchError(f"donor {study.donor}: no image has a {donor} partner in another cluster; use more images")
     return found
 
 
-def _found(kind: Partner, images: LabelledImages, seed: int, preprocessing: Preprocessing) -> NDArray[np.int64]:
+def check_all(corruption: str, kind: Partner, found: NDArray[np.int64], images: LabelledImages) -> None:
+    """Raises ``VitPatchError`` where an image lacks the partner that a corruption asks for."""
+    if (alone := np.flatnonzero(found < 0)).size:
+        raise VitPatchError(
+            f"corruption {corruption}: {len(alone)} of {counted(len(images), 'image')}, the first "
+            f"{images.ids[alone[0]]}, have no {kind} partner in another cluster; choose another kind or more images"
+        )
+
+
+def found_of(kind: Partner, images: LabelledImages, seed: int, preprocessing: Preprocessing) -> NDArray[np.int64]:
+    """Where the partners of one kind are. Raises ``VitPatchError`` where the data have no pairs."""
     if kind is Partner.PAIR:
         if images.columns.pair is None:
             raise VitPatchError("partner pair: the data have no pairs; name their column with data.pair_column")

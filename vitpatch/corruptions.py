@@ -2,19 +2,23 @@
 
 A corruption is a class whose constructor's parameters are the keys of its file in ``conf/corruption/``. Called with
 a batch and the run's seed it returns float32 images of the same shape, (batch, 3, height, width), still on the
-[0, 1] scale. What is random in it must be a function of the seed and the image's id alone – ``normal_like`` is –
-so that a result does not depend on the batch, the order or the device.
+[0, 1] scale. What is random in it must be a function of the seed and the image's id alone – ``normal_like`` and
+``uniform`` are – so that a result does not depend on the batch, the order or the device.
 
 What a class says of itself, in class attributes that are all optional (``traits``): ``strength_key``, the parameter
 that makes it stronger, 0 = the identity, and ``strongest``, where that ends; ``needs_masks``; ``partner``, which
 other image it asks for in ``ImageBatch.others``.
+
+Here: the protocol, colour, noise, blur, and the chain. Others: ``frequencies``, ``shapes``, ``regions`` (by the mask),
+``counterfactuals`` (another image).
 """
 
 from __future__ import annotations
 
 import math
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -62,20 +66,76 @@ def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
     return result
 
 
+def _generators(batch: ImageBatch, seed: int) -> Iterator[torch.Generator]:
+    """One generator an image, on the CPU."""
+    for example_id in batch.ids.tolist():
+        state = int(np.random.SeedSequence([seed, example_id]).generate_state(1, np.uint64)[0] >> 1)
+        yield torch.Generator().manual_seed(state)
+
+
 def normal_like(batch: ImageBatch, seed: int) -> Tensor:
     """Standard normal draws of the images' shape, a function of (seed, id) alone; drawn on the CPU."""
     draws = torch.empty(batch.images.shape, dtype=torch.float32)
-    for row, example_id in zip(draws, batch.ids.tolist(), strict=True):
-        state = int(np.random.SeedSequence([seed, example_id]).generate_state(1, np.uint64)[0] >> 1)
-        row.normal_(generator=torch.Generator().manual_seed(state))
+    for row, generator in zip(draws, _generators(batch, seed), strict=True):
+        row.normal_(generator=generator)
     return draws.to(batch.images.device)
 
 
-def strength(key: str, value: float, unit: str) -> float:
-    """``value`` where it is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise VitPatchError(f"corruption.{key} {value!r}: expected a number ≥ 0, {unit}")
+def uniform(batch: ImageBatch, seed: int, *shape: int) -> Tensor:
+    """(batch, …shape) draws in [0, 1), a function of (seed, id) alone; on the CPU."""
+    return torch.stack([torch.rand(shape, generator=generator) for generator in _generators(batch, seed)])
+
+
+def strength(key: str, value: float, unit: str, most: float = math.inf) -> float:
+    """``value`` where it is a finite number from 0 to ``most``."""
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not 0 <= value <= most or value == math.inf:
+        expected = "a number ≥ 0" if most == math.inf else f"a number from 0 to {most:g}"
+        raise VitPatchError(f"corruption.{key} {value!r}: expected {expected}, {unit}")
     return float(value)
+
+
+def share(value: float, unit: str) -> float:
+    """``amount``, from 0 to 1."""
+    return strength("amount", value, unit, most=1.0)
+
+
+def choice(key: str, value: str, *choices: str) -> str:
+    """``value`` where it is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise VitPatchError(f"corruption.{key} {value!r}: expected one of {', '.join(choices)}")
+    return value
+
+
+def called(corruption: Corruption) -> str:
+    """A corruption's class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(corruption).__name__).lower()
+
+
+def no_masks(corruption: Corruption) -> VitPatchError:
+    """What to say where the data have no object masks."""
+    return VitPatchError(
+        f"corruption {called(corruption)} needs object masks and the data have none: name their column with "
+        "data.mask_column (emoji on textured backgrounds: data=emoji_scenes)"
+    )
+
+
+def luma(images: Tensor) -> Tensor:
+    """(batch, 3, height, width) → (batch, 1, height, width): ITU-R BT.601-7, 2.5.1, of the stored (gamma) values."""
+    return (images * images.new_tensor(BT601_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, sigma: float, reach: float = 4.0) -> Tensor:
+    """Each channel of (batch, channels, height, width) blurred, ``sigma`` in pixels; the border is repeated outward."""
+    radius, channels = int(reach * sigma + 0.5), images.shape[1]
+    if radius == 0:
+        return images
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
+    kernel = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=0)
+    kernel = kernel.expand(channels, 1, 1, -1)  # (channels, 1, 1, 2 radius + 1): each channel by itself
+    wide = F.pad(images, (radius,) * 4, mode="replicate")
+    rows = F.conv2d(wide, kernel, groups=channels)
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=channels)
 
 
 class Identity:
@@ -87,12 +147,19 @@ class Identity:
 
 
 class Gray:
-    """Takes the colour away: BT.601 luma in all three channels (ITU-R BT.601-7, 2.5.1)."""
+    """Takes the colour away: BT.601 luma in all three channels (ITU-R BT.601-7, 2.5.1).
+
+    ``amount`` is the share of the way there: 0 the identity, 1 no colour.
+    """
+
+    strength_key, strongest = "amount", 1.0
+
+    def __init__(self, amount: float = 1.0) -> None:
+        self.amount = share(amount, "the share of colour taken away")
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape, three equal channels."""
-        luma = batch.images.new_tensor(BT601_LUMA).view(1, 3, 1, 1)
-        return (batch.images * luma).sum(1, keepdim=True).expand_as(batch.images)
+        """(batch, 3, height, width) → the same shape, at amount 1 three equal channels."""
+        return torch.lerp(batch.images, luma(batch.images).expand_as(batch.images), self.amount)
 
 
 class Noise:
@@ -118,24 +185,55 @@ class Noise:
 class Blur:
     """Gaussian blur.
 
-    ``sigma`` is in pixels of the model's input; the kernel reaches 4 σ to each side and the border pixels are
-    repeated outward. ``sigma`` 0 is the identity.
+    ``sigma`` is in pixels of the model's input; the kernel reaches 4 σ to each side, as in
+    ``scipy.ndimage.gaussian_filter``, and the border pixels are repeated outward. ``sigma`` 0 is the identity; 40 at
+    224 pixels is where the widest published series ends (Geirhos et al. 2018, Generalisation in humans and deep
+    neural networks).
     """
 
-    strength_key, strongest = "sigma", 32.0  # a seventh of 224 pixels; 32 pixels are one colour
-    REACH = 4.0  # kernel half-width in σ, as in scipy.ndimage.gaussian_filter
+    strength_key, strongest = "sigma", 40.0
 
     def __init__(self, sigma: float) -> None:
         self.sigma = strength("sigma", sigma, "in pixels")
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
-        radius = int(self.REACH * self.sigma + 0.5)
-        if radius == 0:
-            return batch.images
-        offsets = torch.arange(-radius, radius + 1, device=batch.images.device, dtype=torch.float32)
-        kernel = torch.softmax(-(offsets**2) / (2 * self.sigma**2), dim=0)
-        kernel = kernel.expand(3, 1, 1, -1)  # (channels, 1, 1, 2 radius + 1): each channel by itself
-        wide = F.pad(batch.images, (radius,) * 4, mode="replicate")
-        rows = F.conv2d(wide, kernel, groups=3)
-        return F.conv2d(rows, kernel.transpose(2, 3), groups=3)
+        return gaussian_blur(batch.images, self.sigma)
+
+
+class Chain:
+    """One corruption after another, each on what the one before it made; a chain may stand in a chain.
+
+    Masks and partners stay those of the data. The first step draws from the run's seed, as it would alone; every
+    later one from a seed of its own, so that two steps of a kind do not share their draws. ``amount`` mixes image and
+    result: 0 the identity, 1 the chain.
+    """
+
+    strength_key, strongest = "amount", 1.0
+
+    def __init__(self, steps: Sequence[Corruption], amount: float = 1.0) -> None:
+        self.amount = share(amount, "the share of the chain's result in the image")
+        self.steps = tuple(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else (steps,)
+        wrong = [step for step in self.steps if not callable(step)]
+        if wrong or not self.steps:
+            got = wrong[0] if wrong else []
+            raise VitPatchError(f"corruption.steps {got!r}: expected a list of corruptions, such as [gray,blur]")
+        self.needs_masks = any(traits(step).needs_masks for step in self.steps)
+        kinds = sorted({traits(step).partner for step in self.steps} - {None})
+        if len(kinds) > 1:
+            raise VitPatchError(f"corruption.steps: ask for partners of several kinds ({', '.join(kinds)}); take one")
+        self.partner = kinds[0] if kinds else None
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        images = batch.images
+        for number, step in enumerate(self.steps):
+            images = corrupted(step, replace(batch, images=images), seed_of_step(seed, number))
+        return torch.lerp(batch.images, images, self.amount)
+
+
+def seed_of_step(seed: int, number: int) -> int:
+    """The seed that the step ``number`` of a chain draws from."""
+    if number == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0] >> 1)  # 1: no id's own state

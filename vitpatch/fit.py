@@ -13,7 +13,6 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from hydra import compose
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -25,6 +24,7 @@ from vitpatch.corruptions import Corruption, corrupted
 from vitpatch.data import BadImage, Decoded, Item, LabelledImages, collate
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.model import PatchableViT
+from vitpatch.options import corruption_option
 from vitpatch.preprocessing import Preprocessing
 from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     recipe, augment = construct(cfg.recipe), construct(cfg.augment)
     source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    corruptions = {name: corruption_option(name) for name in _listed(cfg.corruptions)}
+    corruptions = {name: _of_pixels(name) for name in _listed(cfg.corruptions)}
     names = _class_names(train, test)
     if cfg.get("architecture"):  # the option none is empty
         model, preprocessing = new_classifier(construct(cfg.architecture), names)
@@ -96,14 +96,9 @@ def _listed(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def corruption_option(name: str) -> Corruption:
+def _of_pixels(name: str) -> Corruption:
     """The corruption of pixels that ``patch.py corruption=NAME`` takes."""
-    try:
-        corruption = construct(compose("patch", overrides=[f"corruption={name}"]).corruption)
-    except VitPatchError:
-        raise
-    except Exception as error:  # Hydra's own, of several classes
-        raise VitPatchError(f"corruptions: no option {name!r} in conf/corruption") from error
+    corruption = construct(corruption_option(name, "corruptions"))
     if isinstance(corruption, OnEmbeddings):
         raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
     return corruption

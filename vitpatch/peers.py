@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vitpatch.options import resolved
 from vitpatch.spec import VitPatchError
 
 FOLDER, FILE = "calibration", "corruptions.json"
@@ -48,7 +49,7 @@ def write_corruptions(config: DictConfig, config_name: str | None) -> None:
     found: list[Any] = []
     for job in _jobs(overrides):
         try:
-            composed = compose(config_name, overrides=job)
+            composed = resolved(compose(config_name, overrides=job))
         except Exception:  # Hydra's own, of many classes
             continue
         corruption = OmegaConf.to_container(composed.corruption, resolve=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.controls import donors_of, partners_of
-from vitpatch.corruptions import Corruption
+from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
+from vitpatch.options import CHAIN, resolved
 from vitpatch.peers import read_corruptions
 from vitpatch.plan import Plan, make_plan
 from vitpatch.spec import (
@@ -86,7 +88,7 @@ class Setup:
         if target.heads is not None:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
-        first = f"{self._model_words} on {_short(self.cfg.data.path)}, {_corruption_label(self.cfg.corruption)}"
+        first = f"{self._model_words} on {_data_words(self.cfg.data)}, {_corruption_label(self.cfg.corruption)}"
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
         include = "" if study.include == EVERYONE else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
@@ -142,6 +144,7 @@ class Setup:
 
 def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
+    cfg = resolved(cfg)
     study = read_study(cfg)
     whole_number("batch_size", cfg.batch_size, least=1)
     corruption = construct(cfg.corruption)
@@ -153,6 +156,8 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     adjustables = _adjustables(cfg, asked, calibrations)
     checkpoint: Checkpoint = construct(cfg.model)
     source = construct(cfg.data)
+    if traits(corruption).needs_masks and not cfg.data.get("mask_column"):
+        raise no_masks(corruption)
     _check_precision(cfg, checkpoint)
     model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
     model.require(study.target.site)
@@ -236,10 +241,19 @@ def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
         )
 
 
+def _data_words(cfg: DictConfig) -> str:
+    """The data by the last part of their path, and what is made of them."""
+    return _short(cfg.path) + " scenes" * str(cfg._target_).endswith(".TexturedScenes")
+
+
 def _corruption_label(cfg: DictConfig) -> str:
-    """The corruption in words: its class and its strengths."""
-    keys = ", ".join(f"{key}={value}" for key, value in cfg.items() if key != "_target_")
-    name = str(cfg._target_).rpartition(".")[2].lower().replace("identity", "no corruption")
+    """The corruption in words: its class and its strengths, an ``amount`` of 1 unsaid; of a chain step by step."""
+    unsaid = {"_target_", "amount"} if cfg.get("amount") == 1 else {"_target_"}
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(cfg._target_).rpartition(".")[2]).lower()
+    if cfg._target_ == CHAIN:
+        name, unsaid = " then ".join(map(_corruption_label, cfg.steps)), unsaid | {"steps"}
+    keys = ", ".join(f"{key}={value}" for key, value in cfg.items() if key not in unsaid)
+    name = name.replace("identity", "no corruption")
     return f"{name} ({keys})" if keys else name
 
 

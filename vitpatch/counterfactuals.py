@@ -1,0 +1,68 @@
+"""Corruptions that take something from another image: the image's partner, by ``ImageBatch.others``.
+
+``kind`` says which image that is: ``same_class``, ``other_class``, ``nearest_luminance`` (of another class), or
+``pair``, the data's own; ``vitpatch.partners`` chooses it, always of another cluster.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitpatch.corruptions import called, choice, no_masks, share
+from vitpatch.regions import infilled, masks_of
+from vitpatch.spec import ImageBatch, Partner, VitPatchError
+
+
+class _FromPartner:
+    """Takes something from the partner."""
+
+    strength_key, strongest = "amount", 1.0
+
+    def __init__(self, kind: str, amount: float, unit: str) -> None:
+        self.partner = Partner(choice("kind", kind, *Partner))
+        self.amount = share(amount, unit)
+
+    def _others(self, batch: ImageBatch) -> ImageBatch:
+        if batch.others is None:
+            raise VitPatchError(
+                f"corruption {called(self)} needs a partner of each image ({self.partner}) and the batch has none: "
+                "give ImageBatch.others, as patch.py does"
+            )
+        return batch.others
+
+
+class OtherImage(_FromPartner):
+    """Another image in the place of this one: the counterfactual input (Meng et al. 2022; Zhang & Nanda 2024).
+
+    ``amount`` mixes the two: 0 the identity, 1 the partner.
+    """
+
+    def __init__(self, kind: str = "other_class", amount: float = 1.0) -> None:
+        super().__init__(kind, amount, "the share of the partner in the image")
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape, at amount 1 the partners' images."""
+        return torch.lerp(batch.images, self._others(batch).images, self.amount)
+
+
+class BackgroundSwap(_FromPartner):
+    """The object before its partner's background (Mixed-Rand, Mixed-Same of Xiao et al. 2021, Noise or Signal).
+
+    The partner's own object is filled from around it (``regions.infilled``); the object is laid on by its soft mask.
+    Of a ``pair`` the image's mask stands for both.
+    ``amount`` is the share of the way there: 0 the identity, 1 the partner's background.
+    """
+
+    needs_masks = True
+
+    def __init__(self, kind: str = "other_class", amount: float = 1.0) -> None:
+        super().__init__(kind, amount, "the share of the partner's background")
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""
+        masks, others = masks_of(batch, self), self._others(batch)
+        if others.masks is None:
+            raise no_masks(self)
+        ground = infilled(others.images, others.masks)
+        return torch.lerp(batch.images, ground, (self.amount * (1 - masks)).expand_as(ground))
