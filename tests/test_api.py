@@ -38,7 +38,7 @@ def tensors():
     ],
 )  # fmt: skip
 def test_the_numbers_are_those_of_patch_py(patched, model, tensors, overrides, arguments):
-    folder = patched(*overrides)
+    folder = patched(*overrides, "controls=false")
     effects, summary = pd.read_parquet(folder / "effects.parquet"), pd.read_csv(folder / "summary.csv")
     table = vitpatch.patch(model, *tensors, **arguments)
     means = vitpatch.summarize(table)
@@ -52,7 +52,8 @@ def test_the_numbers_are_those_of_patch_py(patched, model, tensors, overrides, a
     for name in summary:
         if summary[name].dtype == float:
             scale = max(1.0, float(summary[name].abs().max()))
-            np.testing.assert_allclose(means[name], summary[name], atol=5e-5 * scale, rtol=0, err_msg=name)
+            atol = 2e-3 if name in ("p", "peak_share") else 5e-5 * scale  # counts of resamples and flips
+            np.testing.assert_allclose(means[name], summary[name], atol=atol, rtol=0, err_msg=name)
         else:
             assert (means[name] == summary[name]).all(), name
 

@@ -158,7 +158,7 @@ def test_a_refused_start_leaves_the_finished_run_as_it_is(cli, tiny, tmp_path, o
     after = {
         p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.*") if p.suffix in (".json", ".csv", ".parquet")
     }
-    assert after == files and len(files) == 4
+    assert after == files and len(files) == 5
 
 
 def test_a_sweep_tells_of_a_refused_start(cli, tiny, tmp_path):

@@ -21,9 +21,11 @@ from vitpatch.config import one_of, whole_number, window_of
 from vitpatch.cost import cost_of, memory_limit
 from vitpatch.effects import total_effect
 from vitpatch.execute import execute
+from vitpatch.measure import Read, summarized
 from vitpatch.model import PatchableViT
 from vitpatch.plan import Plan, make_plan
 from vitpatch.proof import is_itself, prove
+from vitpatch.resamples import Resamples
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.spec import (
     EVERY_HEAD,
@@ -137,11 +139,14 @@ def patch(
     return _table(parts, plan, metric, clusters)
 
 
-def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Means of ``patch``'s table over images, with 95 % intervals by resampling clusters: ``summary.csv``'s columns."""
+def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") -> pd.DataFrame:
+    """Means of ``patch``'s table over images, with 95 % intervals by resampling clusters: ``summary.csv``'s columns.
+
+    ``method`` of the intervals: ``percentile`` or ``bca``.
+    """
     if not isinstance(table, pd.DataFrame) or table.empty:
         raise VitPatchError(f"summarize: got {type(table).__name__} without rows; give what vitpatch.patch returned")
-    needed = {"example_id", "cluster", "label", "total_effect", "log_odds_recipient", *PATCH_COLUMNS}
+    needed = {"example_id", "cluster", "label", "total_effect", "log_odds_recipient", "prob_recipient", *PATCH_COLUMNS}
     if missing := sorted(needed - set(table.columns)):
         raise VitPatchError(f"summarize: the table lacks {', '.join(missing)}; give what vitpatch.patch returned")
     key = ["example_id", *PATCH_COLUMNS]
@@ -170,7 +175,11 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         direct=matrix(table["direct_log_odds"]),
         delta_norm=matrix(table["delta_norm"]),
     )
-    return stats.summarize(patches, measured, images[["cluster", "label", "total_effect"]], seed)
+    prob = matrix(table["prob"] - table["prob_recipient"])
+    read = Read(measured, prob, {}, np.zeros(len(images), dtype=bool))
+    towards = float(np.sign(images["total_effect"].mean()))
+    resamples = Resamples(images["cluster"].to_numpy(), seed)
+    return summarized(patches, read, images[["cluster", "label", "total_effect"]], resamples, method, towards)[0]
 
 
 _PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int, set[Site]]]] = WeakKeyDictionary()
@@ -307,7 +316,8 @@ def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[
     of_image = base | {
         "cluster": np.asarray(clusters),
         "total_effect": total_effect(clean, corrupt, plan.direction),
-        "log_odds_recipient": base[f"log_odds_{plan.direction.recipient}"],
+        "log_odds_recipient": base[f"log_odds_{plan.recipient}"],
+        "prob_recipient": base[f"prob_{plan.recipient}"],
     }
     of_image.pop("example_id")
     repeated = pd.DataFrame({name: np.repeat(values, number) for name, values in of_image.items()})

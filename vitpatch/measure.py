@@ -57,16 +57,9 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
         unselected = _unselected(patches, read.of(everyone), examples[everyone].reset_index(drop=True), study)
     examples, read = examples[kept].reset_index(drop=True), read.of(kept)
     resamples = Resamples(examples["cluster"].to_numpy(), study.seed)
-    summary = stats.summarize(patches, read.measured, examples, study.seed, study.interval)
     total = resamples.spread(examples[["total_effect"]].to_numpy(float), method=study.interval).estimates[0]
     towards = _towards(total.mean, study)
-    summary = summary.assign(
-        **_controls(read, examples, study, donors[1:]),
-        **_tests(read, examples, study, donors),
-        **_synergies(read, summary, resamples, study),
-    )
-    peaks = list(_peaks(summary, read.measured.effects, towards, resamples)) if towards else []
-    summary = summary.assign(**_of_peaks(peaks, len(summary)))
+    summary, peaks = summarized(patches, read, examples, resamples, study.interval, towards)
     if unselected is not None:
         summary["effect_unselected"] = unselected.effects
     marginals = _marginals(folder, kept, summary, read, examples, resamples, study)
@@ -91,6 +84,24 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
         unselected=unselected,
         needed=None if peak is None else _needed(read.measured.effects[:, peak.name], total.mean, examples, study),
     )
+
+
+def summarized(
+    patches: pd.DataFrame, read: Read, examples: pd.DataFrame, resamples: Resamples, method: str, towards: float
+) -> tuple[pd.DataFrame, list[PeakOfGroup]]:
+    """The rows of ``summary.csv`` of the images given, and the peaks of their groups.
+
+    ``patches`` and ``examples`` as in ``stats.summarize``; ``method`` of the intervals; ``towards`` is the sign of the
+    total effect, 0 = there is no peak.
+    """
+    summary = stats.summarize(patches, read.measured, examples, resamples.seed, method)
+    summary = summary.assign(
+        **_controls(read, resamples, method),
+        **_tests(read, resamples, method),
+        **_synergies(read, summary, resamples, method),
+    )
+    peaks = list(_peaks(summary, read.measured.effects, towards, resamples)) if towards else []
+    return summary.assign(**_of_peaks(peaks, len(summary))), peaks
 
 
 def patches_in(folder: RunFolder) -> pd.DataFrame:
@@ -163,29 +174,27 @@ def _unselected(patches: pd.DataFrame, read: Read, examples: pd.DataFrame, study
     return Unselected(len(examples), total, effects, peak)
 
 
-def _controls(read: Read, examples: pd.DataFrame, study: Study, controls: Sequence[Donor]) -> dict[str, Array]:
+def _controls(read: Read, resamples: Resamples, method: str) -> dict[str, Array]:
     """Columns of each control: the images that have such a partner, mean effect and interval over these."""
     columns: dict[str, Array] = {}
-    for donor in controls:
-        name = f"effect_{donor}"
+    for name in (name for name in read.extra if name.startswith("effect_")):
         there = ~np.isnan(read.extra[name][:, 0])
-        columns[f"n_{donor}"] = np.full(read.extra[name].shape[1], there.sum())
-        resamples = Resamples(examples["cluster"].to_numpy()[there], study.seed)
-        columns |= with_ends(name, resamples.spread(read.extra[name][there], method=study.interval))
+        columns[name.replace("effect", "n", 1)] = np.full(read.extra[name].shape[1], there.sum())
+        of_these = Resamples(resamples.clusters[there], resamples.seed)
+        columns |= with_ends(name, of_these.spread(read.extra[name][there], method=method))
     return columns
 
 
-def _tests(read: Read, examples: pd.DataFrame, study: Study, donors: Sequence[Donor]) -> dict[str, Array]:
+def _tests(read: Read, resamples: Resamples, method: str) -> dict[str, Array]:
     """Family-wise p over all patches of the run, in log odds: of the effect, and of own − other-class donor."""
-    clusters, own = examples["cluster"].to_numpy(), read.measured.log_odds
-    columns = {"p": inference.sign_flip_p(own, clusters, study.seed)}
-    if Donor.OTHER_CLASS in donors[1:]:
-        other = read.extra[f"log_odds_{Donor.OTHER_CLASS}"]
+    clusters, seed, own = resamples.clusters, resamples.seed, read.measured.log_odds
+    columns = {"p": inference.sign_flip_p(own, clusters, seed)}
+    other = read.extra.get(f"log_odds_{Donor.OTHER_CLASS}")
+    if other is not None:
         there = ~np.isnan(other[:, 0])
         apart = own[there] - other[there]
-        resamples = Resamples(clusters[there], study.seed)
-        columns |= with_ends("own_minus_other", resamples.spread(apart, method=study.interval))
-        columns["p_own_minus_other"] = inference.sign_flip_p(apart, clusters[there], study.seed)
+        columns |= with_ends("own_minus_other", Resamples(clusters[there], seed).spread(apart, method=method))
+        columns["p_own_minus_other"] = inference.sign_flip_p(apart, clusters[there], seed)
     return columns
 
 
@@ -206,7 +215,7 @@ def singles_of(summary: pd.DataFrame) -> dict[int, list[int]]:
     return found
 
 
-def _synergies(read: Read, summary: pd.DataFrame, resamples: Resamples, study: Study) -> dict[str, Array]:
+def _synergies(read: Read, summary: pd.DataFrame, resamples: Resamples, method: str) -> dict[str, Array]:
     """Columns of a window's effect less the sum of its layers', where these are there."""
     singles = singles_of(summary)
     columns: dict[str, Array] = {}
@@ -214,7 +223,7 @@ def _synergies(read: Read, summary: pd.DataFrame, resamples: Resamples, study: S
         if not singles:
             continue
         values = stats.synergy(effects, list(singles), list(singles.values()))
-        for column, known in with_ends(name, resamples.spread(values, method=study.interval)).items():
+        for column, known in with_ends(name, resamples.spread(values, method=method)).items():
             columns[column] = np.full(len(summary), np.nan)
             columns[column][list(singles)] = known
     return columns
