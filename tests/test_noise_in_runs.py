@@ -153,4 +153,4 @@ def test_a_corruption_with_partners_is_calibrated_on_partners_of_training_images
     )
     found = json.loads((folder / "manifest.json").read_text())["calibration"]
     assert found["key"] == "amount" and 0 < found["strength"] < 1
-    assert found["drop"] == pytest.approx(0.02, abs=0.002)
+    assert found["drop"]["drop"] == pytest.approx(0.02, abs=0.002)
