@@ -229,7 +229,7 @@ def test_the_run_id_knows_what_is_taken_from_training_images(config, on_splits, 
     assert set(digested[-1]) == {
         "numbers_version", "weights", "architecture", "readout", "row", "preprocessing", "data", "selection",
         "corruption", "target", "window", "direction", "metric", "rival", "seed", "precision", "donors", "include",
-            "interval", "leave_outs",
+            "interval", "test", "leave_outs",
     }  # fmt: skip
     assert plain == run_id("train_limit=5", "train_split=nowhere")  # nothing is taken from them
     one = run_id("calibrate=prob_drop:0.2")

@@ -246,6 +246,8 @@ def test_without_partners_or_labels_there_are_no_controls(patched, tmp_path, cap
         (("include=min_total_effect",), "expected all, clean_correct"),
         (("synergy=true", "window=1"), "use window=3"),
         (("synergy=true", "target=z"), "single heads"),
+        (("test=headline", "metric=kl", "direction=noise"), "≥ 0 by construction"),
+        (("test=kl",), "test 'kl': expected one of log_odds, headline"),
         (("interval=normal",), "interval 'normal': expected one of percentile, bca"),
         (("wanted_width=0",), "expected a number above 0"),
     ],
@@ -260,10 +262,20 @@ def test_bca_intervals_are_others_around_the_same_means(patched):
     assert np.allclose(one["effect"], other["effect"]) and not np.allclose(one["effect_low"], other["effect_low"])
 
 
+def test_effects_on_the_headline_can_be_tested_too(patched):
+    folder = patched("window=1", "test=headline")
+    _, effects, summary, manifest = read(folder)
+    own, other = (effects[c].to_numpy(float).reshape(13, DEPTH) for c in ("effect", "effect_other_class"))
+    assert np.allclose(summary["p"], sign_flip_p(own, np.arange(13), 0), rtol=0, atol=0.003)
+    assert np.allclose(summary["p_own_minus_other"], sign_flip_p(own - other, np.arange(13), 0), rtol=0, atol=0.003)
+    assert manifest["statistics"]["tests"] == "prob" and any("neutral in log odds" in n for n in manifest["notes"])
+
+
 def test_the_run_id_is_of_donors_and_inclusion(config):
     from vitpatch.setup import prepare
 
     overrides = ("window=1", "controls=false"), ("window=1",), ("donor=zero",), ("donor=same_class",), (), (
-        "include=flipped",), ("synergy=true",), ("interval=bca",)  # fmt: skip
+        "include=flipped",), ("synergy=true",), ("interval=bca",), (
+        "test=headline",)  # fmt: skip
     assert len({prepare(config(*each)).run_id for each in overrides}) == len(overrides)
     assert prepare(config("wanted_width=0.1")).run_id == prepare(config()).run_id

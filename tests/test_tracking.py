@@ -154,5 +154,8 @@ def test_several_windows_heads_or_token_groups_have_keys_of_their_own():
     assert set(dict(history(Results(summary[:2], ["", ""], {}, {})))[1]) == {
         f"effect/{name}" for name in ("mean", "low", "high", "recovered")
     }
+    controls = summary.assign(effect_same_class=0.3, effect_other_class=-0.2)
+    of_layer = dict(history(Results(controls[:2], ["", ""], {}, {})))[0]
+    assert (of_layer["effect/same_class"], of_layer["effect/other_class"], of_layer["effect/mean"]) == (0.3, -0.2, 0.1)
     many = pd.DataFrame([{"layer": 0, **row}] * 99)
     assert not list(history(Results(many, [f"each:{i}x0" for i in range(99)], {}, {})))

@@ -53,6 +53,13 @@ class MatmulPrecision(StrEnum):
     MEDIUM = "medium"
 
 
+class Tested(StrEnum):
+    """Which effects are tested: those on the log odds, or on the headline metric."""
+
+    LOG_ODDS = "log_odds"
+    HEADLINE = "headline"
+
+
 class Interval(StrEnum):
     """How intervals come from resamples (``vitpatch.resamples``)."""
 
@@ -80,6 +87,7 @@ class Study:
     include: Inclusion = EVERYONE
     synergy: bool = False
     interval: str = "percentile"
+    test: Tested = Tested.LOG_ODDS
     wanted_width: float | None = None
 
 
@@ -114,6 +122,7 @@ def read_study(cfg: DictConfig) -> Study:
         include=read_inclusion(cfg.include),
         synergy=cfg.synergy,
         interval=one_of("interval", cfg.interval, Interval),
+        test=one_of("test", cfg.test, Tested),
         wanted_width=_width(cfg.wanted_width),
     )
     _check_donor(study)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vitpatch import inference, stats
-from vitpatch.config import Study
+from vitpatch.config import Study, Tested
 from vitpatch.outcome import Outcome, PeakOfGroup, Unselected, groups_of, metric_of
 from vitpatch.plan import run_of
 from vitpatch.resamples import Array, Resamples, Spread
@@ -59,7 +59,8 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
     resamples = Resamples(examples["cluster"].to_numpy(), study.seed)
     total = resamples.spread(examples[["total_effect"]].to_numpy(float), method=study.interval).estimates[0]
     towards = _towards(total.mean, study)
-    summary, peaks = summarized(patches, read, examples, resamples, study.interval, towards)
+    tested = study.test if study.metric is not Metric.LOG_ODDS else Tested.LOG_ODDS
+    summary, peaks = summarized(patches, read, examples, resamples, study.interval, towards, tested)
     if unselected is not None:
         summary["effect_unselected"] = unselected.effects
     marginals = _marginals(folder, kept, summary, read, examples, resamples, study)
@@ -87,7 +88,13 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
 
 
 def summarized(
-    patches: pd.DataFrame, read: Read, examples: pd.DataFrame, resamples: Resamples, method: str, towards: float
+    patches: pd.DataFrame,
+    read: Read,
+    examples: pd.DataFrame,
+    resamples: Resamples,
+    method: str,
+    towards: float,
+    tested: Tested = Tested.LOG_ODDS,
 ) -> tuple[pd.DataFrame, list[PeakOfGroup]]:
     """The rows of ``summary.csv`` of the images given, and the peaks of their groups.
 
@@ -97,7 +104,7 @@ def summarized(
     summary = stats.summarize(patches, read.measured, examples, resamples.seed, method)
     summary = summary.assign(
         **_controls(read, resamples, method),
-        **_tests(read, resamples, method),
+        **_tests(read, resamples, method, tested),
         **_synergies(read, summary, resamples, method),
     )
     peaks = list(_peaks(summary, read.measured.effects, towards, resamples)) if towards else []
@@ -185,11 +192,14 @@ def _controls(read: Read, resamples: Resamples, method: str) -> dict[str, Array]
     return columns
 
 
-def _tests(read: Read, resamples: Resamples, method: str) -> dict[str, Array]:
-    """Family-wise p over all patches of the run, in log odds: of the effect, and of own − other-class donor."""
-    clusters, seed, own = resamples.clusters, resamples.seed, read.measured.log_odds
+def _tests(read: Read, resamples: Resamples, method: str, tested: Tested) -> dict[str, Array]:
+    """Family-wise p over all patches of the run: of the effect, and of own − other-class donor."""
+    clusters, seed = resamples.clusters, resamples.seed
+    name, own = "log_odds", read.measured.log_odds
+    if tested is Tested.HEADLINE:
+        name, own = "effect", read.measured.effects
     columns = {"p": inference.sign_flip_p(own, clusters, seed)}
-    other = read.extra.get(f"log_odds_{Donor.OTHER_CLASS}")
+    other = read.extra.get(f"{name}_{Donor.OTHER_CLASS}")
     if other is not None:
         there = ~np.isnan(other[:, 0])
         apart = own[there] - other[there]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpatch.config import Study
+from vitpatch.config import Study, Tested
 from vitpatch.data import PREDICTED
 from vitpatch.inference import FLIPS
 from vitpatch.plan import Run
@@ -30,6 +30,7 @@ SELECTED = (
     "include={}: images are chosen by what the corruption did to them, which biases every mean away from 0; "
     "of all {}: total effect {:+.3f}, peak layer {}"
 )
+NEUTRAL = "p is of effects on {}: a patch that is neutral in log odds has a mean there that is not 0, and may be called"
 NO_RUN = "donor={}: is no run, so there is no total effect and recovered is empty; the peak is what does most harm"
 
 
@@ -152,9 +153,13 @@ def described(outcome: Outcome) -> dict[str, Any]:
         width, clusters = outcome.needed
         result["planning"] = {"interval_width": width, "clusters": clusters, "has": outcome.clusters}
     result["statistics"] = {
-        "interval": outcome.study.interval, "resamples": RESAMPLES, "sign_flips": FLIPS, "tests": "log_odds",
-        "images": len(outcome.examples), "clusters": outcome.clusters,
-    }  # fmt: skip
+        "interval": outcome.study.interval,
+        "resamples": RESAMPLES,
+        "sign_flips": FLIPS,
+        "tests": outcome.study.metric if outcome.study.test is Tested.HEADLINE else Metric.LOG_ODDS,
+        "images": len(outcome.examples),
+        "clusters": outcome.clusters,
+    }
     notes = _notes(outcome)
     if outcome.peak is None:
         notes.append("peak_layer is null: the mean total effect is 0 and has no direction")
@@ -189,6 +194,8 @@ def _notes(outcome: Outcome) -> list[str]:
                 outcome.study.include, counted(all_of.images, "image"), all_of.total.mean, all_of.peak_layer
             )
         )
+    if outcome.study.test is Tested.HEADLINE and outcome.study.metric is not Metric.LOG_ODDS:
+        notes.append(NEUTRAL.format(outcome.study.metric))
     if outcome.study.donor.is_constant:
         return [*notes, NO_RUN.format(outcome.study.donor)]
     if outcome.total.holds_zero:

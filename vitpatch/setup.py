@@ -18,11 +18,12 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.adjustable import Adjustable, adjustable
 from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.config import Study, construct, read_study, whole_number
+from vitpatch.config import Study, Tested, construct, read_study, whole_number
 from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
 from vitpatch.embedding_noise import OnEmbeddings
+from vitpatch.inference import check_signed
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
 from vitpatch.options import CHAIN, resolved
@@ -113,6 +114,7 @@ class Setup:
                 "donors": self.plan.donors,
                 "include": str(self.study.include),
                 "interval": self.study.interval,
+                "test": self.study.test,
                 "leave_outs": len(self.plan.leave_outs),
                 **self._of_training,
             }
@@ -146,6 +148,8 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
     cfg = resolved(cfg)
     study = read_study(cfg)
+    if study.test is Tested.HEADLINE:
+        check_signed(study.metric, study.direction)
     whole_number("batch_size", cfg.batch_size, least=1)
     corruption = construct(cfg.corruption)
     if any(isinstance(step, OnEmbeddings) for step in getattr(corruption, "steps", ())):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from vitpatch.spec import VitPatchError
+from vitpatch.spec import Donor, VitPatchError
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def history(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
             prefix = f"effect/{row['series']}/" if row["series"] else "effect/"
             of_row = {"mean": row["effect"], "low": row["effect_low"], "high": row["effect_high"]}
             of_row["recovered"] = row["recovered"]
+            of_row |= {str(donor): row.get(f"effect_{donor}") for donor in Donor if donor.partner}  # controls
             values |= {prefix + name: value for name, value in of_row.items() if pd.notna(value)}
         yield int(layer), values
 
