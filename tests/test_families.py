@@ -1,5 +1,7 @@
 """Every family of models: its row proven on loading, and every site's effects those of full forwards with hooks."""
 
+import copy
+
 import pytest
 import torch
 from conftest import CLASSES, NAMES
@@ -7,6 +9,12 @@ from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
 from vitpatch import api
+from vitpatch.constants import means, zeros
+from vitpatch.cost import Room
+from vitpatch.execute import execute
+from vitpatch.plan import make_plan
+from vitpatch.spec import BaseRun, Direction, Donor, Site, Target
+from vitpatch.tokens import token_masks
 
 SITES = [("attn_out", 1), ("attn_out", 3), ("mlp_out", 2), ("resid_pre", 1), ("resid_post", 1)]
 
@@ -88,3 +96,38 @@ def test_the_straight_way_is_that_of_frozen_norms(family, saved, pixels, table_o
         want = log_odds(brute.direct(*pixels, site), labels) - before
         assert want.abs().max() > 0.05
         assert (got - want).abs().max() < 1e-4, site
+
+
+DONORS_OF = [
+    name for name in FAMILY_NAMES if name in ("beit", "dinov2_registers", "dinov3", "siglip", "clip", "vit_msn")
+]
+
+
+@pytest.mark.parametrize("by_parts", [True, False])
+@pytest.mark.parametrize("family", DONORS_OF)
+def test_means_and_zeros_of_families_are_those_of_hooks(family, saved, pixels, by_parts):
+    """Layer scales, fused projections, rotary embeddings and pooled readouts: constants go in where modules have them."""
+    model = copy.copy(checkpoint_of(saved(family), family).load(NAMES))
+    model.stepwise = by_parts
+    brute, (clean, corrupt) = Brute(model.model, FAMILY_NAMES[family]), pixels
+    depth = model.sizes.depth
+    for site, heads, head in (("attn_out", None, None), ("mlp_out", None, None), ("z", "joint", None), ("v", (1,), 1)):
+        seen = brute.values(corrupt, [(site, layer) for layer in range(depth)])  # the corrupt images stand for training
+        for donor in (Donor.ZERO, Donor.MEAN):
+            plan = make_plan(Target(Site(site), heads=heads), (1,), Direction.NOISE, model.sizes, (donor,))
+            made = zeros(model, Site(site)) if donor is Donor.ZERO else means(model, Site(site), corrupt.split(2))
+            masks = token_masks(plan.token_groups, model.sizes, None, None, range(5), seed=0)
+            images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
+            got = execute(plan, model, images, masks, Room(5, 5), made).patched
+            for layer in (0, depth - 1):
+                constant = seen[site, layer].mean(0) * (donor is Donor.MEAN)
+
+                def act(value, constant=constant, head=head):
+                    new, each = value.clone(), value.shape[-1] // model.sizes.heads
+                    channels = slice(None) if head is None else slice(head * each, (head + 1) * each)
+                    new[..., channels] = constant[..., channels]
+                    return new
+
+                want = brute.run(clean, {(site, layer): act})
+                torch.testing.assert_close(got[layer].double(), want.double(), rtol=1e-5, atol=2e-5)
+                assert (want - brute.run(clean)).abs().max() > 1e-4

@@ -139,7 +139,9 @@ class _Walk:
         constant, block = self.given.constants[self.plan.target.site, layer].to(values.dtype), self.model.blocks[layer]
         if self.plan.target.site is Site.Z:  # of all heads together, which is what attention adds
             constant = block.project(constant[None])[0]
-        return block.scaled(site, constant)[: values.shape[2]].expand_as(values[0])
+        else:
+            constant = block.scaled(site, constant)
+        return constant[: values.shape[2]].expand_as(values[0])
 
     def _cut(self, tokens: Tensor) -> Tensor:
         """The tokens that are still on their way, of (…, tokens, width)."""
