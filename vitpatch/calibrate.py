@@ -7,7 +7,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +30,7 @@ from vitpatch.setup import Setup
 from vitpatch.spec import Estimate, ImageBatch, VitPatchError, counted, digest
 from vitpatch.stats import estimates
 from vitpatch.store import write_json
-from vitpatch.trainers import matmul_precision, quiet, trainer_of
+from vitpatch.trainers import on_device
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,8 @@ def informed(setup: Setup, make_trainer: Callable[..., lightning.Trainer], calib
     """
     if setup.training is None:
         return setup
-    with _on_device(setup, make_trainer) as seen:
+    with on_device(setup.model, make_trainer, setup.cfg.matmul_precision):
+        seen = Seen(setup)
         if setup.asked is not None:
             setup = _calibrated(setup, seen, calibrations)
         if isinstance(setup.corruption, OnEmbeddings):
@@ -247,19 +247,3 @@ def _of_label(probs: Tensor, labels: Tensor) -> dict[Damage, Tensor]:
     labels = labels.to(probs.device)
     right = (probs.argmax(1) == labels).double()
     return {Damage.PROB_DROP: probs.gather(1, labels[:, None])[:, 0], Damage.ACCURACY_DROP: right}
-
-
-@contextmanager
-def _on_device(setup: Setup, make_trainer: Callable[..., lightning.Trainer]) -> Iterator[Seen]:
-    """The model on the trainer's device, at its precision, for the length of the block."""
-    quiet()
-    trainer = trainer_of(
-        make_trainer, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False
-    )
-    before = setup.model.device
-    try:
-        setup.model.to(trainer.strategy.root_device)
-        with matmul_precision(setup.cfg.matmul_precision), trainer.precision_plugin.predict_step_context():
-            yield Seen(setup)
-    finally:
-        setup.model.to(before)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
+import lightning
 import numpy as np
 import pandas as pd
 import torch
@@ -18,17 +20,25 @@ from vitpatch.patching import Patching
 from vitpatch.setup import Setup
 from vitpatch.shown import Page, Shown, ShownImage
 from vitpatch.spec import BaseRun, ImageBatch, counted
+from vitpatch.trainers import on_device
 
 IMAGES_A_PAGE = 6
 DRAWS = 10
 """Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
-def chosen(setup: Setup, outcome: Outcome, data: ImageDataModule) -> Shown:
-    """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot."""
+def chosen(
+    setup: Setup, outcome: Outcome, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]
+) -> Shown:
+    """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
+
+    On the trainer's device where the model is needed again.
+    """
     also = f", means of {DRAWS} draws" if _is_drawn_again(setup) else ""
     pages = _choices(outcome)
-    return Shown([Page(name, words + also, list(_images(setup, outcome, data, rows))) for name, words, rows in pages])
+    where = on_device(setup.model, make_trainer, setup.cfg.matmul_precision) if also else nullcontext()
+    with where:
+        return Shown([Page(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages])
 
 
 def _is_drawn_again(setup: Setup) -> bool:

@@ -89,6 +89,8 @@ class PatchingModule(lightning.LightningModule):
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
         about = f"about {_duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
         self.line = f"{described(self.setup.plan, self._patching.cost, self._patching.room)}, {about}"
+        if self._patching.draws > 1:
+            self.line += f", {self._patching.draws} draws of noise each"
         log.info("plan: %s", self.line)
         if (caveat := self.model.caveat(self.setup.plan.target.site)) is not None:
             log.warning("%s", caveat)

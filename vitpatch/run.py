@@ -67,7 +67,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         folder.write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:
             folder.write_csv(folder.marginals, outcome.marginals)
-        shown = chosen(setup, outcome, data)
+        shown = chosen(setup, outcome, data, make_trainer)
         shown.write(folder.pages)
         pictures = folder.save(draw(outcome, shown, setup.title))
         manifest = {

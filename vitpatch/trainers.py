@@ -44,3 +44,21 @@ def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any)
         return make_trainer(**arguments)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def on_device(
+    model: torch.nn.Module, make_trainer: Callable[..., lightning.Trainer], precision: str
+) -> Iterator[torch.device]:
+    """A model on the trainer's device, at its precision and this rounding of products, for the length of the block."""
+    quiet()
+    trainer = trainer_of(
+        make_trainer, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False
+    )
+    before, device = next(model.parameters()).device, trainer.strategy.root_device
+    try:
+        model.to(device)
+        with matmul_precision(precision), trainer.precision_plugin.predict_step_context():
+            yield device
+    finally:
+        model.to(before)
