@@ -5,10 +5,11 @@ import torch
 from test_corruptions import MAKERS, batch
 
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.cost import cost_of
+from vitpatch.constants import means, zeros
+from vitpatch.cost import Room, cost_of
 from vitpatch.execute import execute
 from vitpatch.plan import make_plan
-from vitpatch.spec import BaseRun, Direction, Site, Target
+from vitpatch.spec import BaseRun, Direction, Donor, Site, Target
 from vitpatch.tokens import token_masks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -20,6 +21,26 @@ def outputs(model, plan, pixels, room):
 
 
 SITES = [("attn_out", None), ("resid_mid", None), ("z", "all"), ("pattern", "joint")]
+
+
+@pytest.mark.parametrize("donors", [(Donor.PAIR, Donor.SAME_CLASS, Donor.OTHER_CLASS), (Donor.MEAN,), (Donor.ZERO,)])
+@pytest.mark.parametrize(("site", "heads"), SITES)
+def test_donors_and_noise_on_embeddings_too(made, site, heads, donors):
+    model = Checkpoint(str(made / "vit")).load()
+    plan = make_plan(Target(Site(site), heads=heads), (1,), Direction.NOISE, model.sizes, donors)
+    draws = torch.randn(4, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pixels = dict(zip((*BaseRun, Donor.SAME_CLASS, Donor.OTHER_CLASS), draws, strict=True))
+    noise = torch.randn(4, 16, 32, generator=torch.Generator().manual_seed(1))
+    masks = token_masks(plan.token_groups, model.sizes, None, None, range(4), seed=0)
+    found = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device)
+        constants = means(model, Site(site), [draws[3].to(device)]) if donors[0] is Donor.MEAN else None
+        constants = zeros(model, Site(site)) if donors[0] is Donor.ZERO else constants
+        there = {run: pixels[run].to(device) for run in plan.base_runs}
+        found.append(execute(plan, model, there, masks, Room(4, 9), constants, noise.to(device)).cpu())
+    model.to("cpu")
+    torch.testing.assert_close(found[1].patched, found[0].patched, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("site", "heads"), SITES)
