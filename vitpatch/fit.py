@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.config import construct
-from vitpatch.corruptions import Corruption, corrupted
-from vitpatch.data import BadImage, Decoded, Item, LabelledImages, collate
+from vitpatch.controls import check_all, found_of
+from vitpatch.corruptions import Corruption, corrupted, no_masks, traits
+from vitpatch.data import BadImage, Decoded, Item, LabelledImages, Positions, collate
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.model import PatchableViT
 from vitpatch.options import corruption_option
@@ -48,13 +49,14 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     recipe, augment = construct(cfg.recipe), construct(cfg.augment)
     source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    corruptions = {name: _of_pixels(name) for name in _listed(cfg.corruptions)}
+    corruptions = {name: _of_pixels(name, test) for name in _listed(cfg.corruptions)}
     names = _class_names(train, test)
     if cfg.get("architecture"):  # the option none is empty
         model, preprocessing = new_classifier(construct(cfg.architecture), names)
     else:
         checkpoint: Checkpoint = construct(cfg.model)
         model, preprocessing = pretrained_classifier(checkpoint, names)
+    _partners(corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
     trained, device = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
@@ -96,12 +98,26 @@ def _listed(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def _of_pixels(name: str) -> Corruption:
-    """The corruption of pixels that ``patch.py corruption=NAME`` takes."""
+def _of_pixels(name: str, images: LabelledImages) -> Corruption:
+    """The corruption of pixels that ``patch.py corruption=NAME`` takes, where these images have what it needs."""
     corruption = construct(corruption_option(name, "corruptions"))
     if isinstance(corruption, OnEmbeddings):
         raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
+    if traits(corruption).needs_masks and images.columns.mask is None:
+        raise no_masks(corruption)
     return corruption
+
+
+def _partners(
+    corruptions: Mapping[str, Corruption], images: LabelledImages, preprocessing: Preprocessing, seed: int
+) -> Positions:
+    """Where the partners are that corruptions ask for."""
+    found = {}
+    for name, corruption in corruptions.items():
+        if (kind := traits(corruption).partner) is not None:
+            found[kind] = found_of(kind, images, seed, preprocessing)
+            check_all(name, kind, found[kind], images)
+    return found
 
 
 def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:
@@ -217,7 +233,9 @@ def evaluate(
     Columns: run, class, n, accuracy, prob (mean softmax probability of the true class), predicted (the share of all
     images that are called this class). Class ``balanced`` is the mean over classes, ``all`` the mean over images.
     """
-    loader = DataLoader(Decoded(images, model.preprocessing.to_input), batch_size=batch_size, collate_fn=collate)
+    partners = _partners(corruptions, images, model.preprocessing, seed)
+    decoded = Decoded(images, model.preprocessing.to_input, partners=partners)
+    loader = DataLoader(decoded, batch_size=batch_size, collate_fn=collate)
     predictions: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
     labels = []
     for batch, bad in loader:
