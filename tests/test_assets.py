@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 EMOJI, MODEL = ROOT / "vitpatch" / "assets" / "emoji", ROOT / "vitpatch" / "assets" / "emoji_vit"
+SCENES = ROOT / "vitpatch" / "assets" / "emoji_scenes_vit"
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,16 @@ def test_the_model_is_as_good_as_the_committed_table_says():
     again = evaluate(Checkpoint(str(MODEL)).load(), images, {}, seed=0, batch_size=128).set_index("class")
     for column in ("accuracy", "prob"):
         assert again[column].to_numpy() == pytest.approx(of["clean"].loc[again.index, column].to_numpy(), abs=0.005)
+
+
+def test_the_model_of_scenes_is_as_good_as_its_table_says():
+    from vitpatch.checkpoint import Checkpoint
+    from vitpatch.fit import evaluate
+    from vitpatch.scenes import TexturedScenes
+
+    table = pd.read_csv(SCENES / "evaluation.csv")
+    clean = table[table["run"] == "clean"].set_index("class")
+    images = TexturedScenes(path=str(EMOJI), split="test", mask_column="mask").open()
+    again = evaluate(Checkpoint(str(SCENES)).load(), images, {}, seed=0, batch_size=128).set_index("class")
+    for column in ("accuracy", "prob"):
+        assert again[column].to_numpy() == pytest.approx(clean.loc[again.index, column].to_numpy(), abs=0.005)
