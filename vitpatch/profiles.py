@@ -1,0 +1,342 @@
+"""Effects by layer → matplotlib figures: the profile with its controls, windows beside the sums of their layers,
+and classes. No disk, no tracker: each function returns a ``Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, sqrt
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from vitpatch.plots import (
+    APART,
+    BLUE,
+    FEW_CLUSTERS,
+    GREEN,
+    GREY,
+    MOST_LINES,
+    NAMED,
+    ORANGE,
+    STYLES,
+    Caption,
+    OfClass,
+    cut,
+    headline,
+    layer_words,
+    legend_below,
+    name_points,
+    number_layers,
+    whiskers,
+    width_for,
+    with_most_images,
+)
+from vitpatch.spec import Estimate, window_word
+
+DONORS = ((BLUE, "o", "-"), ("#CC79A7", "s", "--"), ("#000000", "^", "-."))
+"""(colour, marker, line) of the own donor and of controls."""
+STRETCH = 1.5
+"""Controls that would stretch the axis by more than this are drawn whole in a panel of their own."""
+PANELS_A_ROW = 4
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside the effects of a profile.
+
+    ``total`` effect, its mean NaN where there is none; ``together`` the effect of all layers at once; ``own`` the
+    donor in words, and ``controls``, in words by their column of the summary; ``everyone``, in words, the images of the
+    column ``effect_unselected``, where the means are of selected ones.
+    """
+
+    total: Estimate
+    together: Estimate | None = None
+    own: str = "mean effect"
+    controls: Mapping[str, str] = field(default_factory=dict)
+    everyone: str = ""
+
+
+def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Figure:
+    """Mean effect by layer with its interval and the simultaneous one, and the total effect as a line.
+
+    ``summary`` has a column ``series`` that tells rows of one layer apart. Of more than ``MOST_LINES`` series each row
+    is a dot, and those with the largest effects are named. Clipped windows have hollow markers, rows of the peak set
+    rings. Controls of one series are drawn with it, and whole in a panel below where they leave its axis; those of
+    several series have a panel each.
+    """
+    series = list(dict.fromkeys(summary["series"]))
+    figure = Figure(figsize=(width_for(summary["layer"].nunique()), 4.4), layout="constrained")
+    below = _series_below(summary, series, beside)
+    axes, panels = _stacked(figure, len(below))
+    _references(axes, beside)
+    if len(series) > MOST_LINES:
+        _dots(axes, summary, beside)
+    else:
+        _lines(axes, summary, series, beside)
+    if len(series) == 1:
+        _add_controls(axes, summary, beside, keep_axis=bool(below))
+    _finish(axes, summary, caption.effect)
+    if summary["recovered"].notna().any():
+        _share_of_total(axes, beside.total)
+    for panel, name in zip(panels, below, strict=True):
+        _draw_whole(panel, summary[summary["series"] == name], beside, name)
+    legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, _conventions(summary, len(series)))
+    headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    return figure
+
+
+def _series_below(summary: pd.DataFrame, series: Sequence[str], beside: Beside) -> list[str]:
+    """The series whose donors have a panel of their own."""
+    if not beside.controls or len(series) > MOST_LINES:
+        return []
+    if len(series) > 1:
+        return list(series)
+    own = _reach(summary, ["effect", "effect_sim"], beside)
+    whole = _reach(summary, ["effect", "effect_sim", *beside.controls], beside)
+    return list(series) if whole > STRETCH * own else []
+
+
+def _reach(summary: pd.DataFrame, columns: Sequence[str], beside: Beside) -> float:
+    """How far an axis reaches that holds 0, the total effect, columns and the ends of their intervals."""
+    names = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
+    values = summary[[name for name in names if name in summary]].to_numpy(float)
+    return float(np.nanmax([values.max(), beside.total.mean, 0]) - np.nanmin([values.min(), beside.total.mean, 0]))
+
+
+def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
+    """A wide panel, and so many below it, side by side."""
+    if not number:
+        return figure.add_subplot(), []
+    columns = min(number, PANELS_A_ROW)
+    rows = ceil(number / columns)
+    figure.set_figheight(4.4 + 2.6 * rows)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=(4.4, *[2.6] * rows))
+    axes, panels = figure.add_subplot(grid[0, :]), []
+    for i in range(number):
+        share = {"sharex": axes, "sharey": panels[0] if panels else None}
+        panels.append(figure.add_subplot(grid[1 + i // columns, i % columns], **share))
+    return axes, panels
+
+
+def _references(axes: Axes, beside: Beside) -> None:
+    """0, the total effect with its interval, and the effect of all layers at once, where there are such."""
+    axes.axhline(0, color="black", linewidth=0.8)
+    total, together = beside.total, beside.together
+    if not np.isnan(total.mean):
+        label = f"total effect {total.mean:+.3f}{', 95 % interval' if total.known else ''}"
+        axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label=label)
+        if total.known:
+            axes.axhspan(total.low, total.high, color=ORANGE, alpha=0.12, linewidth=0)
+    if together is not None:
+        label = f"all layers patched at once {together.mean:+.3f}"
+        axes.axhline(together.mean, color=GREEN, linewidth=2.4, linestyle=":", label=label)
+
+
+def _lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], beside: Beside) -> None:
+    """Every series a line; unselected means dashed in grey."""
+    for i, ((colour, marker), name) in enumerate(zip(STYLES, series, strict=False)):
+        rows = summary[summary["series"] == name].sort_values("layer")
+        aside = APART * (i - (len(series) - 1) / 2)  # so that intervals do not hide each other
+        _line(axes, rows, name or beside.own, (colour, marker, "-"), aside)
+        if beside.everyone:
+            style = {"color": GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": beside.everyone}
+            axes.plot(rows["layer"], rows["effect_unselected"], marker, markersize=3, **style)
+
+
+def _line(axes: Axes, rows: pd.DataFrame, label: str, style: tuple[str, str, Any], aside: float) -> None:
+    """One series: a line, both intervals, full markers, hollow ones where the window is clipped, rings."""
+    colour, marker, line = style
+    layers, effect = rows["layer"].to_numpy() + aside, rows["effect"].to_numpy()
+    whiskers(axes, layers, rows, "effect", color=colour)
+    whiskers(axes, layers, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
+    axes.plot(layers, effect, marker, color=colour, linestyle=line, linewidth=1.8, zorder=3, label=label)
+    clipped = _clipped(rows)
+    axes.plot(layers[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
+    if "in_peak_set" in rows:
+        member = rows["in_peak_set"].to_numpy(bool)
+        axes.plot(layers[member], effect[member], "o", zorder=4, **_ring(colour))
+
+
+def _clipped(rows: pd.DataFrame) -> np.ndarray:
+    return (rows["n_layers"] < rows["window"]).to_numpy()
+
+
+def _ring(colour: str) -> dict[str, Any]:
+    return {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.0}
+
+
+def _conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
+    """Legend entries for what markers and bars mean, of those that are drawn."""
+    if series > MOST_LINES:
+        return []
+    bar = {"color": GREY, "linestyle": "", "marker": "|", "markersize": 11}
+    shown = []
+    if summary["effect_low"].notna().any():
+        shown.append(Line2D([], [], markeredgewidth=1.8, label="95 % interval", **bar))
+    if summary["effect_sim_low"].notna().any():
+        thin = f"95 % for all {len(summary)} places at once (simultaneous)"
+        shown.append(Line2D([], [], markeredgewidth=0.7, label=thin, **bar))
+    if _clipped(summary).any():
+        hollow = {"color": GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
+        shown.append(Line2D([], [], label="window clipped at the network's end", **hollow))
+    if summary.get("in_peak_set", pd.Series(dtype=bool)).any():
+        label = "may be the peak (95 % peak set)"
+        shown.append(Line2D([], [], linestyle="", marker="o", label=label, **_ring(GREY) | {"markersize": 9}))
+    return shown
+
+
+def _dots(axes: Axes, summary: pd.DataFrame, beside: Beside) -> None:
+    """Every row a dot; the largest with name, interval and controls."""
+    number = summary["series"].nunique()
+    label = f"mean effect, {number} a layer; the {NAMED} largest, with 95 % interval:"
+    axes.plot(summary["layer"], summary["effect"], "o", color=BLUE, markersize=4, alpha=0.35, label=label)
+    largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index]
+    whiskers(axes, largest["layer"].to_numpy(float), largest, "effect", color=BLUE, alpha=0.5)
+    rows = largest.to_dict("records")
+    name_points(axes, [(row["layer"], row["effect"], _said(row, beside.controls)) for row in rows])
+
+
+def _said(row: dict[str, Any], controls: Mapping[str, str]) -> str:
+    """A row, its effect with interval and those of controls, in words."""
+    interval = "" if np.isnan(row["effect_low"]) else f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
+    others = "".join(f"; {words} {row[column]:+.3f}" for column, words in controls.items())
+    return f"layer {row['layer']}, {row['series']}: {row['effect']:+.3f}{interval}{others}"
+
+
+def _add_controls(axes: Axes, summary: pd.DataFrame, beside: Beside, keep_axis: bool) -> None:
+    """The controls as lines; ``keep_axis``: cut where they leave the axis as it is."""
+    limits, rows = axes.get_ylim(), summary.sort_values("layer")
+    number = len(beside.controls)
+    for i, (style, column) in enumerate(zip(DONORS[1:], beside.controls, strict=False)):
+        _control(axes, rows, column, beside.controls[column], style, APART * (i + 1) * 1.5)
+    if keep_axis and number:
+        axes.set_ylim(limits)
+
+
+def _control(
+    axes: Axes, rows: pd.DataFrame, column: str, label: str, style: tuple[str, str, str], aside: float
+) -> None:
+    """One control: a line with its interval."""
+    colour, marker, line = style
+    layers = rows["layer"].to_numpy() + aside
+    whiskers(axes, layers, rows, column, color=colour, alpha=0.7)
+    look = {"color": colour, "linestyle": line, "linewidth": 1.4, "markersize": 4.5, "zorder": 2.5}
+    axes.plot(layers, rows[column], marker, label=label, **look)
+
+
+def _draw_whole(axes: Axes, rows: pd.DataFrame, beside: Beside, name: str) -> None:
+    """All donors of one series, on an axis that holds them."""
+    rows = rows.sort_values("layer")
+    axes.axhline(0, color="black", linewidth=0.8)
+    if not np.isnan(beside.total.mean):
+        axes.axhline(beside.total.mean, color=ORANGE, linewidth=1.4, linestyle="--")
+    columns = {"effect": beside.own, **beside.controls}
+    for i, (style, column) in enumerate(zip(DONORS, columns, strict=False)):
+        _control(axes, rows, column, columns[column], style, APART * i * 1.5)
+    axes.set_title(name or "the same, whole", fontsize=9, loc="left")
+    _finish(axes, rows, "effect")
+
+
+def _finish(axes: Axes, rows: pd.DataFrame, words: str) -> None:
+    axes.set_xlabel(layer_words(set(rows["window"])))
+    axes.set_ylabel(words)
+    number_layers(axes, rows["layer"])
+    axes.grid(axis="y", alpha=0.25)
+
+
+def _share_of_total(axes: Axes, total: Estimate) -> None:
+    """A second axis in shares of the total effect, where the total effect is a denominator."""
+    if total.holds_zero or not total.known:
+        return
+    share = axes.secondary_yaxis("right", functions=(lambda y: y / total.mean, lambda s: s * total.mean))
+    share.set_ylabel("share of the total effect recovered")
+    share.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
+    """Mean effect of windows of each size with interval, and dashed the sum of their layers' alone.
+
+    ``sums`` have ``effect`` with its interval in rows of the summary's index, for windows of several layers. A panel a
+    token group.
+    """
+    groups = list(dict.fromkeys(summary["tokens"]))
+    width = width_for(summary["layer"].nunique())
+    figure = Figure(figsize=(min(width * (1 + 0.6 * (len(groups) - 1)), 22), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, tokens in zip(panels, groups, strict=True):
+        rows = summary[summary["tokens"] == tokens]
+        _references(axes, Beside(total))
+        _draw_windows(axes, rows, sums.loc[sums.index.intersection(rows.index)])
+        _finish(axes, rows, caption.effect if axes is panels[0] else "")
+        axes.set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
+    more = _conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
+    if len(sums):
+        label = "sum of the means of the window's layers alone, shaded: 95 % interval"
+        more.append(Line2D([], [], color=GREY, linestyle="--", label=label))
+    legend_below(figure, list(panels), 2, more)
+    what = "dashed away from solid: a window is not the sum of its layers" if len(sums) else "no single layers to sum"
+    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    return figure
+
+
+def _draw_windows(axes: Axes, summary: pd.DataFrame, sums: pd.DataFrame) -> None:
+    sizes = list(dict.fromkeys(summary["window"]))
+    for i, ((colour, marker), window) in enumerate(zip(STYLES, sizes, strict=False)):
+        rows = summary[summary["window"] == window].sort_values("layer")
+        x = rows["layer"].to_numpy() + APART * (i - (len(sizes) - 1) / 2)
+        whiskers(axes, x, rows, "effect", color=colour)
+        label = f"window {window_word(window)}"
+        axes.plot(x, rows["effect"], marker, color=colour, linestyle="-", linewidth=1.8, zorder=3, label=label)
+        clipped = _clipped(rows)
+        axes.plot(x[clipped], rows["effect"][clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
+        added = sums.loc[[row for row in rows.index if row in sums.index]]
+        if len(added):
+            layers = rows["layer"].loc[added.index]
+            axes.plot(layers, added["effect"], "--", color=colour, linewidth=1.5, zorder=2.8)
+            axes.fill_between(layers, added["effect_low"], added["effect_high"], color=colour, alpha=0.1, linewidth=0)
+
+
+def classes(
+    of_classes: Sequence[OfClass], layers: Sequence[int], everyone: Sequence[float], layer_axis: str, caption: Caption
+) -> Figure:
+    """A small profile for each class, with interval, beside the means of all images, on the same axes.
+
+    Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
+    """
+    shown, some = with_most_images(of_classes)
+    columns = min(len(shown), max(3, ceil(sqrt(1.3 * len(shown)))))
+    rows = ceil(len(shown) / columns)
+    figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, one in zip(panels, shown, strict=False):
+        _draw_class(axes, one, layers, everyone)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    figure.supxlabel(layer_axis, fontsize=9)
+    figure.supylabel(f"mean {caption.effect}", fontsize=9)
+    legend_below(figure, panels[: len(shown)], 3)
+    few = "" if all(one.clusters >= FEW_CLUSTERS for one in shown) else f"; none below {FEW_CLUSTERS} clusters"
+    headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
+    return figure
+
+
+def _draw_class(axes: Axes, one: OfClass, layers: Sequence[int], everyone: Sequence[float]) -> None:
+    axes.axhline(0, color="black", linewidth=0.7)
+    if not np.isnan(one.total):
+        axes.axhline(one.total, color=ORANGE, linewidth=1.3, linestyle="--", label="total effect of the class")
+    axes.plot(layers, everyone, color=GREY, linewidth=1.2, linestyle=":", label="all images")
+    rows = pd.DataFrame({"effect_low": [e.low for e in one.effects], "effect_high": [e.high for e in one.effects]})
+    whiskers(axes, np.asarray(layers, dtype=float), rows, "effect", color=BLUE, alpha=0.7)
+    style = {"color": BLUE, "markersize": 3, "linewidth": 1.4, "label": "class, 95 % interval"}
+    axes.plot(layers, [e.mean for e in one.effects], "o-", **style)
+    images = f"n = {one.images} in {one.clusters}" if one.clusters < one.images else f"n = {one.images}"
+    axes.set_title(f"{cut(one.name, 22)}\n{images}", fontsize=8)
+    number_layers(axes, layers, most=7)
+    axes.tick_params(labelsize=7)
+    axes.grid(axis="y", alpha=0.25)
