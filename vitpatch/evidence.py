@@ -11,18 +11,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vitpatch.plots import BLUE, GREEN, GREY, ORANGE, Caption, headline, legend_below, whiskers
 from vitpatch.spec import counted
 
-MOST_BARS = 48
-"""Of more places the most frequent are drawn."""
-NAMED_BARS = 16
+MOST_BARS, NAMED_BARS = 48, 16
+"""Of more places that have a number, or a name, the ``NAMED_BARS`` most frequent are drawn."""
 SHOWN_SHARE = 0.005
 """Bars below are without a number."""
-OUTSIDE = "#C8C8C8"
+IN_SET = 0.15
+"""How dark the ground of the peak set is."""
 DAMAGE = {"prob_drop": "mean drop of the probability of the true class", "accuracy_drop": "drop of accuracy"}
 
 
@@ -46,12 +47,12 @@ class Stability:
 def peak_stability(groups: Sequence[Stability], axis: str, caption: Caption) -> Figure:
     """For each group the share of resamples in which each place is the peak, the peak set in colour.
 
-    Of more than ``MOST_BARS`` places the ``NAMED_BARS`` most frequent are drawn. ``axis`` says what places are.
+    Of many places the most frequent are drawn. ``axis`` says what places are.
     """
     columns = min(len(groups), 3)
     rows = ceil(len(groups) / columns)
     bars = max(len(_drawn(group)) for group in groups)
-    width = float(np.clip(1.2 + 0.34 * bars, 6.5 if columns == 1 else 4.2, 18 / columns))
+    width = float(np.clip(1.2 + 0.3 * bars, 7 if columns == 1 else 4.0, 14 if columns == 1 else 5.6))
     figure = Figure(figsize=(max(width * columns, 7), 3.2 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, group in zip(panels, groups, strict=False):
@@ -60,16 +61,20 @@ def peak_stability(groups: Sequence[Stability], axis: str, caption: Caption) -> 
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel("share of resamples\nin which it is the peak")
-    of_set = Patch(facecolor=BLUE, label="may be the peak (95 % peak set; ★ the peak)")
-    legend_below(figure, [], 2, [of_set, Patch(facecolor=OUTSIDE, label="shown to be below the peak")])
+    legend_below(figure, [], 2, [Patch(facecolor=BLUE, alpha=IN_SET, label="may be the peak (95 % peak set)"), _star()])
     what = "stability of the peak over resamples of clusters; split halves: chosen on one half, measured on the other"
     headline(figure, caption.title, what, caption.sample)
     return figure
 
 
+def _star() -> Line2D:
+    return Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images")
+
+
 def _drawn(group: Stability) -> np.ndarray:
     """The places that are drawn, in order."""
-    if len(group.places) <= MOST_BARS:
+    named = not group.places[0].isdecimal()
+    if len(group.places) <= (NAMED_BARS if named else MOST_BARS):
         return np.arange(len(group.places))
     return np.sort(np.argsort(-group.shares, kind="stable")[:NAMED_BARS])
 
@@ -77,18 +82,20 @@ def _drawn(group: Stability) -> np.ndarray:
 def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
     at = _drawn(group)
     x, shares = np.arange(len(at)), group.shares[at]
-    colours = [BLUE if member else OUTSIDE for member in group.members[at]]
-    axes.bar(x, shares, color=colours, edgecolor=[BLUE if m else GREY for m in group.members[at]], linewidth=0.8)
-    for i, place in enumerate(at):
-        star = "★" if place == group.best else ""
-        text = f"{100 * shares[i]:.0f} %" if shares[i] >= SHOWN_SHARE else ""
-        label = "\n".join(filter(None, (star, text)))
-        axes.annotate(label, (x[i], shares[i]), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-    long = max(len(group.places[place]) for place in at) > 3
+    for i in x[group.members[at]]:
+        axes.axvspan(i - 0.5, i + 0.5, color=BLUE, alpha=IN_SET, linewidth=0)
+    axes.bar(x, shares, color=[BLUE if member else GREY for member in group.members[at]], width=0.7)
+    for i, share in enumerate(shares):
+        if share >= SHOWN_SHARE:
+            place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+            axes.annotate(f"{100 * share:.0f} %", (x[i], share), **place)
+    axes.plot(x[at == group.best], np.full((at == group.best).sum(), 1.12), "*", color="black", markersize=8)
+    long = max(len(group.places[place]) for place in at) > 2
     every = 1 if len(at) <= 24 else 2
     axes.set_xticks(x[::every], [group.places[place] for place in at[::every]], rotation=90 if long else 0, fontsize=8)
-    axes.set_ylim(0, 1.18)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlim(-0.6, len(at) - 0.4)
+    axes.set_ylim(0, 1.2)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_yticks(np.linspace(0, 1, 5))
     axes.grid(axis="y", alpha=0.25)
     axes.set_xlabel(axis if len(at) == len(group.places) else f"the {len(at)} of {len(group.places)} most frequent")

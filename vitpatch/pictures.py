@@ -97,32 +97,35 @@ def _figures_of_run(outcome: Outcome, summary: pd.DataFrame, caption: plots.Capt
         drawn["windows"] = profiles.windows(summary, _sums(outcome, summary), outcome.total, caption)
     if outcome.peaks and outcome.clusters > 1:
         by_layer = all(summary["layer"].iloc[group.rows].is_unique for group in outcome.peaks)
-        words = plots.layer_words(set(summary["window"])) if by_layer else "place"
+        words = plots.layer_words(set(summary["window"])) if by_layer else ""
         groups = [_stability(group, summary, by_layer) for group in outcome.peaks]
         drawn["peak"] = evidence.peak_stability(groups, words, caption)
     return drawn
 
 
 def _sums(outcome: Outcome, summary: pd.DataFrame) -> pd.DataFrame:
-    """The sum of its layers' own mean effects by window of several, with its interval; clipped windows' too."""
+    """By window of several layers the sum of their own mean effects, and what it has beyond, with interval."""
     alone = summary.index[(summary["window"] != 1) & (summary["n_layers"] == 1)]
     parts = singles_of(summary)
     if parts:
         parts |= {row: [row] for row in alone}
-    columns = ["effect", "effect_low", "effect_high"]
+    columns = ["sum", "synergy", "synergy_low", "synergy_high"]
     if not parts:
         return pd.DataFrame(columns=columns, dtype=float)
-    sums = np.stack([outcome.effects[:, rows].sum(1, dtype=float) for rows in parts.values()], axis=1)
-    resamples = Resamples(outcome.examples["cluster"].to_numpy(), outcome.study.seed)
-    spread = resamples.spread(sums, method=outcome.study.interval)
-    return pd.DataFrame(np.stack([spread.mean, *spread.interval], axis=1), index=list(parts), columns=columns)
+    whole, study = list(parts), outcome.study
+    beyond = stats.synergy(outcome.effects, whole, list(parts.values()))
+    resamples = Resamples(outcome.examples["cluster"].to_numpy(), study.seed)
+    spread = resamples.spread(beyond, method=study.interval)
+    added = summary["effect"].to_numpy()[whole] - spread.mean
+    return pd.DataFrame(np.stack([added, spread.mean, *spread.interval], axis=1), index=whole, columns=columns)
 
 
 def _stability(group: PeakOfGroup, summary: pd.DataFrame, by_layer: bool) -> evidence.Stability:
     """How stable a group's peak is, its places in words."""
     rows = summary.iloc[group.rows]
-    series = [""] * len(rows) if by_layer else [f" {name}".rstrip() for name in series_of(rows)]
-    places = [f"{layer}{name}" for layer, name in zip(rows["layer"], series, strict=True)]
+    places = [str(layer) for layer in rows["layer"]]
+    if not by_layer:
+        places = [f"layer {layer}, {name}" for layer, name in zip(places, series_of(rows), strict=True)]
     return evidence.Stability(
         group=group.name,
         places=places,

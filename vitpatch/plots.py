@@ -243,7 +243,9 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
     axes.set_ylabel("share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
-    headline(figure, caption.title, f"handover: where the information moves to CLS; {caption.sample}")
+    headline(
+        figure, caption.title, "handover: where the information moves to CLS", f"{caption.sample}; {caption.intervals}"
+    )
     return figure
 
 
@@ -275,7 +277,7 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
         axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    headline(figure, caption.title, f"{what}; {caption.sample}")
+    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
 
 

@@ -37,10 +37,12 @@ from vitpatch.plots import (
     width_for,
     with_most_images,
 )
-from vitpatch.spec import Estimate, window_word
+from vitpatch.spec import Estimate, counted, window_word
 
-DONORS = ((BLUE, "o", "-"), ("#CC79A7", "s", "--"), ("#000000", "^", "-."))
-"""(colour, marker, line) of the own donor and of controls."""
+CONTROLS = (("#CC79A7", "s", "--"), ("#000000", "^", "-."))
+"""(colour, marker, line) of controls beside one series."""
+GREY_CONTROLS = ((GREY, "s", "--"), (GREY, "x", ":"))
+"""The same beside several, which have the colours."""
 STRETCH = 1.5
 """Controls that would stretch the axis by more than this are drawn whole in a panel of their own."""
 PANELS_A_ROW = 4
@@ -85,7 +87,9 @@ def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Fi
     if summary["recovered"].notna().any():
         _share_of_total(axes, beside.total)
     for panel, name in zip(panels, below, strict=True):
-        _draw_whole(panel, summary[summary["series"] == name], beside, name)
+        rows = summary[summary["series"] == name]
+        _draw_whole(panel, rows, beside, series, name)
+        _finish(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
     legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, _conventions(summary, len(series)))
     headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
@@ -95,11 +99,9 @@ def _series_below(summary: pd.DataFrame, series: Sequence[str], beside: Beside) 
     """The series whose donors have a panel of their own."""
     if not beside.controls or len(series) > MOST_LINES:
         return []
-    if len(series) > 1:
-        return list(series)
     own = _reach(summary, ["effect", "effect_sim"], beside)
     whole = _reach(summary, ["effect", "effect_sim", *beside.controls], beside)
-    return list(series) if whole > STRETCH * own else []
+    return list(series) if len(series) > 1 or whole > STRETCH * own else []
 
 
 def _reach(summary: pd.DataFrame, columns: Sequence[str], beside: Beside) -> float:
@@ -119,8 +121,8 @@ def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=(4.4, *[2.6] * rows))
     axes, panels = figure.add_subplot(grid[0, :]), []
     for i in range(number):
-        share = {"sharex": axes, "sharey": panels[0] if panels else None}
-        panels.append(figure.add_subplot(grid[1 + i // columns, i % columns], **share))
+        panels.append(figure.add_subplot(grid[1 + i // columns, i % columns], sharey=panels[0] if panels else None))
+        panels[-1].tick_params(labelleft=i % columns == 0)
     return axes, panels
 
 
@@ -158,13 +160,19 @@ def _line(axes: Axes, rows: pd.DataFrame, label: str, style: tuple[str, str, Any
     axes.plot(layers, effect, marker, color=colour, linestyle=line, linewidth=1.8, zorder=3, label=label)
     clipped = _clipped(rows)
     axes.plot(layers[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
-    if "in_peak_set" in rows:
-        member = rows["in_peak_set"].to_numpy(bool)
-        axes.plot(layers[member], effect[member], "o", zorder=4, **_ring(colour))
+    member = _may_be_peak(rows)
+    axes.plot(layers[member], effect[member], "o", zorder=4, **_ring(colour))
 
 
 def _clipped(rows: pd.DataFrame) -> np.ndarray:
     return (rows["n_layers"] < rows["window"]).to_numpy()
+
+
+def _may_be_peak(rows: pd.DataFrame) -> np.ndarray:
+    """Members of the peak set, where there are resamples to say so."""
+    if "in_peak_set" not in rows:
+        return np.zeros(len(rows), dtype=bool)
+    return (rows["in_peak_set"] & rows["peak_share"].notna()).to_numpy(bool)
 
 
 def _ring(colour: str) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def _conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     if _clipped(summary).any():
         hollow = {"color": GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
         shown.append(Line2D([], [], label="window clipped at the network's end", **hollow))
-    if summary.get("in_peak_set", pd.Series(dtype=bool)).any():
+    if _may_be_peak(summary).any():
         label = "may be the peak (95 % peak set)"
         shown.append(Line2D([], [], linestyle="", marker="o", label=label, **_ring(GREY) | {"markersize": 9}))
     return shown
@@ -209,44 +217,47 @@ def _said(row: dict[str, Any], controls: Mapping[str, str]) -> str:
     return f"layer {row['layer']}, {row['series']}: {row['effect']:+.3f}{interval}{others}"
 
 
-def _add_controls(axes: Axes, summary: pd.DataFrame, beside: Beside, keep_axis: bool) -> None:
-    """The controls as lines; ``keep_axis``: cut where they leave the axis as it is."""
-    limits, rows = axes.get_ylim(), summary.sort_values("layer")
-    number = len(beside.controls)
-    for i, (style, column) in enumerate(zip(DONORS[1:], beside.controls, strict=False)):
-        _control(axes, rows, column, beside.controls[column], style, APART * (i + 1) * 1.5)
-    if keep_axis and number:
+def _add_controls(axes: Axes, rows: pd.DataFrame, beside: Beside, keep_axis: bool) -> None:
+    """The controls of one series as lines; ``keep_axis``: only as far as they keep to the axis as it is."""
+    limits = axes.get_ylim()
+    _controls(axes, rows, beside, CONTROLS, limits if keep_axis else (-np.inf, np.inf))
+    if keep_axis:
         axes.set_ylim(limits)
 
 
-def _control(
-    axes: Axes, rows: pd.DataFrame, column: str, label: str, style: tuple[str, str, str], aside: float
+def _controls(
+    axes: Axes,
+    rows: pd.DataFrame,
+    beside: Beside,
+    styles: Sequence[tuple[str, str, str]],
+    within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
-    """One control: a line with its interval."""
-    colour, marker, line = style
-    layers = rows["layer"].to_numpy() + aside
-    whiskers(axes, layers, rows, column, color=colour, alpha=0.7)
-    look = {"color": colour, "linestyle": line, "linewidth": 1.4, "markersize": 4.5, "zorder": 2.5}
-    axes.plot(layers, rows[column], marker, label=label, **look)
-
-
-def _draw_whole(axes: Axes, rows: pd.DataFrame, beside: Beside, name: str) -> None:
-    """All donors of one series, on an axis that holds them."""
+    """Each control a line, with intervals of the means ``within`` these."""
     rows = rows.sort_values("layer")
+    for i, ((colour, marker, line), (column, words)) in enumerate(zip(styles, beside.controls.items(), strict=False)):
+        layers = rows["layer"].to_numpy() + 1.5 * APART * (i + 1)
+        inside = rows[column].between(*within).to_numpy()
+        whiskers(axes, layers[inside], rows[inside], column, color=colour, alpha=0.7)
+        look = {"color": colour, "linestyle": line, "linewidth": 1.4, "markersize": 4.5, "zorder": 2.5}
+        axes.plot(layers, rows[column], marker, label=words, **look)
+
+
+def _draw_whole(axes: Axes, rows: pd.DataFrame, beside: Beside, series: Sequence[str], name: str) -> None:
+    """All donors of one series, on an axis that holds them."""
+    rows, (colour, marker) = rows.sort_values("layer"), STYLES[series.index(name)]
     axes.axhline(0, color="black", linewidth=0.8)
     if not np.isnan(beside.total.mean):
         axes.axhline(beside.total.mean, color=ORANGE, linewidth=1.4, linestyle="--")
-    columns = {"effect": beside.own, **beside.controls}
-    for i, (style, column) in enumerate(zip(DONORS, columns, strict=False)):
-        _control(axes, rows, column, columns[column], style, APART * i * 1.5)
-    axes.set_title(name or "the same, whole", fontsize=9, loc="left")
-    _finish(axes, rows, "effect")
+    whiskers(axes, rows["layer"].to_numpy(float), rows, "effect", color=colour)
+    axes.plot(rows["layer"], rows["effect"], marker, color=colour, linestyle="-", linewidth=1.6, markersize=5)
+    _controls(axes, rows, beside, CONTROLS if len(series) == 1 else GREY_CONTROLS)
+    axes.set_title(name or "the same, on an axis that holds all donors", fontsize=9, loc="left")
 
 
-def _finish(axes: Axes, rows: pd.DataFrame, words: str) -> None:
+def _finish(axes: Axes, rows: pd.DataFrame, words: str, most: int = 24) -> None:
     axes.set_xlabel(layer_words(set(rows["window"])))
     axes.set_ylabel(words)
-    number_layers(axes, rows["layer"])
+    number_layers(axes, rows["layer"], most)
     axes.grid(axis="y", alpha=0.25)
 
 
@@ -260,46 +271,48 @@ def _share_of_total(axes: Axes, total: Estimate) -> None:
 
 
 def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
-    """Mean effect of windows of each size with interval, and dashed the sum of their layers' alone.
+    """Mean effect of windows of each size, dashed the sum of their layers' alone, and below the difference of the two.
 
-    ``sums`` have ``effect`` with its interval in rows of the summary's index, for windows of several layers. A panel a
-    token group.
+    ``sums`` have ``sum`` and ``synergy``, with its interval, in rows of the summary's index, for windows of several
+    layers; empty where single layers are not known. A column a token group.
     """
     groups = list(dict.fromkeys(summary["tokens"]))
-    width = width_for(summary["layer"].nunique())
-    figure = Figure(figsize=(min(width * (1 + 0.6 * (len(groups) - 1)), 22), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, tokens in zip(panels, groups, strict=True):
-        rows = summary[summary["tokens"] == tokens]
-        _references(axes, Beside(total))
-        _draw_windows(axes, rows, sums.loc[sums.index.intersection(rows.index)])
-        _finish(axes, rows, caption.effect if axes is panels[0] else "")
-        axes.set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
+    width = min(width_for(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
+    rows = 2 if len(sums) else 1
+    figure = Figure(figsize=(width, 4.4 + 2.6 * (rows - 1)), layout="constrained")
+    grid = figure.subplots(rows, len(groups), sharey="row", squeeze=False, height_ratios=(4.4, 2.6)[:rows])
+    for i, (panels, tokens) in enumerate(zip(grid.T, groups, strict=True)):
+        of_group = summary[summary["tokens"] == tokens]
+        _references(panels[0], Beside(total))
+        for j, window in enumerate(dict.fromkeys(of_group["window"])):
+            _draw_window(panels, of_group[of_group["window"] == window].sort_values("layer"), sums, j)
+        for axes, words in zip(panels, (caption.effect, "window − sum"), strict=False):
+            axes.axhline(0, color="black", linewidth=0.8)
+            _finish(axes, of_group, words if i == 0 else "")
+        panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
     more = _conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
     if len(sums):
-        label = "sum of the means of the window's layers alone, shaded: 95 % interval"
-        more.append(Line2D([], [], color=GREY, linestyle="--", label=label))
-    legend_below(figure, list(panels), 2, more)
-    what = "dashed away from solid: a window is not the sum of its layers" if len(sums) else "no single layers to sum"
-    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+        more.append(Line2D([], [], color=GREY, linestyle="--", label="sum of the effects of the window's layers alone"))
+    legend_below(figure, list(grid[0]), 2, more)
+    headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
-def _draw_windows(axes: Axes, summary: pd.DataFrame, sums: pd.DataFrame) -> None:
-    sizes = list(dict.fromkeys(summary["window"]))
-    for i, ((colour, marker), window) in enumerate(zip(STYLES, sizes, strict=False)):
-        rows = summary[summary["window"] == window].sort_values("layer")
-        x = rows["layer"].to_numpy() + APART * (i - (len(sizes) - 1) / 2)
-        whiskers(axes, x, rows, "effect", color=colour)
-        label = f"window {window_word(window)}"
-        axes.plot(x, rows["effect"], marker, color=colour, linestyle="-", linewidth=1.8, zorder=3, label=label)
-        clipped = _clipped(rows)
-        axes.plot(x[clipped], rows["effect"][clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
-        added = sums.loc[[row for row in rows.index if row in sums.index]]
-        if len(added):
-            layers = rows["layer"].loc[added.index]
-            axes.plot(layers, added["effect"], "--", color=colour, linewidth=1.5, zorder=2.8)
-            axes.fill_between(layers, added["effect_low"], added["effect_high"], color=colour, alpha=0.1, linewidth=0)
+def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
+    """The windows of one size, and beside them what is known of their layers; ``at`` the size's place among them."""
+    colour, marker = STYLES[at % len(STYLES)]
+    aside, effect, clipped = APART * (at - 1), rows["effect"].to_numpy(), _clipped(rows)
+    x = rows["layer"].to_numpy() + aside
+    whiskers(panels[0], x, rows, "effect", color=colour)
+    label = f"window {window_word(rows['window'].iloc[0])}"
+    panels[0].plot(x, effect, marker, color=colour, linestyle="-", linewidth=1.8, zorder=3, label=label)
+    panels[0].plot(x[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
+    known = sums.loc[[row for row in rows.index if row in sums.index]]
+    if len(known):
+        x = rows["layer"].loc[known.index].to_numpy() + aside
+        panels[0].plot(x, known["sum"], "--", color=colour, linewidth=1.5, zorder=2.8)
+        whiskers(panels[1], x, known, "synergy", color=colour)
+        panels[1].plot(x, known["synergy"], marker, color=colour, linestyle="-", linewidth=1.5, markersize=5, zorder=3)
 
 
 def classes(
@@ -310,7 +323,7 @@ def classes(
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
     """
     shown, some = with_most_images(of_classes)
-    columns = min(len(shown), max(3, ceil(sqrt(1.3 * len(shown)))))
+    columns = _columns(len(shown))
     rows = ceil(len(shown) / columns)
     figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -318,12 +331,21 @@ def classes(
         _draw_class(axes, one, layers, everyone)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
-    figure.supxlabel(layer_axis, fontsize=9)
+    for axes in panels[max(len(shown) - columns, 0) : len(shown)]:
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(layer_axis if len(layer_axis) < 10 else "layer", fontsize=8)
     figure.supylabel(f"mean {caption.effect}", fontsize=9)
     legend_below(figure, panels[: len(shown)], 3)
-    few = "" if all(one.clusters >= FEW_CLUSTERS for one in shown) else f"; none below {FEW_CLUSTERS} clusters"
-    headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
+    few = "" if all(one.clusters >= FEW_CLUSTERS for one in shown) else f", none of fewer than {FEW_CLUSTERS}"
+    axis = "" if len(layer_axis) < 10 else f"; {layer_axis}"
+    headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}{axis}")
     return figure
+
+
+def _columns(panels: int) -> int:
+    """How many panels side by side: about as many as below each other, with few gaps."""
+    near = ceil(sqrt(1.3 * panels))
+    return min(range(max(near - 1, 1), near + 2), key=lambda columns: (-panels % columns, abs(columns - near)))
 
 
 def _draw_class(axes: Axes, one: OfClass, layers: Sequence[int], everyone: Sequence[float]) -> None:
@@ -335,8 +357,8 @@ def _draw_class(axes: Axes, one: OfClass, layers: Sequence[int], everyone: Seque
     whiskers(axes, np.asarray(layers, dtype=float), rows, "effect", color=BLUE, alpha=0.7)
     style = {"color": BLUE, "markersize": 3, "linewidth": 1.4, "label": "class, 95 % interval"}
     axes.plot(layers, [e.mean for e in one.effects], "o-", **style)
-    images = f"n = {one.images} in {one.clusters}" if one.clusters < one.images else f"n = {one.images}"
-    axes.set_title(f"{cut(one.name, 22)}\n{images}", fontsize=8)
+    sample = f"{counted(one.images, 'image')} in {counted(one.clusters, 'cluster')}"
+    axes.set_title(f"{cut(one.name, 26)}\n{sample}", fontsize=8)
     number_layers(axes, layers, most=7)
     axes.tick_params(labelsize=7)
     axes.grid(axis="y", alpha=0.25)
