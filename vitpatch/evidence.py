@@ -76,7 +76,7 @@ def _drawn(group: Stability) -> np.ndarray:
     named = not group.places[0].isdecimal()
     if len(group.places) <= (NAMED_BARS if named else MOST_BARS):
         return np.arange(len(group.places))
-    return np.sort(np.argsort(-group.shares, kind="stable")[:NAMED_BARS])
+    return np.sort(np.lexsort((~group.members, -group.shares))[:NAMED_BARS])
 
 
 def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
@@ -100,7 +100,8 @@ def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
     axes.grid(axis="y", alpha=0.25)
     axes.set_xlabel(axis if len(at) == len(group.places) else f"the {len(at)} of {len(group.places)} most frequent")
     size = f"peak effect {group.size:+.3f}, from split halves {group.halves:+.3f}"
-    axes.set_title("\n".join(filter(None, (group.group, size))), fontsize=9)
+    number = f"peak set: {group.members.sum()} of {len(group.places)}"
+    axes.set_title("\n".join(filter(None, (group.group, size, number))), fontsize=9)
 
 
 def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:

@@ -117,9 +117,7 @@ def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFram
                 base=image.base,
                 patched={name: image.patched[at] for name, at in series.items()},
                 maps=None if maps is None else effects[maps],
-                said=""
-                if outcome.peak is None
-                else f"effect {effects[outcome.peak.name]:+.3f}\n{_peak_words(outcome)}",
+                said=_said(outcome, effects),
                 beside=tuple(f"CLS {effect:+.2f}" for effect in effects[of_cls]),
             )
         )

@@ -73,8 +73,8 @@ def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
         axes.imshow(trace.pictures[run], interpolation="nearest")
         axes.set_xticks([]), axes.set_yticks([])
         axes.set_xlabel(f"{run}, {trace.base[run]:.2f}\n“{cut(trace.predictions[run], 24)}”", fontsize=8)
-    row[0].set_title("\n".join(textwrap.wrap(trace.name, 26)[:2]), fontsize=8, loc="left")
-    row[1].set_title(trace.said, fontsize=8, loc="left")
+    row[0].set_title("\n".join(textwrap.wrap(trace.name, 24)[:2]), fontsize=8, loc="left")
+    row[0].set_ylabel(trace.said, fontsize=7)
 
 
 def _draw_trace(axes: Axes, trace: Trace, layers: Sequence[int], metric: Metric) -> None:
