@@ -48,6 +48,7 @@ LEVELS = {
     "model": 3,
     "pages": 2,
     "profiles": 2,
+    "panels": 3,
     "evidence": 2,
     "maps": 6,
     "plan": 2,

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vitpatch import evidence, plots, profiles, stats
+from vitpatch import evidence, panels, plots, profiles, stats
 from vitpatch.maps import also, image_pages, mean_maps, over_the_image
 from vitpatch.measure import singles_of
 from vitpatch.outcome import DOES_NOT_MOVE, Outcome, PeakOfGroup, is_handover, series_of
@@ -94,7 +94,7 @@ def _figures_of_run(outcome: Outcome, summary: pd.DataFrame, caption: plots.Capt
     drawn = {}
     one_head = summary["head"].nunique() == 1
     if summary["window"].nunique() > 1 and one_head and summary["tokens"].nunique() <= MOST_GROUPS:
-        drawn["windows"] = profiles.windows(summary, _sums(outcome, summary), outcome.total, caption)
+        drawn["windows"] = panels.windows(summary, _sums(outcome, summary), outcome.total, caption)
     if outcome.peaks and outcome.clusters > 1:
         by_layer = all(summary["layer"].iloc[group.rows].is_unique for group in outcome.peaks)
         words = plots.layer_words(set(summary["window"])) if by_layer else ""
@@ -148,7 +148,7 @@ def _by_class(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -
     layers, words = shown["layer"].tolist(), plots.layer_words(set(shown["window"]))
     return {
         "heatmap": plots.class_heatmap(classes, layers, words, caption),
-        "classes": profiles.classes(classes, layers, shown["effect"].tolist(), words, caption),
+        "classes": panels.classes(classes, layers, shown["effect"].tolist(), words, caption),
     }
 
 

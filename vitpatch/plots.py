@@ -233,12 +233,10 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
     for (colour, marker), tokens in zip(STYLES, ("cls", "patches"), strict=False):
         rows = summary[summary["tokens"] == tokens].sort_values("layer")
         share = rows["recovered"].to_numpy()
-        error = np.abs(np.stack([share - rows["recovered_low"], rows["recovered_high"] - share]))
-        label = f"{summary['site'].iloc[0]} at {tokens}, 95 % interval"
-        axes.errorbar(
-            rows["layer"], share, yerr=error, color=colour, marker=marker, linewidth=1.8, capsize=3, label=label
-        )
-    axes.set_xticks(sorted(set(summary["layer"])))
+        label = f"{summary['site'].iloc[0]} at {tokens}"
+        axes.plot(rows["layer"], share, marker, color=colour, linestyle="-", linewidth=1.8, label=label)
+        whiskers(axes, rows["layer"].to_numpy(float), rows, "recovered", color=colour)
+    number_layers(axes, summary["layer"])
     axes.set_xlabel(layer_words(set(summary["window"])))
     axes.set_ylabel("share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
@@ -263,12 +261,13 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
             beside = APART * (i - (len(series) - 1) / 2)
             for column, look, word in (("log_odds_effect", "-", "whole"), ("direct_log_odds", ":", "direct")):
                 value = rows[column].to_numpy()
-                error = np.abs(np.stack([value - rows[f"{column}_low"], rows[f"{column}_high"] - value]))
                 label = f"{name}: {word} effect" if name else f"{word} effect"
-                style = {"color": colour, "marker": marker, "linestyle": look, "label": f"{label}, 95 % interval"}
+                style = {"color": colour, "marker": marker, "linestyle": look, "label": label}
                 fill = {} if word == "whole" else {"markerfacecolor": "white"}
-                axes.errorbar(rows["layer"] + beside, value, yerr=error, linewidth=1.8, capsize=3, **style, **fill)
-        axes.set_xticks(sorted(set(summary["layer"])))
+                x = rows["layer"].to_numpy() + beside
+                axes.plot(x, value, linewidth=1.8, **style, **fill)
+                whiskers(axes, x, rows, column, color=colour)
+        number_layers(axes, summary["layer"])
         axes.set_xlabel(layer_words(set(summary["window"])))
         axes.set_ylabel("change of the log odds of the true class (nats)")
     if len(series) > MOST_LINES // 2:

@@ -1,11 +1,10 @@
-"""Effects by layer → matplotlib figures: the profile with its controls, windows beside the sums of their layers,
-and classes. No disk, no tracker: each function returns a ``Figure``."""
+"""Effects by layer → the profile of a run with its controls, a matplotlib figure. No disk, no tracker."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, sqrt
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from matplotlib.ticker import MaxNLocator
 from vitpatch.plots import (
     APART,
     BLUE,
-    FEW_CLUSTERS,
     GREEN,
     GREY,
     MOST_LINES,
@@ -26,8 +24,6 @@ from vitpatch.plots import (
     ORANGE,
     STYLES,
     Caption,
-    OfClass,
-    cut,
     headline,
     layer_words,
     legend_below,
@@ -35,9 +31,8 @@ from vitpatch.plots import (
     number_layers,
     whiskers,
     width_for,
-    with_most_images,
 )
-from vitpatch.spec import Estimate, counted, window_word
+from vitpatch.spec import Estimate
 
 CONTROLS = (("#CC79A7", "s", "--"), ("#000000", "^", "-."))
 """(colour, marker, line) of controls beside one series."""
@@ -76,21 +71,21 @@ def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Fi
     figure = Figure(figsize=(width_for(summary["layer"].nunique()), 4.4), layout="constrained")
     below = _series_below(summary, series, beside)
     axes, panels = _stacked(figure, len(below))
-    _references(axes, beside)
+    references(axes, beside)
     if len(series) > MOST_LINES:
         _dots(axes, summary, beside)
     else:
         _lines(axes, summary, series, beside)
     if len(series) == 1:
         _add_controls(axes, summary, beside, keep_axis=bool(below))
-    _finish(axes, summary, caption.effect)
+    finish(axes, summary, caption.effect)
     if summary["recovered"].notna().any():
         _share_of_total(axes, beside.total)
     for panel, name in zip(panels, below, strict=True):
         rows = summary[summary["series"] == name]
         _draw_whole(panel, rows, beside, series, name)
-        _finish(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
-    legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, _conventions(summary, len(series)))
+        finish(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
+    legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, conventions(summary, len(series)))
     headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
@@ -126,7 +121,7 @@ def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
     return axes, panels
 
 
-def _references(axes: Axes, beside: Beside) -> None:
+def references(axes: Axes, beside: Beside) -> None:
     """0, the total effect with its interval, and the effect of all layers at once, where there are such."""
     axes.axhline(0, color="black", linewidth=0.8)
     total, together = beside.total, beside.together
@@ -158,13 +153,14 @@ def _line(axes: Axes, rows: pd.DataFrame, label: str, style: tuple[str, str, Any
     whiskers(axes, layers, rows, "effect", color=colour)
     whiskers(axes, layers, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
     axes.plot(layers, effect, marker, color=colour, linestyle=line, linewidth=1.8, zorder=3, label=label)
-    clipped = _clipped(rows)
+    clipped = clipped_of(rows)
     axes.plot(layers[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
     member = _may_be_peak(rows)
     axes.plot(layers[member], effect[member], "o", zorder=4, **_ring(colour))
 
 
-def _clipped(rows: pd.DataFrame) -> np.ndarray:
+def clipped_of(rows: pd.DataFrame) -> np.ndarray:
+    """Which rows are of windows that the network's end clips, (rows,) bool."""
     return (rows["n_layers"] < rows["window"]).to_numpy()
 
 
@@ -179,7 +175,7 @@ def _ring(colour: str) -> dict[str, Any]:
     return {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.0}
 
 
-def _conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
+def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     """Legend entries for what markers and bars mean, of those that are drawn."""
     if series > MOST_LINES:
         return []
@@ -190,7 +186,7 @@ def _conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     if summary["effect_sim_low"].notna().any():
         thin = f"95 % for all {len(summary)} places at once (simultaneous)"
         shown.append(Line2D([], [], markeredgewidth=0.7, label=thin, **bar))
-    if _clipped(summary).any():
+    if clipped_of(summary).any():
         hollow = {"color": GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
         shown.append(Line2D([], [], label="window clipped at the network's end", **hollow))
     if _may_be_peak(summary).any():
@@ -254,7 +250,8 @@ def _draw_whole(axes: Axes, rows: pd.DataFrame, beside: Beside, series: Sequence
     axes.set_title(name or "the same, on an axis that holds all donors", fontsize=9, loc="left")
 
 
-def _finish(axes: Axes, rows: pd.DataFrame, words: str, most: int = 24) -> None:
+def finish(axes: Axes, rows: pd.DataFrame, words: str, most: int = 24) -> None:
+    """Names the axes; at most so many layers are numbered."""
     axes.set_xlabel(layer_words(set(rows["window"])))
     axes.set_ylabel(words)
     number_layers(axes, rows["layer"], most)
@@ -268,97 +265,3 @@ def _share_of_total(axes: Axes, total: Estimate) -> None:
     share = axes.secondary_yaxis("right", functions=(lambda y: y / total.mean, lambda s: s * total.mean))
     share.set_ylabel("share of the total effect recovered")
     share.yaxis.set_major_locator(MaxNLocator(6))
-
-
-def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
-    """Mean effect of windows of each size, dashed the sum of their layers' alone, and below the difference of the two.
-
-    ``sums`` have ``sum`` and ``synergy``, with its interval, in rows of the summary's index, for windows of several
-    layers; empty where single layers are not known. A column a token group.
-    """
-    groups = list(dict.fromkeys(summary["tokens"]))
-    width = min(width_for(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
-    rows = 2 if len(sums) else 1
-    figure = Figure(figsize=(width, 4.4 + 2.6 * (rows - 1)), layout="constrained")
-    grid = figure.subplots(rows, len(groups), sharey="row", squeeze=False, height_ratios=(4.4, 2.6)[:rows])
-    for i, (panels, tokens) in enumerate(zip(grid.T, groups, strict=True)):
-        of_group = summary[summary["tokens"] == tokens]
-        _references(panels[0], Beside(total))
-        for j, window in enumerate(dict.fromkeys(of_group["window"])):
-            _draw_window(panels, of_group[of_group["window"] == window].sort_values("layer"), sums, j)
-        for axes, words in zip(panels, (caption.effect, "window − sum"), strict=False):
-            axes.axhline(0, color="black", linewidth=0.8)
-            _finish(axes, of_group, words if i == 0 else "")
-        panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
-    more = _conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
-    if len(sums):
-        more.append(Line2D([], [], color=GREY, linestyle="--", label="sum of the effects of the window's layers alone"))
-    legend_below(figure, list(grid[0]), 2, more)
-    headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
-    return figure
-
-
-def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
-    """The windows of one size, and beside them what is known of their layers; ``at`` the size's place among them."""
-    colour, marker = STYLES[at % len(STYLES)]
-    aside, effect, clipped = APART * (at - 1), rows["effect"].to_numpy(), _clipped(rows)
-    x = rows["layer"].to_numpy() + aside
-    whiskers(panels[0], x, rows, "effect", color=colour)
-    label = f"window {window_word(rows['window'].iloc[0])}"
-    panels[0].plot(x, effect, marker, color=colour, linestyle="-", linewidth=1.8, zorder=3, label=label)
-    panels[0].plot(x[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
-    known = sums.loc[[row for row in rows.index if row in sums.index]]
-    if len(known):
-        x = rows["layer"].loc[known.index].to_numpy() + aside
-        panels[0].plot(x, known["sum"], "--", color=colour, linewidth=1.5, zorder=2.8)
-        whiskers(panels[1], x, known, "synergy", color=colour)
-        panels[1].plot(x, known["synergy"], marker, color=colour, linestyle="-", linewidth=1.5, markersize=5, zorder=3)
-
-
-def classes(
-    of_classes: Sequence[OfClass], layers: Sequence[int], everyone: Sequence[float], layer_axis: str, caption: Caption
-) -> Figure:
-    """A small profile for each class, with interval, beside the means of all images, on the same axes.
-
-    Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
-    """
-    shown, some = with_most_images(of_classes)
-    columns = _columns(len(shown))
-    rows = ceil(len(shown) / columns)
-    figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, one in zip(panels, shown, strict=False):
-        _draw_class(axes, one, layers, everyone)
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
-    for axes in panels[max(len(shown) - columns, 0) : len(shown)]:
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel(layer_axis if len(layer_axis) < 10 else "layer", fontsize=8)
-    figure.supylabel(f"mean {caption.effect}", fontsize=9)
-    legend_below(figure, panels[: len(shown)], 3)
-    few = "" if all(one.clusters >= FEW_CLUSTERS for one in shown) else f", none of fewer than {FEW_CLUSTERS}"
-    axis = "" if len(layer_axis) < 10 else f"; {layer_axis}"
-    headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}{axis}")
-    return figure
-
-
-def _columns(panels: int) -> int:
-    """How many panels side by side: about as many as below each other, with few gaps."""
-    near = ceil(sqrt(1.3 * panels))
-    return min(range(max(near - 1, 1), near + 2), key=lambda columns: (-panels % columns, abs(columns - near)))
-
-
-def _draw_class(axes: Axes, one: OfClass, layers: Sequence[int], everyone: Sequence[float]) -> None:
-    axes.axhline(0, color="black", linewidth=0.7)
-    if not np.isnan(one.total):
-        axes.axhline(one.total, color=ORANGE, linewidth=1.3, linestyle="--", label="total effect of the class")
-    axes.plot(layers, everyone, color=GREY, linewidth=1.2, linestyle=":", label="all images")
-    rows = pd.DataFrame({"effect_low": [e.low for e in one.effects], "effect_high": [e.high for e in one.effects]})
-    whiskers(axes, np.asarray(layers, dtype=float), rows, "effect", color=BLUE, alpha=0.7)
-    style = {"color": BLUE, "markersize": 3, "linewidth": 1.4, "label": "class, 95 % interval"}
-    axes.plot(layers, [e.mean for e in one.effects], "o-", **style)
-    sample = f"{counted(one.images, 'image')} in {counted(one.clusters, 'cluster')}"
-    axes.set_title(f"{cut(one.name, 26)}\n{sample}", fontsize=8)
-    number_layers(axes, layers, most=7)
-    axes.tick_params(labelsize=7)
-    axes.grid(axis="y", alpha=0.25)
