@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -61,14 +62,19 @@ def peak_stability(groups: Sequence[Stability], axis: str, caption: Caption) -> 
         axes.set_visible(False)
     for axes in panels[::columns]:
         axes.set_ylabel("share of resamples\nin which it is the peak")
-    legend_below(figure, [], 2, [Patch(facecolor=BLUE, alpha=IN_SET, label="may be the peak (95 % peak set)"), _star()])
+    legend_below(figure, [], 3, _key())
     what = "stability of the peak over resamples of clusters; split halves: chosen on one half, measured on the other"
     headline(figure, caption.title, what, caption.sample)
     return figure
 
 
-def _star() -> Line2D:
-    return Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images")
+def _key() -> list[Artist]:
+    """What grounds, bars and stars mean."""
+    return [
+        Patch(facecolor=BLUE, alpha=IN_SET, label="may be the peak (95 % peak set)"),
+        Patch(facecolor=GREY, label="shown to be below the peak"),
+        Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images"),
+    ]
 
 
 def _drawn(group: Stability) -> np.ndarray:
@@ -87,7 +93,12 @@ def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
     axes.bar(x, shares, color=[BLUE if member else GREY for member in group.members[at]], width=0.7)
     for i, share in enumerate(shares):
         if share >= SHOWN_SHARE:
-            place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+            place = {
+                "xytext": (0, 2),
+                "textcoords": "offset points",
+                "ha": "center",
+                "fontsize": 7 if len(at) <= 24 else 5.5,
+            }
             axes.annotate(f"{100 * share:.0f} %", (x[i], share), **place)
     axes.plot(x[at == group.best], np.full((at == group.best).sum(), 1.12), "*", color="black", markersize=8)
     long = max(len(group.places[place]) for place in at) > 2

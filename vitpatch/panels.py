@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from math import ceil, sqrt
 
@@ -95,13 +96,12 @@ def classes(
         axes.set_visible(False)
     for axes in panels[max(len(shown) - columns, 0) : len(shown)]:
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel(layer_axis if len(layer_axis) < 10 else "layer", fontsize=8)
+        axes.set_xlabel("\n".join(textwrap.wrap(layer_axis, 30)), fontsize=8)
     figure.supylabel(f"mean {caption.effect}", fontsize=9)
     legend_below(figure, panels[: len(shown)], 3)
     some_few = caption.clusters > 1 and any(one.clusters < FEW_CLUSTERS for one in shown)
-    few = f", of {FEW_CLUSTERS} or more" if some_few else ""
-    axis = "" if len(layer_axis) < 10 else f"; {layer_axis}"
-    headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}{axis}")
+    few = f"; none of fewer than {FEW_CLUSTERS}" if some_few else ""
+    headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
     return figure
 
 
