@@ -1,12 +1,14 @@
 """What is drawn: lines, whiskers and words against the numbers they are of; and the same pixels from files alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from vitpatch import evidence, panels, plots, profiles
+from vitpatch import evidence, panels, plots, profiles, store
 from vitpatch.compare import outcome_of, redraw
 from vitpatch.pictures import draw
 from vitpatch.shown import Shown
@@ -45,9 +47,8 @@ def y_of(axes, label):
 def whiskers_of(axes, rows, column):
     """Whether the axes have bars from the low to the high ends of a column's intervals."""
     wanted = rows[[f"{column}_low", f"{column}_high"]].to_numpy()
-    bars = [
-        np.array([bar[:, 1] for bar in c.get_segments()]) for c in axes.collections if isinstance(c, LineCollection)
-    ]
+    drawn = [bars.get_segments() for bars in axes.collections if isinstance(bars, LineCollection)]
+    bars = [np.array([bar[:, 1] for bar in segments]) for segments in drawn]
     return any(bar.shape == wanted.shape and np.allclose(bar, wanted) for bar in bars)
 
 
@@ -66,11 +67,9 @@ def test_profile_has_the_effect_both_intervals_controls_and_references():
     assert whiskers_of(axes, rows, "effect") and whiskers_of(axes, rows, "effect_sim")
     assert set(y_of(axes, "total effect +0.300, 95 % interval")) == {0.3}
     assert set(y_of(axes, "all layers patched at once +0.250")) == {0.25}
-    looks = {
-        (line.get_color(), line.get_marker(), line.get_linestyle())
-        for line in map(line_of, [axes] * 3, ("own", *CONTROLS.values()))
-    }
-    assert len(looks) == 3 and all(len(set(part)) == 3 for part in zip(*looks, strict=True))
+    lines = [line_of(axes, words) for words in ("own", *CONTROLS.values())]
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines]
+    assert all(len(set(part)) == 3 for part in zip(*looks, strict=True))
     assert {"95 % interval", "95 % for all 5 places at once (simultaneous)", "may be the peak (95 % peak set)"} <= set(
         words_of(figure)
     )
@@ -126,9 +125,8 @@ def test_means_of_all_images_are_dashed_beside_selected_ones():
 def test_a_window_is_beside_the_sum_of_its_layers():
     one, three = a_summary(), a_summary(window=3, seed=1)
     rows = pd.concat([one, three], ignore_index=True)
-    sums = pd.DataFrame(
-        {"sum": np.arange(5.0), "synergy": -0.1, "synergy_low": -0.2, "synergy_high": 0.1}, range(5, 10)
-    )
+    known = {"sum": np.arange(5.0), "synergy": -0.1, "synergy_low": -0.2, "synergy_high": 0.1}
+    sums = pd.DataFrame(known, index=range(5, 10))
     figure = panels.windows(rows, sums, TOTAL, CAPTION)
     above, below = figure.axes
     assert np.array_equal(y_of(above, "window 3"), three["effect"]) and whiskers_of(above, three, "effect")
@@ -211,7 +209,8 @@ def test_the_strength_curve_marks_what_was_wanted_and_chosen():
 @pytest.mark.parametrize("series", [1, 8, 20])
 def test_nothing_is_cut_off(layers, series):
     rows = a_summary(layers, tuple(f"h{i}" for i in range(series)) if series > 1 else ("",), deep=-2)
-    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, TOTAL, "own", CONTROLS), CAPTION)
+    caption = replace(CAPTION, title="a model with a long name, of some data, " * 4)
+    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, TOTAL, "own", CONTROLS), caption)
     figure.canvas.draw()
     box = figure.get_tightbbox()
     assert box.x0 > -0.05 and box.y0 > -0.05 and box.x1 < figure.get_figwidth() + 0.05, box
@@ -228,7 +227,8 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_files_alone_give_the_same_pixels(patched, tmp_path, name):
+def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(store, "DPI", 40)
     run = patched(*RUNS[name], pictures=True)
     files = redraw(RunFolder(run), tmp_path)
     assert {file.name for file in files} == {file.name for file in (run / "figures").iterdir()}
@@ -243,7 +243,10 @@ def test_figures_have_the_numbers_of_the_run(patched):
     outcome, manifest = outcome_of(run)
     drawn = {name: figures.get(name) for name, figures in draw(outcome, Shown.read(run.pages), manifest).items()}
     wide = outcome.summary[outcome.summary["window"] == 3]
-    _, below = drawn["windows"].axes
+    above, below = drawn["windows"].axes
+    singles = outcome.summary[outcome.summary["window"] == 1].set_index("layer")["effect"]
+    sums = [singles[row.first_layer : row.last_layer + 1].sum() for row in wide.itertuples()]
+    assert any(np.allclose(line.get_ydata(), sums) for line in above.get_lines() if len(line.get_xdata()) == len(sums))
     assert whiskers_of(below, wide.rename(columns=lambda c: c.replace("synergy_prob", "s")), "s")
     for axes, group in zip(drawn["peak"].axes, outcome.peaks, strict=True):
         assert np.array_equal([p.get_height() for p in axes.patches if p.get_width() < 1], group.stability)

@@ -93,13 +93,8 @@ def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
     axes.bar(x, shares, color=[BLUE if member else GREY for member in group.members[at]], width=0.7)
     for i, share in enumerate(shares):
         if share >= SHOWN_SHARE:
-            place = {
-                "xytext": (0, 2),
-                "textcoords": "offset points",
-                "ha": "center",
-                "fontsize": 7 if len(at) <= 24 else 5.5,
-            }
-            axes.annotate(f"{100 * share:.0f} %", (x[i], share), **place)
+            place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{100 * share:.0f} %", (x[i], share), fontsize=7 if len(at) <= 24 else 5.5, **place)
     axes.plot(x[at == group.best], np.full((at == group.best).sum(), 1.12), "*", color="black", markersize=8)
     long = max(len(group.places[place]) for place in at) > 2
     every = 1 if len(at) <= 24 else 2
