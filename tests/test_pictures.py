@@ -8,7 +8,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from vitpatch import evidence, panels, plots, profiles, store
+from vitpatch import evidence, examples, panels, plots, profiles, store
 from vitpatch.compare import outcome_of, redraw
 from vitpatch.pictures import draw
 from vitpatch.shown import Shown
@@ -229,6 +229,7 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
     monkeypatch.setattr(store, "DPI", 40)
+    monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2)
     run = patched(*RUNS[name], pictures=True)
     files = redraw(RunFolder(run), tmp_path)
     assert {file.name for file in files} == {file.name for file in (run / "figures").iterdir()}
