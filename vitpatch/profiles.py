@@ -36,7 +36,7 @@ from vitpatch.spec import Estimate
 
 CONTROLS = (("#CC79A7", "s", "--"), ("#000000", "^", "-."))
 """(colour, marker, line) of controls beside one series."""
-GREY_CONTROLS = ((GREY, "s", "--"), (GREY, "x", ":"))
+GREY_CONTROLS = ((GREY, "d", "--"), (GREY, "x", ":"))
 """The same beside several, which have the colours."""
 STRETCH = 1.5
 """Controls that would stretch the axis by more than this are drawn whole in a panel of their own."""
