@@ -8,7 +8,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from vitpatch import evidence, examples, panels, plots, profiles, store
+from vitpatch import evidence, examples, panels, pictures, plots, profiles, store
 from vitpatch.compare import outcome_of, redraw
 from vitpatch.pictures import draw
 from vitpatch.shown import Shown
@@ -164,12 +164,14 @@ def test_of_many_classes_those_with_most_images_are_drawn():
 
 
 def stability(places, shares, members, name="w1"):
-    return evidence.Stability(name, places, np.array(shares), np.array(members), int(np.argmax(shares)), 0.2, 0.15)
+    return evidence.Stability(
+        name, "layer", places, np.array(shares), np.array(members), int(np.argmax(shares)), 0.2, 0.15
+    )
 
 
 def test_bars_are_the_shares_of_resamples():
     groups = [stability(list("012"), [0.7, 0.3, 0], [True, False, True], name) for name in ("w1", "w3")]
-    figure = evidence.peak_stability(groups, "layer", CAPTION)
+    figure = evidence.peak_stability(groups, CAPTION)
     for axes, name in zip(figure.axes, ("w1", "w3"), strict=True):
         bars = [p for p in axes.patches if p.get_width() < 1]
         assert [bar.get_height() for bar in bars] == [0.7, 0.3, 0]
@@ -180,7 +182,7 @@ def test_bars_are_the_shares_of_resamples():
 
 def test_of_many_heads_the_most_frequent_are_named():
     shares = np.r_[np.zeros(30), 0.4, 0.6]
-    figure = evidence.peak_stability([stability([f"h{i}" for i in range(32)], shares, shares > 0)], "", CAPTION)
+    figure = evidence.peak_stability([stability([f"h{i}" for i in range(32)], shares, shares > 0)], CAPTION)
     names = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert len(names) == 16 and names[-2:] == ["h30", "h31"]
 
@@ -210,7 +212,8 @@ def test_the_strength_curve_marks_what_was_wanted_and_chosen():
 def test_nothing_is_cut_off(layers, series):
     rows = a_summary(layers, tuple(f"h{i}" for i in range(series)) if series > 1 else ("",), deep=-2)
     caption = replace(CAPTION, title="a model with a long name, of some data, " * 4)
-    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, TOTAL, "own", CONTROLS), caption)
+    controls = {f"effect_{donor}": pictures.CONTROL_WORDS[donor] for donor in pictures.CONTROL_WORDS}
+    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, TOTAL, "own", controls), caption)
     figure.canvas.draw()
     box = figure.get_tightbbox()
     assert box.x0 > -0.05 and box.y0 > -0.05 and box.x1 < figure.get_figwidth() + 0.05, box

@@ -32,11 +32,12 @@ DAMAGE = {"prob_drop": "mean drop of the probability of the true class", "accura
 class Stability:
     """How often each place of a group is its peak in resamples.
 
-    ``places`` (places,) in words, ``shares`` (places,) that add up to 1, ``members`` (places,) whether a place may be
+    ``places`` (places,) in words, ``axis`` what they are, ``shares`` (places,) that add up to 1, ``members`` (places,) whether a place may be
     the peak, ``best`` the peak itself; ``size`` its mean effect, ``halves`` the same from split halves.
     """
 
     group: str
+    axis: str
     places: Sequence[str]
     shares: np.ndarray
     members: np.ndarray
@@ -45,10 +46,10 @@ class Stability:
     halves: float
 
 
-def peak_stability(groups: Sequence[Stability], axis: str, caption: Caption) -> Figure:
+def peak_stability(groups: Sequence[Stability], caption: Caption) -> Figure:
     """For each group the share of resamples in which each place is the peak, the peak set in colour.
 
-    Of many places the most frequent are drawn. ``axis`` says what places are.
+    Of many places the most frequent are drawn.
     """
     columns = min(len(groups), 3)
     rows = ceil(len(groups) / columns)
@@ -57,7 +58,7 @@ def peak_stability(groups: Sequence[Stability], axis: str, caption: Caption) -> 
     figure = Figure(figsize=(max(width * columns, 7), 3.2 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, group in zip(panels, groups, strict=False):
-        _draw_bars(axes, group, axis)
+        _draw_bars(axes, group)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
@@ -85,7 +86,7 @@ def _drawn(group: Stability) -> np.ndarray:
     return np.sort(np.lexsort((~group.members, -group.shares))[:NAMED_BARS])
 
 
-def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
+def _draw_bars(axes: Axes, group: Stability) -> None:
     at = _drawn(group)
     x, shares = np.arange(len(at)), group.shares[at]
     for i in x[group.members[at]]:
@@ -104,7 +105,9 @@ def _draw_bars(axes: Axes, group: Stability, axis: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_yticks(np.linspace(0, 1, 5))
     axes.grid(axis="y", alpha=0.25)
-    axes.set_xlabel(axis if len(at) == len(group.places) else f"the {len(at)} of {len(group.places)} most frequent")
+    axes.set_xlabel(
+        group.axis if len(at) == len(group.places) else f"the {len(at)} of {len(group.places)} most frequent"
+    )
     size = f"peak effect {group.size:+.3f}, from split halves {group.halves:+.3f}"
     number = f"peak set: {group.members.sum()} of {len(group.places)}"
     axes.set_title("\n".join(filter(None, (group.group, size, number))), fontsize=9)

@@ -67,7 +67,8 @@ def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame,
     aside, effect, clipped = APART * (at - 1), rows["effect"].to_numpy(), clipped_of(rows)
     x = rows["layer"].to_numpy() + aside
     whiskers(panels[0], x, rows, "effect", color=colour)
-    label = f"window {window_word(rows['window'].iloc[0])}"
+    window = rows["window"].iloc[0]
+    label = f"window {window}" if window > 0 else window_word(window)
     panels[0].plot(x, effect, marker, color=colour, linestyle="-", linewidth=1.8, zorder=3, label=label)
     panels[0].plot(x[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
     known = sums.loc[[row for row in rows.index if row in sums.index]]

@@ -97,9 +97,8 @@ def _figures_of_run(outcome: Outcome, summary: pd.DataFrame, caption: plots.Capt
         drawn["windows"] = panels.windows(summary, _sums(outcome, summary), outcome.total, caption)
     if outcome.peaks and outcome.clusters > 1:
         by_layer = all(summary["layer"].iloc[group.rows].is_unique for group in outcome.peaks)
-        words = plots.layer_words(set(summary["window"])) if by_layer else ""
         groups = [_stability(group, summary, by_layer) for group in outcome.peaks]
-        drawn["peak"] = evidence.peak_stability(groups, words, caption)
+        drawn["peak"] = evidence.peak_stability(groups, caption)
     return drawn
 
 
@@ -128,6 +127,7 @@ def _stability(group: PeakOfGroup, summary: pd.DataFrame, by_layer: bool) -> evi
         places = [f"layer {layer}, {name}" for layer, name in zip(places, series_of(rows), strict=True)]
     return evidence.Stability(
         group=group.name,
+        axis=plots.layer_words(set(rows["window"])) if by_layer else "",
         places=places,
         shares=group.stability,
         members=np.isin(group.rows, group.members),

@@ -209,7 +209,8 @@ def _dots(axes: Axes, summary: pd.DataFrame, beside: Beside) -> None:
 def _said(row: dict[str, Any], controls: Mapping[str, str]) -> str:
     """A row, its effect with interval and those of controls, in words."""
     interval = "" if np.isnan(row["effect_low"]) else f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
-    others = "".join(f"; {words} {row[column]:+.3f}" for column, words in controls.items())
+    donors = {column: column.removeprefix("effect_").replace("_", " ") for column in controls}
+    others = "".join(f"; {donor} {row[column]:+.3f}" for column, donor in donors.items())
     return f"layer {row['layer']}, {row['series']}: {row['effect']:+.3f}{interval}{others}"
 
 
