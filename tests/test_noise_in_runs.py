@@ -135,6 +135,12 @@ def test_the_datas_own_pairs(patched, tmp_path):
     examples = read(patched(*how, f"data.path={tmp_path / 'pairs.parquet'}", "data.pair_column=twin"))[0]
     twins = read(patched(f"data.path={tmp_path / 'twins.parquet'}", "data.image_column=image", folder="twins"))[0]
     assert np.allclose(examples["prob_corrupt"], twins["prob_clean"], rtol=0, atol=1e-6)
+    rows["twin"] = pictures(13, seed=6)  # other counterparts are other data
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "others.parquet"))
+    how_too = (*how, f"data.path={tmp_path / 'others.parquet'}", "data.pair_column=twin")
+    digests = [json.loads((tmp_path / name / "manifest.json").read_text())["data"]["digest"] for name in ("run",)]
+    digests.append(read(patched(*how_too, folder="others"))[2]["data"]["digest"])
+    assert len(set(digests)) == 2
     with pytest.raises(VitPatchError, match=r"data\.pair_column"):
         patched(*how, f"data.path={tmp_path / 'pairs.parquet'}", folder="none")
     with pytest.raises(VitPatchError, match=r"data\.pair_column 'twain'"):

@@ -46,14 +46,15 @@ def test_the_folder_is_the_contracts(patched):
     assert {"run_id", "config", "versions", "model", "seconds", "images_per_second"} <= set(manifest)
 
 
-ALWAYS = ["direct", "examples_largest", "examples_random", "examples_sorted", "heatmap", "layer_profile"]
+ALWAYS = ["classes", "direct", "examples_largest", "examples_random", "examples_sorted", "heatmap"]
+ALWAYS += ["layer_profile", "peak"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "more"),
     [
         ((), []),
-        (("window=[1,3]", "target.layers=[0,2]"), []),
+        (("window=[1,3]", "target.layers=[0,2]"), ["windows"]),
         (("target=z", "target.tokens=[all,cls]"), ["heads"]),
         (("target=handover", "window=1"), ["handover"]),
         (("target.tokens=each", "window=[1,2]"), ["maps"]),

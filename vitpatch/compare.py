@@ -44,7 +44,7 @@ def outcome_of(run: RunFolder) -> tuple[Outcome, dict[str, Any]]:
 def redraw(run: RunFolder, into: Path | None = None) -> list[Path]:
     """Draws the pictures of a run from its files, into its own folder or another; their files."""
     outcome, manifest = outcome_of(run)
-    drawn = draw(outcome, Shown.read(run.pages), manifest["title"])
+    drawn = draw(outcome, Shown.read(run.pages), manifest)
     files = (run if into is None else RunFolder(into)).save(drawn)
     return [file for of_name in files.values() for file in of_name]
 

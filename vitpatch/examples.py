@@ -56,7 +56,7 @@ def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     if outcome.peak is not None:
         by_effect = np.argsort(-outcome.towards * outcome.effects[:, outcome.peak.name], kind="stable")
         spread = by_effect[np.linspace(0, len(by_effect) - 1, number).round().astype(int)]
-        yield "sorted", f"{images} from the largest to the smallest effect at layer {outcome.peak_layer}", spread
+        yield "sorted", f"{images} from the largest to the smallest effect at {outcome.peak_place}", spread
     lot = np.random.default_rng(outcome.study.seed).choice(len(total), number, replace=False)
     yield "random", f"{images} drawn by lot", np.sort(lot)
 

@@ -99,6 +99,13 @@ class Outcome:
         return None if self.peak is None else int(self.peak["layer"])
 
     @property
+    def peak_place(self) -> str:
+        """The peak's layer, and its series where there are several, in words."""
+        assert self.peak is not None, "there is no peak"
+        series = series_of(self.summary)[self.summary.index.get_loc(self.peak.name)]
+        return f"layer {self.peak_layer}{f', {series}' if series else ''}"
+
+    @property
     def peak_group(self) -> PeakOfGroup | None:
         """The group that the peak is in."""
         return next((g for g in self.peaks if self.peak is not None and self.peak.name in g.rows), None)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, headline
+from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, cut, headline
 from vitpatch.spec import BaseRun, Metric
 
 MOST_MAPS = 12
@@ -26,7 +26,7 @@ class Trace:
 
     ``pictures`` (height, width, 3) uint8 and ``base``, the metric, by base run; ``patched`` the metric by series,
     (layers,) each; or ``maps``, effects (layers, rows, columns) over the image, or one of layer × head; ``beside`` a
-    map, in words, what is not an image patch.
+    map, in words, what is not an image patch; ``said`` of the image, in words.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Trace:
     patched: dict[str, NDArray[np.floating]]
     maps: NDArray[np.floating] | None = None
     beside: tuple[str, ...] = ()
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def example_page(
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     number = len(traces[0].patched)
     some = f"; the first {MOST_LINES} of {number} series" if number > MOST_LINES else ""
-    headline(figure, caption.title, f"{METRIC_NAMES[caption.metric]}; {chosen}, of {caption.sample}{some}")
+    headline(figure, caption.title, f"{METRIC_NAMES[caption.metric]}; {chosen}{some}", f"of {caption.sample}")
     return figure
 
 
@@ -71,8 +72,9 @@ def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
     for axes, run in zip(row[:2], BaseRun, strict=True):
         axes.imshow(trace.pictures[run], interpolation="nearest")
         axes.set_xticks([]), axes.set_yticks([])
-        axes.set_xlabel(f"{run}: “{trace.predictions[run]}”, {trace.base[run]:.2f}", fontsize=8)
-    row[0].set_title("\n".join(textwrap.wrap(trace.name, 26)[:2]), fontsize=8, loc="left")
+        axes.set_xlabel(f"{run}, {trace.base[run]:.2f}\n“{cut(trace.predictions[run], 24)}”", fontsize=8)
+    row[0].set_title("\n".join(textwrap.wrap(trace.name, 24)[:2]), fontsize=8, loc="left")
+    row[0].set_ylabel(trace.said, fontsize=7)
 
 
 def _draw_trace(axes: Axes, trace: Trace, layers: Sequence[int], metric: Metric) -> None:
@@ -138,7 +140,7 @@ def map_page(
         bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
         bar.ax.tick_params(labelsize=7)
     what = f"effect on the {METRIC_NAMES[caption.metric]}, each image on its own scale"
-    headline(figure, caption.title, what, f"{chosen}, of {caption.sample}")
+    headline(figure, caption.title, what, chosen, f"of {caption.sample}")
     return figure
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,36 +11,68 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vitpatch import pages, plots, stats
-from vitpatch.outcome import DOES_NOT_MOVE, Outcome, is_handover, series_of
-from vitpatch.shown import Shown, ShownImage
-from vitpatch.spec import Estimate
-from vitpatch.tokens import cell
+from vitpatch import evidence, panels, plots, profiles, stats
+from vitpatch.maps import also, image_pages, mean_maps, over_the_image
+from vitpatch.measure import singles_of
+from vitpatch.outcome import DOES_NOT_MOVE, Outcome, PeakOfGroup, is_handover, series_of
+from vitpatch.resamples import Resamples
+from vitpatch.shown import Shown
+from vitpatch.spec import Direction, Donor, Estimate, counted
 
 Drawn = dict[str, dict[str, Figure]]
 """Figures by the name that they have in the tracker, and by their files'."""
 MOST_GROUPS = 4
-"""Token groups side by side in the heatmap of heads."""
+"""Token groups side by side in the heatmap of heads, and with windows."""
+CONTROL_WORDS = {
+    Donor.SAME_CLASS: "donor: another image of its class, clean",
+    Donor.OTHER_CLASS: "donor: an image of another class, clean",
+}
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(outcome: Outcome, shown: Shown, title: str) -> Drawn:
+def draw(outcome: Outcome, shown: Shown, manifest: Mapping[str, Any]) -> Drawn:
     """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
 
-    All is drawn from what the run's files hold; ``title`` is the run in a line.
+    All is drawn from what the run's files hold; of the ``manifest`` ``title``, the run in a line, and ``calibration``,
+    where there is one.
     """
-    title = f"{title}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else title
-    caption = plots.Caption(title, outcome.study.metric, len(outcome.examples), outcome.clusters)
+    study, run = outcome.study, manifest["title"]
+    title = f"{run}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else run
+    cause = f"{study.donor} ablation" if study.donor.is_constant else ""
+    caption = plots.Caption(
+        title, study.metric, len(outcome.examples), outcome.clusters, interval=study.interval, cause=cause
+    )
     summary = outcome.summary.assign(series=series_of(outcome.summary))
     drawn = {
-        "layer_profile": plots.layer_profile(summary, outcome.total, caption),
-        "heatmap": _class_heatmap(outcome, summary, caption),
+        "layer_profile": profiles.layer_profile(summary, _beside(outcome), caption),
+        **_by_class(outcome, summary, caption),
         **_figures_of_target(outcome, summary, caption),
+        **_figures_of_run(outcome, summary, caption),
     }
-    examples = _pages(outcome, shown, caption, summary)
+    if manifest.get("calibration"):
+        drawn["strength"] = evidence.strength_curve(manifest["calibration"], run)
+    examples = image_pages(outcome, shown, caption, summary)
     return {name: {name: figure} for name, figure in drawn.items()} | {
         "examples": {f"examples_{name}": page for name, page in examples.items()}
     }
+
+
+def _beside(outcome: Outcome) -> profiles.Beside:
+    """What the profile is drawn beside, in words."""
+    run = "clean" if outcome.study.direction is Direction.DENOISE else "corrupted"
+    own = f"donor: the image itself, {run} (mean effect)" if outcome.controls else "mean effect"
+    controls = {f"effect_{donor}": _said_control(outcome, donor) for donor in outcome.controls}
+    everyone = ""
+    if outcome.unselected is not None:
+        images = counted(outcome.unselected.images, "image")
+        everyone = f"all {images}, not selected; their total effect {outcome.unselected.total.mean:+.3f}"
+    return profiles.Beside(outcome.total, outcome.together, own, controls, everyone)
+
+
+def _said_control(outcome: Outcome, donor: Donor) -> str:
+    """A control in words, with the number of its images where some have no partner."""
+    images = int(outcome.summary[f"n_{donor}"].iloc[0])
+    return CONTROL_WORDS[donor] + (f" (n = {images})" if images < len(outcome.examples) else "")
 
 
 def _figures_of_target(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
@@ -52,135 +84,88 @@ def _figures_of_target(outcome: Outcome, summary: pd.DataFrame, caption: plots.C
         drawn["handover"] = plots.handover(summary, caption)
     if summary["direct_log_odds"].notna().all():
         drawn["direct"] = plots.direct_effects(summary, caption)
-    if (at := _over_the_image(summary)) is not None:
-        drawn["maps"] = _mean_maps(summary, at, caption)
+    if (at := over_the_image(summary)) is not None:
+        drawn["maps"] = mean_maps(summary, at, caption)
     return drawn
 
 
-def _class_heatmap(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> Figure:
-    """Class × layer, of the series that the peak is in."""
+def _figures_of_run(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
+    """Windows, where there are several, and how stable the peak is, where there is more than one cluster."""
+    drawn = {}
+    one_head = summary["head"].nunique() == 1
+    if summary["window"].nunique() > 1 and one_head and summary["tokens"].nunique() <= MOST_GROUPS:
+        drawn["windows"] = panels.windows(summary, _sums(outcome, summary), outcome.total, caption)
+    if outcome.peaks and outcome.clusters > 1:
+        by_layer = all(summary["layer"].iloc[group.rows].is_unique for group in outcome.peaks)
+        groups = [_stability(group, summary, by_layer) for group in outcome.peaks]
+        drawn["peak"] = evidence.peak_stability(groups, caption)
+    return drawn
+
+
+def _sums(outcome: Outcome, summary: pd.DataFrame) -> pd.DataFrame:
+    """By window of several layers the sum of their own mean effects, and what it has beyond, with interval."""
+    alone = summary.index[(summary["window"] != 1) & (summary["n_layers"] == 1)]
+    parts = singles_of(summary)
+    if parts:
+        parts |= {row: [row] for row in alone}
+    columns = ["sum", "synergy", "synergy_low", "synergy_high"]
+    if not parts:
+        return pd.DataFrame(columns=columns, dtype=float)
+    whole, study = list(parts), outcome.study
+    beyond = stats.synergy(outcome.effects, whole, list(parts.values()))
+    resamples = Resamples(outcome.examples["cluster"].to_numpy(), study.seed)
+    spread = resamples.spread(beyond, method=study.interval)
+    added = summary["effect"].to_numpy()[whole] - spread.mean
+    return pd.DataFrame(np.stack([added, spread.mean, *spread.interval], axis=1), index=whole, columns=columns)
+
+
+def _stability(group: PeakOfGroup, summary: pd.DataFrame, by_layer: bool) -> evidence.Stability:
+    """How stable a group's peak is, its places in words."""
+    rows = summary.iloc[group.rows]
+    places = [str(layer) for layer in rows["layer"]]
+    if not by_layer:
+        places = [f"layer {layer}, {name}" for layer, name in zip(places, series_of(rows), strict=True)]
+    return evidence.Stability(
+        group=group.name,
+        axis=plots.layer_words(set(rows["window"])) if by_layer else "",
+        places=places,
+        shares=group.stability,
+        members=np.isin(group.rows, group.members),
+        best=int(np.flatnonzero(group.rows == group.best)[0]),
+        size=float(summary["effect"].iloc[group.best]),
+        halves=group.size,
+    )
+
+
+def _by_class(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
+    """Class × layer, and a profile a class, of the series that the peak is in."""
     series = summary["series"].iloc[0] if outcome.peak is None else summary.loc[outcome.peak.name, "series"]
     rows = np.flatnonzero(summary["series"] == series)
-    labels, names = outcome.examples["label"].to_numpy(), outcome.examples.set_index("label")["label_name"].to_dict()
-    clusters = outcome.examples["cluster"].to_numpy()
-    of_class = stats.by_class(outcome.effects[:, rows], labels, clusters, outcome.study.seed)
-    cells = []
-    for label, images, estimates in of_class:
-        if len(np.unique(clusters[labels == label])) < plots.FEW_CLUSTERS:
-            estimates = [_without_interval(estimate) for estimate in estimates]
-        cells.append((names[label], images, estimates))
+    classes = list(_classes(outcome, rows))
     if series:
-        caption = _also(caption, f": {series}")
-    words = plots.layer_words(set(summary["window"].iloc[rows]))
-    return plots.class_heatmap(cells, summary["layer"].iloc[rows].tolist(), words, caption)
+        caption = also(caption, f": {series}")
+    shown = summary.iloc[rows]
+    layers, words = shown["layer"].tolist(), plots.layer_words(set(shown["window"]))
+    return {
+        "heatmap": plots.class_heatmap(classes, layers, words, caption),
+        "classes": panels.classes(classes, layers, shown["effect"].tolist(), words, caption),
+    }
+
+
+def _classes(outcome: Outcome, rows: NDArray[np.intp]) -> Iterator[plots.OfClass]:
+    """Effects at some rows of the summary on the images of each class."""
+    examples = outcome.examples
+    labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
+    names, study = examples.set_index("label")["label_name"].to_dict(), outcome.study
+    for label, images, estimates in stats.by_class(
+        outcome.effects[:, rows], labels, clusters, study.seed, study.interval
+    ):
+        number = len(np.unique(clusters[labels == label]))
+        if number < plots.FEW_CLUSTERS:
+            estimates = [_without_interval(estimate) for estimate in estimates]
+        yield plots.OfClass(names[label], images, number, estimates, float(total[labels == label].mean()))
 
 
 def _without_interval(estimate: Estimate) -> Estimate:
     """An interval of a few clusters says little."""
     return Estimate(estimate.mean, np.nan, np.nan, np.nan)
-
-
-def _also(caption: plots.Caption, words: str) -> plots.Caption:
-    """A caption with some words more in the first line of its title."""
-    first, newline, rest = caption.title.partition("\n")
-    return replace(caption, title=f"{first}{words}{newline}{rest}")
-
-
-def _over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
-    """Rows of ``each`` or ``grid`` as (layers, rows, columns), of the first window and head; ``None`` without them.
-
-    Where there are several, ``_first_of`` says so.
-    """
-    kinds = [name.partition(":")[0] for name in summary["tokens"] if cell(name)]
-    if not kinds:
-        return None
-    first = summary[[name.startswith(f"{kinds[0]}:") and cell(name) is not None for name in summary["tokens"]]]
-    first = first[(first["window"] == first["window"].iloc[0]) & (first["head"] == first["head"].iloc[0])]
-    cells = [cell(name) for name in first["tokens"]]
-    layers = {layer: i for i, layer in enumerate(dict.fromkeys(first["layer"]))}
-    at = np.empty((len(layers), *(max(c[axis] for c in cells) + 1 for axis in (0, 1))), dtype=np.intp)
-    for row, layer, (y, x) in zip(first.index, first["layer"], cells, strict=True):
-        at[layers[layer], y, x] = row
-    return at
-
-
-def _first_of(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
-    """What is shown of a run with several windows, heads or kinds of token groups, in words for a title."""
-    names = ("window", "head") if heads else ("window",)
-    words = [f"{name} {summary[name].loc[row]}" for name in names if summary[name].nunique() > 1]
-    kinds = {name.partition(":")[0] for name in summary["tokens"]}
-    if len(kinds) > 1:
-        words.append(f"tokens {summary['tokens'].loc[row].partition(':')[0]}")
-    return f"; shown: {', '.join(words)}" if words else ""
-
-
-def _of_cls(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
-    """The rows of ``each:cls`` by layer, of the window and head that maps are of; empty where there are none."""
-    shown = summary.iloc[at.flat[0]]
-    same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
-    rows = summary[same & (summary["tokens"] == "each:cls")].index
-    return rows.tolist() if len(rows) == len(at) else []
-
-
-def _mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Caption) -> Figure:
-    layers = summary["layer"].iloc[at[:, 0, 0]].tolist()
-    shown = summary.iloc[at.flat[0]]
-    of_cls = summary["effect"].iloc[_of_cls(summary, at)]
-    beside = [f", CLS {effect:+.3f}" for effect in of_cls] or [""] * len(layers)
-    caption = _also(caption, _first_of(summary, at.flat[0]))
-    what = "token" if shown["tokens"].startswith("each") else "block of patches"
-    return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
-
-
-def _pages(outcome: Outcome, shown: Shown, caption: plots.Caption, summary: pd.DataFrame) -> dict[str, Figure]:
-    """A page for each choice of images."""
-    return {
-        name: _page(_traces(outcome, images, summary), outcome, summary, words, caption)
-        for name, words, images in shown.pages()
-    }
-
-
-def _page(
-    traces: list[pages.Trace], outcome: Outcome, summary: pd.DataFrame, chosen: str, caption: plots.Caption
-) -> Figure:
-    layers, over_image = list(dict.fromkeys(summary["layer"])), _over_the_image(summary)
-    if traces[0].maps is not None:
-        row = 0 if over_image is None else over_image.flat[0]
-        caption = _also(caption, _first_of(summary, row, heads=over_image is not None))
-    if over_image is not None:
-        return pages.map_page(traces, [f"layer {layer}" for layer in layers], None, chosen, caption)
-    if traces[0].maps is not None:
-        heads = list(dict.fromkeys(summary["head"]))
-        return pages.map_page(traces, ["layer × head"], pages.MapAxes(heads, layers), chosen, caption)
-    return pages.example_page(traces, layers, plots.layer_words(set(summary["window"])), chosen, caption)
-
-
-def _maps_at(outcome: Outcome, summary: pd.DataFrame) -> NDArray[np.intp] | None:
-    """Rows of the summary as maps of one image: over the image by layer, or one of layer × head."""
-    over_image = _over_the_image(summary)
-    if over_image is None and outcome.study.target.one_head_at_a_time:
-        first = summary[summary["tokens"] == summary["tokens"].iloc[0]]
-        return first.index.to_numpy().reshape(1, first["layer"].nunique(), -1)
-    return over_image
-
-
-def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFrame) -> list[pages.Trace]:
-    """What is drawn of each image, from what was kept of it."""
-    maps, over_image = _maps_at(outcome, summary), _over_the_image(summary)
-    of_cls = [] if over_image is None else _of_cls(summary, over_image)
-    series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
-    recipient, traces = outcome.study.direction.recipient, []
-    for image in images:
-        effects = image.patched - image.base[recipient]
-        traces.append(
-            pages.Trace(
-                name=image.name,
-                pictures=image.pictures,
-                predictions=image.predicted,
-                base=image.base,
-                patched={name: image.patched[at] for name, at in series.items()},
-                maps=None if maps is None else effects[maps],
-                beside=tuple(f"CLS {effect:+.2f}" for effect in effects[of_cls]),
-            )
-        )
-    return traces

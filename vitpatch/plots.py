@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from vitpatch.spec import PREFIX, SUFFIX, Estimate, Metric, counted
 
@@ -36,6 +36,8 @@ STYLES = tuple(
 """(colour, marker) of the lines of a figure; green and orange are the clean and the corrupted run's."""
 CHARACTERS_AN_INCH = 13.0
 """Of a title."""
+LEGEND_ROW = 0.21
+"""Inches."""
 
 
 def headline(figure: Figure, *lines: str) -> None:
@@ -54,55 +56,39 @@ METRIC_NAMES = {
 }
 
 
+INTERVALS = {"percentile": "percentile", "bca": "BCa"}
+
+
 @dataclass(frozen=True)
 class Caption:
-    """What every figure of a run says of it: a title of a line or two, the metric, and the number of images."""
+    """What every figure of a run says of it: a title of a line or two, the metric, images and clusters.
+
+    ``interval`` is the method of its intervals; ``cause`` whose effect is measured, where it is no base run's.
+    """
 
     title: str
     metric: Metric
     images: int
     clusters: int
+    interval: str = "percentile"
+    cause: str = ""
 
     @property
     def sample(self) -> str:
-        """The sample in words, with the clusters where they are fewer than the images."""
-        clusters = f" in {counted(self.clusters, 'cluster')}" if self.clusters < self.images else ""
-        return f"n = {counted(self.images, 'image')}{clusters}"
+        """The sample in words."""
+        return f"n = {counted(self.images, 'image')} in {counted(self.clusters, 'cluster')}"
 
+    @property
+    def intervals(self) -> str:
+        """In words, what intervals are."""
+        if self.clusters < 2:
+            return "one cluster: no intervals"
+        return f"95 % {INTERVALS[self.interval]} bootstrap intervals over clusters"
 
-def layer_profile(summary: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
-    """Mean effect by layer with its 95 % interval, the total effect as a line; clipped windows have hollow markers.
-
-    ``summary`` has a column ``series`` that tells rows of one layer apart. Of more than ``MOST_LINES`` series each row
-    is a dot, and those with the largest effects are named.
-    """
-    height = 4.8 if summary["series"].nunique() <= MOST_LINES else 6.0
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label="total effect, 95 % interval")
-    if total.known:
-        axes.axhspan(total.low, total.high, color=ORANGE, alpha=0.15, linewidth=0)
-    series = list(dict.fromkeys(summary["series"]))
-    if len(series) > MOST_LINES:
-        _dots(axes, summary)
-    else:
-        for i, (style, name) in enumerate(zip(STYLES, series, strict=False)):
-            beside = APART * (i - (len(series) - 1) / 2)  # so that intervals do not hide each other
-            _line(axes, summary[summary["series"] == name], f"{name}: " if name else "", style, beside)
-    axes.set_xlabel(layer_words(set(summary["window"])))
-    axes.set_ylabel(f"effect on the\n{METRIC_NAMES[caption.metric]}")
-    axes.set_xticks(sorted(set(summary["layer"])))
-    if summary["recovered"].notna().any():
-        _share_of_total(axes, total)
-    if len(series) > MOST_LINES:
-        _legend_below(figure, axes)
-    else:
-        columns = 1 if len(series) < 4 else 2
-        axes.legend(loc="best", framealpha=0.85, edgecolor="none", fontsize=9, ncols=columns)
-    axes.grid(axis="y", alpha=0.25)
-    headline(figure, caption.title, caption.sample)
-    return figure
+    @property
+    def effect(self) -> str:
+        """In words, what is measured, in two lines."""
+        return f"effect {f'of {self.cause} ' if self.cause else ''}on the\n{METRIC_NAMES[self.metric]}"
 
 
 def layer_words(windows: set[int]) -> str:
@@ -114,40 +100,40 @@ def layer_words(windows: set[int]) -> str:
     return f"layer ({', '.join(words)})" if words else "layer"
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
+    """The legend of some axes, each label once, and ``more`` entries, below the figure, which grows by as much."""
+    entries = [pair for one in axes for pair in zip(*one.get_legend_handles_labels(), strict=True)]
+    by_label = {label: handle for handle, label in entries} | {str(one.get_label()): one for one in more}
+    if not by_label:
+        return
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(by_label) // columns))
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8.5}
+    figure.legend(by_label.values(), by_label.keys(), **place)
 
 
-def _line(axes: Axes, rows: pd.DataFrame, name: str, style: tuple[str, str], beside: float) -> None:
-    """One series: a line, interval bars, full markers, hollow ones where the window is clipped."""
-    (colour, marker), rows = style, rows.sort_values("layer")
-    layers, effect = rows["layer"].to_numpy() + beside, rows["effect"].to_numpy()
-    clipped = (rows["n_layers"] < rows["window"]).to_numpy()
-    error = np.abs(np.stack([effect - rows["effect_low"], rows["effect_high"] - effect]))
-    axes.errorbar(layers, effect, yerr=error, color=colour, linewidth=1.8, capsize=3, zorder=2)
-    label = f"{name}mean effect, 95 % interval"
-    axes.plot(layers[~clipped], effect[~clipped], marker, color=colour, zorder=3, label=label)
-    if clipped.any():
-        hollow = {"color": colour, "markerfacecolor": "white", "label": f"{name}window clipped at the network's end"}
-        axes.plot(layers[clipped], effect[clipped], marker, zorder=3, **hollow)
+def width_for(layers: int) -> float:
+    """Inches that a profile of so many layers is wide."""
+    return float(np.clip(2.5 + 0.28 * layers, 8, 16))
 
 
-def _dots(axes: Axes, summary: pd.DataFrame) -> None:
-    """Every row a dot; the largest with name and interval."""
-    number = summary["series"].nunique()
-    label = f"mean effect, {number} a layer; the {NAMED} largest with 95 % interval:"
-    axes.plot(summary["layer"], summary["effect"], "o", color=BLUE, markersize=4, alpha=0.35, label=label)
-    largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index].to_dict("records")
-    _name(axes, [(row["layer"], row["effect"], f"layer {row['layer']}, {_said(row)}") for row in largest])
+def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
+    """Ticks at the layers, of many at every second, third, …"""
+    layers = sorted(set(layers))
+    axes.set_xticks(layers[:: -(-len(layers) // most)])
 
 
-def _said(row: dict[str, Any]) -> str:
-    """A series and its effect with interval, in words."""
-    return f"{row['series']}: {row['effect']:+.3f} [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
+def whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
+    """Intervals of a column as bars at ``x`` (rows,), with caps where ``thick``; nothing where there is none."""
+    low, high = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
+    known = ~np.isnan(low)
+    if not known.any():
+        return
+    axes.vlines(x[known], low[known], high[known], linewidth=1.6 if thick else 0.7, zorder=2, **style)
+    for end in (low, high) if thick else ():
+        axes.plot(x[known], end[known], "_", markersize=6, zorder=2, **style)
 
 
-def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Numbers points from the largest on; the legend has their names."""
     for i, (x, y, name) in enumerate(points, start=1):
         side = {"ha": "left", "xytext": (5, -3)} if i % 2 else {"ha": "right", "xytext": (-5, -3)}
@@ -155,40 +141,50 @@ def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         axes.plot([], [], " ", label=f"{i}: {name}")
 
 
-def _share_of_total(axes: Axes, total: Estimate) -> None:
-    """A second axis in shares of the total effect, where the total effect is a denominator."""
-    if total.holds_zero or not total.known:
-        return
-    share = axes.secondary_yaxis("right", functions=(lambda y: y / total.mean, lambda s: s * total.mean))
-    share.set_ylabel("share of the total effect recovered")
-    share.yaxis.set_major_locator(MaxNLocator(6))
+@dataclass(frozen=True)
+class OfClass:
+    """Effects on the images of a class: an ``Estimate`` a layer, without an interval of fewer than ``FEW_CLUSTERS``;
+    ``total`` is the mean total effect, NaN where there is none."""
+
+    name: str
+    images: int
+    clusters: int
+    effects: Sequence[Estimate]
+    total: float
 
 
-def class_heatmap(
-    rows: Sequence[tuple[str, int, list[Estimate]]], layers: Sequence[int], layer_axis: str, caption: Caption
-) -> Figure:
+def with_most_images(classes: Sequence[OfClass]) -> tuple[list[OfClass], str]:
+    """At most ``MOST_CLASSES`` classes, in their order, and in words for a title which."""
+    kept = {id(one) for one in sorted(classes, key=lambda one: -one.images)[:MOST_CLASSES]}
+    shown = [one for one in classes if id(one) in kept]
+    if len(shown) == len(classes):
+        return shown, ""
+    return shown, f"; the {MOST_CLASSES} of {len(classes)} classes with the most images"
+
+
+def class_heatmap(classes: Sequence[OfClass], layers: Sequence[int], layer_axis: str, caption: Caption) -> Figure:
     """Mean effect, class × layer; numbers in bold where the class's own 95 % interval leaves 0 out.
 
-    ``rows`` are (class name, images, an ``Estimate`` a layer); of more than ``MOST_CLASSES`` those with the most
-    images are shown, and the title says so. ``layer_axis`` names the axis.
+    Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so. ``layer_axis`` names the
+    axis.
     """
-    shown = sorted(sorted(rows, key=lambda row: -row[1])[:MOST_CLASSES], key=rows.index)
+    shown, some = with_most_images(classes)
     figure = Figure(figsize=(2.6 + 0.62 * len(layers), 1.9 + 0.36 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    estimates = [estimates for _, _, estimates in shown]
+    estimates = [one.effects for one in shown]
     image = _heatmap(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set_yticks(range(len(shown)), [f"{_cut(name)} (n = {images})" for name, images, _ in shown])
+    axes.set_yticks(range(len(shown)), [f"{cut(one.name)} (n = {one.images})" for one in shown])
     axes.set_xlabel(layer_axis)
-    figure.colorbar(image, ax=axes, label=f"mean effect on the\n{METRIC_NAMES[caption.metric]}", pad=0.02)
-    some = f"; the {MOST_CLASSES} of {len(rows)} classes with the most images" if len(shown) < len(rows) else ""
+    figure.colorbar(image, ax=axes, label=f"mean {caption.effect}", pad=0.02)
     bold = f"bold: 95 % interval without 0, of classes in {FEW_CLUSTERS} clusters or more"
     headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
     return figure
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+def cut(name: str, longest: int = LONGEST_NAME) -> str:
+    """A class's name, of so many letters at most."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
@@ -219,7 +215,7 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
         axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
     panels[0].set_ylabel("layer")
-    figure.colorbar(image, ax=list(panels), label=f"mean effect on the\n{METRIC_NAMES[caption.metric]}", pad=0.02)
+    figure.colorbar(image, ax=list(panels), label=f"mean {caption.effect}", pad=0.02)
     headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
     return figure
 
@@ -237,17 +233,17 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
     for (colour, marker), tokens in zip(STYLES, ("cls", "patches"), strict=False):
         rows = summary[summary["tokens"] == tokens].sort_values("layer")
         share = rows["recovered"].to_numpy()
-        error = np.abs(np.stack([share - rows["recovered_low"], rows["recovered_high"] - share]))
-        label = f"{summary['site'].iloc[0]} at {tokens}, 95 % interval"
-        axes.errorbar(
-            rows["layer"], share, yerr=error, color=colour, marker=marker, linewidth=1.8, capsize=3, label=label
-        )
-    axes.set_xticks(sorted(set(summary["layer"])))
+        label = f"{summary['site'].iloc[0]} at {tokens}"
+        axes.plot(rows["layer"], share, marker, color=colour, linestyle="-", linewidth=1.8, label=label)
+        whiskers(axes, rows["layer"].to_numpy(float), rows, "recovered", color=colour)
+    number_layers(axes, summary["layer"])
     axes.set_xlabel(layer_words(set(summary["window"])))
     axes.set_ylabel("share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
-    headline(figure, caption.title, f"handover: where the information moves to CLS; {caption.sample}")
+    headline(
+        figure, caption.title, "handover: where the information moves to CLS", f"{caption.sample}; {caption.intervals}"
+    )
     return figure
 
 
@@ -265,21 +261,22 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
             beside = APART * (i - (len(series) - 1) / 2)
             for column, look, word in (("log_odds_effect", "-", "whole"), ("direct_log_odds", ":", "direct")):
                 value = rows[column].to_numpy()
-                error = np.abs(np.stack([value - rows[f"{column}_low"], rows[f"{column}_high"] - value]))
                 label = f"{name}: {word} effect" if name else f"{word} effect"
-                style = {"color": colour, "marker": marker, "linestyle": look, "label": f"{label}, 95 % interval"}
+                style = {"color": colour, "marker": marker, "linestyle": look, "label": label}
                 fill = {} if word == "whole" else {"markerfacecolor": "white"}
-                axes.errorbar(rows["layer"] + beside, value, yerr=error, linewidth=1.8, capsize=3, **style, **fill)
-        axes.set_xticks(sorted(set(summary["layer"])))
+                x = rows["layer"].to_numpy() + beside
+                axes.plot(x, value, linewidth=1.8, **style, **fill)
+                whiskers(axes, x, rows, column, color=colour)
+        number_layers(axes, summary["layer"])
         axes.set_xlabel(layer_words(set(summary["window"])))
         axes.set_ylabel("change of the log odds of the true class (nats)")
     if len(series) > MOST_LINES // 2:
-        _legend_below(figure, axes)
+        legend_below(figure, [axes])
     else:
         axes.legend(loc="best", frameon=False, fontsize=9)
     axes.grid(axis="y", alpha=0.25)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    headline(figure, caption.title, f"{what}; {caption.sample}")
+    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
@@ -290,7 +287,9 @@ def _scatter_direct(axes: Axes, summary: pd.DataFrame) -> None:
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="whole = direct")
     largest = summary.loc[y.abs().nlargest(NAMED).index].to_dict("records")
-    _name(axes, [(r["direct_log_odds"], r["log_odds_effect"], f"layer {r['layer']}, {r['series']}") for r in largest])
+    name_points(
+        axes, [(r["direct_log_odds"], r["log_odds_effect"], f"layer {r['layer']}, {r['series']}") for r in largest]
+    )
     axes.set_xlabel("direct effect on the log odds of the true class (nats)")
     axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
 

@@ -69,10 +69,11 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             folder.write_csv(folder.marginals, outcome.marginals)
         shown = chosen(setup, outcome, data, make_trainer)
         shown.write(folder.pages)
-        pictures = folder.save(draw(outcome, shown, setup.title))
+        known = {"title": setup.title}  # what pictures take from the manifest
+        pictures = folder.save(draw(outcome, shown, known))
         manifest = {
             "run_id": setup.run_id,
-            "title": setup.title,
+            **known,
             "donors": [str(donor) for donor in outcome.donors],
             "config": config,
             "versions": _versions(),
