@@ -32,8 +32,9 @@ DAMAGE = {"prob_drop": "mean drop of the probability of the true class", "accura
 class Stability:
     """How often each place of a group is its peak in resamples.
 
-    ``places`` (places,) in words, ``axis`` what they are, ``shares`` (places,) that add up to 1, ``members`` (places,) whether a place may be
-    the peak, ``best`` the peak itself; ``size`` its mean effect, ``halves`` the same from split halves.
+    ``places`` (places,) in words, ``axis`` what they are, ``shares`` (places,) that add up to 1, ``members`` (places,)
+    whether a place may be the peak, ``best`` the peak itself; ``size`` its mean effect, ``halves`` the same from split
+    halves.
     """
 
     group: str
