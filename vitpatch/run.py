@@ -69,7 +69,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             folder.write_csv(folder.marginals, outcome.marginals)
         shown = chosen(setup, outcome, data, make_trainer)
         shown.write(folder.pages)
-        known = {"title": setup.title}  # what pictures take from the manifest
+        known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
         pictures = folder.save(draw(outcome, shown, known))
         manifest = {
             "run_id": setup.run_id,
@@ -85,7 +85,6 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             },
             "data": {"digest": setup.images.digest},
             "counts": _counts(setup, outcome, len(skipped)),
-            **about(setup),
             **described(outcome),
             "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
             "precision_error": done.precision_error,
@@ -93,7 +92,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             "seconds": round(time.monotonic() - started, 3),
             "images_per_second": round(len(outcome.examples) / patching_seconds, 3),
         }
-        files = {f.name: f for f in (folder.examples, folder.effects, folder.summary)}
+        files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
         tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
     for line in lines(outcome, folder, setup.title):

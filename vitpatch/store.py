@@ -127,14 +127,19 @@ class RunFolder:
         self.start = path / ".hydra" / "start.json"
         self._shards = path / "shards"
 
+    @property
+    def tables(self) -> list[Path]:
+        """The parquet and csv files that are there."""
+        every = (self.examples, self.effects, self.leave_outs, self.summary, self.marginals, self.pages)
+        return [file for file in every if file.exists()]
+
     def finished(self) -> dict[str, Any] | None:
         """The manifest of the finished run in this folder, if there is one."""
         return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.exists() else None
 
     def begin(self) -> None:
         """Clears what an earlier run left and makes room for this one; the manifest goes first."""
-        tables = (self.examples, self.effects, self.leave_outs, self.summary, self.marginals, self.pages)
-        for file in (self.manifest, self.failed, *tables):
+        for file in (self.manifest, self.failed, *self.tables):
             file.unlink(missing_ok=True)
         for folder in (self._shards, self.figures):
             shutil.rmtree(folder, ignore_errors=True)
