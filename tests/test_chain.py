@@ -81,7 +81,7 @@ def test_an_option_that_nobody_has_is_named_where_it_was_asked_for():
         (["corruption=none"], "no corruption"),
         (["corruption=patch_shuffle"], "patch shuffle (grid=4)"),
         (["corruption=chain", "corruption.steps=[gray,noise_low]"], "gray then noise (std=0.1, clip=True)"),
-        (["corruption=chain", "corruption.amount=0.5"], "gray then blur (sigma=3.0) (amount=0.5)"),
+        (["corruption=chain", "corruption.amount=0.5"], "gray then blur (sigma=3) (amount=0.5)"),
     ],
 )
 def test_a_corruption_in_words(overrides, label):

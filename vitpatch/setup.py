@@ -256,7 +256,8 @@ def _corruption_label(cfg: DictConfig) -> str:
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(cfg._target_).rpartition(".")[2]).lower()
     if cfg._target_ == CHAIN:
         name, unsaid = " then ".join(map(_corruption_label, cfg.steps)), unsaid | {"steps"}
-    keys = ", ".join(f"{key}={value}" for key, value in cfg.items() if key not in unsaid)
+    said = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in cfg.items()}
+    keys = ", ".join(f"{key}={value}" for key, value in said.items() if key not in unsaid)
     name = name.replace("identity", "no corruption")
     return f"{name} ({keys})" if keys else name
 
