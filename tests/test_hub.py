@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_every_named_model_and_data_set_of_the_hub_has_a_stand_in():
     on_disk = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
-    assert on_disk - set(MODELS) == {"hf", "emoji_vit", "clip_zero_shot"} and set(MODELS) <= on_disk
+    assert on_disk - set(MODELS) == {"hf", "emoji_vit", "emoji_scenes_vit", "clip_zero_shot"} and set(MODELS) <= on_disk
     for option, (name, *_) in MODELS.items():
         assert composed(f"model={option}").model.path == name
     for option, (name, *_) in DATA.items():

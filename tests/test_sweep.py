@@ -102,7 +102,7 @@ def test_what_wandb_logged_is_the_summary(sweep, run):
     artifacts = [row["artifact"] for row in rows if row["type"] == "artifact"]
     (kept,) = [artifact for artifact in artifacts if artifact["type"] == "effects"]
     contents = {entry["path"] for entry in kept["manifest"]["contents"]}
-    assert contents == {"examples.parquet", "effects.parquet", "summary.csv", "manifest.json"}
+    assert contents == {"examples.parquet", "effects.parquet", "pages.parquet", "summary.csv", "manifest.json"}
 
 
 def test_media_are_there_and_not_black(sweep):
