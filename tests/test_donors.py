@@ -145,6 +145,19 @@ def test_all_layers_are_patched_at_once_beside_controls(made, pixels):
     assert run(model, pixels, "mlp_out", CONTROLS[:1])[0].together == ()
 
 
+@pytest.mark.parametrize(
+    ("site", "by_parts"), [(s, True) for s in BY_HEAD] + [(s, False) for s in ("attn_out", "z", "v")]
+)
+def test_all_layers_at_once_also_where_few_are_asked_for(made, pixels, site, by_parts):
+    model = load(made, "vit", by_parts)
+    target = Target(Site(site), (2,), heads="all" if site in BY_HEAD else None)
+    plan = make_plan(target, (1,), Direction.DENOISE, model.sizes, CONTROLS)
+    where = token_masks(plan.token_groups, model.sizes, None, None, range(IMAGES), seed=0)
+    outputs = execute(plan, model, pixels, where, Room(IMAGES, 4))
+    every = expected(model.model, "vit", pixels[BaseRun.CLEAN], pixels[BaseRun.CORRUPT], site=site, window=-2)[2]
+    torch.testing.assert_close(outputs.patched[-1].double(), every[0], **CLOSE)
+
+
 def test_the_stream_of_another_image_at_all_tokens_is_that_image(made, pixels):
     model = load(made, "vit")
     plan, outputs = run(model, pixels, "resid_post", CONTROLS, (1, 3))

@@ -271,6 +271,56 @@ def test_effects_on_the_headline_can_be_tested_too(patched):
     assert manifest["statistics"]["tests"] == "prob" and any("neutral in log odds" in n for n in manifest["notes"])
 
 
+def strictly(folder):
+    """The manifest, where NaN is no number."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} in manifest.json")
+
+    return json.loads((folder / "manifest.json").read_text(), parse_constant=refuse)
+
+
+def test_a_manifest_is_json_also_where_nothing_is_known(patched):
+    folder = patched("donor=zero", "include='min_total_effect:0.01'", "window=1")
+    manifest = strictly(folder)
+    assert manifest["unselected"]["total_effect"]["mean"] is None and "nan" not in str(manifest["notes"]).lower()
+    reduced = patched("donor=same_class", "data.limit=8", "model.dtype=bfloat16", "window=2", folder="reduced")
+    assert strictly(reduced)["precision_error"]["largest"] > 0  # some of these images have no partner
+
+
+def test_controls_of_images_that_are_not_included_have_no_mean(patched, tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", pictures(6), [0, 0, 1, 2, 3, 4])
+    damage = pd.read_parquet(patched(f"data.path={path}", "window=1", folder="all") / "examples.parquet")
+    least = (damage["prob_clean"] - damage["prob_corrupt"])[:2].max()  # neither of the one pair is included
+    assert least < (damage["prob_clean"] - damage["prob_corrupt"])[2:].max()
+    rule = f"include='min_total_effect:{least + 1e-4}'"
+    _, _, summary, _ = read(patched(f"data.path={path}", "window=1", rule, pictures=True))
+    assert (summary["n_same_class"] == 0).all() and summary["effect_same_class"].isna().all()
+    assert summary["effect_other_class"].notna().all()
+
+
+def test_what_an_image_has_no_partner_for_is_empty_in_every_file(patched):
+    folder = patched("donor=same_class", "synergy=true", "window=3", "data.limit=8")
+    examples, effects, _, _ = read(folder)
+    alone = examples.loc[examples["partner_same_class"] < 0, "example_id"]
+    assert 0 < len(alone) < 8
+    for table in (effects, pd.read_parquet(folder / "leave_outs.parquet")):
+        assert (table["effect"].isna() == table["example_id"].isin(alone)).all()
+
+
+def test_against_the_corrupted_run_controls_are_not_compared(patched):
+    _, _, summary, manifest = read(patched("window=1", "direction=noise"))
+    assert "effect_other_class" in summary and not {"own_minus_other", "p_own_minus_other"} & set(summary)
+    assert any("not compared" in note for note in manifest["notes"])
+
+
+def test_one_question_has_one_run_id(config):
+    from vitpatch.setup import prepare
+
+    assert prepare(config("window=3")).run_id == prepare(config("window=[3]")).run_id
+    assert prepare(config("target.layers=0")).run_id == prepare(config("target.layers=[0]")).run_id
+
+
 def test_the_run_id_is_of_donors_and_inclusion(config):
     from vitpatch.setup import prepare
 

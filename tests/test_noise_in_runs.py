@@ -160,3 +160,61 @@ def test_a_corruption_with_partners_is_calibrated_on_partners_of_training_images
     found = json.loads((folder / "manifest.json").read_text())["calibration"]
     assert found["key"] == "amount" and 0 < found["strength"] < 1
     assert found["drop"]["drop"] == pytest.approx(0.02, abs=0.002)
+
+
+def with_a_bad_row(path, bad, **columns):
+    """Six images of three classes in parquet, one of which (or whose twin) is no image."""
+    import io
+
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    def encoded(image):
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        return {"bytes": out.getvalue(), "path": None}
+
+    broken = {"bytes": b"no image", "path": None}
+    rows = {"image": [encoded(x) for x in pictures(6)], "twin": [encoded(x) for x in pictures(6, seed=9)]}
+    column, row = bad
+    rows[column][row] = broken
+    names = [f"class_{c}" for c in range(CLASSES)]
+    features = Features({"image": Image(), "twin": Image(), "label": ClassLabel(names=names)})
+    rows["label"] = [0, 0, 1, 1, 2, 2]
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return f"data.path={path}", "data.image_column=image", "data.on_error=skip"
+
+
+@pytest.mark.parametrize("kind", ["same_class", "nearest_luminance", "pair"])
+def test_an_image_whose_counterpart_cannot_be_read_is_left_out_and_counted(patched, tmp_path, kind):
+    data = with_a_bad_row(tmp_path / "x.parquet", ("twin" if kind == "pair" else "image", 3))
+    pair = ["data.pair_column=twin"] * (kind == "pair")
+    folder = patched("corruption=other_image", f"corruption.kind={kind}", "window=2", *data, *pair)
+    examples, _, manifest = read(folder)
+    lost = {"same_class": {2, 3}, "nearest_luminance": {3}, "pair": {3}}[kind]
+    assert set(range(6)) - set(examples["example_id"]) == lost
+    assert manifest["counts"]["dropped"] == {"unreadable": len(lost)} and manifest["counts"]["read"] == 6 - len(lost)
+    assert 3 not in set(examples["partner_corruption"])
+    with pytest.raises(VitPatchError, match="not a readable image"):
+        patched("corruption=other_image", f"corruption.kind={kind}", *data, *pair, "data.on_error=raise", folder="no")
+
+
+def test_an_image_whose_control_cannot_be_read_has_none(patched, tmp_path):
+    data = with_a_bad_row(tmp_path / "x.parquet", ("image", 3))
+    examples = read(patched("window=1", *data))[0].set_index("example_id")
+    assert examples.loc[2, "partner_same_class"] == -1 and len(examples) == 5
+    assert examples.drop(2)["partner_same_class"].isin([0, 1, 4, 5]).all()
+
+
+@pytest.mark.parametrize("how", ["donor=mean", "calibrate=prob_drop:0.01", "corruption=embedding_noise"])
+def test_training_images_none_of_which_can_be_read_are_one_line(patched, tmp_path, how):
+    from datasets import Dataset
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_parquet(folder / "test.parquet", pictures(5), range(5))
+    train = Dataset.from_parquet(str(write_parquet(folder / "train.parquet", pictures(2), [0, 1])))
+    train = train.cast_column("image", __import__("datasets").Image(decode=False))
+    train.map(lambda row: {"image": {"bytes": b"no", "path": None}}).to_parquet(str(folder / "train.parquet"))
+    noise = [] if how.startswith(("donor", "corruption")) else ["corruption=noise"]
+    with pytest.raises(VitPatchError, match="none of the 2 can be read"):
+        patched(how, *noise, "window=2", f"data.path={folder}", "data.split=test", "data.on_error=skip")

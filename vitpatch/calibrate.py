@@ -227,19 +227,22 @@ class Seen:
         """The images on the model's device; what cannot be read is left out or ends the run, as ``on_error`` says."""
         images, model = self.setup.training, self.setup.model
         loader = DataLoader(
-            Decoded(images, model.preprocessing.to_input, partners=self._partners),
+            Decoded(images, model.preprocessing.to_input, partners=self._partners, needed=tuple(self._partners)),
             batch_size=min(self.setup.cfg.batch_size, MOST_IMAGES),
             num_workers=images.num_workers,
             collate_fn=collate,
         )
-        often = 0.2 if sys.stderr.isatty() else 10.0
+        readable, often = 0, 0.2 if sys.stderr.isatty() else 10.0
         with tqdm(total=len(images), desc=what, unit=" images", mininterval=often, delay=often, leave=False) as bar:
             for batch, bad in loader:
                 if bad and images.on_error == "raise":
                     raise VitPatchError(f"training images: {bad[0].reason}")
                 if batch is not None:
                     yield batch.to(model.device)
+                readable += 0 if batch is None else len(batch)
                 bar.update((0 if batch is None else len(batch)) + len(bad))
+        if not readable:
+            raise VitPatchError(f"training images: none of the {len(images)} can be read")
 
 
 def _of_label(probs: Tensor, labels: Tensor) -> dict[Damage, Tensor]:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.config import read_study
 from vitpatch.measure import measure
@@ -22,16 +24,29 @@ from vitpatch.store import RunFolder
 log = logging.getLogger(__name__)
 
 
-def finished_below(folders: Sequence[Path]) -> list[RunFolder]:
-    """The finished patching runs in and below folders, in order of their paths. Raises ``VitPatchError`` for none."""
-    for folder in folders:
-        if not folder.is_dir():
-            raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
-    found = sorted({manifest.parent for folder in folders for manifest in folder.rglob("manifest.json")})
+def finished_below(folder: Path) -> list[RunFolder]:
+    """The finished patching runs in and below a folder, in order of their paths. Raises ``VitPatchError`` for none."""
+    if not folder.is_dir():
+        raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
+    found = sorted(manifest.parent for manifest in folder.rglob("manifest.json"))
     runs = [run for path in found if "donors" in ((run := RunFolder(path)).finished() or {})]
     if not runs:
-        raise VitPatchError(f"{' '.join(map(str, folders))}: no finished run of this version is in or below it")
+        raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
     return runs
+
+
+def places(folders: Sequence[Path], output: Path | None) -> list[tuple[RunFolder, Path]]:
+    """The finished runs below folders, and where the pictures of each go; ``None`` = to the run itself."""
+    found = {}
+    for folder in folders:
+        for run in finished_below(folder):
+            own = run.path.resolve()
+            into = own if output is None else output / folder.resolve().name / own.relative_to(folder.resolve())
+            found.setdefault(own, (run, into))
+    into = [place.resolve() for _, place in found.values()]
+    if len(set(into)) < len(into):
+        raise VitPatchError("--output: two of the folders have the same name; compare them one by one")
+    return list(found.values())
 
 
 def outcome_of(run: RunFolder) -> tuple[Outcome, dict[str, Any]]:
@@ -41,12 +56,19 @@ def outcome_of(run: RunFolder) -> tuple[Outcome, dict[str, Any]]:
     return measure(run, study, tuple(map(Donor, manifest["donors"]))), manifest
 
 
-def redraw(run: RunFolder, into: Path | None = None) -> list[Path]:
-    """Draws the pictures of a run from its files, into its own folder or another; their files."""
-    outcome, manifest = outcome_of(run)
-    drawn = draw(outcome, Shown.read(run.pages), manifest)
-    files = (run if into is None else RunFolder(into)).save(drawn)
-    return [file for of_name in files.values() for file in of_name]
+def redraw(run: RunFolder, into: Path) -> list[Path]:
+    """Draws the pictures of a run from its files into a folder's ``figures/``; their files.
+
+    Raises ``VitPatchError`` where its files are those of another version, or broken.
+    """
+    try:
+        outcome, manifest = outcome_of(run)
+        drawn = draw(outcome, Shown.read(run.pages), manifest)
+    except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise VitPatchError(f"{run.path}: of another version, or a file is broken ({reason}); run it again") from error
+    into.mkdir(parents=True, exist_ok=True)
+    return [file for of_name in RunFolder(into).save(drawn).values() for file in of_name]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,10 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="where the pictures go (default: each run's own figures/)")
     given = parser.parse_args(arguments)
     try:
-        for run in finished_below(given.folders):
-            into = None if given.output is None else given.output / run.path.name
-            if into is not None:
-                into.mkdir(parents=True, exist_ok=True)
+        for run, into in places(given.folders, given.output):
             pictures = redraw(run, into)
             print(f"{pictures[0].parent}: {', '.join(sorted(path.name for path in pictures))}")
     except (VitPatchError, OSError) as error:

@@ -55,11 +55,12 @@ def found_of(kind: Partner, images: LabelledImages, seed: int, preprocessing: Pr
         if images.columns.pair is None:
             raise VitPatchError("partner pair: the data have no pairs; name their column with data.pair_column")
         return np.arange(len(images))
-    luminance = None
-    if kind is Partner.NEAREST_LUMINANCE:
-        log.info("looking at the luminance of %s", counted(len(images), "image"))
-        luminance = mean_luminance(images, preprocessing.to_input)
-    return partners(kind, images.labels, images.clusters, seed, luminance)
+    if kind is not Partner.NEAREST_LUMINANCE:
+        return partners(kind, images.labels, images.clusters, seed)
+    log.info("looking at the luminance of %s", counted(len(images), "image"))
+    luminance = mean_luminance(images, preprocessing.to_input)
+    found = partners(kind, images.labels, images.clusters, seed, luminance)
+    return np.where(np.isnan(luminance), np.arange(len(images)), found)  # what cannot be read needs none
 
 
 def has_controls(study: Study) -> bool:

@@ -133,7 +133,7 @@ def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, in
     if plan.target.site.by_head:
         image += 6 * runs * stream
     if not model.goes_by_parts(plan.target.site):  # the values of all base runs, of all layers
-        image += runs * len(plan.readings_at) * stream
+        image += runs * len(plan.places) * stream
     if plan.target.site is Site.PATTERN:
         image += 3 * runs * sizes.heads * sizes.tokens**2 * size
     elif plan.target.site in (Site.Q, Site.K):

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -227,12 +227,21 @@ class Item:
 
 
 class Decoded(Dataset):
-    """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``."""
+    """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``.
+
+    So is one whose partner of a ``needed`` kind cannot be read: its corruption is made of that.
+    """
 
     def __init__(
-        self, images: LabelledImages, to_input: Any, masks: bool = True, partners: Positions | None = None
+        self,
+        images: LabelledImages,
+        to_input: Any,
+        masks: bool = True,
+        partners: Positions | None = None,
+        needed: Collection[Partner] = (),
     ) -> None:
-        self.images, self._to_input, self._masks, self._partners = images, to_input, masks, partners or {}
+        self.images, self._to_input, self._masks = images, to_input, masks
+        self._partners, self._needed = partners or {}, needed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -242,7 +251,12 @@ class Decoded(Dataset):
         item = self._item(position)
         if isinstance(item, BadImage) or not self._partners:
             return item
-        partners = {kind: self._partner(kind, where, position, item) for kind, where in self._partners.items()}
+        partners = {}
+        for kind, where in self._partners.items():
+            other = self._partner(kind, int(where[position]), position, item)
+            if isinstance(other, BadImage) and kind in self._needed:
+                return BadImage(item.example_id, f"the partner of row {item.example_id}: {other.reason}")
+            partners[kind] = replace(item, example_id=NOBODY) if isinstance(other, BadImage) else other
         return replace(item, partners=partners)
 
     def _item(self, position: int) -> Item | BadImage:
@@ -254,14 +268,15 @@ class Decoded(Dataset):
         masked = None if mask is None else self._to_input(mask)[:1]
         return Item(self._to_input(image), masked, example_id, int(self.images.labels[position]))
 
-    def _partner(self, kind: Partner, where: NDArray[np.int64], position: int, item: Item) -> Item:
-        at = int(where[position])
+    def _partner(self, kind: Partner, at: int, position: int, item: Item) -> Item | BadImage:
         if at < 0:
             return replace(item, example_id=NOBODY)
-        if kind is Partner.PAIR:
+        if kind is not Partner.PAIR:
+            return self._item(at)
+        try:
             return replace(item, image=self._to_input(self.images.pair(position)))
-        other = self._item(at)
-        return replace(item, example_id=NOBODY) if isinstance(other, BadImage) else other
+        except VitPatchError as error:
+            return BadImage(item.example_id, str(error))
 
 
 def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:
@@ -291,11 +306,16 @@ class ImageDataModule(lightning.LightningDataModule):
     """Batches of a run in order of ``example_id``, decoded in worker processes."""
 
     def __init__(
-        self, images: LabelledImages, to_input: Any, batch_size: int, partners: Positions | None = None
+        self,
+        images: LabelledImages,
+        to_input: Any,
+        batch_size: int,
+        partners: Positions | None = None,
+        needed: Collection[Partner] = (),
     ) -> None:
         super().__init__()
         self.images, self.batch_size = images, batch_size
-        self.decoded = Decoded(images, to_input, partners=partners)
+        self.decoded = Decoded(images, to_input, partners=partners, needed=needed)
 
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches."""

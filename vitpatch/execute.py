@@ -261,7 +261,7 @@ class _Walk:
         """What attention adds to the base runs, (runs, images, tokens, width); by head where heads are asked for."""
         every = self.base.flatten(0, 1)
         site, block = self.plan.target.site, self.model.blocks[layer]
-        if site.by_head and self._is_compared(layer, site):
+        if site.by_head and (site, layer) in self.plan.places:
             heads = block.heads(every, pattern=site is Site.PATTERN)
             heads = replace(heads, z=block.z(heads))
             self._heads = [heads.rows(slice(i * self.images, (i + 1) * self.images)) for i in range(self.runs)]

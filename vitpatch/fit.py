@@ -234,7 +234,7 @@ def evaluate(
     images that are called this class). Class ``balanced`` is the mean over classes, ``all`` the mean over images.
     """
     partners = _partners(corruptions, images, model.preprocessing, seed)
-    decoded = Decoded(images, model.preprocessing.to_input, partners=partners)
+    decoded = Decoded(images, model.preprocessing.to_input, partners=partners, needed=tuple(partners))
     loader = DataLoader(decoded, batch_size=batch_size, collate_fn=collate)
     predictions: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
     labels = []

@@ -24,7 +24,7 @@ def full_forwards(
     """
     if plan.target.site is Site.PATTERN:
         raise VitPatchError(f"target=pattern: {model.caveat(Site.PATTERN)}, which hands over no pattern; use z")
-    places, recipient = tuple(plan.readings_at), plan.recipient
+    places, recipient = plan.places, plan.recipient
     base, values = {}, {}
     for run in plan.base_runs:
         with model.reading(places) as values[run]:

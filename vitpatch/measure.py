@@ -15,7 +15,7 @@ from vitpatch.config import Study, Tested
 from vitpatch.outcome import Outcome, PeakOfGroup, Unselected, groups_of, metric_of
 from vitpatch.plan import run_of
 from vitpatch.resamples import Array, Resamples, Spread
-from vitpatch.spec import Donor, Estimate, Metric, VitPatchError
+from vitpatch.spec import Direction, Donor, Estimate, Metric, VitPatchError
 from vitpatch.store import PATCH_COLUMNS, RunFolder
 
 SHARE_OF_TOTAL = 0.1
@@ -31,11 +31,12 @@ class Read:
     prob: Array
     extra: dict[str, Array]
     is_empty: NDArray[np.bool_]
+    like_own: bool = True
 
     def of(self, images: NDArray) -> Read:
         """Some of the images."""
         extra = {name: values[images] for name, values in self.extra.items()}
-        return Read(self.measured.of(images), self.prob[images], extra, self.is_empty[images])
+        return Read(self.measured.of(images), self.prob[images], extra, self.is_empty[images], self.like_own)
 
 
 def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome:
@@ -141,10 +142,11 @@ def _read(folder: RunFolder, examples: pd.DataFrame, patches: int, study: Study,
             is_empty[here] = (table["n_tokens"].to_numpy().reshape(-1, patches) == 0).any(1)
             row = here.stop
     assert row == len(examples), f"{row} images have effects, {len(examples)} have base runs"
+    like_own = study.direction is Direction.DENOISE  # else the own donor is corrupt, and those of controls clean
     measured = stats.Measured(
         floats["effect"], correct, floats["log_odds"], floats["direct_log_odds"], floats["delta_norm"]
     )
-    return Read(measured, floats["prob"], {name: floats[name] for name in extra}, is_empty)
+    return Read(measured, floats["prob"], {name: floats[name] for name in extra}, is_empty, like_own)
 
 
 def _total(examples: pd.DataFrame, study: Study) -> NDArray[np.floating]:
@@ -187,8 +189,7 @@ def _controls(read: Read, resamples: Resamples, method: str) -> dict[str, Array]
     for name in (name for name in read.extra if name.startswith("effect_")):
         there = ~np.isnan(read.extra[name][:, 0])
         columns[name.replace("effect", "n", 1)] = np.full(read.extra[name].shape[1], there.sum())
-        of_these = Resamples(resamples.clusters[there], resamples.seed)
-        columns |= with_ends(name, of_these.spread(read.extra[name][there], method=method))
+        columns |= _over(name, read.extra[name][there], resamples, there, method)
     return columns
 
 
@@ -200,12 +201,21 @@ def _tests(read: Read, resamples: Resamples, method: str, tested: Tested) -> dic
         name, own = "effect", read.measured.effects
     columns = {"p": inference.sign_flip_p(own, clusters, seed)}
     other = read.extra.get(f"{name}_{Donor.OTHER_CLASS}")
-    if other is not None:
+    if other is not None and read.like_own:
         there = ~np.isnan(other[:, 0])
         apart = own[there] - other[there]
-        columns |= with_ends("own_minus_other", Resamples(clusters[there], seed).spread(apart, method=method))
-        columns["p_own_minus_other"] = inference.sign_flip_p(apart, clusters[there], seed)
+        columns |= _over("own_minus_other", apart, resamples, there, method)
+        known = there.any()
+        columns["p_own_minus_other"] = inference.sign_flip_p(apart, clusters[there], seed) if known else np.nan
     return columns
+
+
+def _over(name: str, values: Array, resamples: Resamples, there: NDArray[np.bool_], method: str) -> dict[str, Array]:
+    """Mean and interval over those of the images that are ``there``; NaN where none is."""
+    if not there.any():
+        unknown = np.full(values.shape[1], np.nan)
+        return with_ends(name, Spread(unknown, None, None))
+    return with_ends(name, Resamples(resamples.clusters[there], resamples.seed).spread(values, method=method))
 
 
 def with_ends(name: str, spread: Spread) -> dict[str, Array]:

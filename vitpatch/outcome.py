@@ -15,7 +15,7 @@ from vitpatch.data import PREDICTED
 from vitpatch.inference import FLIPS
 from vitpatch.plan import Run
 from vitpatch.resamples import RESAMPLES
-from vitpatch.spec import BaseRun, Donor, Estimate, Metric, Site, counted, window_word
+from vitpatch.spec import BaseRun, Direction, Donor, Estimate, Metric, Site, counted, window_word
 from vitpatch.store import RunFolder
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
@@ -28,8 +28,9 @@ DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not sho
 
 SELECTED = (
     "include={}: images are chosen by what the corruption did to them, which biases every mean away from 0; "
-    "of all {}: total effect {:+.3f}, peak layer {}"
+    "of all {}: {}peak layer {}"
 )
+UNLIKE = "controls take clean activations of other images, the own donor is the corrupted run: they are not compared"
 NEUTRAL = "p is of effects on {}: a patch that is neutral in log odds has a mean there that is not 0, and may be called"
 NO_RUN = "donor={}: is no run, so there is no total effect and recovered is empty; the peak is what does most harm"
 
@@ -198,11 +199,16 @@ def _notes(outcome: Outcome) -> list[str]:
         all_of = outcome.unselected
         notes.append(
             SELECTED.format(
-                outcome.study.include, counted(all_of.images, "image"), all_of.total.mean, all_of.peak_layer
+                outcome.study.include,
+                counted(all_of.images, "image"),
+                "" if np.isnan(all_of.total.mean) else f"total effect {all_of.total.mean:+.3f}, ",
+                all_of.peak_layer,
             )
         )
     if outcome.study.test is Tested.HEADLINE and outcome.study.metric is not Metric.LOG_ODDS:
         notes.append(NEUTRAL.format(outcome.study.metric))
+    if outcome.controls and outcome.study.direction is Direction.NOISE:
+        notes.append(UNLIKE)
     if outcome.study.donor.is_constant:
         return [*notes, NO_RUN.format(outcome.study.donor)]
     if outcome.total.holds_zero:

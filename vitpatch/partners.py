@@ -22,7 +22,8 @@ def partners(
 
     ``same_class`` and ``other_class`` are a derangement, drawn from the seed: each image is the partner of one, except
     where clusters or classes are so uneven that there is none; the rest are then drawn freely. ``nearest_luminance``
-    (the mean BT.601 luma of each image, (images,)) is of another class; the first of equally near ones.
+    (the mean BT.601 luma of each image, (images,)) is of another class; the first of equally near ones. An image of
+    unknown luminance (NaN: it cannot be read) is nobody's partner and has none.
     """
     labels, clusters = np.asarray(labels), np.asarray(clusters)
     if kind is Partner.NEAREST_LUMINANCE:
@@ -61,7 +62,7 @@ def _nearest(luminance: NDArray[np.floating], labels: Numbers, clusters: Numbers
     found = np.empty(len(labels), dtype=np.int64)
     for first in range(0, len(labels), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
-        apart = np.abs(luminance[rows, None] - luminance)
+        apart = np.nan_to_num(np.abs(luminance[rows, None] - luminance), nan=np.inf)
         apart[(labels[rows, None] == labels) | (clusters[rows, None] == clusters)] = np.inf
         found[rows] = np.where(np.isfinite(apart.min(1)), apart.argmin(1), NOBODY)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitpatch.constants import means, zeros
-from vitpatch.corruptions import corrupted
+from vitpatch.corruptions import corrupted, traits
 from vitpatch.cost import Cost, Room, cost_of, memory_limit
 from vitpatch.data import UNKNOWN, Decoded, collate
 from vitpatch.embedding_noise import OnEmbeddings, noise_of
@@ -20,6 +20,7 @@ from vitpatch.plan import Run
 from vitpatch.rows import Columns, columns, joined
 from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, Donor, ImageBatch, VitPatchError, counted
+from vitpatch.store import OF_CORRUPTION
 from vitpatch.tokens import token_masks
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,15 @@ class Patching:
 
     def _training_pixels(self) -> Iterator[Tensor]:
         images = self.setup.training
-        decoded = Decoded(images, self.model.preprocessing.to_input, masks=False)
+        decoded, readable = Decoded(images, self.model.preprocessing.to_input, masks=False), 0
         for batch, bad in DataLoader(decoded, self._batch, num_workers=images.num_workers, collate_fn=collate):
             if bad and images.on_error == "raise":
                 raise VitPatchError(f"training images: {bad[0].reason}")
             for part in parts(batch, self.room) if batch is not None else ():
+                readable += len(part)
                 yield self.model.normalize(part.images.to(self.model.device))
+        if not readable:
+            raise VitPatchError(f"training images: none of the {len(images)} can be read")
 
     def columns(self, images: ImageBatch) -> Columns:
         """The columns of a batch. Raises ``VitPatchError`` where a logit is not finite."""
@@ -87,7 +91,10 @@ class Patching:
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
         ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
-        return columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
+        found = columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
+        if (kind := traits(setup.corruption).partner) is not None:
+            found.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
+        return found
 
     def _draws(
         self, model: PatchableViT, pixels: Mapping[Run, Tensor], masks: Tensor, room: Room, ids: Tensor

@@ -209,6 +209,11 @@ class Plan:
             found[reading.site, reading.layer].append(reading)
         return dict(found)
 
+    @cached_property
+    def places(self) -> tuple[tuple[Site, int], ...]:
+        """Where the values of donors are needed: a site of a layer, each once."""
+        return tuple(dict.fromkeys((patch.site, layer) for patch, _ in self.runs for layer in patch.layers))
+
     def reached(self, reading: Reading) -> np.ndarray:
         """Which of the tokens that the classifier reads the straight way of a reading can change, int64 (n,)."""
         if reading.site in (Site.K, Site.V):  # of a source token; the change is at those that attend to it

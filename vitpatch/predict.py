@@ -27,6 +27,7 @@ from vitpatch.store import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
     LEAVE_OUTS_SCHEMA,
+    OF_CORRUPTION,
     RunFolder,
     of_controls,
     of_partners,
@@ -103,11 +104,14 @@ class PatchingModule(lightning.LightningModule):
             exact = joined([self._patching.part(part, model, room) for part in parts(images, room)]).effects["effect"]
         if model is not self.model:  # whose place on the device is needed
             model.to("cpu")
-        error = np.abs(effects - exact)
+        known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
+        if not known.any():
+            return
+        error = np.abs(effects - exact)[known]
         self.precision_error = {
             "largest": float(error.max()),
             "mean": float(error.mean()),
-            "largest_effect": float(np.abs(exact).max()),
+            "largest_effect": float(np.abs(exact[known]).max()),
             "images": len(images),
         }
         log.info(
@@ -130,8 +134,10 @@ class PatchingModule(lightning.LightningModule):
             "cluster": self.setup.images.clusters[self.setup.images.positions(ids)],
         }
         plan = self.setup.plan
+        also = of_partners(plan.donors, bool(plan.together))
+        also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
         tables = {
-            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, of_partners(plan.donors, bool(plan.together)))),
+            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, also)),
             "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(plan.donors))),
         }
         if plan.leave_outs:

@@ -64,7 +64,7 @@ class Readings:
             number = self.plan.sizes.heads
             donor, recipient = (x.unflatten(-1, (number, -1)).transpose(1, 2) for x in (donor, recipient))
         squares = _squares(donor, recipient)[1]
-        for reading in self.plan.readings_at[site, layer]:
+        for reading in self.plan.readings_at.get((site, layer), []):
             of_head = _of_head(squares, reading.head) if site.by_head else squares
             self._note(reading, of_head, self.masks[reading.tokens], None)
 

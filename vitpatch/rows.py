@@ -70,6 +70,8 @@ def columns(
         of_donor = against(_metrics(outputs.patched[i * number : (i + 1) * number], labels, rivals, clean))
         patched |= {f"{name}_{donor}": _unknown(of_donor[name], lonely[donor]) for name in CONTROLLED}
     rest = against(_metrics(outputs.patched[len(plan.donors) * number :], labels, rivals, clean))
+    if plan.donors[0] in lonely:
+        rest = {name: _unknown(values, lonely[plan.donors[0]]) for name, values in rest.items()}
     kept = {name: rest[name][: len(plan.leave_outs)] for name in CONTROLLED}
     for i, _ in enumerate(plan.together, start=len(plan.leave_outs)):
         examples |= {f"{name}_all_layers": rest[name][i] for name in CONTROLLED}

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.calibrate import about, informed, roughly
 from vitpatch.config import construct
+from vitpatch.corruptions import traits
 from vitpatch.data import ImageDataModule
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
@@ -90,7 +91,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             "precision_error": done.precision_error,
             "tracking": tracked.about,
             "seconds": round(time.monotonic() - started, 3),
-            "images_per_second": round(len(outcome.examples) / patching_seconds, 3),
+            "images_per_second": round((len(setup.images) - len(skipped)) / patching_seconds, 3),
         }
         files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
@@ -105,7 +106,8 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
 
 def _data(setup: Setup) -> ImageDataModule:
     to_input = setup.model.preprocessing.to_input
-    return ImageDataModule(setup.images, to_input, setup.cfg.batch_size, setup.partners)
+    needed = {traits(setup.corruption).partner} - {None}
+    return ImageDataModule(setup.images, to_input, setup.cfg.batch_size, setup.partners, tuple(needed))
 
 
 def _already_there(folder: RunFolder, run_id: str, overwrite: bool) -> bool:

@@ -65,5 +65,6 @@ class PatchShuffle:
 
     def _sources(self, batch: ImageBatch, seed: int) -> Tensor:
         order = uniform(batch, seed, self.grid**2).argsort(1)
-        moved = order[:, : int(self.amount * self.grid**2 + 0.5)]
+        number = int(self.amount * self.grid**2 + 0.5)
+        moved = order[:, : max(number, 2) if number else 0]  # one alone has no place to go
         return torch.arange(self.grid**2).repeat(len(batch), 1).scatter(1, moved, moved.roll(1, dims=1))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +60,10 @@ CONTROLLED = (Metric.PROB, Metric.LOG_ODDS, "effect")
 """What is stored of a control."""
 
 
+OF_CORRUPTION = "partner_corruption"
+"""Column of ``examples.parquet``: ``example_id`` of the image that a corruption with partners takes."""
+
+
 def of_partners(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
     """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
 
@@ -96,7 +103,7 @@ def _ends(patch: Patch) -> tuple[int, int, int]:
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """A name to write to that becomes ``path`` by rename, when and only when the block ends well."""
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         yield beside
         beside.replace(path)
@@ -105,9 +112,18 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as readable JSON, by rename."""
+    """Writes ``value`` as readable JSON, by rename; a number that is not known (NaN) is null."""
+    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
     with written_beside(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RunFolder:
