@@ -192,7 +192,7 @@ def test_edges_are_the_sobel_magnitude_dark_on_white():
     assert drawn[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("amount", "moved"), [(1.0, 16), (0.5, 8), (0.25, 4), (0.05, 0)])
+@pytest.mark.parametrize(("amount", "moved"), [(1.0, 16), (0.5, 8), (0.25, 4), (0.05, 2), (0.03, 0)])
 def test_patch_shuffle_permutes_cells_and_moves_as_many_as_asked(amount, moved):
     images = batch()
     out = PatchShuffle(4, amount)(images, 0)
