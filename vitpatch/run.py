@@ -22,7 +22,7 @@ from vitpatch.measure import measure
 from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.peers import folder_of
 from vitpatch.pictures import draw
-from vitpatch.predict import predict
+from vitpatch.predict import Done, predict
 from vitpatch.setup import Setup, prepare
 from vitpatch.spec import VitPatchError
 from vitpatch.store import RunFolder
@@ -72,27 +72,15 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         shown.write(folder.pages)
         known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
         pictures = folder.save(draw(outcome, shown, known))
-        manifest = {
-            "run_id": setup.run_id,
-            **known,
-            "donors": [str(donor) for donor in outcome.donors],
-            "config": config,
-            "versions": _versions(),
-            "model": {
-                "path": cfg.model.path,
-                "revision": cfg.model.revision,
-                "commit": setup.checkpoint.commit,
-                "weights": setup.model.weights_digest,
-            },
-            "data": {"digest": setup.images.digest},
-            "counts": _counts(setup, outcome, len(skipped)),
-            **described(outcome),
-            "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
-            "precision_error": done.precision_error,
-            "tracking": tracked.about,
-            "seconds": round(time.monotonic() - started, 3),
-            "images_per_second": round((len(setup.images) - len(skipped)) / patching_seconds, 3),
-        }
+        manifest = (
+            known
+            | _manifest(setup, config, outcome, done)
+            | {
+                "tracking": tracked.about,
+                "seconds": round(time.monotonic() - started, 3),
+                "images_per_second": round((len(setup.images) - len(skipped)) / patching_seconds, 3),
+            }
+        )
         files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
         tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
@@ -102,6 +90,28 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         log.info("  skipped       %d of %d images could not be read", len(skipped), len(setup.images))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
+
+
+def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done) -> dict[str, Any]:
+    """What the manifest says, but for times."""
+    cfg = setup.cfg
+    return {
+        "run_id": setup.run_id,
+        "donors": [str(donor) for donor in outcome.donors],
+        "config": config,
+        "versions": _versions(),
+        "model": {
+            "path": cfg.model.path,
+            "revision": cfg.model.revision,
+            "commit": setup.checkpoint.commit,
+            "weights": setup.model.weights_digest,
+        },
+        "data": {"digest": setup.images.digest},
+        "counts": _counts(setup, outcome, len(done.skipped)),
+        **described(outcome),
+        "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
+        "precision_error": done.precision_error,
+    }
 
 
 def _data(setup: Setup) -> ImageDataModule:
