@@ -22,7 +22,8 @@ def test_the_demo_as_the_readme_has_it(tmp_path):
     for corruption in ("gray", "noise"):
         folders = [tmp_path / f"corruption={corruption},window={w}" for w in (1, 3, 5)]
         manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
-        assert len({m["total_effect"]["mean"] for m in manifests}) == 1 and manifests[0]["total_effect"]["low"] > 0
+        totals = [m["total_effect"]["mean"] for m in manifests]  # window 1 has its controls' runs in the same calls
+        assert max(totals) - min(totals) < 1e-6 and manifests[0]["total_effect"]["low"] > 0
         peaks = [m["peak_effect"] for m in manifests]
         assert peaks == sorted(peaks) and peaks[-1] <= 1.1 * manifests[0]["total_effect"]["mean"]
         sizes = [len(pd.read_parquet(folder / "effects.parquet")) for folder in folders]
