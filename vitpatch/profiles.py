@@ -166,7 +166,7 @@ def clipped_of(rows: pd.DataFrame) -> np.ndarray:
 
 def _may_be_peak(rows: pd.DataFrame) -> np.ndarray:
     """Members of the peak set, where there are resamples to say so."""
-    if "in_peak_set" not in rows:
+    if "peak_share" not in rows:
         return np.zeros(len(rows), dtype=bool)
     return (rows["in_peak_set"] & rows["peak_share"].notna()).to_numpy(bool)
 
