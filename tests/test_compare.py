@@ -62,3 +62,11 @@ def test_what_cannot_be_drawn_is_one_line(finished, call, broken):
         file.write_bytes(file.read_bytes()[:50])
     code, said = call(where)
     assert code == 1 and said.startswith("error: ") and len(said.splitlines()) == 1, said
+
+
+def test_a_broken_run_does_not_stop_the_others(finished, call, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(finished, tmp_path / "sweep" / name)
+    (tmp_path / "sweep" / "a" / "effects.parquet").write_bytes(b"PAR1")
+    code, said = call(tmp_path / "sweep")
+    assert code == 1 and "error: " in said and (tmp_path / "sweep" / "b" / "figures" / "peak.png").exists()

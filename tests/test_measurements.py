@@ -11,8 +11,11 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 
 import vitpatch
 from vitpatch.checkpoint import Checkpoint
+from vitpatch.compare import outcome_of
 from vitpatch.inference import sign_flip_p
+from vitpatch.pictures import _beside
 from vitpatch.spec import VitPatchError
+from vitpatch.store import RunFolder
 
 OTHERS = ("same_class", "other_class")
 CLOSE = dict(rtol=0, atol=1e-5)
@@ -283,9 +286,32 @@ def strictly(folder):
 def test_a_manifest_is_json_also_where_nothing_is_known(patched):
     folder = patched("donor=zero", "include='min_total_effect:0.01'", "window=1")
     manifest = strictly(folder)
+    outcome = outcome_of(RunFolder(folder))[0]
+    assert "nan" not in _beside(outcome).everyone
     assert manifest["unselected"]["total_effect"]["mean"] is None and "nan" not in str(manifest["notes"]).lower()
     reduced = patched("donor=same_class", "data.limit=8", "model.dtype=bfloat16", "window=2", folder="reduced")
     assert strictly(reduced)["precision_error"]["largest"] > 0  # some of these images have no partner
+
+
+def test_a_run_without_a_peak_ends_well(patched, caplog):
+    with caplog.at_level(logging.INFO):
+        folder = patched("corruption=none", "window=[1,3]", pictures=True)
+    assert read(folder)[3]["peak_set"] is None and (folder / "figures" / "windows.png").exists()
+    assert "peak layer    none" in caplog.text
+
+
+def test_a_derangement_within_a_class_has_no_total_effect_and_says_why(patched, tmp_path):
+    path = write_parquet(tmp_path / "x.parquet", pictures(6), [0, 0, 1, 1, 2, 2])
+    manifest = read(patched("donor=same_class", "direction=noise", "window=2", f"data.path={path}"))[3]
+    assert abs(manifest["total_effect"]["mean"]) < 1e-6
+    assert any("derangement" in note for note in manifest["notes"])
+    assert not any("corruption is not shown" in note for note in manifest["notes"])
+
+
+def test_single_heads_have_a_peak_set_of_places(patched, caplog):
+    with caplog.at_level(logging.INFO):
+        patched("target=z", "controls=false")
+    assert "of 16 places, in layer" in caplog.text
 
 
 def test_controls_of_images_that_are_not_included_have_no_mean(patched, tmp_path):

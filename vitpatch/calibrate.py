@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from vitpatch.adjustable import Adjustable
 from vitpatch.calibration import Calibration, Curve, Damage, common_drop, grid, largest, search, tolerance_of
 from vitpatch.controls import check_all, found_of
 from vitpatch.corruptions import Corruption, corrupted, traits
-from vitpatch.data import UNKNOWN, Decoded, Positions, collate
+from vitpatch.data import UNKNOWN, Decoded, Positions
 from vitpatch.embedding_noise import Moments, OnEmbeddings, moments, noise_of
 from vitpatch.setup import Setup
-from vitpatch.spec import Estimate, ImageBatch, VitPatchError, counted, digest
+from vitpatch.spec import Estimate, ImageBatch, counted, digest
 from vitpatch.stats import estimates
 from vitpatch.store import write_json
 from vitpatch.trainers import on_device
+from vitpatch.training_images import batches_of
 
 log = logging.getLogger(__name__)
 
@@ -226,23 +226,14 @@ class Seen:
     def _batches(self, what: str) -> Iterator[ImageBatch]:
         """The images on the model's device; what cannot be read is left out or ends the run, as ``on_error`` says."""
         images, model = self.setup.training, self.setup.model
-        loader = DataLoader(
-            Decoded(images, model.preprocessing.to_input, partners=self._partners, needed=tuple(self._partners)),
-            batch_size=min(self.setup.cfg.batch_size, MOST_IMAGES),
-            num_workers=images.num_workers,
-            collate_fn=collate,
-        )
-        readable, often = 0, 0.2 if sys.stderr.isatty() else 10.0
+        kinds = self._partners
+        decoded = Decoded(images, model.preprocessing.to_input, partners=kinds, needed=tuple(kinds))
+        often = 0.2 if sys.stderr.isatty() else 10.0
         with tqdm(total=len(images), desc=what, unit=" images", mininterval=often, delay=often, leave=False) as bar:
-            for batch, bad in loader:
-                if bad and images.on_error == "raise":
-                    raise VitPatchError(f"training images: {bad[0].reason}")
+            for batch, bad in batches_of(decoded, min(self.setup.cfg.batch_size, MOST_IMAGES)):
                 if batch is not None:
                     yield batch.to(model.device)
-                readable += 0 if batch is None else len(batch)
                 bar.update((0 if batch is None else len(batch)) + len(bad))
-        if not readable:
-            raise VitPatchError(f"training images: none of the {len(images)} can be read")
 
 
 def _of_label(probs: Tensor, labels: Tensor) -> dict[Damage, Tensor]:

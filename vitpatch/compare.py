@@ -77,13 +77,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
     parser.add_argument("--output", type=Path, help="where the pictures go (default: each run's own figures/)")
     given = parser.parse_args(arguments)
+    broken = 0
     try:
         for run, into in places(given.folders, given.output):
-            pictures = redraw(run, into)
-            print(f"{pictures[0].parent}: {', '.join(sorted(path.name for path in pictures))}")
+            broken += not _redrawn(run, into)
     except (VitPatchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        broken = 1
+    if broken:
         sys.exit(1)
+
+
+def _redrawn(run: RunFolder, into: Path) -> bool:
+    """Whether a run's pictures could be drawn; the others go on where they could not."""
+    try:
+        pictures = redraw(run, into)
+    except VitPatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    print(f"{pictures[0].parent}: {', '.join(sorted(path.name for path in pictures))}")
+    return True
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ from vitpatch.spec import (
     Donor,
     Include,
     Inclusion,
+    Interval,
     Metric,
     Site,
     Target,
+    Tested,
     TokenGroup,
     VitPatchError,
 )
@@ -51,20 +53,6 @@ class MatmulPrecision(StrEnum):
     HIGHEST = "highest"
     HIGH = "high"
     MEDIUM = "medium"
-
-
-class Tested(StrEnum):
-    """Which effects are tested: those on the log odds, or on the headline metric."""
-
-    LOG_ODDS = "log_odds"
-    HEADLINE = "headline"
-
-
-class Interval(StrEnum):
-    """How intervals come from resamples (``vitpatch.resamples``)."""
-
-    PERCENTILE = "percentile"
-    BCA = "bca"
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,14 @@ def choice(key: str, value: str, *choices: str) -> str:
     return value
 
 
+def as_option(name: str) -> str:
+    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
 def called(corruption: Corruption) -> str:
-    """A corruption's class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(corruption).__name__).lower()
+    """A corruption's class as its option is written."""
+    return as_option(type(corruption).__name__)
 
 
 def no_masks(corruption: Corruption) -> VitPatchError:

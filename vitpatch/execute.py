@@ -19,12 +19,9 @@ from vitpatch.cost import Room
 from vitpatch.forwards import full_forwards
 from vitpatch.given import Constants, Given
 from vitpatch.model import PatchableViT
-from vitpatch.plan import RECIPIENT, RECOMPUTED, Branch, Half, Plan, Run, Step, run_state
+from vitpatch.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Run, Step, run_state
 from vitpatch.readings import Readings, edited_heads
 from vitpatch.spec import BaseRun, Site
-
-STREAM_HALF = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}
-"""Which half, counted from the layer's first, a site of the stream enters."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vitpatch import inference, stats
-from vitpatch.config import Study, Tested
+from vitpatch.config import Study
 from vitpatch.outcome import Outcome, PeakOfGroup, Unselected, groups_of, metric_of
 from vitpatch.plan import run_of
 from vitpatch.resamples import Array, Resamples, Spread
-from vitpatch.spec import Direction, Donor, Estimate, Metric, VitPatchError
+from vitpatch.spec import Direction, Donor, Estimate, Metric, Tested, VitPatchError
+from vitpatch.stats import with_ends
 from vitpatch.store import PATCH_COLUMNS, RunFolder
 
 SHARE_OF_TOTAL = 0.1
@@ -60,8 +61,7 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
     resamples = Resamples(examples["cluster"].to_numpy(), study.seed)
     total = resamples.spread(examples[["total_effect"]].to_numpy(float), method=study.interval).estimates[0]
     towards = _towards(total.mean, study)
-    tested = study.test if study.metric is not Metric.LOG_ODDS else Tested.LOG_ODDS
-    summary, peaks = summarized(patches, read, examples, resamples, study.interval, towards, tested)
+    summary, peaks = summarized(patches, read, examples, resamples, study.interval, towards, study.test)
     if unselected is not None:
         summary["effect_unselected"] = unselected.effects
     marginals = _marginals(folder, kept, summary, read, examples, resamples, study)
@@ -215,13 +215,8 @@ def _over(name: str, values: Array, resamples: Resamples, there: NDArray[np.bool
     if not there.any():
         unknown = np.full(values.shape[1], np.nan)
         return with_ends(name, Spread(unknown, None, None))
-    return with_ends(name, Resamples(resamples.clusters[there], resamples.seed).spread(values, method=method))
-
-
-def with_ends(name: str, spread: Spread) -> dict[str, Array]:
-    """Columns ``name``, ``name_low``, ``name_high``."""
-    low, high = spread.interval
-    return {name: spread.mean, f"{name}_low": low, f"{name}_high": high}
+    same = resamples if there.all() else Resamples(resamples.clusters[there], resamples.seed)
+    return with_ends(name, same.spread(values, method=method))
 
 
 def singles_of(summary: pd.DataFrame) -> dict[int, list[int]]:

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpatch.config import Study, Tested
+from vitpatch.config import Study
 from vitpatch.data import PREDICTED
 from vitpatch.inference import FLIPS
 from vitpatch.plan import Run
 from vitpatch.resamples import RESAMPLES
-from vitpatch.spec import BaseRun, Direction, Donor, Estimate, Metric, Site, counted, window_word
+from vitpatch.spec import BaseRun, Direction, Donor, Estimate, Metric, Site, Tested, counted, window_word
 from vitpatch.store import RunFolder
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
@@ -28,7 +28,11 @@ DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not sho
 
 SELECTED = (
     "include={}: images are chosen by what the corruption did to them, which biases every mean away from 0; "
-    "of all {}: {}peak layer {}"
+    "of all {}: {}{}"
+)
+DOES_NOT_DIFFER = (
+    "the total effect's interval holds 0: on average another image says as much for a label as the image itself, as a "
+    "derangement within a class must"
 )
 UNLIKE = "controls take clean activations of other images, the own donor is the corrupted run: they are not compared"
 NEUTRAL = "p is of effects on {}: a patch that is neutral in log odds has a mean there that is not 0, and may be called"
@@ -98,6 +102,14 @@ class Outcome:
     def peak_layer(self) -> int | None:
         """The layer of the peak."""
         return None if self.peak is None else int(self.peak["layer"])
+
+    @property
+    def doubt(self) -> str:
+        """What to say where the total effect's interval holds 0; else nothing."""
+        if not self.total.holds_zero:
+            return ""
+        same = self.study.donor is Donor.SAME_CLASS and self.study.direction is Direction.NOISE
+        return DOES_NOT_DIFFER if same else DOES_NOT_MOVE
 
     @property
     def peak_place(self) -> str:
@@ -202,7 +214,7 @@ def _notes(outcome: Outcome) -> list[str]:
                 outcome.study.include,
                 counted(all_of.images, "image"),
                 "" if np.isnan(all_of.total.mean) else f"total effect {all_of.total.mean:+.3f}, ",
-                all_of.peak_layer,
+                "no peak layer" if all_of.peak_layer is None else f"peak layer {all_of.peak_layer}",
             )
         )
     if outcome.study.test is Tested.HEADLINE and outcome.study.metric is not Metric.LOG_ODDS:
@@ -211,8 +223,8 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(UNLIKE)
     if outcome.study.donor.is_constant:
         return [*notes, NO_RUN.format(outcome.study.donor)]
-    if outcome.total.holds_zero:
-        notes.append(DOES_NOT_MOVE)
+    if outcome.doubt:
+        notes.append(outcome.doubt)
     if not outcome.total.known:
         notes.append("no interval: all images are of one cluster")
     if outcome.summary["recovered"].isna().all():
@@ -290,19 +302,17 @@ def _said_peak(outcome: Outcome, peak: pd.Series) -> list[str]:
     said = [f"  peak layer    {at}: {_with_interval(estimate)}{share}"]
     found = _of_peak_group(outcome)
     if found["peak_stability"] is not None:
-        others = ", ".join(map(str, found["peak_set"]))
-        size = found["peak_effect_split_halves"]
+        group, layers = outcome.peak_group, ", ".join(map(str, found["peak_set"]))
+        by_layer = outcome.summary["layer"].iloc[group.rows].is_unique
+        which = f"layer{'s' * (',' in layers)} {layers}"
+        which = which if by_layer else f"{len(group.members)} of {len(group.rows)} places, in {which}"
         said.append(
-            f"  peak set      layers {others}; in {found['peak_stability']:.0%} of resamples the peak is this one; "
-            f"{size:+.3f} from split halves"
+            f"  peak set      {which}; in {found['peak_stability']:.0%} of resamples the peak is this one; "
+            f"{found['peak_effect_split_halves']:+.3f} from split halves"
         )
     for donor in outcome.controls:
-        of_control = Estimate(
-            *(peak[f"effect_{donor}{end}"] for end in ("",)),
-            np.nan,
-            *(peak[f"effect_{donor}{end}"] for end in ("_low", "_high")),
-        )
-        said.append(f"  control       {donor} there: {_with_interval(of_control)}")
+        mean, low, high = (peak[f"effect_{donor}{end}"] for end in ("", "_low", "_high"))
+        said.append(f"  control       {donor} there: {_with_interval(Estimate(mean, np.nan, low, high))}")
     return said
 
 

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vitpatch.constants import means, zeros
 from vitpatch.corruptions import corrupted, traits
 from vitpatch.cost import Cost, Room, cost_of, memory_limit
-from vitpatch.data import UNKNOWN, Decoded, collate
+from vitpatch.data import UNKNOWN, Decoded
 from vitpatch.embedding_noise import OnEmbeddings, noise_of
 from vitpatch.execute import Outputs, averaged, execute
 from vitpatch.given import Constants
@@ -22,6 +21,7 @@ from vitpatch.setup import Setup
 from vitpatch.spec import BaseRun, Donor, ImageBatch, VitPatchError, counted
 from vitpatch.store import OF_CORRUPTION
 from vitpatch.tokens import token_masks
+from vitpatch.training_images import batches_of
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +59,10 @@ class Patching:
         return means(self.model, site, self._training_pixels())
 
     def _training_pixels(self) -> Iterator[Tensor]:
-        images = self.setup.training
-        decoded, readable = Decoded(images, self.model.preprocessing.to_input, masks=False), 0
-        for batch, bad in DataLoader(decoded, self._batch, num_workers=images.num_workers, collate_fn=collate):
-            if bad and images.on_error == "raise":
-                raise VitPatchError(f"training images: {bad[0].reason}")
+        decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
+        for batch, _ in batches_of(decoded, self._batch):
             for part in parts(batch, self.room) if batch is not None else ():
-                readable += len(part)
                 yield self.model.normalize(part.images.to(self.model.device))
-        if not readable:
-            raise VitPatchError(f"training images: none of the {len(images)} can be read")
 
     def columns(self, images: ImageBatch) -> Columns:
         """The columns of a batch. Raises ``VitPatchError`` where a logit is not finite."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitpatch import evidence, panels, plots, profiles, stats
 from vitpatch.maps import also, image_pages, mean_maps, over_the_image
 from vitpatch.measure import singles_of
-from vitpatch.outcome import DOES_NOT_MOVE, Outcome, PeakOfGroup, is_handover, series_of
+from vitpatch.outcome import Outcome, PeakOfGroup, is_handover, series_of
 from vitpatch.resamples import Resamples
 from vitpatch.shown import Shown
 from vitpatch.spec import Direction, Donor, Estimate, counted
@@ -37,7 +37,7 @@ def draw(outcome: Outcome, shown: Shown, manifest: Mapping[str, Any]) -> Drawn:
     where there is one.
     """
     study, run = outcome.study, manifest["title"]
-    title = f"{run}\n{DOES_NOT_MOVE}" if outcome.total.holds_zero else run
+    title = f"{run}\n{outcome.doubt}" if outcome.doubt else run
     cause = f"{study.donor} ablation" if study.donor.is_constant else ""
     caption = plots.Caption(
         title, study.metric, len(outcome.examples), outcome.clusters, interval=study.interval, cause=cause
@@ -65,7 +65,8 @@ def _beside(outcome: Outcome) -> profiles.Beside:
     everyone = ""
     if outcome.unselected is not None:
         images = counted(outcome.unselected.images, "image")
-        everyone = f"all {images}, not selected; their total effect {outcome.unselected.total.mean:+.3f}"
+        total = outcome.unselected.total.mean
+        everyone = f"all {images}, not selected" + ("" if np.isnan(total) else f"; their total effect {total:+.3f}")
     return profiles.Beside(outcome.total, outcome.together, own, controls, everyone)
 
 

@@ -106,6 +106,8 @@ class Step:
         return tuple(b for b in self.branches if self.state != RECIPIENT and b.edit.site in RECOMPUTED)
 
 
+STREAM_HALF = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}
+"""Which half, counted from the layer's first, a site of the stream enters."""
 RECOMPUTED = (Site.Q, Site.K, Site.V, Site.PATTERN)
 """Sites whose replacement changes what attention computes, not only what it hands on."""
 
@@ -336,7 +338,7 @@ def edits_of(patch: Patch, donor: int = 0) -> dict[int, Edit]:
 
 def _edit(patch: Patch, layer: int, donor: int) -> tuple[int, Edit]:
     if patch.site.is_stream:  # one name for the one stream
-        half = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}[patch.site]
+        half = STREAM_HALF[patch.site]
         return 2 * (2 * layer + half), Edit(Site.RESID_PRE, patch.tokens, donor=donor)
     if patch.site is Site.MLP_OUT:
         return 2 * (2 * layer + 1) + 1, Edit(Site.MLP_OUT, patch.tokens, donor=donor)

@@ -14,11 +14,11 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpatch.spec import Estimate, VitPatchError
+from vitpatch.spec import Estimate, Interval, VitPatchError
 
 RESAMPLES = 2000
 LEVEL = 0.95
-METHODS = ("percentile", "bca")
+METHODS = tuple(Interval)
 ROUNDING = 1e-12
 """What differs by less than this share of its size differs by rounding."""
 

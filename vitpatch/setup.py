@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.adjustable import Adjustable, adjustable
 from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.config import Study, Tested, construct, read_study, whole_number
+from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.controls import donors_of, partners_of
-from vitpatch.corruptions import Corruption, no_masks, traits
+from vitpatch.corruptions import Corruption, as_option, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.inference import check_signed
@@ -33,6 +32,7 @@ from vitpatch.spec import (
     EVERYONE,
     JOINT,
     Donor,
+    Tested,
     TokenGroup,
     VitPatchError,
     digest,
@@ -255,7 +255,7 @@ def _data_words(cfg: DictConfig) -> str:
 def _corruption_label(cfg: DictConfig) -> str:
     """The corruption in words: its class and its strengths, an ``amount`` of 1 unsaid; of a chain step by step."""
     unsaid = {"_target_", "amount"} if cfg.get("amount") == 1 else {"_target_"}
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(cfg._target_).rpartition(".")[2]).lower()
+    name = as_option(str(cfg._target_).rpartition(".")[2]).replace("_", " ")
     if cfg._target_ == CHAIN:
         name, unsaid = " then ".join(map(_corruption_label, cfg.steps)), unsaid | {"steps"}
     said = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in cfg.items()}

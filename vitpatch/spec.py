@@ -136,6 +136,20 @@ class Metric(StrEnum):
     KL = "kl"
 
 
+class Tested(StrEnum):
+    """Which effects are tested: those on the log odds, or on the headline metric."""
+
+    LOG_ODDS = "log_odds"
+    HEADLINE = "headline"
+
+
+class Interval(StrEnum):
+    """How intervals come from resamples (``vitpatch.resamples``)."""
+
+    PERCENTILE = "percentile"
+    BCA = "bca"
+
+
 class Include(StrEnum):
     """Which images the means are over.
 

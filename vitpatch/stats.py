@@ -113,7 +113,7 @@ def summarize(
     macro = {}
     if "label" in examples:
         of_classes = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method)
-        macro = _with_interval("effect_macro", of_classes)
+        macro = with_ends("effect_macro", of_classes)
     return patches.assign(
         n=len(examples),
         n_clusters=resamples.n,
@@ -123,8 +123,8 @@ def summarize(
         recovered=low_mid_high[0],
         **_ends("recovered", low_mid_high[1:]),
         accuracy=measured.correct.mean(0),
-        **_with_interval("log_odds_effect", log_odds),
-        **_with_interval("direct_log_odds", direct),
+        **with_ends("log_odds_effect", log_odds),
+        **with_ends("direct_log_odds", direct),
         delta_norm=_mean_of_known(measured.delta_norm),
         **macro,
         **_ends("effect_sim", effects.simultaneous),
@@ -136,8 +136,8 @@ def _ends(name: str, ends: Iterable[Array]) -> dict[str, Array]:
     return {f"{name}_low": low, f"{name}_high": high}
 
 
-def _with_interval(name: str, spread: Spread) -> dict[str, Array]:
-    """Columns ``name``, ``name_low``, ``name_high``; empty where a value is not known."""
+def with_ends(name: str, spread: Spread) -> dict[str, Array]:
+    """Columns of means and intervals, ``name``, ``name_low``, ``name_high``; empty where a value is not known."""
     if np.isnan(spread.mean).any():
         spread = Spread(np.full_like(spread.mean, np.nan), None, None)
     return {name: spread.mean, **_ends(name, spread.interval)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
-from vitpatch.data import LabelledImages
+from torch.utils.data import DataLoader
+
+from vitpatch.data import BadImage, Decoded, LabelledImages, collate
 from vitpatch.sources import ImageSource
-from vitpatch.spec import VitPatchError
+from vitpatch.spec import ImageBatch, VitPatchError
 
 log = logging.getLogger(__name__)
 
@@ -29,3 +32,18 @@ def training_images(source: ImageSource, split: str | None, limit: int | None) -
     if split == source.split:
         log.warning("train_split %s is data.split: training images and the run's are of one split", split)
     return images
+
+
+def batches_of(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
+    """Batches of training images; what cannot be read is left out, or ends the run, as ``on_error`` says.
+
+    Raises ``VitPatchError`` where none can be read.
+    """
+    images, readable = decoded.images, 0
+    for batch, bad in DataLoader(decoded, size, num_workers=images.num_workers, collate_fn=collate):
+        if bad and images.on_error == "raise":
+            raise VitPatchError(f"training images: {bad[0].reason}")
+        readable += 0 if batch is None else len(batch)
+        yield batch, bad
+    if not readable:
+        raise VitPatchError(f"training images: none of the {len(images)} can be read")
