@@ -103,24 +103,27 @@ class Setup:
     @property
     def run_id(self) -> str:
         """The digest of all that can change a number."""
+        return digest(self.identity)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that can change a number, by name."""
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
-        return digest(
-            {
-                **self.of_model,
-                "data": self.images.digest,
-                "selection": {"on_error": cfg["data"]["on_error"]},
-                "corruption": self.adjustables[0].config if self.asked else cfg["corruption"],
-                "target": asdict(self.study.target),
-                "window": self.study.windows,
-                **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
-                "donors": self.plan.donors,
-                "include": str(self.study.include),
-                "interval": self.study.interval,
-                "test": self.study.test,
-                "leave_outs": len(self.plan.leave_outs),
-                **self._of_training,
-            }
-        )
+        return {
+            **self.of_model,
+            "data": self.images.digest,
+            "selection": {"on_error": cfg["data"]["on_error"]},
+            "corruption": self.adjustables[0].config if self.asked else cfg["corruption"],
+            "target": asdict(self.study.target),
+            "window": self.study.windows,
+            **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
+            "donors": self.plan.donors,
+            "include": str(self.study.include),
+            "interval": self.study.interval,
+            "test": self.study.test,
+            "leave_outs": len(self.plan.leave_outs),
+            **self._of_training,
+        }
 
     @property
     def of_model(self) -> dict[str, Any]:
