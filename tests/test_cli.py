@@ -92,12 +92,12 @@ def test_a_sweep_folder_that_cannot_be_written(cli, tiny):
 
 
 def test_a_full_disk_ends_in_one_line(cli, tiny, tmp_path, monkeypatch):
-    from vitpatch.store import RunFolder
+    from vitpatch.shards import Shards
 
     def full(*args):
         raise OSError(28, "No space left on device", str(tmp_path / "run" / "shards"))
 
-    monkeypatch.setattr(RunFolder, "write_shard", full)
+    monkeypatch.setattr(Shards, "write", full)
     assert_one_line(*cli(*tiny), "No space left on device", tmp_path / "run")
 
 

@@ -83,6 +83,8 @@ LEVELS = {
     "store": 1,
     "tokens": 1,
     "tracking": 1,
+    "interrupt": 0,
+    "shards": 2,
     "spec": 0,
 }
 

@@ -78,7 +78,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(patched, config, tm
     with caplog.at_level(logging.INFO):
         patched("window=1", "batch_size=3", "sweep=other")  # none of these changes a number
     assert (folder / "manifest.json").stat().st_mtime_ns == before and "finished before" in caplog.text
-    with pytest.raises(VitPatchError, match=r"other settings.*overwrite=true"):
+    with pytest.raises(VitPatchError, match=r"other window \(\[1\] there, \[2\] here\).*overwrite=true"):
         patched("window=2")
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     patched("window=2", "overwrite=true")

@@ -51,10 +51,19 @@ class Cost:
     row_bytes: int
     batch_bytes: int
 
-    def room(self, batch: int, limit: float, tokens: int, device: torch.device, waiting: int | None = None) -> Room:
+    def room(
+        self,
+        batch: int,
+        limit: float,
+        tokens: int,
+        device: torch.device,
+        waiting: int | None = None,
+        before: tuple[int, int] | None = None,
+    ) -> Room:
         """The most of a batch that fits ``limit`` bytes and is of use; ``waiting`` of its images (all) take room too.
 
-        Raises ``VitPatchError`` where one image does not fit.
+        As many ``(images, rows)`` as ``before``, where they still fit. Raises ``VitPatchError`` where one image does
+        not fit.
         """
         waiting = batch if waiting is None else waiting
 
@@ -68,6 +77,8 @@ class Cost:
                 f"memory_gb {limit / GB:.3g}: one image of this plan{wait} need{'s' * (not waiting)} {least}; "
                 f"give as much, {smaller}or fewer layers, heads or tokens at once"
             )
+        if before is not None and taken(*before) <= limit:
+            return Room(*before, taken(*before))
         most = max(1, TOKENS_A_CALL["cpu" if device.type == "cpu" else "other"] // tokens)
         images = max(n for n in range(1, min(batch, most) + 1) if n == 1 or taken(n, n) <= limit)
         images = math.ceil(batch / math.ceil(batch / images))  # parts of a batch of one size

@@ -6,6 +6,8 @@ import copy
 import hashlib
 import io
 import logging
+import math
+import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from vitpatch.labels import LEFT_OUT
 from vitpatch.partners import NOBODY
@@ -288,6 +290,11 @@ def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]
     return found
 
 
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends CTRL-C to worker processes too; the run decides when they stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def collate(items: Sequence[Item | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
     """The readable items as a batch (``None`` where there is none), and the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
@@ -303,7 +310,10 @@ def _batch(items: Sequence[Item]) -> ImageBatch:
 
 
 class ImageDataModule(lightning.LightningDataModule):
-    """Batches of a run in order of ``example_id``, decoded in worker processes."""
+    """Batches of a run in order of ``example_id``, decoded in worker processes.
+
+    ``numbers``: which of the ``batches`` are read, ascending; all, unless some are done.
+    """
 
     def __init__(
         self,
@@ -316,12 +326,24 @@ class ImageDataModule(lightning.LightningDataModule):
         super().__init__()
         self.images, self.batch_size = images, batch_size
         self.decoded = Decoded(images, to_input, partners=partners, needed=needed)
+        self.batches = math.ceil(len(images) / batch_size)
+        self.numbers: Sequence[int] = range(self.batches)
+
+    @property
+    def positions(self) -> list[int]:
+        """Where the images of the batches that are read stand."""
+        size, last = self.batch_size, len(self.images)
+        return [at for number in self.numbers for at in range(number * size, min((number + 1) * size, last))]
 
     def predict_dataloader(self) -> DataLoader:
-        """(ImageBatch | None, [BadImage]) batches."""
-        workers = self.images.num_workers
+        """(ImageBatch | None, [BadImage]) batches; only the last of all may be short, so they stay what they are."""
         return DataLoader(
-            self.decoded, batch_size=self.batch_size, shuffle=False, num_workers=workers, collate_fn=collate
+            Subset(self.decoded, self.positions),
+            batch_size=self.batch_size,
+            shuffle=False,
+            num_workers=self.images.num_workers,
+            collate_fn=collate,
+            worker_init_fn=_ignore_ctrl_c,
         )
 
     def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:

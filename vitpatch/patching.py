@@ -30,23 +30,27 @@ class Patching:
     """Patches batches by a run's plan, some images at a time, where its model is now.
 
     ``draws`` of noise on embeddings an image, whose probabilities are averaged; ``None`` = as the corruption says.
-    Raises ``VitPatchError`` where one image does not fit the memory.
+    ``before``: images and rows of a call of an earlier start, kept to where they fit. Raises ``VitPatchError`` where
+    one image does not fit the memory.
     """
 
-    def __init__(self, setup: Setup, batch_size: int, draws: int | None = None) -> None:
+    def __init__(
+        self, setup: Setup, batch_size: int, draws: int | None = None, before: tuple[int, int] | None = None
+    ) -> None:
         self.setup, self.plan, self.model = setup, setup.plan, setup.model
         self._batch = min(batch_size, len(setup.images))
         self.draws = 1
         if isinstance(setup.corruption, OnEmbeddings):
             self.draws = setup.corruption.draws if draws is None else draws
         self.cost = cost_of(self.plan, self.model, len(setup.partners))
-        self.room = self.room_for(self.cost)
+        self.room = self.room_for(self.cost, before)
         self._constants = self._found_constants()
 
-    def room_for(self, cost: Cost) -> Room:
+    def room_for(self, cost: Cost, before: tuple[int, int] | None = None) -> Room:
         """How much of a plan of this cost fits the model's device."""
         device = self.model.device
-        return cost.room(self._batch, memory_limit(self.setup.cfg.memory_gb, device), self.plan.sizes.tokens, device)
+        limit = memory_limit(self.setup.cfg.memory_gb, device)
+        return cost.room(self._batch, limit, self.plan.sizes.tokens, device, before=before)
 
     def _found_constants(self) -> Constants | None:
         """The values of a donor that is no run."""

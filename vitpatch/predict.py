@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,16 +19,17 @@ from tqdm import tqdm
 from vitpatch.cost import cost_of, described
 from vitpatch.data import PREDICTED, BadImage, ImageDataModule
 from vitpatch.inclusion import included as included_by
+from vitpatch.interrupt import Interrupted, waiting
 from vitpatch.patching import Patching, parts
 from vitpatch.rows import Columns, joined
 from vitpatch.setup import Setup
+from vitpatch.shards import BatchDone, Shards
 from vitpatch.spec import ImageBatch, VitPatchError, counted
 from vitpatch.store import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
     LEAVE_OUTS_SCHEMA,
     OF_CORRUPTION,
-    RunFolder,
     of_controls,
     of_partners,
     with_fields,
@@ -50,21 +51,31 @@ class PatchingModule(lightning.LightningModule):
     """Corrupts a batch, runs the plan on it, some images at a time, and reads the metrics off.
 
     ``line`` says what the plan costs, once the first images have been timed; ``precision_error`` how far the effects of
-    the first batch are from float32, of a run at reduced precision. With ``dry_run`` nothing but these first images is
-    computed.
+    the first batch are from float32, of a run at reduced precision. Calls are of the sizes that the run in ``shards``
+    began with; without shards it is a dry run, and nothing but the first images is computed.
     """
 
-    def __init__(self, setup: Setup, batch_size: int, dry_run: bool = False) -> None:
+    def __init__(self, setup: Setup, batch_size: int, shards: Shards | None = None) -> None:
         super().__init__()
-        self.model, self.setup, self.dry_run = setup.model, setup, dry_run
-        self.batch_size = batch_size
+        self.model, self.setup, self.batch_size = setup.model, setup, batch_size
+        self._shards = shards
         self.line: str | None = None
         self.precision_error: dict[str, float] | None = None
         self._patching: Patching | None = None
 
     def on_predict_start(self) -> None:
         """Looks at the device. Raises ``VitPatchError`` where one image does not fit."""
-        self._patching = Patching(self.setup, self.batch_size)
+        if self._shards is None:
+            self._patching = Patching(self.setup, self.batch_size)
+            return
+        begun = self._shards.begun()
+        before = None if begun.images is None else (begun.images, begun.rows)
+        self._patching = Patching(self.setup, self.batch_size, before=before)
+        room = self._patching.room
+        if before is None:
+            self._shards.keep(replace(begun, images=room.images, rows=room.rows))
+        elif before != (room.images, room.rows):
+            log.warning("less memory is free than when the run began: calls are smaller, and numbers the same to 1e-6")
 
     def predict_step(self, batch: tuple[ImageBatch | None, list[BadImage]], batch_idx: int = 0) -> Rows:
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
@@ -77,7 +88,7 @@ class PatchingModule(lightning.LightningModule):
             measured.append(patching.part(part, self.model, patching.room))
             if self.line is None:
                 self._say(len(part), time.perf_counter() - started)
-            if self.dry_run:
+            if self._shards is None:
                 return Rows({}, bad)
         measured = joined(measured)
         if self.setup.is_reduced and self.precision_error is None:
@@ -157,39 +168,46 @@ def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
 
 
 class ShardWriter(BasePredictionWriter):
-    """Streams the rows of each batch to the run's folder; an unreadable image is counted, or stops the run."""
+    """Streams the rows of each batch to the run's folder; an unreadable image is counted, or stops the run.
 
-    def __init__(self, folder: RunFolder, on_error: str) -> None:
+    ``numbers`` are the batches' own, in the order in which they come. Once ``stopped`` says so the run ends.
+    """
+
+    def __init__(self, shards: Shards, numbers: Sequence[int], on_error: str, stopped: Callable[[], bool]) -> None:
         super().__init__(write_interval="batch")
-        self.folder, self.on_error = folder, on_error
-        self.skipped: list[BadImage] = []
+        self.shards, self.numbers, self.on_error, self.stopped = shards, numbers, on_error, stopped
 
     def write_on_batch_end(
         self,
         trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        pl_module: PatchingModule,
         prediction: Rows,
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes one shard. Raises ``VitPatchError`` for an unreadable image unless they are skipped."""
+        """Writes one shard. Raises ``VitPatchError`` for an unreadable image unless they are skipped.
+
+        Raises ``Interrupted`` once the shard is on the disk, where the run was asked to stop.
+        """
         if prediction.bad and self.on_error == "raise":
             raise VitPatchError(prediction.bad[0].reason)
         for bad in prediction.bad:
             log.warning("skipped: %s", bad.reason.partition(";")[0])
-        self.skipped += prediction.bad
-        if prediction.tables:
-            self.folder.write_shard(batch_idx, prediction.tables)
+        bad = [(image.row, image.reason) for image in prediction.bad]
+        said = {"line": pl_module.line, "precision_error": pl_module.precision_error}
+        self.shards.write(self.numbers[batch_idx], prediction.tables, bad, said)
+        if self.stopped():
+            raise Interrupted(f"{batch_idx + 1} of {len(self.numbers)} batches are done")
 
 
 class ImageProgress(ProgressBar):
     """A bar that counts images, and so shows images per second and the time left; from the first batch on."""
 
-    def __init__(self, images: int, name: str) -> None:
+    def __init__(self, images: int, name: str, done: int = 0) -> None:
         super().__init__()
-        self._total, self._name = images, name
+        self._total, self._name, self._done = images, name, done
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Notes the time."""
@@ -207,7 +225,14 @@ class ImageProgress(ProgressBar):
         """Moves on by the images of the batch, unreadable ones too; where nobody watches, every 10 s only."""
         if not hasattr(self, "_bar"):
             often = 0.2 if sys.stderr.isatty() else 10.0
-            self._bar = tqdm(total=self._total, desc=self._name, unit=" images", mininterval=often, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._done,
+                desc=self._name,
+                unit=" images",
+                mininterval=often,
+                dynamic_ncols=True,
+            )
             self._bar.start_t = self._started
         images, bad = batch
         self._bar.update((0 if images is None else len(images)) + len(bad))
@@ -231,31 +256,64 @@ class ImageProgress(ProgressBar):
 
 @dataclass(frozen=True)
 class Done:
-    """What predicting leaves beside the shards."""
+    """What predicting leaves beside the shards: ``images`` that this start has been through, those ``skipped`` ever."""
 
-    skipped: list[BadImage]
+    images: int
+    skipped: int
     line: str | None
     precision_error: dict[str, float] | None
 
 
 def predict(
-    setup: Setup,
-    data: ImageDataModule,
-    make_trainer: Callable[..., lightning.Trainer],
-    folder: RunFolder,
-    dry_run: bool = False,
+    setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], shards: Shards, name: str
 ) -> Done:
-    """Patches all images of ``data`` into ``folder``; with ``dry_run`` only a few, and nothing is written."""
+    """Patches the images of ``data`` that are not done yet into ``shards``; ``name`` stands before the bar.
+
+    Raises ``Interrupted`` after the batch in which the run was asked to stop.
+    """
+    done = shards.done()
+    data.numbers = [number for number in range(data.batches) if number not in done]
+    before = len(data.images) - len(data.positions)
+    if done:
+        log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
+    if data.numbers:
+        module = PatchingModule(setup, data.batch_size, shards)
+        with waiting(_say_stopping) as stopped:
+            writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
+            bar = ImageProgress(len(data.images), name, before)
+            _predict(module, data, make_trainer, callbacks=[writer, bar])
+    return _done(shards.records().values(), len(data.positions))
+
+
+def foretell(setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]) -> str | None:
+    """What the run would cost, in a line, from its first images; ``None`` where none of these can be read."""
+    module = PatchingModule(setup, data.batch_size)
+    _predict(module, data, make_trainer, callbacks=[], limit_predict_batches=1, enable_progress_bar=False)
+    return module.line
+
+
+def _predict(
+    module: PatchingModule, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], **arguments: Any
+) -> None:
     quiet()
-    writer = ShardWriter(folder, data.images.on_error)
-    callbacks = [] if dry_run else [writer, ImageProgress(len(data.images), folder.path.name)]
     quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    if dry_run:
-        quietly |= {"limit_predict_batches": 1, "enable_progress_bar": False}
-    trainer = trainer_of(make_trainer, callbacks=callbacks, **quietly)
+    trainer = trainer_of(make_trainer, **arguments, **quietly)
     if trainer.world_size > 1:
         raise VitPatchError(f"trainer: {trainer.world_size} processes; a run uses one device so far: trainer.devices=1")
-    module = PatchingModule(setup, data.batch_size, dry_run)
-    with matmul_precision(setup.cfg.matmul_precision):
+    with matmul_precision(module.setup.cfg.matmul_precision):
         trainer.predict(module, datamodule=data, return_predictions=False)
-    return Done(writer.skipped, module.line, module.precision_error)
+
+
+def _say_stopping() -> None:
+    log.warning("stopping after this batch; CTRL-C again stops at once")
+
+
+def _done(batches: Iterable[BatchDone], images: int) -> Done:
+    """What all batches say together, of lines and errors the first."""
+    batches = list(batches)
+
+    def first(name: str) -> Any:
+        return next((batch.said[name] for batch in batches if batch.said.get(name)), None)
+
+    skipped = sum(len(batch.bad) for batch in batches)
+    return Done(images, skipped, first("line"), first("precision_error"))

@@ -22,8 +22,9 @@ from vitpatch.measure import measure
 from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.peers import folder_of
 from vitpatch.pictures import draw
-from vitpatch.predict import Done, predict
+from vitpatch.predict import Done, foretell, predict
 from vitpatch.setup import Setup, prepare
+from vitpatch.shards import Begun, Shards, differing
 from vitpatch.spec import VitPatchError
 from vitpatch.store import RunFolder
 from vitpatch.tracking import Results, RunInfo
@@ -36,7 +37,8 @@ PACKAGES = ("torch", "transformers", "lightning", "datasets", "hydra-core", "wan
 def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> None:
     """Makes the run that ``cfg`` describes in the folder ``path``; ``options`` are the names of the chosen options.
 
-    A finished run of the same ``run_id`` is left as it is. Raises ``VitPatchError`` for what the user can mend.
+    A finished run of the same ``run_id`` is left as it is, one that was stopped goes on. Raises ``VitPatchError`` for
+    what the user can mend, ``Interrupted`` where it was asked to stop.
     """
     started = time.monotonic()
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
@@ -45,25 +47,26 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     folder = RunFolder(path)
     if cfg.dry_run:
         setup = roughly(setup)
-        data = _data(setup)
-        folder.plan_only(predict(setup, data, make_trainer, folder, dry_run=True).line or "no image can be read")
+        line = foretell(setup, _data(setup, cfg.batch_size), make_trainer)
+        folder.plan_only(line or "no image can be read")
         return
-    if _already_there(folder, setup.run_id, cfg.overwrite):
+    if _already_there(folder, setup, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
-    folder.begin()
+    shards = Shards(folder.shards)
+    begun = _begin(folder, shards, setup)
     setup = informed(setup, make_trainer, calibrations)
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
-        data = _data(setup)
+        data = _data(setup, begun.batch_size)
         patching_started = time.monotonic()
-        done = predict(setup, data, make_trainer, folder)
-        skipped = done.skipped
+        done = predict(setup, data, make_trainer, shards, path.name)
         patching_seconds = time.monotonic() - patching_started
-        if len(skipped) == len(setup.images):
-            raise VitPatchError(f"data {cfg.data.path}: none of the {len(skipped)} images can be read")
-        folder.merge()
+        if done.skipped == len(setup.images):
+            shards.drop()
+            raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
+        shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)})
         outcome = measure(folder, setup.study, setup.plan.donors)
         folder.write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:
@@ -78,16 +81,17 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             | {
                 "tracking": tracked.about,
                 "seconds": round(time.monotonic() - started, 3),
-                "images_per_second": round((len(setup.images) - len(skipped)) / patching_seconds, 3),
+                "images_per_second": round(done.images / patching_seconds, 3),
             }
         )
         files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
         tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
+    shards.drop()
     for line in lines(outcome, folder, setup.title):
         log.info("%s", line)
-    if skipped:
-        log.info("  skipped       %d of %d images could not be read", len(skipped), len(setup.images))
+    if done.skipped:
+        log.info("  skipped       %d of %d images could not be read", done.skipped, len(setup.images))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
 
@@ -109,29 +113,44 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
         },
         "identity": setup.identity,
         "data": {"digest": setup.images.digest},
-        "counts": _counts(setup, outcome, len(done.skipped)),
+        "counts": _counts(setup, outcome, done.skipped),
         **described(outcome),
         "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
         "precision_error": done.precision_error,
     }
 
 
-def _data(setup: Setup) -> ImageDataModule:
+def _data(setup: Setup, batch_size: int) -> ImageDataModule:
     to_input = setup.model.preprocessing.to_input
     needed = {traits(setup.corruption).partner} - {None}
-    return ImageDataModule(setup.images, to_input, setup.cfg.batch_size, setup.partners, tuple(needed))
+    return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
 
 
-def _already_there(folder: RunFolder, run_id: str, overwrite: bool) -> bool:
+def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     manifest = folder.finished()
     if manifest is None or overwrite:
         return False
-    if manifest["run_id"] != run_id:
+    if manifest["run_id"] != setup.run_id:
+        differ = differing(manifest.get("identity", {}), setup.identity)
         raise VitPatchError(
-            f"{folder.path} holds a finished run with other settings, weights or data (run_id {manifest['run_id']}, "
-            f"this one {run_id}); choose another folder or sweep name, or overwrite=true"
+            f"{folder.path} holds a finished run with other {differ}; choose another folder or sweep name, or "
+            "overwrite=true"
         )
+    Shards(folder.shards).drop()  # of a run that was killed just after its last act
     return True
+
+
+def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
+    """Makes room for the run, or takes up what there is of it; what ``overwrite`` replaces is gone after."""
+    replaced = folder.finished() is not None
+    there = shards.begun()
+    if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
+        shards.drop()
+    begun = shards.begin(Begun(setup.run_id, setup.identity, setup.cfg.batch_size))
+    folder.begin()
+    if begun.batch_size != setup.cfg.batch_size:
+        log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
+    return begun
 
 
 def _versions() -> dict[str, str]:

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +17,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
-from vitpatch.spec import BaseRun, Donor, Metric, Patch
+from vitpatch.spec import BaseRun, Donor, Metric, Patch, VitPatchError
 
 DPI = 130
+PART = ".part"
+"""The end of a passing name: what a killed process left under one is nobody's."""
 _OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
 
 EXAMPLES_SCHEMA = pa.schema(
@@ -102,10 +106,15 @@ def _ends(patch: Patch) -> tuple[int, int, int]:
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes ``path`` by rename, when and only when the block ends well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    """A name to write to that becomes ``path`` by rename, when and only when the block ends well.
+
+    What was written is on the disk before the name is, so that a power cut leaves no name without it.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:
         yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -126,6 +135,10 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class Held(VitPatchError):
+    """Another process is at work in the folder."""
+
+
 class RunFolder:
     """One run's files below ``path``."""
 
@@ -141,7 +154,8 @@ class RunFolder:
         self.manifest = path / "manifest.json"
         self.failed = path / "failed.json"
         self.start = path / ".hydra" / "start.json"
-        self._shards = path / "shards"
+        self.shards = path / "shards"
+        self._lock, self._holder = (path / ".hydra" / name for name in ("lock", "holder.json"))
 
     @property
     def tables(self) -> list[Path]:
@@ -153,35 +167,54 @@ class RunFolder:
         """The manifest of the finished run in this folder, if there is one."""
         return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.exists() else None
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder for the length of the block; a process that dies lets go.
+
+        Raises ``Held`` where another is in it.
+        """
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._lock, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise Held(f"{self.path}: {self._who()}; wait for it, or stop it") from error
+        try:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            write_json(self._holder, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
+            yield
+        finally:
+            self._holder.unlink(missing_ok=True)
+            lock.release()
+
+    def holder(self) -> str | None:
+        """Who is at work in the folder, in words; ``None`` = nobody."""
+        if not self._lock.exists():
+            return None
+        lock = FileLock(self._lock, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return self._who()
+        lock.release()
+        return None
+
+    def _who(self) -> str:
+        try:
+            of = json.loads(self._holder.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # it has only just come
+            return "another process is at work in it"
+        return f"process {of['process']} on {of['host']} is at work in it since {of['since']}"
+
     def begin(self) -> None:
-        """Clears what an earlier run left and makes room for this one; the manifest goes first."""
+        """Clears what an earlier run left but its shards, and what killed processes did; the manifest goes first."""
         for file in (self.manifest, self.failed, *self.tables):
             file.unlink(missing_ok=True)
-        for folder in (self._shards, self.figures):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-
-    def write_shard(self, number: int, tables: Mapping[str, pa.Table]) -> None:
-        """Puts one batch's rows of each table on the disk, ``examples`` last; ``number`` orders the batches."""
-        for kind in sorted(tables, key=lambda kind: kind == "examples"):
-            with written_beside(self._shards / f"{kind}-{number:08d}.parquet") as beside:
-                pq.write_table(tables[kind], beside)
-
-    def merge(self) -> None:
-        """Joins the shards into one file a table, a row group a shard, and drops them."""
-        for path in (self.examples, self.effects, self.leave_outs):
-            shards = sorted(self._shards.glob(f"{path.stem}-*.parquet"))
-            if not shards:  # of leave-outs, where there are none
-                continue
-            with written_beside(path) as beside, pq.ParquetWriter(beside, pq.read_schema(shards[0])) as writer:
-                last_id = -1
-                for shard in shards:
-                    table = pq.read_table(shard)
-                    ids = table["example_id"]
-                    assert ids[0].as_py() > last_id, f"{shard.name} starts at image {ids[0]}, after image {last_id}"
-                    last_id = ids[-1].as_py()
-                    writer.write_table(table)
-        shutil.rmtree(self._shards)
+        shutil.rmtree(self.figures, ignore_errors=True)
+        self.figures.mkdir(parents=True)
+        for folder in (self.path, self.shards):
+            for left in folder.glob(f".*{PART}"):
+                left.unlink()
 
     def write_csv(self, path: Path, table: pd.DataFrame) -> None:
         """Writes a table; what is not known is an empty field."""
@@ -212,16 +245,17 @@ class RunFolder:
         write_json(self.start, {"state": "planned", "reason": line})
 
     def fail(self, state: str, reason: str) -> None:
-        """Leaves ``failed.json`` and clears the shards; a finished run that is still in the folder is not touched.
+        """Leaves ``failed.json``; batches that are done stay, to go on from.
 
-        ``begin`` takes the manifest away, so where there is one the failed run never began: its word then goes to
-        ``.hydra/start.json``.
+        A finished run that is still in the folder is not touched: ``begin`` takes the manifest away, so where there is
+        one the failed run never began, and its word goes to ``.hydra/start.json``.
         """
         said = {"state": state, "reason": reason}
         if self.manifest.exists():
             write_json(self.start, said)
             return
-        shutil.rmtree(self._shards, ignore_errors=True)
+        if not any(self.shards.glob("batch-*.json")):
+            shutil.rmtree(self.shards, ignore_errors=True)
         write_json(self.failed, said)
 
     def state(self) -> tuple[str, str]:

@@ -11,8 +11,9 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -21,6 +22,9 @@ from omegaconf import DictConfig
 
 from vitpatch.peers import write_corruptions
 from vitpatch.spec import VitPatchError
+
+if TYPE_CHECKING:
+    from vitpatch.store import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -31,46 +35,76 @@ INTERRUPTED = 130
 def job(module: str, cfg: DictConfig) -> None:
     """Calls ``run(cfg, folder, options)`` of ``module``; what it raises becomes a line and ``failed.json``.
 
-    A single run then exits with 1; in a sweep the other jobs go on, and the sweep's end tells.
+    A single run then exits with 1; in a sweep the other jobs go on, and the sweep's end tells. While it runs no other
+    process can run in its folder.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine 7-fold
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # Lightning's predict would swallow it
     hydra_cfg = HydraConfig.get()
-    folder = Path(hydra_cfg.runtime.output_dir)
-    (folder / ".hydra" / "start.json").unlink(missing_ok=True)  # of an earlier start
-    try:
-        options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-        importlib.import_module(module).run(cfg, folder, options)
+    path = Path(hydra_cfg.runtime.output_dir)
+    options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
+    reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
+    if reason is None:
         return
-    except VitPatchError as error:
-        reason = str(error).replace("\n", " ")
-    except OSError as error:  # a full or read-only disk is the user's to mend; the file is named
-        reason = f"{error.strerror or error}: {error.filename or folder}"
-    except (KeyboardInterrupt, SystemExit):
-        _leave(folder, "interrupted", "stopped from outside before it was done")
-        log.error("interrupted: %s is not finished; the same command begins it again", folder)
-        sys.exit(INTERRUPTED)
-    except Exception as error:  # our own mistake: the traceback is for whoever reports it
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in vitpatch; please report it)"
-        traceback.print_exc()
-    _leave(folder, "failed", reason)
     log.error("error: %s", reason)
     if hydra_cfg.mode == RunMode.RUN:
         sys.exit(1)
+
+
+def _run_in(path: Path, run: Callable[[], None]) -> str | None:
+    """Calls ``run`` while nobody else can run in the folder; why it failed, which is also left there."""
+    from vitpatch.store import Held, RunFolder
+
+    folder = RunFolder(path)
+    try:
+        with folder.held():
+            folder.start.unlink(missing_ok=True)  # of an earlier start
+            reason = _tried(folder, run)
+            if reason is not None:
+                _leave(folder, "failed", reason)
+            return reason
+    except Held as error:  # the folder is the other's: nothing is left in it
+        return str(error)
+    except OSError as error:
+        return _of_the_disk(error, path)
+
+
+def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
+    """Calls ``run``; why it failed. Ends the program where it was interrupted."""
+    from vitpatch.interrupt import Interrupted
+
+    try:
+        run()
+    except VitPatchError as error:
+        return str(error).replace("\n", " ")
+    except OSError as error:
+        return _of_the_disk(error, folder.path)
+    except (Interrupted, KeyboardInterrupt, SystemExit) as error:
+        how = f"{error}" if isinstance(error, Interrupted) else "stopped from outside before it was done"
+        _leave(folder, "interrupted", how)
+        log.error("interrupted: %s: %s; the same command goes on with it", folder.path, how)
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # our own mistake: the traceback is for whoever reports it
+        traceback.print_exc()
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in vitpatch; please report it)"
+    return None
+
+
+def _of_the_disk(error: OSError, folder: Path) -> str:
+    """A full or read-only disk is the user's to mend; the file is named."""
+    return f"{error.strerror or error}: {error.filename or folder}"
 
 
 def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _leave(folder: Path, state: str, reason: str) -> None:
-    from vitpatch.store import RunFolder
-
+def _leave(folder: RunFolder, state: str, reason: str) -> None:
     try:
-        RunFolder(folder).fail(state, reason)
+        folder.fail(state, reason)
     except OSError as error:
-        log.error("error: %s cannot be written (%s)", folder, error.strerror)
+        log.error("error: %s cannot be written (%s)", folder.path, error.strerror)
 
 
 class SweepCallback(Callback):

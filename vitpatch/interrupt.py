@@ -1,0 +1,41 @@
+"""CTRL-C once: what is being done is finished and kept; twice: at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""From the keyboard, and from a cluster that takes the machine back."""
+
+
+class Interrupted(Exception):
+    """A run was asked to stop, and did, with what was done kept. Not ``KeyboardInterrupt``, which Lightning takes."""
+
+
+@contextmanager
+def waiting(say: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """For the length of the block the first signal only calls ``say``; the function given tells whether one came.
+
+    A second one is a ``KeyboardInterrupt``. Outside the main thread, where signals do not arrive, nothing is changed.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def first(signum: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        say()
+
+    before = {number: signal.signal(number, first) for number in SIGNALS}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
