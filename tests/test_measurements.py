@@ -113,6 +113,7 @@ def test_constants_go_into_the_clean_run(made, patched, tmp_path, donor):
     )
     assert manifest["config"]["direction"] == "noise" and manifest["total_effect"]["mean"] is None
     assert summary["recovered"].isna().all() and any("no run" in note for note in manifest["notes"])
+    assert manifest["title"].startswith("vit on data, attn_out")  # no corruption: it plays no part
     model, (clean, _) = model_of(made), pixels_of(made)
     labels = torch.tensor(examples["label"].to_numpy())
     constants = [torch.zeros(())] * DEPTH

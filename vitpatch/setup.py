@@ -89,7 +89,11 @@ class Setup:
         if target.heads is not None:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
-        first = f"{self._model_words} on {_data_words(self.cfg.data)}, {_corruption_label(self.cfg.corruption)}"
+        first = f"{self._model_words} on {_data_words(self.cfg.data)}"
+        if not study.donor.is_constant:  # else the corrupted run plays no part
+            first += f", {_corruption_label(self.cfg.corruption)}"
+        if self.calibration is not None:
+            first += f" calibrated to {self.asked}"
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
         include = "" if study.include == EVERYONE else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
