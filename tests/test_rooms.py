@@ -80,6 +80,7 @@ LEVELS = {
     "resamples": 1,
     "stats": 2,
     "inference": 3,
+    "states": 2,
     "store": 1,
     "tokens": 1,
     "tracking": 1,

@@ -43,7 +43,7 @@ def write_corruptions(config: DictConfig, config_name: str | None) -> None:
     """
     from vitpatch.store import write_json
 
-    overrides = _parsed(config)
+    overrides = sweep_overrides(config)
     if not _may_match(config, overrides):
         return
     found: list[Any] = []
@@ -72,7 +72,7 @@ def read_corruptions(folder: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def _parsed(config: DictConfig) -> list[Override]:
+def sweep_overrides(config: DictConfig) -> list[Override]:
     """The sweep's overrides as Hydra's own sweeper has them: the config's, then the command's."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     given = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)

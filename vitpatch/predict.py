@@ -24,7 +24,7 @@ from vitpatch.patching import Patching, parts
 from vitpatch.rows import Columns, joined
 from vitpatch.setup import Setup
 from vitpatch.shards import BatchDone, Shards
-from vitpatch.spec import ImageBatch, VitPatchError, counted
+from vitpatch.spec import ImageBatch, VitPatchError, counted, duration
 from vitpatch.store import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
@@ -99,7 +99,7 @@ class PatchingModule(lightning.LightningModule):
     def _say(self, images: int, seconds: float) -> None:
         time_left = seconds / images * len(self.setup.images)
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
-        about = f"about {_duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
+        about = f"about {duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
         self.line = f"{described(self.setup.plan, self._patching.cost, self._patching.room)}, {about}"
         if self._patching.draws > 1:
             self.line += f", {self._patching.draws} draws of noise each"
@@ -154,13 +154,6 @@ class PatchingModule(lightning.LightningModule):
         if plan.leave_outs:
             tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)
         return tables
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:

@@ -13,17 +13,19 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vitpatch.peers import write_corruptions
+from vitpatch.peers import sweep_overrides, write_corruptions
 from vitpatch.spec import VitPatchError
 
 if TYPE_CHECKING:
+    from vitpatch.states import RunState
     from vitpatch.store import RunFolder
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,8 @@ def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
         how = f"{error}" if isinstance(error, Interrupted) else "stopped from outside before it was done"
         _leave(folder, "interrupted", how)
         log.error("interrupted: %s: %s; the same command goes on with it", folder.path, how)
+        if SweepCallback.launching is not None:  # Hydra does not call its end then
+            SweepCallback.launching.tell()
         sys.exit(INTERRUPTED)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
@@ -108,43 +112,76 @@ def _leave(folder: RunFolder, state: str, reason: str) -> None:
 
 
 class SweepCallback(Callback):
-    """Refuses a folder that cannot be written before Hydra fails in it; ends a sweep with its states and exit code."""
+    """Refuses a folder that cannot be written before Hydra fails in it; says how far a sweep is, and how it ended.
+
+    Other processes, in which launchers run jobs, have a copy of what the launching one knew at the sweep's start.
+    """
+
+    launching: ClassVar[SweepCallback | None] = None
+    """That of the sweep that this process has launched and not ended."""
 
     def __init__(self) -> None:
-        self._started = 0.0
+        self._root, self._since, self._total = Path(), 0.0, None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Tries the run's folder."""
         _try_writing(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tries the sweep's folder, notes the time, and which corruptions are to be matched."""
-        folder = Path(str(config.hydra.sweep.dir))
-        _try_writing(folder)
-        self._started = _disk_time(folder)
+        """Tries the sweep's folder, notes the time and how many runs there are, and which corruptions are matched."""
+        self._root = Path(str(config.hydra.sweep.dir))
+        _try_writing(self._root)
+        self._since, self._total = _disk_time(self._root), number_of_jobs(config)
+        SweepCallback.launching = self
+        if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            signal.signal(signal.SIGINT, self._stop)  # the jobs, in other processes, have it too
         write_corruptions(config, kwargs.get("config_name"))
+        if self._total is not None:
+            log.info("sweep: %d runs in %s", self._total, self._root)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Says how far the sweep is."""
+        if config.hydra.mode == RunMode.MULTIRUN and self._total is not None:
+            from vitpatch.states import progress
+
+            line = progress(self._root, self._since, _disk_time(self._root), self._total)
+            if line is not None:
+                log.info("%s", line)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """A line for each run that did not finish, the last word on all, exit code 1 if any fell short."""
-        from vitpatch.store import RunFolder
-
-        root = Path(str(config.hydra.sweep.dir))
-        # Hydra writes .hydra/ anew for every job of this sweep, with every launcher, also for one that is then skipped
-        jobs = [
-            p.parent.parent for p in sorted(root.glob("*/.hydra/overrides.yaml")) if p.stat().st_mtime >= self._started
-        ]
-        states = {folder: RunFolder(folder).state() for folder in jobs}
-        short = {folder: state for folder, state in states.items() if state[0] not in ("finished", "planned")}
-        planned = sum(state == "planned" for state, _ in states.values())
-        dry = f" ({planned} only planned, dry_run=true)" if planned else ""
-        log.info("%d of %d runs finished in %s%s", len(states) - len(short) - planned, len(states), root, dry)
-        by_reason: dict[tuple[str, str | None], list[str]] = {}
-        for folder, outcome in short.items():
-            by_reason.setdefault(outcome, []).append(folder.name)
-        for (state, reason), names in by_reason.items():
-            log.error("%s: %s: %s", state, " and ".join(names), reason)
-        if short or not jobs:
+        """The table of runs and their comparison; exit code 1 if any fell short."""
+        states = self.tell()
+        if not states or any(state.fell_short for state in states):
             sys.exit(1)
+
+    def tell(self) -> list[RunState]:
+        """Ends the sweep with the table of its runs, and why some fell short; these."""
+        from vitpatch import states as room
+
+        SweepCallback.launching = None
+        states = room.states_of(self._root, self._since)
+        room.write(states, self._root)
+        for line in (*room.lines(states), room.counted_up(states, self._root)):
+            log.info("%s", line)
+        for line in room.shortcomings(states):
+            log.error("%s", line)
+        return states
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        """CTRL-C where jobs run elsewhere: they keep what is done, and the sweep ends."""
+        signal.signal(signum, signal.SIG_IGN)
+        log.error("interrupted: the same command goes on with what is not finished")
+        self.tell()
+        sys.exit(INTERRUPTED)
+
+
+def number_of_jobs(config: DictConfig) -> int | None:
+    """How many jobs the sweep of ``config`` has; ``None`` where only its sweeper knows."""
+    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
+        return None
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return sum(map(len, BasicSweeper.split_arguments(sweep_overrides(config), None)))
 
 
 def _disk_time(folder: Path) -> float:
