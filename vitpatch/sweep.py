@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PATIENCE_S = 10.0
+"""How long a sweep that is interrupted waits for its jobs in other processes."""
 INTERRUPTED = 130
 """The exit code of a run that CTRL-C ended."""
 
@@ -168,9 +170,14 @@ class SweepCallback(Callback):
         return states
 
     def _stop(self, signum: int, frame: Any) -> None:
-        """CTRL-C where jobs run elsewhere: they keep what is done, and the sweep ends."""
+        """CTRL-C where jobs run in other processes: these keep what is done, and the sweep ends."""
         signal.signal(signum, signal.SIG_IGN)
         log.error("interrupted: the same command goes on with what is not finished")
+        from vitpatch.states import states_of
+
+        until = time.monotonic() + PATIENCE_S
+        while any(s.state == "running" for s in states_of(self._root, self._since)) and time.monotonic() < until:
+            time.sleep(0.2)
         self.tell()
         sys.exit(INTERRUPTED)
 
