@@ -57,7 +57,14 @@ class Comparison:
     difference`` = a − b, ``low, high, p`` (family-wise over the pair's patches; of effects).
 
     ``not_subtracted``, a row a pair that has none: ``a, b, reason``. ``settings``: a row a key of the runs' identity
-    that is not the same in all, a column a run. ``rank_correlation``: Spearman's of the profiles, runs × runs.
+    that is not the same in all, ``key``, then a column a run. ``rank_correlation``: Spearman's of the profiles,
+    ``run``, then a column a run; of a run with several series the peak's; effects count towards the total effect.
+
+    ``matched``, a row a pair of runs of two groups (folders that were given) that are each other's counterpart: ``a, b,
+    differing`` (settings, in words), ``total_effect_a, total_effect_b, peak_layer_a, peak_layer_b, peak_effect_a,
+    peak_effect_b``, of the patch where they differ most ``quantity, largest_difference, largest_layer, largest_low,
+    largest_high, largest_p``, or ``reason``, why they are not subtracted; then the runs without a counterpart, ``a`` or
+    ``b`` being "".
     """
 
     runs: tuple[FinishedRun, ...]
@@ -68,6 +75,7 @@ class Comparison:
     not_subtracted: pd.DataFrame
     settings: pd.DataFrame
     rank_correlation: pd.DataFrame
+    matched: pd.DataFrame
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -79,4 +87,5 @@ class Comparison:
             "not_subtracted": self.not_subtracted,
             "settings": self.settings,
             "rank_correlation": self.rank_correlation,
+            "matched": self.matched,
         }
