@@ -73,12 +73,12 @@ def windows_words(windows: Sequence[int]) -> str:
 
 
 def settings(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """A row a key that is not the same in all runs: ``key``, and its value in words by run; "" = it has none."""
+    """A row a key that is not the same in all runs, its value in words by run; "" = it has none."""
     values = {run.name: dict(_flat(run)) for run in runs}
     keys = dict.fromkeys(key for of_run in values.values() for key in of_run)
-    rows = [{"key": key} | {name: of_run.get(key, "") for name, of_run in values.items()} for key in keys]
-    apart = [row for row in rows if len({value for name, value in row.items() if name != "key"}) > 1]
-    return pd.DataFrame(apart, columns=["key", *values])
+    rows = {key: [of_run.get(key, "") for of_run in values.values()] for key in keys}
+    apart = {key: row for key, row in rows.items() if len(set(row)) > 1}
+    return pd.DataFrame(apart.values(), index=pd.Index(apart, name="key", dtype=object), columns=list(values))
 
 
 def _flat(run: FinishedRun) -> Iterator[tuple[str, str]]:

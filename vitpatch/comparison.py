@@ -57,8 +57,8 @@ class Comparison:
     difference`` = a − b, ``low, high, p`` (family-wise over the pair's patches; of effects).
 
     ``not_subtracted``, a row a pair that has none: ``a, b, reason``. ``settings``: a row a key of the runs' identity
-    that is not the same in all, ``key``, then a column a run. ``rank_correlation``: Spearman's of the profiles,
-    ``run``, then a column a run; of a run with several series the peak's; effects count towards the total effect.
+    that is not the same in all, the index, and a column a run. ``rank_correlation``: Spearman's of the profiles, runs
+    (the index) × runs; of a run with several series the peak's; effects count towards the total effect.
 
     ``matched``, a row a pair of runs of two groups (folders that were given) that are each other's counterpart: ``a, b,
     differing`` (settings, in words), ``total_effect_a, total_effect_b, peak_layer_a, peak_layer_b, peak_effect_a,
@@ -79,13 +79,20 @@ class Comparison:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables by the name of their csv files."""
+        """The tables by the name of their csv files, an index being the first column."""
         return {
             "overview": self.overview,
             "profiles": self.profiles,
             "differences": self.differences,
             "not_subtracted": self.not_subtracted,
-            "settings": self.settings,
-            "rank_correlation": self.rank_correlation,
+            "settings": _with_index(self.settings),
+            "rank_correlation": _with_index(self.rank_correlation),
             "matched": self.matched,
         }
+
+
+def _with_index(table: pd.DataFrame) -> pd.DataFrame:
+    """A run may be called as the index is."""
+    flat = table.reset_index(drop=True)
+    flat.insert(0, table.index.name, table.index, allow_duplicates=True)
+    return flat

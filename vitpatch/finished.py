@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +22,19 @@ COMPARISON = "comparison"
 """The folder in a sweep's that comparisons are written to."""
 NOT_RUNS = {COMPARISON, "wandb", ".hydra"}
 """Folders in which nothing is a run of its own: copies lie there."""
+MANIFEST = {
+    "": ("run_id", "identity", "config", "donors", "versions", "model", "counts", "total_effect", "peak", "notes"),
+    "identity": (
+        *("numbers_version", "weights", "precision", "data", "corruption", "target", "window", "donors"),
+        *("direction", "metric", "rival", "include", "seed"),
+    ),
+    "config": ("model", "data", "corruption", "direction", "metric", "seed", "interval"),
+    "model": ("layers", "weights"),
+}
+"""What a manifest must have, of what is compared, by its part."""
 SUMMARY = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
 EXAMPLES = ("example_id", "label", "included", "cluster", "prob_clean", "prob_corrupt", "pred_clean", "pred_corrupt")
-"""What the tables of a run must have, of what is compared."""
+"""What tables must have, of what is compared."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +63,40 @@ def found_below(folders: Sequence[Path]) -> list[Found]:
 
 
 def read(found: Found) -> FinishedRun:
-    """A finished run with its manifest and summary; that its larger files are whole is seen from their ends.
+    """A finished run with its manifest and summary; that its effects are whole is seen from their end.
 
     Raises ``VitPatchError`` where it is of another version, or a file is broken.
     """
     try:
         manifest = _json(found.folder.manifest)
-        if missing := {"identity", "donors", "peak", "total_effect"} - set(manifest):
-            raise VitPatchError(
-                f"{found.folder.path}: of another version (its manifest has no {' and '.join(sorted(missing))}); "
-                "run it again"
-            )
-        summary = pd.read_csv(found.folder.summary)
-        _check("summary.csv", SUMMARY, summary.columns)
-        _check("examples.parquet", EXAMPLES, pq.read_schema(found.folder.examples).names)
+        for part, keys in MANIFEST.items():
+            _check(f"manifest.json{part and f', {part},'}", keys, manifest[part] if part else manifest)
+        run = FinishedRun(found.name, found.group, found.folder, manifest, pd.read_csv(found.folder.summary))
+        _check("summary.csv", SUMMARY, run.summary)
+        _check("examples.parquet", EXAMPLES, run.examples())
         _check("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(found.folder.effects).names)
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        peak_row(run)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise VitPatchError(
             f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again"
         ) from error
-    return FinishedRun(found.name, found.group, found.folder, manifest, summary)
+    return run
+
+
+def known(value: float | None) -> float:
+    """A number of a manifest, whose null is NaN here."""
+    return np.nan if value is None else float(value)
+
+
+def peak_row(run: FinishedRun) -> pd.Series | None:
+    """The row of ``summary.csv`` that the manifest calls the peak; ``None`` where there is no peak."""
+    if (peak := run.manifest["peak"])["layer"] is None:
+        return None
+    is_it = np.logical_and.reduce([run.summary[name] == value for name, value in peak.items()])
+    if not is_it.any():
+        raise ValueError("summary.csv has no row of the manifest's peak")
+    return run.summary[is_it].iloc[0]
 
 
 def _runs_below(folder: Path) -> list[Path]:
@@ -100,7 +124,7 @@ def _json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _check(file: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+def _check(file: str, wanted: Iterable[str], there: Container[str]) -> None:
     if missing := [name for name in wanted if name not in there]:
         raise ValueError(f"{file} has no {', '.join(missing)}")
 

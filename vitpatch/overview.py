@@ -12,8 +12,9 @@ import pandas as pd
 
 from vitpatch.aspects import windows_words
 from vitpatch.comparison import FinishedRun
+from vitpatch.finished import known, peak_row
 from vitpatch.outcome import series_of
-from vitpatch.spec import BaseRun, VitPatchError
+from vitpatch.spec import BaseRun
 from vitpatch.titles import corruption_name, data_words, short, strength_words
 
 ENDS = ("", "_low", "_high")
@@ -48,21 +49,6 @@ def _row(run: FinishedRun, place: Path) -> dict[str, Any]:
 def code_of(run: FinishedRun) -> str:
     """The version of the code that made a run."""
     return f"{run.manifest['versions']['vitpatch']}, numbers {run.manifest['identity']['numbers_version']}"
-
-
-def known(value: float | None) -> float:
-    """A number of a manifest, whose null is NaN here."""
-    return np.nan if value is None else float(value)
-
-
-def peak_row(run: FinishedRun) -> pd.Series | None:
-    """The row of ``summary.csv`` that the manifest calls the peak; ``None`` where there is no peak."""
-    if (peak := run.manifest["peak"])["layer"] is None:
-        return None
-    is_it = np.logical_and.reduce([run.summary[name] == value for name, value in peak.items()])
-    if not is_it.any():
-        raise VitPatchError(f"{run.folder.path}: summary.csv has no row of the manifest's peak; run it again")
-    return run.summary[is_it].iloc[0]
 
 
 def _peak(run: FinishedRun) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from vitpatch.comparison import FinishedRun
-from vitpatch.overview import known, peak_row, relative_depth
+from vitpatch.finished import known, peak_row
+from vitpatch.overview import relative_depth
 from vitpatch.resamples import Array
 from vitpatch.spec import Metric
 
@@ -39,7 +40,7 @@ def _towards(run: FinishedRun) -> float:
 
 
 def rank_correlation(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """Spearman's correlation of profiles: ``run``, and a column a run.
+    """Spearman's correlation of profiles, runs × runs.
 
     NaN where a profile is constant, or there are fewer than ``LEAST_LAYERS`` layers.
     """
@@ -49,7 +50,7 @@ def rank_correlation(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     for i, j in combinations(range(len(runs)), 2):
         values[i, j] = values[j, i] = spearman(profiles[i], profiles[j])
     names = [run.name for run in runs]
-    return pd.concat([pd.Series(names, name="run"), pd.DataFrame(values, columns=names)], axis=1)
+    return pd.DataFrame(values, index=pd.Index(names, name="run"), columns=names)
 
 
 def spearman(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
