@@ -57,6 +57,7 @@ def save_run(
     data=None,
     run_id=None,
     version="0.1.0",
+    images_a_group=3,
     **identity,
 ) -> Path:
     """A finished run whose ``effects`` are (images, patches), its ``total`` effects (images,) in prob, denoise."""
@@ -79,7 +80,7 @@ def save_run(
     pq.write_table(pa.table(examples), folder / "examples.parquet")
     named = {name: np.tile(patches[name].to_numpy(), images) for name in patches}
     table = pa.table({"example_id": np.repeat(ids, columns), **named, "effect": effects.ravel()})
-    pq.write_table(table, folder / "effects.parquet", row_group_size=columns * 3)  # three images a row group
+    pq.write_table(table, folder / "effects.parquet", row_group_size=columns * images_a_group)
     kept, mean_total = effects[included], float(total[included].mean())
     mean = kept.mean(0, dtype=float)
     beside = {"n": len(kept), "n_clusters": len(np.unique(clusters[included])), "effect": mean}

@@ -96,3 +96,9 @@ def test_one_group_has_no_counterparts_and_three_have_three_pairs(save, between)
         save(f"{group}/x", weights=group, path=group)
     assert between("a").comparison.matched.empty
     assert pairs(between(*"abc").comparison.matched) == [("a/x", "b/x"), ("a/x", "c/x"), ("b/x", "c/x")]
+
+
+def test_the_same_effects_are_said_to_be(save, between):
+    values = save("a/x", include="all")
+    save("b/x", values, include="clean_correct")
+    assert "  the same effect on the images of both" in lines(between("a", "b"))

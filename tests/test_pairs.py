@@ -106,6 +106,21 @@ def test_across_corruptions_both_ratios_are_of_one_resample(save, compared, rng)
         assert [row["low"], row["high"]] == pytest.approx(list(ends), abs=1e-6)  # seeds differ: 0
 
 
+@pytest.mark.parametrize("more", [["metric=kl", "direction=noise"], ["metric=kl", "interval=bca"]])
+def test_of_runs_on_all_images_ratios_are_those_of_their_summaries(patched, more):
+    common = ["window=[1,3]", "controls=false", *more]
+    folders = [patched(f"corruption={name}", *common, folder=f"x/{name}") for name in ("gray", "noise")]
+    summaries = [pd.read_csv(folder / "summary.csv") for folder in folders]
+    table = compare([folders[0].parent]).comparison.differences
+    assert len(table) == len(summaries[0]) and set(table["quantity"]) == {"recovered"}
+    for row in table.itertuples():
+        values = [s[(s["window"] == row.window_a) & (s["layer"] == row.layer)]["recovered"].item() for s in summaries]
+        assert [row.value_a, row.value_b] == pytest.approx(values, rel=1e-5)
+        assert (
+            row.difference == pytest.approx(values[0] - values[1], abs=1e-5) and row.low <= row.difference <= row.high
+        )
+
+
 def test_without_a_total_effect_ratios_are_not_known(save, compared, rng):
     """On the images of both, not those of each run."""
     total = np.full(12, 0.5)
@@ -170,7 +185,7 @@ def test_patches_are_joined_by_what_they_replace_not_by_the_window_asked_for():
     assert joined[["layer", "window_a", "window_b", "row_a", "row_b"]].values.tolist() == [[0, 1, 2, 0, 0]]
     both = pd.concat([one, two], ignore_index=True)
     joined = same_patches(both, both)
-    assert joined["row_a"].tolist() == joined["row_b"].tolist() == list(range(6))
+    assert joined["row_a"].tolist() == joined["row_b"].tolist() == [0, 3, 1, 2, 4, 5]
     assert same_patches(both, two)[["row_a", "row_b"]].values.tolist() == [[3, 0], [4, 1], [5, 2]]
     # a suffix from layer 1 has three layers as window 3 has there, and they are others
     suffix = pd.DataFrame([("attn_out", 1, -1, "all", -2, 1, 3, 3)], columns=one.columns)

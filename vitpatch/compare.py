@@ -58,9 +58,8 @@ def lines(compared: Compared) -> list[str]:
     """The few lines that end a comparison: warnings, runs, matched runs of groups, and where the files are."""
     comparison = compared.comparison
     said = [f"warning: {warning}" for warning in comparison.warnings]
-    width = max(len(name) for name in ["run", *comparison.overview["run"]])
-    said.append(f"{'run':{width}}  peak                      effect (95 % interval)       recovered")
-    said += [_of_run(row, width) for row in comparison.overview.to_dict("records")]
+    heads = ["run", "peak", "effect (95 % interval)", "recovered"]
+    said += _columns([heads, *map(_of_run, comparison.overview.to_dict("records"))])
     said += _of_groups(comparison.matched.to_dict("records"))
     pairs = len(comparison.differences.groupby(["a", "b"])) if len(comparison.differences) else 0
     said.append(f"{pairs} pairs subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
@@ -68,12 +67,18 @@ def lines(compared: Compared) -> list[str]:
     return [*said, f"{compared.folder}: {', '.join(files)}"]
 
 
-def _of_run(row: dict[str, Any], width: int) -> str:
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with cells under one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _of_run(row: dict[str, Any]) -> list[str]:
     if row["peak_layer"] != row["peak_layer"]:  # NaN
-        return f"{row['run']:{width}}  none"
+        return [row["run"], "none", "", ""]
     effect = _estimate(row["peak_effect"], row["peak_effect_low"], row["peak_effect_high"])
     share = "" if row["peak_recovered"] != row["peak_recovered"] else f"{row['peak_recovered']:.0%}"
-    return f"{row['run']:{width}}  {row['peak_place']:24}  {effect:27}  {share}".rstrip()
+    return [row["run"], row["peak_place"], effect, share]
 
 
 def _estimate(mean: float, low: float, high: float) -> str:
@@ -90,9 +95,11 @@ def _of_groups(rows: Sequence[dict[str, Any]]) -> list[str]:
         said.append(f"{row['a']} - {row['b']} ({row['differing'] or 'the same settings'}):")
         if isinstance(row["reason"], str):
             said.append(f"  not subtracted: {row['reason']}")
+        elif row["largest_difference"] == 0:
+            said.append(f"  the same {row['quantity']} on the images of both")
         else:
             apart = _estimate(row["largest_difference"], row["largest_low"], row["largest_high"])
-            said.append(f"  {row['quantity']} differs most at layer {row['largest_layer']:.0f}: {apart}")
+            said.append(f"  {row['quantity']} differs most at layer {row['largest_layer']}: {apart}")
     return said
 
 

@@ -86,7 +86,8 @@ def matched(
         row |= _numbers(of_overview, *names)
         row |= _largest(apart[names]) if names in apart else {"reason": reasons[names]}
         rows.append(row)
-    return pd.DataFrame([*rows, *_alone(runs, pairs, of_overview)], columns=COLUMNS)
+    table = pd.DataFrame([*rows, *_alone(runs, pairs, of_overview)], columns=COLUMNS)
+    return table.astype(dict.fromkeys(("peak_layer_a", "peak_layer_b", "largest_layer"), "Int64"))
 
 
 def _numbers(overview: pd.DataFrame, a: str, b: str) -> dict[str, Any]:

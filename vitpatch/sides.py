@@ -76,9 +76,26 @@ def same_patches(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     Clipped, several windows of a run may be one patch: each is paired with its own window where the other run has it,
     else the first of one run with the first of the other.
     """
-    sides = (table[[*SAME_PATCH, "window"]].assign(row=np.arange(len(table))) for table in (a, b))
-    both = pd.merge(*sides, on=list(SAME_PATCH), suffixes=("_a", "_b")).sort_values(["row_a", "row_b"])
-    own = both["window_a"] == both["window_b"]
-    has_own = own.groupby([both[name] for name in SAME_PATCH]).transform("any")
-    first = ~both.duplicated(list(SAME_PATCH))
-    return both[own | (first & ~has_own)].reset_index(drop=True)
+    rows_a, rows_b = _rows_by_patch(a), _rows_by_patch(b)
+    both = [
+        (*patch, *windows, *rows)
+        for patch in rows_a
+        if patch in rows_b
+        for windows, rows in _met(rows_a[patch], rows_b[patch])
+    ]
+    return pd.DataFrame(both, columns=[*SAME_PATCH, "window_a", "window_b", "row_a", "row_b"])
+
+
+def _rows_by_patch(summary: pd.DataFrame) -> dict[tuple, dict[int, int]]:
+    """The rows of each patch by window."""
+    found: dict[tuple, dict[int, int]] = {}
+    columns = (summary[name].tolist() for name in (*SAME_PATCH, "window"))
+    for row, (*patch, window) in enumerate(zip(*columns, strict=True)):
+        found.setdefault(tuple(patch), {})[window] = row
+    return found
+
+
+def _met(a: dict[int, int], b: dict[int, int]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(windows, rows) of one patch in both, from its rows by window."""
+    own = [((window, window), (a[window], b[window])) for window in a if window in b]
+    return own or [((next(iter(a)), next(iter(b))), (next(iter(a.values())), next(iter(b.values()))))]
