@@ -94,6 +94,15 @@ def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     assert comparison.rank_correlation.loc["deep", "deep"] == 1
 
 
+def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
+    total = [0.5, 0.25, 0.5, 0.75]
+    folder = save_run(tmp_path / "x", rng.random((4, 3)), total=total, included=[True, False, False, True])
+    examples = pd.read_parquet(folder / "examples.parquet")
+    examples.assign(pred_clean=[0, 1, 1, 1]).to_parquet(folder / "examples.parquet")
+    row = compare.compare([folder]).comparison.overview.iloc[0]
+    assert row["prob_clean"] == 0.25 + 0.625 and row["accuracy_clean"] == 0.5 and row["n"] == 2
+
+
 def test_ranks_are_of_the_series_of_the_peak_towards_the_total_effect(tmp_path, rng):
     two = pd.concat([rows(range(4), tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
     effects = [0.1, 0.2, 0.3, 0.25, 0.5, 0.9, 0.7, 0.6]
@@ -122,7 +131,7 @@ def test_several_folders_are_compared_here_and_named_apart(tmp_path, rng, call, 
     for at in ("one/x", "two/x", "deeper/one/x"):
         save_run(tmp_path / at, rng.random((4, 3)), weights=at)
     monkeypatch.chdir(tmp_path)
-    code, said = call("one", tmp_path / "two", "deeper/one", "one/x")
+    code, said = call("one", tmp_path / "two", "deeper/one", tmp_path / "one/x")
     assert code == 0 and said.splitlines()[-1].startswith("comparison: ")
     table = pd.read_csv(tmp_path / "comparison" / "overview.csv")
     assert list(table["run"]) == ["one (1)/x", "two/x", "one (2)/x"]
