@@ -83,6 +83,7 @@ LEVELS = {
     "store": 1,
     "tokens": 1,
     "tracking": 1,
+    "workspace": 2,
     "spec": 0,
 }
 

@@ -158,7 +158,7 @@ class WandbTracker:
         mode = _mode(self.mode)
         if mode == "online" and (self.mode == "online" or not WandbTracker.unreachable):
             try:
-                return _Tracked(self._init(info, mode))
+                return self._begin(info, mode)
             except Exception as error:  # wandb has no one class for "the server did not answer"
                 _let_go()
                 if self.mode == "online":
@@ -169,15 +169,22 @@ class WandbTracker:
                 WandbTracker.unreachable = True
         mode = mode if mode == "disabled" else "offline"
         try:
-            return _Tracked(self._init(info, mode))
+            return self._begin(info, mode)
         except Exception:  # wandb's own process may have died between two runs: a new one
             _let_go()
         try:
-            return _Tracked(self._init(info, mode))
+            return self._begin(info, mode)
         except Exception as error:  # the run must end well without its witness
             _let_go()
             log.warning("Weights & Biases did not start (%s); the results are on disk only", _said(error))
             return Silent()
+
+    def _begin(self, info: RunInfo, mode: str) -> Silent:
+        begun = []
+        within(INIT_TIMEOUT_S + 2 * FINISH_GRACE_S, lambda: begun.append(self._init(info, mode)))
+        atexit.unregister(_end)
+        atexit.register(_end)  # after wandb's own hook, so before it in turn
+        return _Tracked(begun[0])
 
     def _init(self, info: RunInfo, mode: str) -> Any:
         import wandb
@@ -206,15 +213,13 @@ class WandbTracker:
             reinit="finish_previous",
             settings=settings,
         )
-        atexit.unregister(_end)
-        atexit.register(_end)  # after wandb's own hook, so before it in turn
         if info.job_type == "patch":
             run.define_metric("layer")
             run.define_metric("effect/*", step_metric="layer")
         return run
 
 
-def _within(seconds: float, act: Callable[[], None]) -> None:
+def within(seconds: float, act: Callable[[], None]) -> None:
     """Calls ``act`` in a thread; raises what it raises, or ``TimeoutError`` when it takes longer, and leaves it."""
     ended: list[BaseException | None] = []
 
@@ -245,7 +250,7 @@ def _end() -> None:
 def _let_go() -> None:
     """Ends wandb's own process, or leaves it alone where that takes long; the next run starts a new one."""
     with suppress(TimeoutError):
-        _within(FINISH_GRACE_S, _end)
+        within(FINISH_GRACE_S, _end)
 
 
 def _mode(asked: str) -> str:
@@ -305,7 +310,7 @@ class _Tracked(Silent):
 
     def _guard(self, seconds: float, act: Callable[[], None]) -> None:
         try:
-            _within(seconds, act)
+            within(seconds, act)
         except Exception as error:  # the run must end well without its witness
             self._hung |= isinstance(error, TimeoutError)
             WandbTracker.unreachable |= self._hung
