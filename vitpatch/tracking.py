@@ -27,7 +27,7 @@ MODES = ("auto", "offline", "online")
 MODES_OF_WANDB = ("online", "offline", "disabled", "dryrun")
 INIT_TIMEOUT_S = 15.0
 """How long a run's start waits for the server; wandb itself takes up to 5 s more to give up."""
-LOG_TIMEOUT_S = 60.0
+LOG_TIMEOUT_S = 45.0
 """How long a finished run's results may take to be handed to wandb's own process, which uploads them."""
 FINISH_GRACE_S = 5.0
 """How long after its own timeout, and at its end, wandb's own process is waited for before it is left alone."""
