@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vitpatch.spec import VitPatchError
-from vitpatch.tracking import NoTracker, Results, RunInfo, WandbTracker, history
+from vitpatch.tracking import Compared, NoTracker, Results, RunInfo, WandbTracker, history
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +159,51 @@ def test_several_windows_heads_or_token_groups_have_keys_of_their_own():
     assert (of_layer["effect/same_class"], of_layer["effect/other_class"], of_layer["effect/mean"]) == (0.3, -0.2, 0.1)
     many = pd.DataFrame([{"layer": 0, **row}] * 99)
     assert not list(history(Results(many, [f"each:{i}x0" for i in range(99)], {}, {})))
+
+
+def compared(folder):
+    """What a comparison shows, its files made."""
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(folder / "profiles.png")
+    (folder / "index.html").write_text("<title>Comparison</title>")
+    (folder / "overview.csv").write_text("run,effect\na,0.5\n")
+    files = {name: folder / name for name in ("index.html", "overview.csv", "profiles.png")}
+    tables = {
+        "overview": pd.DataFrame({"run": ["a"], "effect": [0.5]}),
+        "rank_correlation": pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=["a", "b"], columns=["a", "b"]),
+        "not_subtracted": pd.DataFrame(columns=["a", "b", "reason"]),
+        "settings": pd.DataFrame({"key": ["window", "metric"], "a": [3, "prob"], "b": [None, "log_odds"]}),
+    }
+    return Compared(tables, {"profiles": files["profiles.png"]}, files, files["index.html"])
+
+
+def test_a_comparison_is_a_run_of_its_own_with_tables_pictures_and_the_page(tmp_path):
+    folder = tmp_path / "demo" / "comparison"
+    folder.mkdir(parents=True)
+    with WandbTracker("offline").run(RunInfo(folder, "demo", {"sweep": "demo"}, job_type="compare")) as run:
+        run.log_comparison(compared(folder))
+    assert str(folder / "wandb") in run.sync_command
+    rows = inspected(folder)
+    (begun,) = [row["run"] for row in rows if row["type"] == "run"]
+    assert (begun["run_group"], begun["job_type"], begun["display_name"]) == ("demo", "compare", "comparison")
+    (media,) = (folder / "wandb").glob("offline-run-*/files/media")
+    shown = {path.relative_to(media).as_posix().split("_0_")[0]: path for path in media.rglob("*") if path.is_file()}
+    tables = {f"table/table/{name}" for name in ("overview", "rank_correlation", "not_subtracted", "settings")}
+    assert set(shown) == tables | {"images/figure/profiles", "html/page"}
+    assert shown["html/page"].read_text() == "<title>Comparison</title>"
+    correlation = json.loads(shown["table/table/rank_correlation"].read_text())
+    assert correlation["columns"] == ["run", "a", "b"] and correlation["data"] == [["a", 1.0, 0.5], ["b", 0.5, 1.0]]
+    assert json.loads(shown["table/table/settings"].read_text())["data"][0][:2] == ["window", 3]
+    (kept,) = [row["artifact"] for row in rows if row["type"] == "artifact" and row["artifact"]["type"] == "comparison"]
+    assert {file["path"] for file in kept["manifest"]["contents"]} == {"index.html", "overview.csv", "profiles.png"}
+
+
+def test_a_page_that_is_too_big_is_in_the_artifact_only(tmp_path, monkeypatch):
+    from vitpatch import tracking
+
+    monkeypatch.setattr(tracking, "MOST_HTML_BYTES", 3)
+    folder = tmp_path / "comparison"
+    with WandbTracker("offline").run(info(folder)) as run:
+        run.log_comparison(compared(folder))
+    assert not list(folder.rglob("media/html")) and list(folder.rglob("media/table"))

@@ -1,15 +1,18 @@
 """The tracker: Weights & Biases or nothing. Always finished, also after an exception; never asks, never hangs.
 
-The tracker is a witness: when Weights & Biases fails the run goes on, with one warning.
+The tracker is a witness: when Weights & Biases fails, or is slow, the run goes on, with one warning and the command to
+sync later. Every wait for it has an end.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,8 +25,15 @@ log = logging.getLogger(__name__)
 
 MODES = ("auto", "offline", "online")
 MODES_OF_WANDB = ("online", "offline", "disabled", "dryrun")
-INIT_TIMEOUT_S = 20.0
+INIT_TIMEOUT_S = 15.0
+"""How long a run's start waits for the server; wandb itself takes up to 5 s more to give up."""
+LOG_TIMEOUT_S = 45.0
+"""How long a finished run's results may take to be handed to wandb's own process, which uploads them."""
+FINISH_GRACE_S = 5.0
+"""How long after its own timeout, and at its end, wandb's own process is waited for before it is left alone."""
 MOST_SERIES = 64
+MOST_HTML_BYTES = 10_000_000
+"""A page over this is in the artifact only."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,19 @@ class Results:
     scalars: dict[str, Any]
     pictures: dict[str, list[Path]]
     files: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is shown of a comparison: tables by the names of their csv files, pictures (PNG) by name, files to keep.
+
+    ``page``, one of the files, is shown as it is.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    pictures: Mapping[str, Path]
+    files: Mapping[str, Path]
+    page: Path
 
 
 def history(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
@@ -78,6 +101,9 @@ class Silent:
     def log(self, results: Results) -> None:
         """Nothing."""
 
+    def log_comparison(self, compared: Compared) -> None:
+        """Nothing."""
+
     def finish(self, exit_code: int) -> None:
         """Nothing."""
 
@@ -96,15 +122,20 @@ class WandbTracker:
 
     ``mode``: ``online`` needs a key; ``offline`` writes below the run's folder, for ``wandb sync``; ``auto`` is
     online where there is a key and the server answers within 20 s, else offline. ``WANDB_MODE`` in the environment
-    decides for ``auto``. A server that did not answer is not asked again by the same process.
+    decides for ``auto``. A server that did not answer is not asked again by the same process. ``finish_timeout``:
+    seconds that a run's end waits for its upload; what is left then goes with ``wandb sync``.
     """
 
     unreachable: ClassVar[bool] = False
 
-    def __init__(self, mode: str = "auto", project: str = "vitpatch", entity: str | None = None) -> None:
+    def __init__(
+        self, mode: str = "auto", project: str = "vitpatch", entity: str | None = None, finish_timeout: float = 60.0
+    ) -> None:
         if mode not in MODES:
             raise VitPatchError(f"logger.mode {mode!r}: expected one of {', '.join(MODES)}")
-        self.mode, self.project, self.entity = mode, project, entity
+        if isinstance(finish_timeout, bool) or not isinstance(finish_timeout, int | float) or finish_timeout <= 0:
+            raise VitPatchError(f"logger.finish_timeout {finish_timeout!r}: expected a number of seconds above 0")
+        self.mode, self.project, self.entity, self.finish_timeout = mode, project, entity, float(finish_timeout)
 
     @contextmanager
     def run(self, info: RunInfo) -> Iterator[Silent]:
@@ -121,27 +152,55 @@ class WandbTracker:
         tracked.finish(exit_code=0)
 
     def _start(self, info: RunInfo) -> Silent:
+        os.environ.setdefault(
+            "OTEL_SDK_DISABLED", "true"
+        )  # wandb's own telemetry waits 20 s for a silent server at exit
         mode = _mode(self.mode)
         if mode == "online" and (self.mode == "online" or not WandbTracker.unreachable):
             try:
-                return _Tracked(self._init(info, mode))
+                return self._begin(info, mode)
             except Exception as error:  # wandb has no one class for "the server did not answer"
+                _let_go()
                 if self.mode == "online":
                     raise VitPatchError(
                         f"logger.mode=online: Weights & Biases did not start: {_said(error)}"
                     ) from error
                 log.warning("Weights & Biases did not answer (%s); logging offline from here on", _said(error))
                 WandbTracker.unreachable = True
+        mode = mode if mode == "disabled" else "offline"
         try:
-            return _Tracked(self._init(info, mode if mode == "disabled" else "offline"))
+            return self._begin(info, mode)
+        except Exception:  # wandb's own process may have died between two runs: a new one
+            _let_go()
+        try:
+            return self._begin(info, mode)
         except Exception as error:  # the run must end well without its witness
+            _let_go()
             log.warning("Weights & Biases did not start (%s); the results are on disk only", _said(error))
             return Silent()
+
+    def _begin(self, info: RunInfo, mode: str) -> Silent:
+        begun = []
+        within(INIT_TIMEOUT_S + 2 * FINISH_GRACE_S, lambda: begun.append(self._init(info, mode)))
+        atexit.unregister(_end)
+        atexit.register(_end)  # after wandb's own hook, so before it in turn
+        return _Tracked(begun[0])
 
     def _init(self, info: RunInfo, mode: str) -> Any:
         import wandb
 
         os.environ["WANDB_DATA_DIR"] = str(info.folder / "wandb")  # else artifacts are staged outside the run's folder
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+            x_disable_meta=True,  # the command line, which may name what should not leave the machine
+            disable_git=True,  # the remote's address may hold a password
+            disable_code=True,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=self.finish_timeout,
+            finish_timeout_raises=True,
+        )
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -152,11 +211,46 @@ class WandbTracker:
             dir=str(info.folder),
             mode=mode,
             reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=INIT_TIMEOUT_S),
+            settings=settings,
         )
-        run.define_metric("layer")
-        run.define_metric("effect/*", step_metric="layer")
+        if info.job_type == "patch":
+            run.define_metric("layer")
+            run.define_metric("effect/*", step_metric="layer")
         return run
+
+
+def within(seconds: float, act: Callable[[], None]) -> None:
+    """Calls ``act`` in a thread; raises what it raises, or ``TimeoutError`` when it takes longer, and leaves it."""
+    ended: list[BaseException | None] = []
+
+    def call() -> None:
+        try:
+            act()
+            ended.append(None)
+        except BaseException as error:  # passed on to whoever waits
+            ended.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)  # a daemon: it must not hold up the program's end
+    thread.start()
+    thread.join(seconds)
+    if not ended:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    if ended[0] is not None:
+        raise ended[0]
+
+
+def _end() -> None:
+    """Ends wandb's own process, without its tracebacks where it is dead already."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # wandb exits with its process's code
+        wandb.teardown()
+
+
+def _let_go() -> None:
+    """Ends wandb's own process, or leaves it alone where that takes long; the next run starts a new one."""
+    with suppress(TimeoutError):
+        within(FINISH_GRACE_S, _end)
 
 
 def _mode(asked: str) -> str:
@@ -169,6 +263,7 @@ def _mode(asked: str) -> str:
     import wandb
 
     try:
+        wandb.setup(wandb.Settings(silent=True))
         has_key = wandb.login(prompt=False, verify=False)
     except Exception as error:  # of several classes: a key of the wrong form, an unreadable netrc
         if asked == "online":
@@ -181,35 +276,50 @@ def _mode(asked: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The first line of what an error says; advice on wandb's settings follows in the next."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 class _Tracked(Silent):
     """A Weights & Biases run; whatever goes wrong in it is a warning, once."""
 
     def __init__(self, run: Any) -> None:
-        self._run, self._broken = run, False
+        self._run, self._broken, self._hung = run, False, False
         self.about = {"mode": run.settings.mode, "id": run.id}
+        self._sync = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
         if run.settings.mode == "online":
             self.about["url"] = run.url
         if run.settings.mode == "offline":
-            self.sync_command = f"wandb sync {shlex.quote(str(run.settings.sync_dir))}"
+            self.sync_command = self._sync
 
     def log(self, results: Results) -> None:
         """History by layer, summary, media, the table and the artifact, as the contract names them."""
-        self._guard(lambda: self._log(results))
+        self._guard(LOG_TIMEOUT_S, lambda: self._log(results))
+
+    def log_comparison(self, compared: Compared) -> None:
+        """``table/NAME``, ``figure/NAME`` and ``page``, and an artifact of type ``comparison`` with all files."""
+        self._guard(LOG_TIMEOUT_S, lambda: self._log_comparison(compared))
 
     def finish(self, exit_code: int) -> None:
         """Ends the run; ``exit_code`` other than 0 marks it failed."""
-        self._guard(lambda: self._run.finish(exit_code=exit_code))
+        if not self._hung:
+            wait = self._run.settings.finish_timeout + FINISH_GRACE_S
+            self._guard(wait, lambda: self._run.finish(exit_code=exit_code))
+        if self._broken:
+            _let_go()
 
-    def _guard(self, act: Callable[[], None]) -> None:
+    def _guard(self, seconds: float, act: Callable[[], None]) -> None:
         try:
-            act()
+            within(seconds, act)
         except Exception as error:  # the run must end well without its witness
+            self._hung |= isinstance(error, TimeoutError)
+            WandbTracker.unreachable |= self._hung
             if not self._broken:
-                later = f"; later: {self.sync_command}" if self.sync_command else ""
-                log.warning("Weights & Biases failed (%s); the results are complete on disk%s", error, later)
+                log.warning(
+                    "Weights & Biases failed (%s); the results are complete on disk; later: %s",
+                    _said(error),
+                    self._sync,
+                )
             self._broken = True
 
     def _log(self, results: Results) -> None:
@@ -222,7 +332,28 @@ class _Tracked(Silent):
         media = {name: images[0] if len(images) == 1 else images for name, images in pictures.items()}
         run.log({**media, "effects": wandb.Table(dataframe=results.summary)})
         run.summary.update(results.scalars)
-        artifact = wandb.Artifact(f"effects-{run.id}", type="effects")
-        for name, path in results.files.items():
+        self._keep("effects", results.files)
+
+    def _log_comparison(self, compared: Compared) -> None:
+        import wandb
+
+        shown = {f"figure/{name}": wandb.Image(str(path)) for name, path in compared.pictures.items()}
+        for name, table in compared.tables.items():
+            shown[f"table/{name}"] = wandb.Table(dataframe=_plain(table), allow_mixed_types=True)
+        if compared.page.stat().st_size <= MOST_HTML_BYTES:
+            shown["page"] = wandb.Html(str(compared.page), inject=False)
+        self._run.log(shown)
+        self._keep("comparison", compared.files)
+
+    def _keep(self, kind: str, files: Mapping[str, Path]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
+        for name, path in files.items():
             artifact.add_file(str(path), name=name)
-        run.log_artifact(artifact)
+        self._run.log_artifact(artifact)
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its row names as a column, where they are more than numbers."""
+    return table if isinstance(table.index, pd.RangeIndex) else table.reset_index(names=table.index.name or "run")
