@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from vitpatch.config import construct, register_resolvers
 from vitpatch.corruptions import Blur, Chain, Gray, Noise
 from vitpatch.options import corruption_option, corruption_options, resolved
-from vitpatch.setup import _corruption_label
 from vitpatch.spec import VitPatchError
+from vitpatch.titles import corruption_words
 
 
 def composed(*overrides):
@@ -85,7 +85,7 @@ def test_an_option_that_nobody_has_is_named_where_it_was_asked_for():
     ],
 )
 def test_a_corruption_in_words(overrides, label):
-    assert _corruption_label(resolved(composed(*overrides)).corruption) == label
+    assert corruption_words(resolved(composed(*overrides)).corruption) == label
 
 
 OWN = "_target_: vitpatch.corruptions.Noise\nstd: 0.35\nclip: false\n"

@@ -1,11 +1,20 @@
-"""``python -m vitpatch.compare``: where pictures go, and what is no finished run."""
+"""``python -m vitpatch.compare``: what it writes and where, what it says, and what cannot be compared."""
 
 import json
 import shutil
+import subprocess
+import sys
 
+import numpy as np
+import pandas as pd
 import pytest
+from conftest import DEPTH, ROOT, save_model
+from hand_made import rows, save_run
+from scipy.stats import spearmanr
 
 from vitpatch import compare
+
+TABLES = ("overview", "profiles", "differences", "not_subtracted", "settings", "rank_correlation", "matched")
 
 
 @pytest.fixture
@@ -28,26 +37,215 @@ def finished(patched, monkeypatch):
     return patched("window=2", "data.limit=4")
 
 
-def test_runs_of_two_sweeps_keep_their_own_pictures(finished, call, tmp_path):
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+def test_one_run_alone_is_compared_in_its_own_folder(finished, call):
+    code, said = call(finished)
+    assert code == 0 and said.splitlines()[-1].startswith(f"{finished / 'comparison'}: ")
+    tables = {name: pd.read_csv(finished / "comparison" / f"{name}.csv") for name in TABLES}
+    row, manifest = tables["overview"].iloc[0], json.loads((finished / "manifest.json").read_text())
+    assert (row["run"], row["folder"], row["group"]) == ("run", "..", "run")
+    assert row["peak_layer"] == manifest["peak_layer"] and row["peak_effect"] == manifest["peak_effect"]
+    assert row["total_effect_low"] == manifest["total_effect"]["low"] and row["n"] == 4
+    summary = pd.read_csv(finished / "summary.csv")
+    assert row["peak_p"] == summary["p"][manifest["peak_layer"]]
+    assert tables["profiles"][list(summary)].equals(summary)
+    assert list(tables["profiles"]["relative_depth"]) == [(layer + 0.5) / DEPTH for layer in range(DEPTH)]
+    examples = pd.read_parquet(finished / "examples.parquet")
+    assert row["accuracy_corrupt"] == (examples["pred_corrupt"] == examples["label"]).mean()
+    assert row["prob_clean"] == pytest.approx(examples["prob_clean"].mean())
+    assert not any(len(tables[name]) for name in ("differences", "not_subtracted", "settings", "matched"))
+    again = call(finished)
+    assert again == (code, said)  # what is in comparison/ is no run
+
+
+def test_runs_of_heads_windows_tokens_and_controls_are_rows(patched):
+    """And the two are put under one another, though one has columns that the other has not."""
+    folder = patched("target=z", "target.heads=[1,2]", "data.limit=6", "controls=true", folder="x/heads")
+    patched("window=[1,3]", "target.tokens=[cls,patches]", "data.limit=6", folder="x/several")
+    comparison = compare.compare([folder.parent]).comparison
+    for row, series in zip(comparison.overview.to_dict("records"), ("h{head}", "w{window}-{tokens}"), strict=True):
+        manifest = json.loads((folder.parent / row["run"] / "manifest.json").read_text())
+        peak = manifest["peak"]
+        assert row["peak_place"] == f"layer {peak['layer']}, {series.format(**peak)}"
+        assert row["peak_effect"] == manifest["peak_effect"] and row["donor"] == "pair"
+    assert list(comparison.overview["heads"]) == ["1, 2", ""] and list(comparison.overview["windows"]) == ["1", "1, 3"]
+    series = {"h1", "h2", "w1-cls", "w1-patches", "w3-cls", "w3-patches"}
+    assert set(comparison.profiles["series"]) == series and len(comparison.profiles) == 6 * DEPTH
+    said = "no patch in common: sites z and attn_out, tokens all and cls, patches"
+    assert comparison.not_subtracted["reason"].item().startswith(said)
+
+
+def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
+    save_model(tmp_path / "deep", "vit", num_hidden_layers=7)
+    patched("window=1", "controls=false", folder="sweep/shallow")
+    patched("window=1", "controls=false", f"model.path={tmp_path / 'deep'}", folder="sweep/deep")
+    comparison = compare.compare([tmp_path / "sweep"]).comparison
+    said = comparison.not_subtracted["reason"].item()
+    assert said == "the models have 7 and 4 layers: compare them by relative depth" and not comparison.warnings
+    deep, shallow = (comparison.profiles[comparison.profiles["run"] == name] for name in ("deep", "shallow"))
+    between = np.interp(shallow["relative_depth"], deep["relative_depth"], deep["effect"])
+    signs = np.sign(comparison.overview.set_index("run")["total_effect"])
+    expected = spearmanr(between * signs["deep"], shallow["effect"] * signs["shallow"]).statistic
+    assert comparison.rank_correlation.loc["deep", "shallow"] == pytest.approx(expected)
+    assert comparison.rank_correlation.loc["deep", "deep"] == 1
+
+
+def test_ranks_are_of_the_series_of_the_peak_towards_the_total_effect(tmp_path, rng):
+    two = pd.concat([rows(range(4), tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
+    effects = [0.1, 0.2, 0.3, 0.25, 0.5, 0.9, 0.7, 0.6]
+    save_run(tmp_path / "x" / "groups", np.tile(effects, (5, 1)), patches=two)
+    save_run(tmp_path / "x" / "down", np.tile([-0.1, -0.4, -0.3, -0.2], (5, 1)), total=np.full(5, -0.5))
+    save_run(tmp_path / "x" / "few", np.tile([0.1, 0.2], (5, 1)))
+    save_run(tmp_path / "x" / "flat", np.full((5, 4), 0.25))
+    table = compare.compare([tmp_path / "x"]).comparison.rank_correlation
+    assert table.loc["groups", "down"] == 1 and table.loc["down", "groups"] == 1
+    assert table["few"].isna().all() and table["flat"].isna().all() and list(table.index) == list(table.columns)
+
+
+def test_a_run_without_a_peak_is_a_row(tmp_path, rng, call):
+    folder = save_run(tmp_path / "x" / "none", rng.random((4, 3)))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"peak": dict.fromkeys(manifest["peak"]), "total_effect": dict.fromkeys(manifest["total_effect"])}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    save_run(tmp_path / "x" / "some", rng.random((4, 3)), metric="log_odds")
+    code, said = call(tmp_path / "x")
+    assert code == 0 and said.splitlines()[1] == "none  none", said
+    row = pd.read_csv(tmp_path / "x" / "comparison" / "overview.csv").iloc[0]
+    assert row[["total_effect", "peak_layer", "peak_effect", "peak_p"]].isna().all()
+
+
+def test_several_folders_are_compared_here_and_named_apart(tmp_path, rng, call, monkeypatch):
+    for at in ("one/x", "two/x", "deeper/one/x"):
+        save_run(tmp_path / at, rng.random((4, 3)), weights=at)
+    monkeypatch.chdir(tmp_path)
+    code, said = call("one", tmp_path / "two", "deeper/one", "one/x")
+    assert code == 0 and said.splitlines()[-1].startswith("comparison: ")
+    table = pd.read_csv(tmp_path / "comparison" / "overview.csv")
+    assert list(table["run"]) == ["one (1)/x", "two/x", "one (2)/x"]
+    assert list(table["folder"]) == ["../one/x", "../two/x", "../deeper/one/x"]
+
+
+def test_a_run_called_as_a_column_is_compared(tmp_path, rng):
+    for name in ("run", "key"):
+        save_run(tmp_path / "x" / name, rng.random((4, 3)), seed=len(name), weights=name)
+    tables = compare.compare([tmp_path / "x"]).comparison.tables
+    assert list(tables["rank_correlation"]) == ["run", "key", "run"] and next(iter(tables["settings"])) == "key"
+
+
+def test_settings_that_differ_are_a_row_each(tmp_path, rng):
+    save_run(tmp_path / "x" / "a", rng.random((4, 3)), window=[1, -1], include="all")
+    other = {"_target_": "vitpatch.corruptions.Noise", "std": 0.25, "clip": False}
+    save_run(tmp_path / "x" / "b", rng.random((4, 3)), window=[3], corruption=other, path="other/model")
+    table = compare.compare([tmp_path / "x"]).comparison.settings
+    assert table.T.to_dict("list") == {
+        "model.path": ["some/model", "other/model"],
+        "window": ["1, prefix", "3"],
+        "corruption._target_": ["vitpatch.corruptions.Gray", "vitpatch.corruptions.Noise"],
+        "corruption.amount": ["1", ""],
+        "corruption.std": ["", "0.25"],
+        "corruption.clip": ["", "false"],
+    }
+
+
+def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
+    for name, more in {
+        "a": {},
+        "b": {"weights": "w1"},
+        "c": {"weights": "w2", "path": "another/model", "version": "0.2.0"},
+        "d": {"numbers_version": 1},
+        "e": {"data": {"limit": 2}},
+    }.items():
+        folder = save_run(tmp_path / "x" / name, rng.random((4, 3)), **more)
+        if name in "de":  # other images; those of e were asked for
+            file = folder / "manifest.json"
+            file.write_text(file.read_text().replace('"data": "d0"', f'"data": "{name}1"'))
+    code, said = call(tmp_path / "x")
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert code == 0 and said.startswith("warning: ")
+    assert [line.removeprefix("warning: ") for line in warnings] == [
+        "model model: one path, several weights: w0 of a, d, e; w1 of b",
+        "data data, split test: one path, several contents: d0 of a, b; d1 of d",
+        "several numbers versions of vitpatch: 2 of a, b, c, e; 1 of d",
+        "several versions of vitpatch: 0.1.0 of a, b, d, e; 0.2.0 of c",
+    ]
+
+
+def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
+    good = save_run(tmp_path / "x" / "good", rng.random((4, 3)))
+    for name in ("identity", "config", "json", "summary", "effects", "examples", "peak", "missing"):
+        folder = tmp_path / "x" / name
+        shutil.copytree(good, folder)
+        file = folder / "manifest.json"
+        manifest = json.loads(file.read_text())
+        if name == "identity":
+            del manifest["identity"]
+        elif name == "config":
+            del manifest["config"]["interval"]
+        elif name == "peak":
+            manifest["peak"]["layer"] = 7
+        file.write_text("{" if name == "json" else json.dumps(manifest))
+        if name in ("effects", "examples"):
+            (folder / f"{name}.parquet").write_bytes((good / f"{name}.parquet").read_bytes()[:60])
+        elif name == "summary":
+            (folder / "summary.csv").write_text("site,layer\n")
+        elif name == "missing":
+            (folder / "effects.parquet").unlink()
+    (tmp_path / "x" / "train").mkdir()
+    (tmp_path / "x" / "train" / "manifest.json").write_text('{"job": "train", "saved": "there"}')
+    for inside in ("comparison", "good/wandb"):
+        shutil.copytree(good, tmp_path / "x" / inside / "copy")
+    code, said = call(tmp_path / "x")
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 8 and all("another version, or a file is broken" in line for line in errors)
+    assert list(pd.read_csv(tmp_path / "x" / "comparison" / "overview.csv")["run"]) == ["good"]
+
+
+def test_effects_that_are_not_those_of_the_summary_are_said(tmp_path, rng):
+    save_run(tmp_path / "x" / "a", rng.random((4, 3)))
+    save_run(tmp_path / "x" / "b", rng.random((4, 3)), weights="w1", path="other")
+    summary = tmp_path / "x" / "b" / "summary.csv"
+    pd.read_csv(summary).iloc[::-1].to_csv(summary, index=False)
+    reason = compare.compare([tmp_path / "x"]).comparison.not_subtracted["reason"].item()
+    assert "summary.csv and effects.parquet are not of the same patches" in reason
+
+
+def test_without_runs_it_is_one_line(tmp_path, call):
+    for where, why in ((tmp_path, "no finished run"), (tmp_path / "nowhere", "no such folder")):
+        code, said = call(where)
+        assert code == 1 and why in said and len(said.splitlines()) == 1 and not (where / "comparison").exists()
+
+
+def test_help_and_the_import_take_nothing_heavy():
+    code = "import sys, vitpatch.compare as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "--redraw" in said and not {"torch", "numpy", "pandas", "matplotlib"} & set(said.split())
+
+
+# a run's own pictures
+
+
+def test_redrawn_runs_of_two_sweeps_keep_their_own_pictures(finished, call, tmp_path):
     for sweep in ("one", "two"):
         shutil.copytree(finished, tmp_path / sweep / "window=2")
-    code, said = call(tmp_path / "one", tmp_path / "two", "--output", tmp_path / "out")
+    code, said = call("--redraw", tmp_path / "one", tmp_path / "two", "--output", tmp_path / "out")
     assert code == 0 and len(said.splitlines()) == 2
     for sweep in ("one", "two"):
         assert (tmp_path / "out" / sweep / "window=2" / "figures" / "layer_profile.png").exists()
         assert not list((tmp_path / sweep / "window=2" / "figures").glob("*.png"))
-    shutil.copytree(tmp_path / "one", tmp_path / "deeper" / "one")
-    code, said = call(tmp_path / "one", tmp_path / "deeper" / "one", "--output", tmp_path / "out")
-    assert code == 1 and "two of the folders have the same name" in said
 
 
-def test_without_an_output_a_run_gets_its_own_pictures_once(finished, call):
-    code, said = call(finished, finished.parent)
+def test_redrawn_without_an_output_a_run_gets_its_own_pictures_once(finished, call):
+    code, said = call("--redraw", finished, finished.parent)
     assert code == 0 and len(said.splitlines()) == 1 and (finished / "figures" / "peak.png").exists()
+    assert not (finished / "comparison").exists()
 
 
 @pytest.mark.parametrize("broken", ["effects", "pages", "key", "nowhere", "unfinished"])
-def test_what_cannot_be_drawn_is_one_line(finished, call, broken):
+def test_what_cannot_be_redrawn_is_one_line(finished, call, broken):
     where = finished
     if broken == "key":
         manifest = json.loads((finished / "manifest.json").read_text())
@@ -60,13 +258,13 @@ def test_what_cannot_be_drawn_is_one_line(finished, call, broken):
     else:
         file = finished / f"{broken}.parquet"
         file.write_bytes(file.read_bytes()[:50])
-    code, said = call(where)
+    code, said = call("--redraw", where)
     assert code == 1 and said.startswith("error: ") and len(said.splitlines()) == 1, said
 
 
-def test_a_broken_run_does_not_stop_the_others(finished, call, tmp_path):
+def test_a_run_that_cannot_be_redrawn_does_not_stop_the_others(finished, call, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(finished, tmp_path / "sweep" / name)
     (tmp_path / "sweep" / "a" / "effects.parquet").write_bytes(b"PAR1")
-    code, said = call(tmp_path / "sweep")
+    code, said = call("--redraw", tmp_path / "sweep")
     assert code == 1 and "error: " in said and (tmp_path / "sweep" / "b" / "figures" / "peak.png").exists()

@@ -11,9 +11,9 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 
 import vitpatch
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.compare import outcome_of
 from vitpatch.inference import sign_flip_p
 from vitpatch.pictures import _beside
+from vitpatch.redrawn import outcome_of
 from vitpatch.spec import VitPatchError
 from vitpatch.store import RunFolder
 

@@ -9,8 +9,8 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from vitpatch import evidence, examples, panels, pictures, plots, profiles, store
-from vitpatch.compare import outcome_of, redraw
 from vitpatch.pictures import draw
+from vitpatch.redrawn import outcome_of, redraw
 from vitpatch.shown import Shown
 from vitpatch.spec import Estimate, Metric
 from vitpatch.store import RunFolder

@@ -1,102 +1,153 @@
-"""``python -m vitpatch.compare DIR [DIR ...]``: the pictures of finished runs again, from their files alone."""
+"""``python -m vitpatch.compare DIR [DIR ...]``: figures, tables and a page over all finished runs below folders."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+if TYPE_CHECKING:
+    from vitpatch.comparison import Comparison
 
-from vitpatch.config import read_study
-from vitpatch.measure import measure
-from vitpatch.outcome import Outcome
-from vitpatch.pictures import draw
-from vitpatch.shown import Shown
-from vitpatch.spec import Donor, VitPatchError
-from vitpatch.store import RunFolder
-
-log = logging.getLogger(__name__)
+COMPARISON = "comparison"
+"""The folder that a comparison goes to: in the one folder that is compared, else here."""
 
 
-def finished_below(folder: Path) -> list[RunFolder]:
-    """The finished patching runs in and below a folder, in order of their paths. Raises ``VitPatchError`` for none."""
-    if not folder.is_dir():
-        raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
-    found = sorted(manifest.parent for manifest in folder.rglob("manifest.json"))
-    runs = [run for path in found if "donors" in ((run := RunFolder(path)).finished() or {})]
-    if not runs:
-        raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
-    return runs
+@dataclass(frozen=True)
+class Compared:
+    """A comparison, the folder that its files are in, and what could not be compared, a line each."""
+
+    comparison: Comparison
+    folder: Path
+    problems: tuple[str, ...]
 
 
-def places(folders: Sequence[Path], output: Path | None) -> list[tuple[RunFolder, Path]]:
-    """The finished runs below folders, and where the pictures of each go; ``None`` = to the run itself."""
-    found = {}
-    for folder in folders:
-        for run in finished_below(folder):
-            own = run.path.resolve()
-            into = own if output is None else output / folder.resolve().name / own.relative_to(folder.resolve())
-            found.setdefault(own, (run, into))
-    into = [place.resolve() for _, place in found.values()]
-    if len(set(into)) < len(into):
-        raise VitPatchError("--output: two of the folders have the same name; compare them one by one")
-    return list(found.values())
+def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
+    """Compares all finished runs in and below folders and writes tables, figures and page.
 
-
-def outcome_of(run: RunFolder) -> tuple[Outcome, dict[str, Any]]:
-    """What a finished run found, and its manifest."""
-    manifest = run.finished()
-    study = read_study(OmegaConf.create(manifest["config"]))
-    return measure(run, study, tuple(map(Donor, manifest["donors"]))), manifest
-
-
-def redraw(run: RunFolder, into: Path) -> list[Path]:
-    """Draws the pictures of a run from its files into a folder's ``figures/``; their files.
-
-    Raises ``VitPatchError`` where its files are those of another version, or broken.
+    They go to ``output``; without one, to ``comparison/`` in the one folder given, or here where there are several. A
+    run that is broken or of another version is left out and is one of ``problems``. Raises ``VitPatchError`` where no
+    run can be compared. Says nothing.
     """
-    try:
-        outcome, manifest = outcome_of(run)
-        drawn = draw(outcome, Shown.read(run.pages), manifest)
-    except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise VitPatchError(f"{run.path}: of another version, or a file is broken ({reason}); run it again") from error
-    into.mkdir(parents=True, exist_ok=True)
-    return [file for of_name in RunFolder(into).save(drawn).values() for file in of_name]
+    from vitpatch.compared import compared
+    from vitpatch.finished import found_below, read
+    from vitpatch.spec import VitPatchError
+    from vitpatch.store import RunFolder
+
+    runs, problems = [], []
+    for found in found_below(folders):
+        try:
+            runs.append(read(found))
+        except VitPatchError as error:
+            problems.append(str(error))
+    if not runs:
+        raise VitPatchError("; ".join(problems))
+    place = output or (folders[0] / COMPARISON if len(folders) == 1 else Path(COMPARISON))
+    comparison = compared(runs, place)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, table in comparison.tables.items():
+        RunFolder(place).write_csv(place / f"{name}.csv", table)
+    # HERE: figures (comparison_figures.draw(comparison)) and page (page.write_page(comparison, place / "index.html"))
+    return Compared(comparison, place, tuple(problems))
+
+
+def lines(compared: Compared) -> list[str]:
+    """The few lines that end a comparison: warnings, runs, matched runs of groups, and where the files are."""
+    comparison = compared.comparison
+    said = [f"warning: {warning}" for warning in comparison.warnings]
+    heads = ["run", "peak", "effect (95 % interval)", "recovered"]
+    said += _columns([heads, *map(_of_run, comparison.overview.to_dict("records"))])
+    said += _of_groups(comparison.matched.to_dict("records"))
+    pairs = len(comparison.differences.groupby(["a", "b"])) if len(comparison.differences) else 0
+    said.append(f"{pairs} pairs subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
+    files = sorted(path.name for path in compared.folder.iterdir() if not path.name.startswith("."))
+    return [*said, f"{compared.folder}: {', '.join(files)}"]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with cells under one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _of_run(row: dict[str, Any]) -> list[str]:
+    if row["peak_layer"] != row["peak_layer"]:  # NaN
+        return [row["run"], "none", "", ""]
+    effect = _estimate(row["peak_effect"], row["peak_effect_low"], row["peak_effect_high"])
+    share = "" if row["peak_recovered"] != row["peak_recovered"] else f"{row['peak_recovered']:.0%}"
+    return [row["run"], row["peak_place"], effect, share]
+
+
+def _estimate(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if low == low else "")
+
+
+def _of_groups(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What matched runs of two groups differ in."""
+    said = []
+    for row in rows:
+        if not (row["a"] and row["b"]):
+            said.append(f"{row['a'] or row['b']}: {row['reason']}")
+            continue
+        said.append(f"{row['a']} - {row['b']} ({row['differing'] or 'the same settings'}):")
+        if isinstance(row["reason"], str):
+            said.append(f"  not subtracted: {row['reason']}")
+        elif row["largest_difference"] == 0:
+            said.append(f"  the same {row['quantity']} on the images of both")
+        else:
+            apart = _estimate(row["largest_difference"], row["largest_low"], row["largest_high"])
+            said.append(f"  {row['quantity']} differs most at layer {row['largest_layer']}: {apart}")
+    return said
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m vitpatch.compare", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
-    parser.add_argument("--output", type=Path, help="where the pictures go (default: each run's own figures/)")
+    parser.add_argument(
+        "--output", type=Path, help=f"where all goes (default: {COMPARISON}/ in DIR; of several DIRs: here)"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="draw each run's own pictures again instead, into the run or --output"
+    )
     given = parser.parse_args(arguments)
-    broken = 0
+    from vitpatch.spec import VitPatchError
+
     try:
-        for run, into in places(given.folders, given.output):
-            broken += not _redrawn(run, into)
+        problems = (_redrawn if given.redraw else _compared)(given.folders, given.output)
     except (VitPatchError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        broken = 1
-    if broken:
+        problems = [str(error)]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
         sys.exit(1)
 
 
-def _redrawn(run: RunFolder, into: Path) -> bool:
-    """Whether a run's pictures could be drawn; the others go on where they could not."""
-    try:
-        pictures = redraw(run, into)
-    except VitPatchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return False
-    print(f"{pictures[0].parent}: {', '.join(sorted(path.name for path in pictures))}")
-    return True
+def _compared(folders: Sequence[Path], output: Path | None) -> Sequence[str]:
+    """Compares and prints; what could not be compared."""
+    result = compare(folders, output)
+    print("\n".join(lines(result)))
+    return result.problems
+
+
+def _redrawn(folders: Sequence[Path], output: Path | None) -> Sequence[str]:
+    """Draws runs' own pictures; what could not be drawn, after which the others go on."""
+    from vitpatch.finished import found_below
+    from vitpatch.redrawn import places, redraw
+    from vitpatch.spec import VitPatchError
+
+    problems = []
+    for run, into in places(found_below(folders), output):
+        try:
+            pictures = redraw(run, into)
+        except VitPatchError as error:
+            problems.append(str(error))
+            continue
+        print(f"{pictures[0].parent}: {', '.join(sorted(path.name for path in pictures))}")
+    return problems
 
 
 if __name__ == "__main__":

@@ -57,7 +57,14 @@ class Comparison:
     difference`` = a − b, ``low, high, p`` (family-wise over the pair's patches; of effects).
 
     ``not_subtracted``, a row a pair that has none: ``a, b, reason``. ``settings``: a row a key of the runs' identity
-    that is not the same in all, a column a run. ``rank_correlation``: Spearman's of the profiles, runs × runs.
+    that is not the same in all, the index, and a column a run. ``rank_correlation``: Spearman's of the profiles, runs
+    (the index) × runs; of a run with several series the peak's; effects count towards the total effect.
+
+    ``matched``, a row a pair of runs of two groups (folders that were given) that are each other's counterpart: ``a, b,
+    differing`` (settings, in words), ``total_effect_a, total_effect_b, peak_layer_a, peak_layer_b, peak_effect_a,
+    peak_effect_b``, of the patch where they differ most ``quantity, largest_difference, largest_layer, largest_low,
+    largest_high, largest_p``, or ``reason``, why they are not subtracted; then the runs without a counterpart, ``a`` or
+    ``b`` being "".
     """
 
     runs: tuple[FinishedRun, ...]
@@ -68,15 +75,24 @@ class Comparison:
     not_subtracted: pd.DataFrame
     settings: pd.DataFrame
     rank_correlation: pd.DataFrame
+    matched: pd.DataFrame
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables by the name of their csv files."""
+        """The tables by the name of their csv files, an index being the first column."""
         return {
             "overview": self.overview,
             "profiles": self.profiles,
             "differences": self.differences,
             "not_subtracted": self.not_subtracted,
-            "settings": self.settings,
-            "rank_correlation": self.rank_correlation,
+            "settings": _with_index(self.settings),
+            "rank_correlation": _with_index(self.rank_correlation),
+            "matched": self.matched,
         }
+
+
+def _with_index(table: pd.DataFrame) -> pd.DataFrame:
+    """A run may be called as the index is."""
+    flat = table.reset_index(drop=True)
+    flat.insert(0, table.index.name, table.index, allow_duplicates=True)
+    return flat

@@ -47,7 +47,7 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
     """
     examples, patches = pd.read_parquet(folder.examples), patches_in(folder)
     read = _read(folder, examples, len(patches), study, donors)
-    examples["total_effect"] = _total(examples, study)
+    examples["total_effect"] = total_by_image(examples, study.donor, study.direction, study.metric)
     everyone = np.ones(len(examples), dtype=bool)
     if study.donor.partner is not None:
         everyone = examples[f"partner_{study.donor}"].to_numpy() >= 0
@@ -149,12 +149,12 @@ def _read(folder: RunFolder, examples: pd.DataFrame, patches: int, study: Study,
     return Read(measured, floats["prob"], {name: floats[name] for name in extra}, is_empty, like_own)
 
 
-def _total(examples: pd.DataFrame, study: Study) -> NDArray[np.floating]:
+def total_by_image(examples: pd.DataFrame, donor: Donor, direction: Direction, metric: Metric) -> NDArray[np.floating]:
     """The donor's base run minus the recipient's, by image; NaN of a donor that is no run."""
-    run = run_of(study.donor, study.direction)
+    run = run_of(donor, direction)
     if run is None:
         return np.full(len(examples), np.nan)
-    return metric_of(examples, run, study.metric) - metric_of(examples, study.direction.recipient, study.metric)
+    return metric_of(examples, run, metric) - metric_of(examples, direction.recipient, metric)
 
 
 def _towards(total: float, study: Study) -> float:

@@ -19,13 +19,13 @@ from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.config import Study, construct, read_study, whole_number
 from vitpatch.controls import donors_of, partners_of
-from vitpatch.corruptions import Corruption, as_option, no_masks, traits
+from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.inference import check_signed
 from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
-from vitpatch.options import CHAIN, resolved
+from vitpatch.options import resolved
 from vitpatch.peers import read_corruptions
 from vitpatch.plan import Plan, make_plan
 from vitpatch.spec import (
@@ -38,6 +38,7 @@ from vitpatch.spec import (
     digest,
     window_word,
 )
+from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.tokens import needs_masks
 from vitpatch.training_images import training_images
 
@@ -89,9 +90,9 @@ class Setup:
         if target.heads is not None:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
-        first = f"{self._model_words} on {_data_words(self.cfg.data)}"
+        first = f"{self._model_words} on {data_words(self.cfg.data)}"
         if not study.donor.is_constant:  # else the corrupted run plays no part
-            first += f", {_corruption_label(self.cfg.corruption)}"
+            first += f", {corruption_words(self.cfg.corruption)}"
         if self.calibration is not None:
             first += f" calibrated to {self.asked}"
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
@@ -102,7 +103,7 @@ class Setup:
     def _model_words(self) -> str:
         """The model's name, and what is not as its checkpoint has it."""
         also = ["untrained"] * self.checkpoint.random_init + [self.model.head] * (self.model.head is not None)
-        return _short(self.cfg.model.path) + (f" ({', '.join(also)})" if also else "")
+        return short(self.cfg.model.path) + (f" ({', '.join(also)})" if also else "")
 
     @property
     def run_id(self) -> str:
@@ -252,28 +253,3 @@ def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
             f"trainer.precision {asked} with model.dtype {checkpoint.dtype}: the weights are below float32 already; "
             "leave trainer.precision at 32"
         )
-
-
-def _data_words(cfg: DictConfig) -> str:
-    """The data by the last part of their path, and what is made of them."""
-    return _short(cfg.path) + " scenes" * str(cfg._target_).endswith(".TexturedScenes")
-
-
-def _corruption_label(cfg: DictConfig) -> str:
-    """The corruption in words: its class and its strengths, an ``amount`` of 1 unsaid; of a chain step by step."""
-    unsaid = {"_target_", "amount"} if cfg.get("amount") == 1 else {"_target_"}
-    name = as_option(str(cfg._target_).rpartition(".")[2]).replace("_", " ")
-    if cfg._target_ == CHAIN:
-        name, unsaid = " then ".join(map(_corruption_label, cfg.steps)), unsaid | {"steps"}
-    said = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in cfg.items()}
-    keys = ", ".join(f"{key}={value}" for key, value in said.items() if key not in unsaid)
-    name = name.replace("identity", "no corruption")
-    return f"{name} ({keys})" if keys else name
-
-
-def _short(path: str) -> str:
-    """The last part of a path; of a folder in the hub's cache the repository's name."""
-    at = Path(str(path))
-    if at.parent.name == "snapshots":
-        return at.parent.parent.name.rpartition("--")[2]
-    return at.stem if at.suffix == ".parquet" else at.name

@@ -1,0 +1,39 @@
+"""Finished runs → their comparison, from their files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitpatch.agreement import disagreements
+from vitpatch.aspects import aspects, settings
+from vitpatch.comparison import Comparison, FinishedRun
+from vitpatch.counterparts import counterparts, matched
+from vitpatch.differences import MOST_RUNS, chosen, subtracted
+from vitpatch.overview import overview, profiles
+from vitpatch.ranks import rank_correlation
+
+
+def compared(runs: Sequence[FinishedRun], place: Path) -> Comparison:
+    """The comparison of runs, whose names differ; ``place`` is the folder that its paths are relative to."""
+    of_run = {run.name: aspects(run) for run in runs}
+    pairs = counterparts(runs, of_run)
+    differences, not_subtracted = subtracted(chosen(runs, of_run, pairs))
+    table = overview(runs, place)
+    return Comparison(
+        runs=tuple(runs),
+        warnings=(*disagreements(runs), *_bounded(runs)),
+        overview=table,
+        profiles=profiles(runs),
+        differences=differences,
+        not_subtracted=not_subtracted,
+        settings=settings(runs),
+        rank_correlation=rank_correlation(runs),
+        matched=matched(runs, pairs, of_run, table, differences, not_subtracted),
+    )
+
+
+def _bounded(runs: Sequence[FinishedRun]) -> list[str]:
+    if len(runs) <= MOST_RUNS:
+        return []
+    return [f"{len(runs)} runs: of more than {MOST_RUNS} only pairs that differ in one setting are subtracted"]

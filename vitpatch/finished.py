@@ -1,0 +1,137 @@
+"""The finished runs below folders, read to be compared."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitpatch.comparison import FinishedRun
+from vitpatch.spec import VitPatchError
+from vitpatch.store import PATCH_COLUMNS, RunFolder
+
+COMPARISON = "comparison"
+"""The folder in a sweep's that comparisons are written to."""
+NOT_RUNS = {COMPARISON, "wandb", ".hydra"}
+"""Folders in which nothing is a run of its own: copies lie there."""
+MANIFEST = {
+    "": ("run_id", "identity", "config", "donors", "versions", "model", "counts", "total_effect", "peak", "notes"),
+    "identity": (
+        *("numbers_version", "weights", "precision", "data", "corruption", "target", "window", "donors"),
+        *("direction", "metric", "rival", "include", "seed"),
+    ),
+    "config": ("model", "data", "corruption", "direction", "metric", "seed", "interval"),
+    "model": ("layers", "weights"),
+}
+"""What a manifest must have, of what is compared, by its part."""
+SUMMARY = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
+EXAMPLES = ("example_id", "label", "included", "cluster", "prob_clean", "prob_corrupt", "pred_clean", "pred_corrupt")
+"""What tables must have, of what is compared."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A manifest, and the names of its run and of the given folder that it is below."""
+
+    name: str
+    group: str
+    folder: RunFolder
+
+
+def found_below(folders: Sequence[Path]) -> list[Found]:
+    """The manifests in and below folders, each once, in order of folder and path; training's are left out.
+
+    A group is a given folder's name, with its number after it where several have one name. A run is named by its path
+    below the one folder given; where there are several, the group comes first. Raises ``VitPatchError`` for a folder
+    that is not there or holds no manifest.
+    """
+    found: dict[Path, Found] = {}
+    for folder, group in zip(folders, _groups(folders), strict=True):
+        for path in _runs_below(folder):
+            below = path.relative_to(folder).as_posix()
+            name = "/".join(part for part in (group if len(folders) > 1 else "", below) if part not in ("", "."))
+            found.setdefault(path.resolve(), Found(name or group, group, RunFolder(path)))
+    return list(found.values())
+
+
+def read(found: Found) -> FinishedRun:
+    """A finished run with its manifest and summary; that its effects are whole is seen from their end.
+
+    Raises ``VitPatchError`` where it is of another version, or a file is broken.
+    """
+    try:
+        manifest = _json(found.folder.manifest)
+        for part, keys in MANIFEST.items():
+            _check(f"manifest.json{part and f', {part},'}", keys, manifest[part] if part else manifest)
+        run = FinishedRun(found.name, found.group, found.folder, manifest, pd.read_csv(found.folder.summary))
+        _check("summary.csv", SUMMARY, run.summary)
+        _check("examples.parquet", EXAMPLES, run.examples())
+        _check("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(found.folder.effects).names)
+        peak_row(run)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise VitPatchError(
+            f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again"
+        ) from error
+    return run
+
+
+def known(value: float | None) -> float:
+    """A number of a manifest, whose null is NaN here."""
+    return np.nan if value is None else float(value)
+
+
+def peak_row(run: FinishedRun) -> pd.Series | None:
+    """The row of ``summary.csv`` that the manifest calls the peak; ``None`` where there is no peak."""
+    if (peak := run.manifest["peak"])["layer"] is None:
+        return None
+    is_it = np.logical_and.reduce([run.summary[name] == value for name, value in peak.items()])
+    if not is_it.any():
+        raise ValueError("summary.csv has no row of the manifest's peak")
+    return run.summary[is_it].iloc[0]
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
+    manifests = sorted(folder.rglob("manifest.json"))
+    runs = [path.parent for path in manifests if _is_run(path, folder)]
+    if not runs:
+        raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
+    return runs
+
+
+def _is_run(manifest: Path, folder: Path) -> bool:
+    """Whether a manifest is a patching run's, or cannot be read; others are not ours, or training's."""
+    if NOT_RUNS & set(manifest.relative_to(folder).parts):
+        return False
+    try:
+        return "run_id" in _json(manifest)
+    except ValueError:
+        return True
+
+
+def _json(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _check(file: str, wanted: Iterable[str], there: Container[str]) -> None:
+    if missing := [name for name in wanted if name not in there]:
+        raise ValueError(f"{file} has no {', '.join(missing)}")
+
+
+def _groups(folders: Sequence[Path]) -> Iterator[str]:
+    names = [folder.resolve().name for folder in folders]
+    often, seen = Counter(names), Counter()
+    for name in names:
+        seen[name] += 1
+        yield f"{name} ({seen[name]})" if often[name] > 1 else name
