@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitpatch.comparison import Comparison
 
-COMPARISON = "comparison"
-"""The folder that a comparison goes to: in the one folder that is compared, else here."""
-
 
 @dataclass(frozen=True)
 class Compared:
@@ -28,12 +25,12 @@ class Compared:
 def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     """Compares all finished runs in and below folders and writes tables, figures and page.
 
-    They go to ``output``; without one, to ``comparison/`` in the one folder given, or here where there are several. A
+    They go to ``output``; without one, to ``comparison/`` in the one folder given, of several in the working folder. A
     run that is broken or of another version is left out and is one of ``problems``. Raises ``VitPatchError`` where no
     run can be compared. Says nothing.
     """
     from vitpatch.compared import compared
-    from vitpatch.finished import found_below, read
+    from vitpatch.finished import COMPARISON, found_below, read
     from vitpatch.spec import VitPatchError
     from vitpatch.store import RunFolder
 
@@ -61,8 +58,9 @@ def lines(compared: Compared) -> list[str]:
     heads = ["run", "peak", "effect (95 % interval)", "recovered"]
     said += _columns([heads, *map(_of_run, comparison.overview.to_dict("records"))])
     said += _of_groups(comparison.matched.to_dict("records"))
-    pairs = len(comparison.differences.groupby(["a", "b"])) if len(comparison.differences) else 0
-    said.append(f"{pairs} pairs subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
+    if len(comparison.runs) > 1:
+        pairs = len(comparison.differences[["a", "b"]].drop_duplicates())
+        said.append(f"{pairs} pairs subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
     files = sorted(path.name for path in compared.folder.iterdir() if not path.name.startswith("."))
     return [*said, f"{compared.folder}: {', '.join(files)}"]
 
@@ -108,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vitpatch.compare", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
     parser.add_argument(
-        "--output", type=Path, help=f"where all goes (default: {COMPARISON}/ in DIR; of several DIRs: here)"
+        "--output", type=Path, help="where all goes (default: comparison/ in DIR; of several DIRs: here)"
     )
     parser.add_argument(
         "--redraw", action="store_true", help="draw each run's own pictures again instead, into the run or --output"

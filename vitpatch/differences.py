@@ -58,7 +58,7 @@ def subtracted(pairs: Sequence[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def is_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
-    """Whether two runs were made with one corruption of one strength, whether it was given or found."""
+    """Whether two runs were made with one corruption of one strength, given or found; of random ones with any seed."""
     return a.manifest["config"]["corruption"] == b.manifest["config"]["corruption"]
 
 

@@ -22,16 +22,20 @@ COMPARISON = "comparison"
 """The folder in a sweep's that comparisons are written to."""
 NOT_RUNS = {COMPARISON, "wandb", ".hydra"}
 """Folders in which nothing is a run of its own: copies lie there."""
+TOP = ("run_id", "title", "donors", "notes", "seconds")
 MANIFEST = {
-    "": ("run_id", "identity", "config", "donors", "versions", "model", "counts", "total_effect", "peak", "notes"),
     "identity": (
         *("numbers_version", "weights", "precision", "data", "corruption", "target", "window", "donors"),
         *("direction", "metric", "rival", "include", "seed"),
     ),
     "config": ("model", "data", "corruption", "direction", "metric", "seed", "interval"),
     "model": ("layers", "weights"),
+    "versions": ("vitpatch",),
+    "counts": ("images",),
+    "total_effect": ("mean", "low", "high"),
+    "peak": ("layer", "head", "tokens", "window"),
 }
-"""What a manifest must have, of what is compared, by its part."""
+"""What a manifest must have, of what is compared, and by its part."""
 SUMMARY = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
 EXAMPLES = ("example_id", "label", "included", "cluster", "prob_clean", "prob_corrupt", "pred_clean", "pred_corrupt")
 """What tables must have, of what is compared."""
@@ -69,8 +73,9 @@ def read(found: Found) -> FinishedRun:
     """
     try:
         manifest = _json(found.folder.manifest)
+        _check("manifest.json", (*TOP, *MANIFEST), manifest)
         for part, keys in MANIFEST.items():
-            _check(f"manifest.json{part and f', {part},'}", keys, manifest[part] if part else manifest)
+            _check(f"manifest.json, {part},", keys, manifest[part])
         run = FinishedRun(found.name, found.group, found.folder, manifest, pd.read_csv(found.folder.summary))
         _check("summary.csv", SUMMARY, run.summary)
         _check("examples.parquet", EXAMPLES, run.examples())
