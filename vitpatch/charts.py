@@ -35,6 +35,12 @@ class Chart:
     wide: bool = False
 
 
+def chart_of(height: int | Spec, rows: Sequence[Row], **parts: Any) -> Spec:
+    """A specification as wide as its box, of Vega-Lite's ``parts``."""
+    size = {"width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
+    return {"$schema": SCHEMA, **size, "data": values(rows), **parts}
+
+
 def values(rows: Sequence[Row]) -> Spec:
     """Inline data; numbers of five digits, what is not known null."""
     return {"values": [{key: _short(value) for key, value in row.items()} for row in rows]}
@@ -94,8 +100,10 @@ class Profile:
             layers += [self._ribbon(), self._line()]
         if not self.joined or min(Counter(row["line"] for row in self.rows).values()) < 2:
             layers.append(self._bars())
-        layers += [self._points(clipped=False), self._points(clipped=True), self._near()]
-        return {"$schema": SCHEMA, "width": "container", "height": self.height, "data": values(self.rows), "layer": layers}
+        layers.append(self._points(clipped=False))
+        if any(row["clipped"] for row in self.rows):
+            layers.append(self._points(clipped=True))
+        return chart_of(self.height, self.rows, layer=[*layers, self._near()])
 
     @property
     def _x(self) -> Spec:
@@ -186,8 +194,7 @@ class Heatmap:
         frame = {"condition": {"test": "datum.sure", "value": 1.4}, "value": 0}
         encoding = {"x": x, "y": y, "color": colour, "strokeWidth": frame, "tooltip": tooltip(self.said)}
         mark = {"type": "rect", "stroke": "#222222"}
-        size = {"width": "container", "height": {"step": STEP}}
-        return {"$schema": SCHEMA, **size, "data": values(self.rows), "mark": mark, "encoding": encoding}
+        return chart_of({"step": STEP}, self.rows, mark=mark, encoding=encoding)
 
 
 def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Sequence[str]) -> Spec:
@@ -204,7 +211,7 @@ def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Seque
         {"mark": tick, "encoding": {"y": y, "x": quantity("total", title), "tooltip": tooltip(["row", "total effect"])}},
         {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {"y": y, "x": x, "tooltip": tooltip(said), **blue}},
     ]
-    return {"$schema": SCHEMA, "width": "container", "height": {"step": STEP}, "data": values(rows), "layer": layers}
+    return chart_of({"step": STEP}, rows, layer=layers)
 
 
 def picked_profile(profile: Profile, labels: Sequence[str]) -> Spec:
