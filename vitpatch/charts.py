@@ -35,7 +35,7 @@ class Chart:
     wide: bool = False
 
 
-def chart_of(height: int | Spec, rows: Sequence[Row], **parts: Any) -> Spec:
+def chart_of(height: int, rows: Sequence[Row], **parts: Any) -> Spec:
     """A specification as wide as its box, of Vega-Lite's ``parts``."""
     size = {"width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
     return {"$schema": SCHEMA, **size, "data": values(rows), **parts}
@@ -70,7 +70,7 @@ def quantity(name: str, title: str | None, domain: Sequence[float] | None = None
 def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
     """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's."""
     scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
-    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60}
+    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60, "symbolOpacity": 1}
     return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
 
 
@@ -142,7 +142,11 @@ class Profile:
         mark = {"type": "point", "filled": not clipped, "size": 45, "strokeWidth": 1.6}
         colour = {"color": by_line(self.names), "shape": by_line(self.names, shapes=True)}
         encoding = {"x": self._x, "y": self._y, **colour, "opacity": self._strength(1)}
-        layer = {"transform": [{"filter": f"datum.clipped === {str(clipped).lower()}"}], "mark": mark, "encoding": encoding}
+        layer = {
+            "transform": [{"filter": f"datum.clipped === {str(clipped).lower()}"}],
+            "mark": mark,
+            "encoding": encoding,
+        }
         if self._is_picked and not clipped:
             layer["params"] = [{"name": "picked", "select": {"type": "point", "fields": ["line"]}, "bind": "legend"}]
         return layer
@@ -183,18 +187,27 @@ class Heatmap:
     said: Sequence[str]
 
     def spec(self) -> Spec:
-        """The chart; cells whose ``sure`` is true have a frame."""
-        y = {"field": "row", "type": "nominal", "sort": list(self.row_names), "title": None, "axis": {"labelLimit": 230}}
+        """The chart; cells whose ``sure`` is true have a dot."""
+        y = {
+            "field": "row",
+            "type": "nominal",
+            "sort": list(self.row_names),
+            "title": None,
+            "axis": {"labelLimit": 230},
+        }
         x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
-        x["axis"] = {"labelLimit": 120, "labelAngle": 0 if self.column_title else -40}
+        x["axis"] = {"labelLimit": 200, "labelAngle": 0 if self.column_title else -40}
         limit = max(self.limit, 1e-9)
         scale = {"scheme": "redblue", "reverse": True, "domain": [_short(-limit), 0, _short(limit)], "type": "linear"}
         legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220, "titleLimit": 0}
         colour = {"field": "value", "type": "quantitative", "scale": scale, "title": self.title, "legend": legend}
-        frame = {"condition": {"test": "datum.sure", "value": 1.4}, "value": 0}
-        encoding = {"x": x, "y": y, "color": colour, "strokeWidth": frame, "tooltip": tooltip(self.said)}
-        mark = {"type": "rect", "stroke": "#222222"}
-        return chart_of({"step": STEP}, self.rows, mark=mark, encoding=encoding)
+        said = tooltip(self.said)
+        layers = [{"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour, "tooltip": said}}]
+        if any(row["sure"] for row in self.rows):
+            dot = {"type": "point", "filled": True, "size": 9, "color": "#444444", "opacity": 1}
+            sure = [{"filter": "datum.sure"}]
+            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "tooltip": said}})
+        return chart_of(STEP * len(self.row_names), self.rows, layer=layers)
 
 
 def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Sequence[str]) -> Spec:
@@ -204,14 +217,18 @@ def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Seque
     ends = {"x": quantity("low", title), "x2": {"field": "high"}}
     blue = {"color": {"value": "#3B8FD0"}}
     zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
+    point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     tick = {"type": "tick", "thickness": 2, "color": ORANGE, "size": 14}
     layers = [
         zero,
         {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": y, **ends, **blue}},
-        {"mark": tick, "encoding": {"y": y, "x": quantity("total", title), "tooltip": tooltip(["row", "total effect"])}},
-        {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {"y": y, "x": x, "tooltip": tooltip(said), **blue}},
+        {
+            "mark": tick,
+            "encoding": {"y": y, "x": quantity("total", title), "tooltip": tooltip(["row", "total effect"])},
+        },
+        {"mark": point, "encoding": {"y": y, "x": x, "tooltip": tooltip(said), **blue}},
     ]
-    return chart_of({"step": STEP}, rows, layer=layers)
+    return chart_of(STEP * len(names), rows, layer=layers)
 
 
 def picked_profile(profile: Profile, labels: Sequence[str]) -> Spec:

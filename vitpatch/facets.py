@@ -20,7 +20,7 @@ MOST_SERIES = 8
 
 @dataclass(frozen=True)
 class Panel:
-    """A cell of a grid: the runs in it and their rows of ``profiles``, with the column ``line`` that tells them apart."""
+    """A cell of a grid: its runs and their rows of ``profiles``, with the column ``line`` that tells them apart."""
 
     runs: tuple[str, ...]
     rows: pd.DataFrame

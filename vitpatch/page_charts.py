@@ -12,7 +12,8 @@ from vitpatch.cells import run_links
 from vitpatch.charts import Chart, Heatmap, Profile, intervals, picked_profile
 from vitpatch.comparison import Comparison
 from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, lines
-from vitpatch.page_tables import largest, place_words, said_estimate, said_number
+from vitpatch.outcome import series_of
+from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
 from vitpatch.plots import METRIC_NAMES
 from vitpatch.profiles import clipped_of
 from vitpatch.run_labels import run_labels
@@ -94,7 +95,11 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
     said = [name for name in SAID if name != "line" or panel.lines != [""]]
     profile = Profile(records(rows), names, None, scale, said, totals=_totals(runs), joined=is_joined)
     words = window if not window.isdigit() else f"window {window}"
-    note = f"; the {len(rows)} of {len(panel.rows)} patches with the largest effects" if len(rows) < len(panel.rows) else ""
+    note = (
+        f"; the {len(rows)} of {len(panel.rows)} patches with the largest effects"
+        if len(rows) < len(panel.rows)
+        else ""
+    )
     links = [link for run in runs for link in run_links(run)]
     label = f"{corruption}, {words}: mean effect by layer, {_sample(runs)}"
     return Chart(profile.spec(), label, f"{corruption}, {words} ({_sample(runs)}{note})", links)
@@ -102,8 +107,11 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
 
 def _sample(runs: Sequence[Mapping[str, Any]]) -> str:
     """n in words; of several runs the range."""
-    images, clusters = (sorted({int(run[name]) for run in runs}) for name in ("n", "n_clusters"))
-    return f"n = {'–'.join(map(str, images[:1] + images[1:][-1:]))} in {'–'.join(map(str, clusters[:1] + clusters[1:][-1:]))} clusters"
+    ranges = []
+    for name in ("n", "n_clusters"):
+        counts = sorted({int(run[name]) for run in runs})
+        ranges.append("–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))))
+    return f"n = {ranges[0]} in {ranges[1]} clusters"
 
 
 def _totals(runs: Sequence[Mapping[str, Any]]) -> Records:
@@ -209,22 +217,29 @@ def differences(comparison: Comparison) -> list[Chart]:
 
 
 def _of_pairs(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str]) -> Records:
-    return [row for row in differences.to_dict("records") if (row["a"], row["b"]) in picks]
+    """The rows of pairs that are drawn; ``line`` tells those of one layer apart."""
+    pairs = [rows for names, rows in differences.groupby(["a", "b"], sort=False) if names in picks]
+    return [
+        row
+        for rows in pairs
+        for row in rows.assign(line=series_of(rows.assign(window=rows["window_a"]))).to_dict("records")
+    ]
 
 
 def _difference(row: dict[str, Any], picks: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    form = "+.0%" if row["quantity"] == "recovered" else "+.3f"
-    line = place_words(row).partition(", ")[2] + (f" w{row['window_a']}" if row["window_a"] != 1 else "")
+    form = difference_form(row["quantity"])
     return {
         "pick": picks[row["a"], row["b"]],
-        "line": line.strip(),
+        "line": row["line"],
         "layer": row["layer"],
         "value": row["difference"],
         "low": row["low"],
         "high": row["high"],
         "clipped": False,
         "place": place_words(row),
-        "a − b [95 %]": said_estimate(row | {"difference_low": row["low"], "difference_high": row["high"]}, "difference", form),
+        "a − b [95 %]": said_estimate(
+            row | {"difference_low": row["low"], "difference_high": row["high"]}, "difference", form
+        ),
         "a": said_number(row["value_a"], form),
         "b": said_number(row["value_b"], form),
     }
@@ -235,13 +250,23 @@ def rank_correlation(comparison: Comparison) -> Chart:
     table = comparison.rank_correlation
     labels = run_labels(list(table.columns))
     rows = [
-        {"row": labels[a], "column": labels[b], "value": table.loc[a, b], "sure": False, "rank correlation": said_number(table.loc[a, b], ".2f")}
+        {
+            "row": labels[a],
+            "column": labels[b],
+            "value": table.loc[a, b],
+            "sure": False,
+            "rank correlation": said_number(table.loc[a, b], ".2f"),
+        }
         for a in table.index
         for b in table.columns
     ]
     said = ("row", "column", "rank correlation")
     names = list(labels.values())
-    return Chart(Heatmap(rows, names, names, None, "rank correlation of profiles", 1.0, said).spec(), "Heatmap of rank correlations, run by run", wide=True)
+    return Chart(
+        Heatmap(rows, names, names, None, "rank correlation of profiles", 1.0, said).spec(),
+        "Heatmap of rank correlations, run by run",
+        wide=True,
+    )
 
 
 def relative_depths(comparison: Comparison) -> list[Chart]:
@@ -252,7 +277,18 @@ def relative_depths(comparison: Comparison) -> list[Chart]:
     table = table[table["recovered"].notna()]
     if table["run"].nunique() < 2:
         return []
-    rows = [one | {"relative_depth": depth} for one, depth in zip(records(table, "recovered"), table["relative_depth"], strict=True)]
+    rows = [
+        one | {"relative_depth": depth}
+        for one, depth in zip(records(table, "recovered"), table["relative_depth"], strict=True)
+    ]
     names, said = list(dict.fromkeys(table["line"])), (*SAID, "relative_depth")
-    profile = Profile(rows, names, "share of the total effect recovered", None, said, x=("relative_depth", "relative depth"), height=300)
+    profile = Profile(
+        rows,
+        names,
+        "share of the total effect recovered",
+        None,
+        said,
+        x=("relative_depth", "relative depth"),
+        height=300,
+    )
     return [Chart(profile.spec(), "Share recovered by relative depth")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from vitpatch.facets import MOST_SERIES
 from vitpatch.outcome import series_of
 from vitpatch.profiles import clipped_of
 from vitpatch.run_labels import run_labels
-from vitpatch.shown import ShownImage
+from vitpatch.shown import Page, ShownImage
 from vitpatch.spec import BaseRun, Metric
 from vitpatch.thumbnails import data_url
 
@@ -55,33 +55,28 @@ class Album:
 
 def albums(comparison: Comparison) -> tuple[list[Album], str]:
     """An album a run that kept images, within ``BUDGET``; and in words what is left out, "" = nothing."""
-    labels, made, spent, left_out = run_labels([run.name for run in comparison.runs]), [], 0, 0
-    each = max(1, min(OF_A_RUN, MOST_IMAGES // max(len(comparison.runs), 1)))
+    labels = run_labels([run.name for run in comparison.runs])
+    each = max(1, min(OF_A_RUN, MOST_IMAGES // len(comparison.runs)))
     of_overview = comparison.overview.set_index("run", drop=False)
+    made: list[Album] = []
+    spent = left_out = 0
     for run in comparison.runs:
-        row = of_overview.loc[run.name].to_dict()
-        cards, chosen = [], ""
-        for chosen, image in _first_page(run, each):
-            card = _card(run, row, image)
+        row, page = of_overview.loc[run.name].to_dict(), _first_page(run)
+        cards = [_card(run, row, image) for image in page.images[:each]] if page else []
+        kept = []
+        for card in cards:
             spent += sum(len(picture.address) for picture in card.pictures)
-            if spent > BUDGET or len(cards) + sum(len(album.cards) for album in made) >= MOST_IMAGES:
-                left_out += 1
-                continue
-            cards.append(card)
-        if cards:
-            made.append(Album(labels[run.name], chosen, run_links(row), cards))
-    said = f"{left_out} more images are left out, so that the page stays small; " if left_out else ""
-    return made, f"{said}figures/ in a run’s folder has more" if made else ""
+            kept += [card] * (spent <= BUDGET and len(kept) + sum(len(album.cards) for album in made) < MOST_IMAGES)
+        left_out += len(cards) - len(kept)
+        if kept:
+            made.append(Album(labels[run.name], page.chosen, run_links(row), kept))
+    said = f"{left_out} more are left out, so that the page stays small. " if left_out else ""
+    return made, f"{said}figures/ in a run’s folder has more." if made else ""
 
 
-def _first_page(run: FinishedRun, most: int) -> Iterator[tuple[str, ShownImage]]:
-    """The first images of a run's first page, with how they were picked."""
-    if not run.folder.pages.exists():
-        return
-    for _, chosen, images in run.shown().pages():
-        for image in images[:most]:
-            yield chosen, image
-        return
+def _first_page(run: FinishedRun) -> Page | None:
+    """The first page of the images that a run kept."""
+    return next(iter(run.shown().of_run), None) if run.folder.pages.exists() else None
 
 
 def _card(run: FinishedRun, row: dict[str, Any], image: ShownImage) -> Card:

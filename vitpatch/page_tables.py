@@ -159,7 +159,7 @@ def place_words(row: dict[str, Any]) -> str:
 
 
 def _pair(row: dict[str, Any], cells: dict[str, Cell]) -> tuple[Cell, ...]:
-    form = ".0%" if row["quantity"] == "recovered" else "+.3f"
+    form = difference_form(row["quantity"])
     return (
         cells[row["a"]],
         cells[row["b"]],
@@ -167,7 +167,7 @@ def _pair(row: dict[str, Any], cells: dict[str, Cell]) -> tuple[Cell, ...]:
         Cell(place_words(row), f"{row['layer']:g}", is_number=True),
         number(row["value_a"], form),
         number(row["value_b"], form),
-        estimate(row["difference"], row["low"], row["high"], "+.0%" if form == ".0%" else form),
+        estimate(row["difference"], row["low"], row["high"], form),
         p_value(row["p"]),
         number(row["n"], ".0f"),
         number(row["n_clusters"], ".0f"),
@@ -185,6 +185,12 @@ def not_subtracted(comparison: Comparison) -> Table:
     return Table("Pairs that are not subtracted", ("run a", "run b", "why"), shown, more)
 
 
+def difference_form(quantity: str) -> str:
+    """The format of differences and of what is subtracted; shares are no percentages here, which could be read as of
+    one another."""
+    return "+.2f" if quantity == "recovered" else "+.3f"
+
+
 def _named(run: str, cells: dict[str, Cell]) -> Cell:
     return cells[run] if run else text(None)
 
@@ -195,7 +201,7 @@ def matched(comparison: Comparison) -> Table:
     rows = []
     for row in comparison.matched.to_dict("records"):
         sides = [number(row[f"{name}_{side}"], form) for name, form in _OF_SIDES.items() for side in "ab"]
-        form = "+.0%" if row["quantity"] == "recovered" else "+.3f"
+        form = difference_form(row["quantity"])
         apart = estimate(*(row[f"largest_{name}"] for name in ("difference", "low", "high")), form)
         where, p = number(row["largest_layer"], ".0f"), p_value(row["largest_p"])
         words = (text(row["quantity"]), apart, where, p, text(row["reason"]))
