@@ -58,6 +58,7 @@ def save_run(
     run_id=None,
     version="0.1.0",
     images_a_group=3,
+    calibration=None,
     **identity,
 ) -> Path:
     """A finished run whose ``effects`` are (images, patches), its ``total`` effects (images,) in prob, denoise."""
@@ -105,5 +106,8 @@ def save_run(
         "notes": [],
         "seconds": 1.0,
     }
+    if calibration is not None:  # a corruption of the identity has then no strength, that of the config what was found
+        manifest["calibration"] = calibration.described()
+        manifest["config"]["corruption"] = of_run["corruption"] | {calibration.key: calibration.strength}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

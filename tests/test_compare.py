@@ -13,6 +13,8 @@ from hand_made import rows, save_run
 from scipy.stats import spearmanr
 
 from vitpatch import compare
+from vitpatch.calibration import Calibration, grid, read_asked
+from vitpatch.spec import Estimate
 
 TABLES = ("overview", "profiles", "differences", "not_subtracted", "settings", "rank_correlation", "matched")
 
@@ -94,6 +96,15 @@ def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     assert comparison.rank_correlation.loc["deep", "deep"] == 1
 
 
+def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
+    total = [0.5, 0.25, 0.5, 0.75]
+    folder = save_run(tmp_path / "x", rng.random((4, 3)), total=total, included=[True, False, False, True])
+    examples = pd.read_parquet(folder / "examples.parquet")
+    examples.assign(pred_clean=[0, 1, 1, 1]).to_parquet(folder / "examples.parquet")
+    row = compare.compare([folder]).comparison.overview.iloc[0]
+    assert row["prob_clean"] == 0.25 + 0.625 and row["accuracy_clean"] == 0.5 and row["n"] == 2
+
+
 def test_ranks_are_of_the_series_of_the_peak_towards_the_total_effect(tmp_path, rng):
     two = pd.concat([rows(range(4), tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
     effects = [0.1, 0.2, 0.3, 0.25, 0.5, 0.9, 0.7, 0.6]
@@ -122,7 +133,7 @@ def test_several_folders_are_compared_here_and_named_apart(tmp_path, rng, call, 
     for at in ("one/x", "two/x", "deeper/one/x"):
         save_run(tmp_path / at, rng.random((4, 3)), weights=at)
     monkeypatch.chdir(tmp_path)
-    code, said = call("one", tmp_path / "two", "deeper/one", "one/x")
+    code, said = call("one", tmp_path / "two", "deeper/one", tmp_path / "one/x")
     assert code == 0 and said.splitlines()[-1].startswith("comparison: ")
     table = pd.read_csv(tmp_path / "comparison" / "overview.csv")
     assert list(table["run"]) == ["one (1)/x", "two/x", "one (2)/x"]
@@ -134,6 +145,25 @@ def test_a_run_called_as_a_column_is_compared(tmp_path, rng):
         save_run(tmp_path / "x" / name, rng.random((4, 3)), seed=len(name), weights=name)
     tables = compare.compare([tmp_path / "x"]).comparison.tables
     assert list(tables["rank_correlation"]) == ["run", "key", "run"] and next(iter(tables["settings"])) == "key"
+
+
+def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, rng):
+    without = {"_target_": "vitpatch.corruptions.Noise", "clip": True}
+    asked = read_asked("prob_drop:0.2")
+    for name, std in (("a", 0.3), ("b", 0.2)):
+        curve = dict.fromkeys([*grid(1.0), std], Estimate(0.201, 0.01, 0.18, 0.22))
+        found = Calibration(asked, 0.2, "std", std, 1.0, curve, 100, 98, predicted=False, matched=None)
+        more = {"calibrate": "prob_drop:0.2", "matched": [], "weights": name, "path": name}
+        save_run(tmp_path / "x" / name, rng.random((4, 3)), corruption=without, calibration=found, **more)
+    save_run(tmp_path / "x" / "given", rng.random((4, 3)), corruption=without | {"std": 0.2})
+    comparison = compare.compare([tmp_path / "x"]).comparison
+    assert list(comparison.overview["calibrated"]) == [
+        *(f"prob_drop:0.2: std={s}, prob_drop 0.201" for s in (0.3, 0.2)),
+        "",
+    ]
+    assert list(comparison.settings.loc["corruption.std"]) == ["0.3", "0.2", "0.2"]
+    pairs = comparison.differences.groupby(["a", "b"])["quantity"].first().to_dict()
+    assert pairs == {("a", "b"): "recovered", ("a", "given"): "recovered", ("b", "given"): "effect"}
 
 
 def test_settings_that_differ_are_a_row_each(tmp_path, rng):

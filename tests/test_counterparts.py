@@ -102,3 +102,8 @@ def test_the_same_effects_are_said_to_be(save, between):
     values = save("a/x", include="all")
     save("b/x", values, include="clean_correct")
     assert "  the same effect on the images of both" in lines(between("a", "b"))
+
+
+def test_controls_add_to_a_run_and_do_not_set_it_apart(save, between):
+    save("a/x", donors=["pair", "same_class"]), save("b/x")
+    assert list(between("a", "b").comparison.matched["differing"]) == [""]

@@ -203,7 +203,7 @@ def test_several_windows_and_heads_are_each_subtracted(save, compared, rng):
     assert table["difference"].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_of_many_runs_only_those_that_differ_in_one_setting(save, compared, rng, monkeypatch):
+def test_of_many_runs_only_those_that_differ_in_one_setting(save, compared, rng, monkeypatch, tmp_path):
     values = rng.random((6, 2))
     for metric in ("prob", "log_odds"):
         for seed in (0, 1):
@@ -216,6 +216,10 @@ def test_of_many_runs_only_those_that_differ_in_one_setting(save, compared, rng,
     pairs = [*zip(some.differences["a"], some.differences["b"], strict=True)]
     pairs += zip(some.not_subtracted["a"], some.not_subtracted["b"], strict=True)
     assert len(set(pairs)) == 4 and ("log_odds-0", "prob-1") not in pairs and "4 runs: of more" in some.warnings[0]
+    for name, metric in (("prob-0", "prob"), ("other-1", "log_odds")):  # counterparts, which differ in two settings
+        save_run(tmp_path / "more" / name, values, weights="w1", path="other", metric=metric, seed=5)
+    both = compare([tmp_path / "sweep", tmp_path / "more"], tmp_path / "out").comparison
+    assert len(both.matched) == 4 and both.matched["largest_difference"].notna().all()
 
 
 def test_clusters_are_the_same_whatever_their_numbers():

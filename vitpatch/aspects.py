@@ -82,7 +82,8 @@ def settings(runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 
 def _flat(run: FinishedRun) -> Iterator[tuple[str, str]]:
-    config, identity = run.manifest["config"], dict(run.manifest["identity"])
+    config = run.manifest["config"]
+    identity = run.manifest["identity"] | {"corruption": config["corruption"]}  # with the strength that was found
     for group in OPTIONS:
         yield f"options.{group}", _words(config.get("options", {}).get(group))
     yield "model.path", _words(config["model"]["path"])

@@ -116,7 +116,9 @@ def _side(run: FinishedRun) -> Side | VitPatchError:
         return error
 
 
-def _differences(a: FinishedRun, b: FinishedRun, of_a: Side | VitPatchError, of_b: Side | VitPatchError):
+def _differences(
+    a: FinishedRun, b: FinishedRun, of_a: Side | VitPatchError, of_b: Side | VitPatchError
+) -> pd.DataFrame | str:
     """The rows of a pair, or why there are none."""
     for side in (of_a, of_b):
         if isinstance(side, VitPatchError):
@@ -130,21 +132,23 @@ def _differences(a: FinishedRun, b: FinishedRun, of_a: Side | VitPatchError, of_
     patches = same_patches(a.summary, b.summary)
     effects_a, total_a = of_a.at(at_a, patches["row_a"].to_numpy())
     effects_b, total_b = of_b.at(at_b, patches["row_b"].to_numpy())
-    quantity, seed, method = "effect", _seed(a, b), _method(a, b)
     if is_same_corruption(a, b):
-        apart = of_effects(effects_a, effects_b, clusters, seed, method)
+        quantity, apart = "effect", of_effects(effects_a, effects_b, clusters, _seed(a, b), _method(a, b))
     else:
         quantity, totals = "recovered", (total_a, total_b)
-        apart = of_recovered(effects_a, effects_b, totals, clusters, seed, method)
+        apart = of_recovered(effects_a, effects_b, totals, clusters, _seed(a, b), _method(a, b))
     if not isinstance(apart, Apart):
-        names = [run.name for run, near in zip((a, b), apart, strict=True) if near]
-        which = counted(len(at_a), "image")
-        return f"recovered is not known: on {which} the total effect of {' and '.join(names)} is within 3 SE of 0"
+        names = " and ".join(run.name for run, near in zip((a, b), apart, strict=True) if near)
+        images = counted(len(at_a), "image")
+        return f"recovered is not known: on {images} the total effect of {names} is within 3 SE of 0"
     counts = {"n": len(at_a), "n_clusters": len(np.unique(clusters))}
-    named = patches.drop(columns=["row_a", "row_b", "first_layer"])
+    return _rows(patches, apart).assign(a=a.name, b=b.name, quantity=quantity, **counts)[COLUMNS]
+
+
+def _rows(patches: pd.DataFrame, apart: Apart) -> pd.DataFrame:
+    """The columns of ``differences`` that are by patch."""
     values = {name: getattr(apart, name) for name in ("value_a", "value_b", "difference", "low", "high")}
-    p = np.full(len(patches), np.nan) if apart.p is None else apart.p
-    return named.assign(a=a.name, b=b.name, quantity=quantity, **counts, **values, p=p)[COLUMNS]
+    return patches.assign(**values, p=np.nan if apart.p is None else apart.p)
 
 
 def _seed(a: FinishedRun, b: FinishedRun) -> int:

@@ -85,7 +85,7 @@ def _calibrated(manifest: Any) -> str:
     found = manifest.get("calibration")
     if not found:
         return ""
-    drop = known(found["drop"]["mean"])
+    drop = known(found["drop"]["drop"])
     return f"{found['asked']}: {found['key']}={found['strength']:.4g}, {found['damage']} {drop:.3f}"
 
 
