@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from vitpatch.comparison import Comparison
@@ -93,3 +94,15 @@ def lines(comparison: Comparison) -> pd.DataFrame:
 def _peak_series(rows: pd.DataFrame, of_overview: Mapping[str, object]) -> str:
     is_peak = (rows["layer"] == of_overview["peak_layer"]) & (rows["effect"] == of_overview["peak_effect"])
     return str((rows[is_peak] if is_peak.any() else rows)["series"].iloc[0])
+
+
+def scale_of(comparison: Comparison, metric: str) -> tuple[float, float]:
+    """The one scale of all panels of a metric: 0, effects with their intervals, and total effects."""
+    of = comparison.overview[comparison.overview["metric"] == metric]
+    rows = comparison.profiles[comparison.profiles["run"].isin(of["run"])]
+    ends = [rows[name].to_numpy(float) for name in ("effect", "effect_low", "effect_high")]
+    known = np.concatenate([*ends, of["total_effect"].to_numpy(float), [0.0]])
+    known = known[np.isfinite(known)]
+    low, high = float(known.min()), float(known.max())
+    room = 0.04 * max(high - low, 1e-6)
+    return low - room, high + room

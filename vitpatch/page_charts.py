@@ -11,7 +11,7 @@ import pandas as pd
 from vitpatch.cells import run_links
 from vitpatch.charts import Chart, Heatmap, Profile, intervals, picked_profile
 from vitpatch.comparison import Comparison
-from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, lines
+from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, lines, scale_of
 from vitpatch.outcome import series_of
 from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
 from vitpatch.plots import METRIC_NAMES
@@ -55,18 +55,6 @@ def records(rows: pd.DataFrame, column: str = "effect") -> Records:
 def _layers_words(row: Mapping[str, Any]) -> str:
     first, last = row["first_layer"], row["last_layer"]
     return f"{first}" if first == last else f"{first}–{last}"
-
-
-def scale_of(comparison: Comparison, metric: str) -> tuple[float, float]:
-    """The one scale of all panels of a metric: 0, effects with their intervals, and total effects."""
-    of = comparison.overview[comparison.overview["metric"] == metric]
-    rows = comparison.profiles[comparison.profiles["run"].isin(of["run"])]
-    ends = [rows[name].to_numpy(float) for name in ("effect", "effect_low", "effect_high")]
-    known = np.concatenate([*ends, of["total_effect"].to_numpy(float), [0.0]])
-    known = known[np.isfinite(known)]
-    low, high = float(known.min()), float(known.max())
-    room = 0.04 * max(high - low, 1e-6)
-    return low - room, high + room
 
 
 def grid(comparison: Comparison) -> list[tuple[Grid, list[list[Chart | None]]]]:
