@@ -30,7 +30,9 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     run can be compared. Says nothing.
     """
     from vitpatch.compared import compared
+    from vitpatch.comparison_figures import draw, save
     from vitpatch.finished import COMPARISON, found_below, read
+    from vitpatch.page import write_page
     from vitpatch.spec import VitPatchError
     from vitpatch.store import RunFolder
 
@@ -47,7 +49,9 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     place.mkdir(parents=True, exist_ok=True)
     for name, table in comparison.tables.items():
         RunFolder(place).write_csv(place / f"{name}.csv", table)
-    # HERE: figures (comparison_figures.draw(comparison)) and page (page.write_page(comparison, place / "index.html"))
+    for name, figure in draw(comparison).items():
+        save(figure, place / name)
+    write_page(comparison, place / "index.html")
     return Compared(comparison, place, tuple(problems))
 
 

@@ -153,6 +153,8 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The table of runs and their comparison; exit code 1 if any fell short."""
         states = self.tell()
+        if any(state.metric for state in states):  # of a patching run that is finished
+            _report(self._root, config, track=any(state.state == "finished" for state in states))
         if not states or any(state.fell_short for state in states):
             sys.exit(1)
 
@@ -180,6 +182,18 @@ class SweepCallback(Callback):
             time.sleep(0.2)
         self.tell()
         sys.exit(INTERRUPTED)
+
+
+def _report(root: Path, config: DictConfig, track: bool) -> None:
+    """Compares the sweep's runs; these are what they are, also where that goes wrong."""
+    from vitpatch.report import report
+
+    try:
+        report(root, config, track)
+    except (VitPatchError, OSError) as error:
+        log.warning("comparison: %s", error)
+    except Exception:  # our own mistake: the traceback is for whoever reports it
+        log.exception("comparison: a bug in vitpatch; please report it. The runs are complete")
 
 
 def number_of_jobs(config: DictConfig) -> int | None:

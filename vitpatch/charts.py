@@ -1,0 +1,259 @@
+"""Tables → charts of a page, as Vega-Lite specifications: declared, never drawn by code of our own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vitpatch.cells import Link
+
+Spec = dict[str, Any]
+Row = Mapping[str, Any]
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
+"""Names the language; nothing is fetched."""
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
+"""Seven, beside the page's eight colours: 56 lines are told apart."""
+ORANGE, GREEN, GREY = "#D55E00", "#009E73", "#888888"
+STEP = 20
+"""Pixels a row of a heatmap."""
+LAYER_AXIS = {"format": "d", "tickMinStep": 1, "grid": False}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """``spec`` of a chart, ``label`` for a reader who does not see it, ``caption`` and ``links`` at it; ``wide`` ones
+    scroll where the page is narrow."""
+
+    spec: Spec
+    label: str
+    caption: str = ""
+    links: Sequence[Link] = ()
+    wide: bool = False
+
+
+def chart_of(height: int, rows: Sequence[Row], **parts: Any) -> Spec:
+    """A specification as wide as its box, of Vega-Lite's ``parts``."""
+    size = {"width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
+    return {"$schema": SCHEMA, **size, "data": values(rows), **parts}
+
+
+def values(rows: Sequence[Row]) -> Spec:
+    """Inline data; numbers of five digits, what is not known null."""
+    return {"values": [{key: _short(value) for key, value in row.items()} for row in rows]}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return float(f"{value:.5g}") if np.isfinite(value) else None
+
+
+def tooltip(names: Sequence[str]) -> list[Spec]:
+    """Hover that says fields of the data under their own names; all are words."""
+    return [{"field": name, "type": "nominal"} for name in names]
+
+
+def quantity(name: str, title: str | None, domain: Sequence[float] | None = None, **axis: Any) -> Spec:
+    """A channel of numbers, on a given scale where there is a domain; ``axis`` are properties of Vega-Lite's."""
+    scale: Spec = {"zero": False} if domain is None else {"domain": [_short(end) for end in domain], "nice": False}
+    return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+
+
+def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
+    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's."""
+    scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
+    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60, "symbolOpacity": 1}
+    return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Values by layer: lines with ribbons, full markers, and hollow ones where ``clipped``.
+
+    ``rows`` have ``line, layer, value, low, high, clipped`` and the fields ``said`` on hover; ``names`` are the lines;
+    ``title`` and ``domain`` the y axis'. ``totals`` have ``line, value, total effect`` (in words) and are dashed. ``x``
+    is a field with its title, in 0 … 1 where it is not the layer. Without ``joined`` points have no lines.
+    """
+
+    rows: Sequence[Row]
+    names: Sequence[str]
+    title: str | None
+    domain: Sequence[float] | None
+    said: Sequence[str]
+    totals: Sequence[Row] = ()
+    x: tuple[str, str] = ("layer", "layer")
+    joined: bool = True
+    height: int = 170
+
+    def spec(self) -> Spec:
+        """The chart, as wide as its box; with several lines a click in the legend picks one."""
+        layers = [_zero(), *([_totals(self.totals)] if self.totals else [])]
+        if self.joined:
+            layers += [self._ribbon(), self._line()]
+        if not self.joined or min(Counter(row["line"] for row in self.rows).values()) < 2:
+            layers.append(self._bars())
+        layers.append(self._points(clipped=False))
+        if any(row["clipped"] for row in self.rows):
+            layers.append(self._points(clipped=True))
+        return chart_of(self.height, self.rows, layer=[*layers, self._near()])
+
+    @property
+    def _x(self) -> Spec:
+        name, title = self.x
+        return quantity(name, title, **LAYER_AXIS) if name == "layer" else quantity(name, title, (0, 1), grid=False)
+
+    @property
+    def _y(self) -> Spec:
+        return quantity("value", self.title, self.domain)
+
+    @property
+    def _is_picked(self) -> bool:
+        return 1 < len(self.names)
+
+    def _strength(self, full: float) -> Spec:
+        if not self._is_picked:
+            return {"value": full}
+        return {"condition": {"param": "picked", "value": full}, "value": full / 8}
+
+    def _ribbon(self) -> Spec:
+        ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
+        colour = {"color": by_line(self.names), "opacity": self._strength(0.2)}
+        return {"mark": {"type": "area", "line": False}, "encoding": {"x": self._x, **ends, **colour}}
+
+    def _bars(self) -> Spec:
+        ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
+        colour = {"color": by_line(self.names), "opacity": self._strength(0.5)}
+        return {"mark": "rule", "encoding": {"x": self._x, **ends, **colour}}
+
+    def _line(self) -> Spec:
+        colour = {"color": by_line(self.names), "opacity": self._strength(1)}
+        return {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": self._x, "y": self._y, **colour}}
+
+    def _points(self, clipped: bool) -> Spec:
+        """Markers; those of clipped windows hollow."""
+        mark = {"type": "point", "filled": not clipped, "size": 45, "strokeWidth": 1.6}
+        colour = {"color": by_line(self.names), "shape": by_line(self.names, shapes=True)}
+        encoding = {"x": self._x, "y": self._y, **colour, "opacity": self._strength(1)}
+        layer = {
+            "transform": [{"filter": f"datum.clipped === {str(clipped).lower()}"}],
+            "mark": mark,
+            "encoding": encoding,
+        }
+        if self._is_picked and not clipped:
+            layer["params"] = [{"name": "picked", "select": {"type": "point", "fields": ["line"]}, "bind": "legend"}]
+        return layer
+
+    def _near(self) -> Spec:
+        """A ring at the point that the pointer is nearest to, and what is said of it."""
+        near = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
+        shown = {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0}
+        encoding = {"x": self._x, "y": self._y, "opacity": shown, "tooltip": tooltip(self.said)}
+        mark = {"type": "point", "size": 150, "color": GREY, "strokeWidth": 2}
+        return {"params": [{"name": "near", "select": near}], "mark": mark, "encoding": encoding}
+
+
+def _zero() -> Spec:
+    mark = {"type": "rule", "color": GREY, "strokeWidth": 1}
+    return {"data": {"values": [{}]}, "mark": mark, "encoding": {"y": {"datum": 0}}}
+
+
+def _totals(rows: Sequence[Row]) -> Spec:
+    mark = {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.6, "color": ORANGE}
+    encoding = {"y": {"field": "value", "type": "quantitative"}, "tooltip": tooltip(["run", "total effect"])}
+    return {"data": values(rows), "mark": mark, "encoding": encoding}
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Values as colours, ``rows`` having ``row, column, value`` and the fields ``said`` on hover; 0 is in the middle.
+
+    ``row_names`` and ``column_names`` are in their order; ``limit`` is the colours' end on both sides.
+    """
+
+    rows: Sequence[Row]
+    row_names: Sequence[str]
+    column_names: Sequence[Any]
+    column_title: str | None
+    title: str
+    limit: float
+    said: Sequence[str]
+
+    def spec(self) -> Spec:
+        """The chart; cells whose ``sure`` is true have a dot."""
+        y = {
+            "field": "row",
+            "type": "nominal",
+            "sort": list(self.row_names),
+            "title": None,
+            "axis": {"labelLimit": 230},
+        }
+        x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
+        x["axis"] = {"labelLimit": 200, "labelAngle": 0 if self.column_title else -40}
+        limit = max(self.limit, 1e-9)
+        scale = {"scheme": "redblue", "reverse": True, "domain": [_short(-limit), 0, _short(limit)], "type": "linear"}
+        legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220, "titleLimit": 0}
+        colour = {"field": "value", "type": "quantitative", "scale": scale, "title": self.title, "legend": legend}
+        said = tooltip(self.said)
+        layers = [{"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour, "tooltip": said}}]
+        if any(row["sure"] for row in self.rows):
+            dot = {"type": "point", "filled": True, "size": 9, "color": "#444444", "opacity": 1}
+            sure = [{"filter": "datum.sure"}]
+            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "tooltip": said}})
+        return chart_of(STEP * len(self.row_names), self.rows, layer=layers)
+
+
+def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Sequence[str]) -> Spec:
+    """A point with its interval a row: ``row, value, low, high``, and ``total`` as a tick where it is known."""
+    y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 230}}
+    x = quantity("value", title)
+    ends = {"x": quantity("low", title), "x2": {"field": "high"}}
+    blue = {"color": {"value": "#3B8FD0"}}
+    zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
+    point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
+    tick = {"type": "tick", "thickness": 2, "color": ORANGE, "size": 14}
+    layers = [
+        zero,
+        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": y, **ends, **blue}},
+        {
+            "mark": tick,
+            "encoding": {"y": y, "x": quantity("total", title), "tooltip": tooltip(["row", "total effect"])},
+        },
+        {"mark": point, "encoding": {"y": y, "x": x, "tooltip": tooltip(said), **blue}},
+    ]
+    return chart_of(STEP * len(names), rows, layer=layers)
+
+
+def picked_profile(profile: Profile, labels: Sequence[str]) -> Spec:
+    """A profile of which a list picks what is seen, by the field ``pick`` of its rows."""
+    picking = {"name": "Pair", "value": labels[0], "bind": {"input": "select", "options": list(labels)}}
+    return profile.spec() | {"params": [picking], "transform": [{"filter": "datum.pick === Pair"}]}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One image's metric by layer: ``rows`` as of ``Profile``, and the levels of the clean and the corrupted run."""
+
+    profile: Profile
+    clean: float
+    corrupt: float
+
+    def spec(self) -> Spec:
+        """The chart: the clean run's level a green line, the corrupted one's orange and dashed."""
+        chart = self.profile.spec()
+        levels = [_level(self.clean, "clean", GREEN, [1, 0]), _level(self.corrupt, "corrupt", ORANGE, [6, 4])]
+        return chart | {"layer": [*levels, *chart["layer"][1:]]}
+
+
+def _level(value: float, run: str, colour: str, dash: list[int]) -> Spec:
+    mark = {"type": "rule", "color": colour, "strokeDash": dash, "strokeWidth": 1.8}
+    rows = values([{"value": value, "run": run, "metric": f"{value:.3f}"}])
+    encoding = {"y": {"field": "value", "type": "quantitative"}, "tooltip": tooltip(["run", "metric"])}
+    return {"data": rows, "mark": mark, "encoding": encoding}

@@ -1,0 +1,282 @@
+"""Comparison → the charts of its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vitpatch.cells import run_links
+from vitpatch.charts import Chart, Heatmap, Profile, intervals, picked_profile
+from vitpatch.comparison import Comparison
+from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, lines, scale_of
+from vitpatch.outcome import series_of
+from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
+from vitpatch.plots import METRIC_NAMES
+from vitpatch.profiles import clipped_of
+from vitpatch.run_labels import run_labels
+from vitpatch.spec import Metric
+
+MOST_DOTS = 200
+"""Points of a run's patches in a panel; of more those with the largest effects."""
+MOST_PAIRS = 40
+"""Pairs of runs whose differences are drawn, from the largest on."""
+SAID = ("line", "layer", "layers patched", "effect [95 %]", "recovered [95 %]", "p, corrected")
+Records = list[dict[str, Any]]
+
+
+def axis_words(metric: str) -> str:
+    """The axis of effects on a metric."""
+    return f"effect on the {METRIC_NAMES[Metric(metric)]}"
+
+
+def records(rows: pd.DataFrame, column: str = "effect") -> Records:
+    """Rows of ``profiles`` with a ``line`` as a chart has them."""
+    clipped = clipped_of(rows)
+    return [
+        {
+            "line": row["line"],
+            "layer": row["layer"],
+            "value": row[column],
+            "low": row.get(f"{column}_low", np.nan),
+            "high": row.get(f"{column}_high", np.nan),
+            "clipped": bool(is_clipped),
+            "layers patched": _layers_words(row),
+            "effect [95 %]": said_estimate(row, "effect"),
+            "recovered [95 %]": said_estimate(row, "recovered", ".0%"),
+            "p, corrected": said_number(row.get("p"), ".4f"),
+        }
+        for row, is_clipped in zip(rows.to_dict("records"), clipped, strict=True)
+    ]
+
+
+def _layers_words(row: Mapping[str, Any]) -> str:
+    first, last = row["first_layer"], row["last_layer"]
+    return f"{first}" if first == last else f"{first}–{last}"
+
+
+def grid(comparison: Comparison) -> list[tuple[Grid, list[list[Chart | None]]]]:
+    """For each grid its charts, corruption × window; ``None`` where nothing was run."""
+    found = []
+    for one in grids(comparison):
+        scale = scale_of(comparison, one.metric)
+        cells = [
+            [_panel(comparison, one, (corruption, window), scale) for window in one.windows]
+            for corruption in one.corruptions
+        ]
+        found.append((one, cells))
+    return found
+
+
+def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tuple[float, float]) -> Chart | None:
+    panel = of.panels.get(place)
+    if panel is None:
+        return None
+    corruption, window = place
+    runs = comparison.overview.set_index("run", drop=False).loc[list(panel.runs)].to_dict("records")
+    rows, is_joined = panel.rows, len(panel.lines) <= MOST_SERIES or len(panel.runs) > 1
+    if len(panel.lines) > MOST_SERIES and len(rows) > MOST_DOTS:
+        rows = rows.loc[rows["effect"].abs().nlargest(MOST_DOTS).index].sort_index()
+    names = panel.lines if is_joined else []
+    said = [name for name in SAID if name != "line" or panel.lines != [""]]
+    profile = Profile(records(rows), names, None, scale, said, totals=_totals(runs), joined=is_joined)
+    words = window if not window.isdigit() else f"window {window}"
+    note = (
+        f"; the {len(rows)} of {len(panel.rows)} patches with the largest effects"
+        if len(rows) < len(panel.rows)
+        else ""
+    )
+    links = [link for run in runs for link in run_links(run)]
+    label = f"{corruption}, {words}: mean effect by layer, {_sample(runs)}"
+    return Chart(profile.spec(), label, f"{corruption}, {words} ({_sample(runs)}{note})", links)
+
+
+def _sample(runs: Sequence[Mapping[str, Any]]) -> str:
+    """n in words; of several runs the range."""
+    ranges = []
+    for name in ("n", "n_clusters"):
+        counts = sorted({int(run[name]) for run in runs})
+        ranges.append("–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))))
+    return f"n = {ranges[0]} in {ranges[1]} clusters"
+
+
+def _totals(runs: Sequence[Mapping[str, Any]]) -> Records:
+    return [
+        {"run": run["run"], "value": run["total_effect"], "total effect": said_estimate(dict(run), "total_effect")}
+        for run in runs
+        if np.isfinite(run["total_effect"])
+    ]
+
+
+def overlays(comparison: Comparison) -> list[tuple[Grid, list[Chart]]]:
+    """For each grid with several corruptions a chart a window, all corruptions in it."""
+    found = []
+    for one in grids(comparison):
+        scale = scale_of(comparison, one.metric)
+        charts = [chart for window in one.windows if (chart := _overlay(one, window, scale)) is not None]
+        if charts:
+            found.append((one, charts))
+    return found
+
+
+def _overlay(of: Grid, window: str, scale: tuple[float, float]) -> Chart | None:
+    panels = {corruption: of.panels.get((corruption, window)) for corruption in of.corruptions}
+    there = {corruption: panel for corruption, panel in panels.items() if panel is not None}
+    if len(there) < 2:
+        return None
+    rows = pd.concat([_overlaid(corruption, panel) for corruption, panel in there.items()], ignore_index=True)
+    names = list(dict.fromkeys(rows["line"]))
+    profile = Profile(records(rows), names, axis_words(of.metric), scale, SAID, height=280)
+    words = window if not window.isdigit() else f"window {window}"
+    return Chart(profile.spec(), f"All corruptions by layer, {words}", words)
+
+
+def _overlaid(corruption: str, panel: Panel) -> pd.DataFrame:
+    """A panel's lines, named by corruption; of more than ``MOST_SERIES`` the one with the largest effect."""
+    rows = panel.rows
+    if len(panel.lines) > MOST_SERIES:
+        rows = rows[rows["line"] == rows.loc[rows["effect"].abs().idxmax(), "line"]]
+    return rows.assign(line=[f"{corruption} {line}".strip() for line in rows["line"]])
+
+
+def heatmaps(comparison: Comparison) -> list[Chart]:
+    """Run × layer, a chart a metric."""
+    table = lines(comparison)
+    metric_of = comparison.overview.set_index("run")["metric"]
+    found = []
+    for metric in dict.fromkeys(metric_of):
+        rows = table[table["run"].map(metric_of) == metric]
+        cells = [
+            one | {"row": one["line"], "column": one["layer"], "sure": not row_low <= 0 <= row_high}
+            for one, row_low, row_high in zip(records(rows), rows["effect_low"], rows["effect_high"], strict=True)
+        ]
+        names, layers = list(dict.fromkeys(rows["line"])), sorted(set(rows["layer"]))
+        limit = float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
+        heatmap = Heatmap(cells, names, layers, "layer", axis_words(metric), limit, SAID)
+        found.append(Chart(heatmap.spec(), f"Heatmap of effects, run by layer, on {metric}", wide=True))
+    return found
+
+
+def peaks(comparison: Comparison) -> list[Chart]:
+    """The peak's effect of each run with its interval, a chart a metric."""
+    labels = run_labels(list(comparison.overview["run"]))
+    found = []
+    for metric, runs in comparison.overview.groupby("metric", sort=False):
+        rows = [
+            {
+                "row": labels[run["run"]],
+                "value": run["peak_effect"],
+                "low": run["peak_effect_low"],
+                "high": run["peak_effect_high"],
+                "total": run["total_effect"],
+                "peak": run["peak_place"] or "none",
+                "peak effect [95 %]": said_estimate(run, "peak_effect"),
+                "total effect": said_estimate(run, "total_effect"),
+            }
+            for run in runs.to_dict("records")
+        ]
+        names = [row["row"] for row in rows]
+        said = ["row", "peak", "peak effect [95 %]", "total effect"]
+        chart = intervals(rows, names, axis_words(str(metric)), said)
+        found.append(Chart(chart, f"Peak effect of each run on {metric}, with intervals", wide=True))
+    return found
+
+
+def differences(comparison: Comparison) -> list[Chart]:
+    """Differences by layer, with intervals, of a pair that is picked from a list: a chart a quantity."""
+    labels = run_labels(list(comparison.overview["run"]))
+    found = []
+    for quantity in ("effect", "recovered"):
+        pairs = [row for row in largest(comparison.differences) if row["quantity"] == quantity][:MOST_PAIRS]
+        if not pairs:
+            continue
+        picks = {(row["a"], row["b"]): f"{labels[row['a']]} − {labels[row['b']]}" for row in pairs}
+        rows = [_difference(row, picks) for row in _of_pairs(comparison.differences, picks)]
+        words = "difference in the share recovered" if quantity == "recovered" else "difference in effect"
+        names = list(dict.fromkeys(row["line"] for row in rows))
+        said = ["pick", "place", "a − b [95 %]", "a", "b"]
+        is_joined = len(names) <= MOST_SERIES
+        profile = Profile(rows, names if is_joined else [], words, None, said, joined=is_joined, height=240)
+        chart = picked_profile(profile, list(dict.fromkeys(picks.values())))
+        found.append(Chart(chart, f"Paired {words} by layer, with intervals", f"{words}, run a − run b", wide=False))
+    return found
+
+
+def _of_pairs(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str]) -> Records:
+    """The rows of pairs that are drawn; ``line`` tells those of one layer apart."""
+    pairs = [rows for names, rows in differences.groupby(["a", "b"], sort=False) if names in picks]
+    return [
+        row
+        for rows in pairs
+        for row in rows.assign(line=series_of(rows.assign(window=rows["window_a"]))).to_dict("records")
+    ]
+
+
+def _difference(row: dict[str, Any], picks: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    form = difference_form(row["quantity"])
+    return {
+        "pick": picks[row["a"], row["b"]],
+        "line": row["line"],
+        "layer": row["layer"],
+        "value": row["difference"],
+        "low": row["low"],
+        "high": row["high"],
+        "clipped": False,
+        "place": place_words(row),
+        "a − b [95 %]": said_estimate(
+            row | {"difference_low": row["low"], "difference_high": row["high"]}, "difference", form
+        ),
+        "a": said_number(row["value_a"], form),
+        "b": said_number(row["value_b"], form),
+    }
+
+
+def rank_correlation(comparison: Comparison) -> Chart:
+    """Runs × runs."""
+    table = comparison.rank_correlation
+    labels = run_labels(list(table.columns))
+    rows = [
+        {
+            "row": labels[a],
+            "column": labels[b],
+            "value": table.loc[a, b],
+            "sure": False,
+            "rank correlation": said_number(table.loc[a, b], ".2f"),
+        }
+        for a in table.index
+        for b in table.columns
+    ]
+    said = ("row", "column", "rank correlation")
+    names = list(labels.values())
+    return Chart(
+        Heatmap(rows, names, names, None, "rank correlation of profiles", 1.0, said).spec(),
+        "Heatmap of rank correlations, run by run",
+        wide=True,
+    )
+
+
+def relative_depths(comparison: Comparison) -> list[Chart]:
+    """Shares recovered by relative depth, where runs have different depths."""
+    if comparison.overview["depth"].nunique() < 2:
+        return []
+    table = lines(comparison)
+    table = table[table["recovered"].notna()]
+    if table["run"].nunique() < 2:
+        return []
+    rows = [
+        one | {"relative_depth": depth}
+        for one, depth in zip(records(table, "recovered"), table["relative_depth"], strict=True)
+    ]
+    names, said = list(dict.fromkeys(table["line"])), (*SAID, "relative_depth")
+    profile = Profile(
+        rows,
+        names,
+        "share of the total effect recovered",
+        None,
+        said,
+        x=("relative_depth", "relative depth"),
+        height=300,
+    )
+    return [Chart(profile.spec(), "Share recovered by relative depth")]
