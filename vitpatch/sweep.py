@@ -152,21 +152,25 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The table of runs and their comparison; exit code 1 if any fell short."""
-        states = self.tell()
-        if any(state.metric for state in states):  # of a patching run that is finished
-            _report(self._root, config, track=any(state.state == "finished" for state in states))
+        states = self.tell(config)
         if not states or any(state.fell_short for state in states):
             sys.exit(1)
 
-    def tell(self) -> list[RunState]:
-        """Ends the sweep with the table of its runs, and why some fell short; these."""
+    def tell(self, config: DictConfig | None = None) -> list[RunState]:
+        """Ends the sweep with the table of its runs, their comparison where there is a config, and why some fell short.
+
+        These are given back.
+        """
         from vitpatch import states as room
 
         SweepCallback.launching = None
         states = room.states_of(self._root, self._since)
         room.write(states, self._root)
-        for line in (*room.lines(states), room.counted_up(states, self._root)):
+        for line in room.lines(states):
             log.info("%s", line)
+        if config is not None and any(state.metric for state in states):  # of a patching run that is finished
+            _report(self._root, config, track=any(state.state == "finished" for state in states))
+        log.info("%s", room.counted_up(states, self._root))
         for line in room.shortcomings(states):
             log.error("%s", line)
         return states
