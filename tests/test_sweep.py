@@ -38,9 +38,9 @@ def logged(run: Path) -> list[dict]:
 
 def test_a_folder_a_run_by_its_overrides(sweep):
     folder, printed = sweep
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == RUNS
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["comparison", *RUNS]
     assert "4 of 4 runs finished" in printed and "Traceback" not in printed
-    assert printed.count("wandb sync ") == 4 and printed.count("  total effect  ") == 4
+    assert printed.count("wandb sync ") == 5 and printed.count("  total effect  ") == 4
     for run in RUNS:
         names = {path.name for path in (folder / run).iterdir()}
         assert names >= {
@@ -120,6 +120,21 @@ def test_media_are_there_and_not_black(sweep):
             assert pixels.mean() > 100 and pixels.std() > 20, path
 
 
+def test_the_sweep_ends_in_its_comparison_here_and_in_wandb(sweep):
+    folder, printed = sweep
+    comparison = folder / "comparison"
+    assert f"comparison: {comparison / 'index.html'}" in printed
+    here = {path.name for path in comparison.iterdir() if path.is_file()}
+    assert here >= {"index.html", "overview.csv", "differences.csv", "grid.png", "grid.svg", "heatmap.png"}
+    rows = logged(comparison)
+    (started,) = [row["run"] for row in rows if row["type"] == "run"]
+    assert (started["run_group"], started["job_type"], started["display_name"]) == ("demo", "compare", "comparison")
+    (kept,) = [row["artifact"] for row in rows if row["type"] == "artifact" and row["artifact"]["type"] == "comparison"]
+    assert {entry["path"] for entry in kept["manifest"]["contents"]} == here
+    shown = {key for row in rows if row["type"] == "history" for key in row["history"]["item"]}
+    assert shown >= {"table/overview", "table/differences", "figure/grid", "figure/heatmap", "page"}
+
+
 @pytest.fixture
 def tiny(made, tmp_path):
     where = [f"model.path={made / 'vit'}", "data=parquet", f"data.path={made / 'images.parquet'}", "data.limit=4"]
@@ -130,7 +145,8 @@ def test_a_failing_run_does_not_stop_the_others_and_is_told_at_the_end(cli, tiny
     code, printed = cli(*tiny, "window=1,9,2", "hydra.sweep.subdir=w${window}")
     assert code == 1
     states = {p.name: (p / "manifest.json").exists() for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
-    assert states == {"w1": True, "w9": False, "w2": True}
+    assert states == {"w1": True, "w9": False, "w2": True, "comparison": False}
+    assert set(pd.read_csv(tmp_path / "sweep" / "comparison" / "overview.csv")["run"]) == {"w1", "w2"}
     said = [line for line in printed.splitlines() if line and "images/s" not in line]
     assert "2 of 3 runs finished" in said[-2], printed
     assert said[-1].startswith("failed: w9: window 9: the model has 4 layers"), printed

@@ -1,0 +1,103 @@
+"""The table of a sweep's runs: states from folders, whoever made them; how far a sweep is."""
+
+import json
+import os
+import threading
+
+import pandas as pd
+import pytest
+
+from vitpatch import states
+from vitpatch.store import RunFolder
+
+SINCE = 1000.0
+
+
+def job(root, name, at=SINCE + 1):
+    """A run's folder as Hydra makes it at a time."""
+    file = root / name / ".hydra" / "overrides.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("[]")
+    os.utime(file, (at, at))
+    return RunFolder(root / name)
+
+
+def finish(folder, at=SINCE + 2, **manifest):
+    folder.manifest.write_text(json.dumps({"seconds": 3.21, "config": {"metric": "prob"}} | manifest))
+    os.utime(folder.manifest, (at, at))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    peaked = job(tmp_path, "a")
+    columns = {"layer": [0, 1, 1], "head": [-1] * 3, "tokens": ["all"] * 3, "window": [3, 1, 3]}
+    columns |= {"effect": [0.1, 0.9, 0.2], "effect_low": [0.0, 0.8, 0.1], "effect_high": [0.2, 1.0, 0.3]}
+    pd.DataFrame(columns).to_csv(peaked.summary, index=False)
+    finish(peaked, peak={"layer": 1, "head": -1, "tokens": "all", "window": 3})
+    finish(job(tmp_path, "b"), at=SINCE - 5, peak={"layer": None})
+    job(tmp_path, "c").fail("failed", "window 9: the model has 4 layers; " + "x" * 60)
+    os.utime(tmp_path / "c" / "failed.json", (SINCE + 3, SINCE + 3))
+    job(tmp_path, "d")
+    job(tmp_path, "e", at=SINCE - 1)  # of an earlier start
+    return tmp_path
+
+
+def test_states_and_the_effect_at_the_peak(sweep):
+    found = {state.run: state for state in states.states_of(sweep, SINCE)}
+    assert {run: state.state for run, state in found.items()} == {
+        "a": "finished", "b": "finished before", "c": "failed", "d": "unfinished",
+    }  # fmt: skip
+    assert [run for run, state in found.items() if state.fell_short] == ["c", "d"]
+    a = found["a"]
+    assert (a.seconds, a.peak_layer, a.effect, a.effect_low, a.effect_high) == (3.21, 1, 0.2, 0.1, 0.3)
+    assert found["b"].peak_layer is None
+
+
+def test_a_run_that_another_process_has_is_running(sweep):
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with RunFolder(sweep / "d").held():
+            entered.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert entered.wait(20)
+        state = next(s for s in states.states_of(sweep, SINCE) if s.run == "d")
+        assert state.state == "running" and f"process {os.getpid()} on" in state.reason and state.fell_short
+    finally:
+        leave.set()
+        thread.join()
+    assert next(s for s in states.states_of(sweep, SINCE) if s.run == "d").state == "unfinished"
+
+
+def test_the_table_is_aligned_and_short(sweep):
+    found = states.states_of(sweep, SINCE)
+    head, a, b, c, d = states.lines(found)
+    assert head.split() == ["run", "state", "seconds", "peak", "layer", "effect", "(prob)", "reason"]
+    assert a.split()[:5] == ["a", "finished", "3.2", "1", "+0.200"] and "[+0.100, +0.300]" in a
+    assert b.startswith("b    finished before") and c.endswith("…") and len(c) < 140
+    assert len({line.index("finished" if "finished" in line else "failed") for line in (a, b, c)}) == 1
+    assert d.endswith("it left neither manifest.json nor failed.json")
+    assert states.counted_up(found, sweep) == f"2 of 4 runs finished in {sweep}"
+    first, second = states.shortcomings(found)
+    assert first == "failed: c: window 9: the model has 4 layers; " + "x" * 60 and second.startswith("unfinished: d: ")
+    states.write(found, sweep)
+    table = pd.read_csv(sweep / "states.csv")
+    assert list(table["run"]) == ["a", "b", "c", "d"] and table["effect"].dropna().tolist() == [0.2]
+
+
+def test_the_time_left_is_by_the_runs_that_were_made(sweep):
+    line = states.progress(sweep, SINCE, now=SINCE + 60, total=5)
+    assert line == "sweep: 3 of 5 runs are through, about 2 min left"  # one made in 60 s, two to go
+    assert states.progress(sweep, SINCE, now=SINCE + 60, total=3) is None
+    (sweep / "a" / "manifest.json").unlink()
+    assert states.progress(sweep, SINCE, now=SINCE + 60, total=5) == "sweep: 2 of 5 runs are through"
+
+
+def test_a_long_name_keeps_its_ends():
+    name = "corruption=gray," + "x" * 80 + ",window=3"
+    (_, row) = states.lines([states.RunState(name, "finished")])
+    assert row.startswith("corruption=gray,") and "…" in row and ",window=3  finished" in row
