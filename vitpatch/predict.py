@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +15,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from vitpatch.corruptions import traits
 from vitpatch.cost import cost_of, described
+from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led
 from vitpatch.data import PREDICTED, BadImage, ImageDataModule
+from vitpatch.devices import Devices, share
 from vitpatch.inclusion import included as included_by
 from vitpatch.interrupt import Interrupted, waiting
 from vitpatch.patching import Patching, parts
+from vitpatch.peers import folder_of
 from vitpatch.rows import Columns, joined
 from vitpatch.setup import Setup
 from vitpatch.shards import BatchDone, Shards
@@ -34,7 +40,7 @@ from vitpatch.store import (
     of_partners,
     with_fields,
 )
-from vitpatch.trainers import matmul_precision, quiet, trainer_of
+from vitpatch.trainers import QUIETLY, matmul_precision, one_device, quiet
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +58,16 @@ class PatchingModule(lightning.LightningModule):
 
     ``line`` says what the plan costs, once the first images have been timed; ``precision_error`` how far the effects of
     the first batch are from float32, of a run at reduced precision. Calls are of the sizes that the run in ``shards``
-    began with; without shards it is a dry run, and nothing but the first images is computed.
+    began with; without shards it is a dry run, and nothing but the first images is computed. Of a ``crew`` the first
+    process finds the calls' sizes, times and compares; the others wait for the sizes.
     """
 
-    def __init__(self, setup: Setup, batch_size: int, shards: Shards | None = None) -> None:
+    def __init__(
+        self, setup: Setup, batch_size: int, shards: Shards | None = None, crew: Alone | Leader | Follower | None = None
+    ) -> None:
         super().__init__()
         self.model, self.setup, self.batch_size = setup.model, setup, batch_size
-        self._shards = shards
+        self._shards, self._crew = shards, crew or Alone()
         self.line: str | None = None
         self.precision_error: dict[str, float] | None = None
         self._patching: Patching | None = None
@@ -68,7 +77,10 @@ class PatchingModule(lightning.LightningModule):
         if self._shards is None:
             self._patching = Patching(self.setup, self.batch_size)
             return
-        begun = self._shards.begun()
+        while (begun := self._shards.begun()).images is None and self._crew.rank:
+            if self._crew.stopped():
+                raise Interrupted
+            time.sleep(OFTEN_S)
         before = None if begun.images is None else (begun.images, begun.rows)
         self._patching = Patching(self.setup, self.batch_size, before=before)
         room = self._patching.room
@@ -86,18 +98,18 @@ class PatchingModule(lightning.LightningModule):
         for part in parts(images, patching.room):
             started = time.perf_counter()
             measured.append(patching.part(part, self.model, patching.room))
-            if self.line is None:
+            if self.line is None and not self._crew.rank:
                 self._say(len(part), time.perf_counter() - started)
             if self._shards is None:
                 return Rows({}, bad)
         measured = joined(measured)
-        if self.setup.is_reduced and self.precision_error is None:
+        if self.setup.is_reduced and self.precision_error is None and not self._crew.rank:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
             self._compare_with_float32(known, measured.effects["effect"])
         return Rows(self._tables(measured), bad)
 
     def _say(self, images: int, seconds: float) -> None:
-        time_left = seconds / images * len(self.setup.images)
+        time_left = seconds / images * len(self.setup.images) / self._crew.processes
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
         about = f"about {_duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
         self.line = f"{described(self.setup.plan, self._patching.cost, self._patching.room)}, {about}"
@@ -203,11 +215,14 @@ class ShardWriter(BasePredictionWriter):
 
 
 class ImageProgress(ProgressBar):
-    """A bar that counts images, and so shows images per second and the time left; from the first batch on."""
+    """A bar that counts images, and so shows images per second and the time left; from the first batch on.
 
-    def __init__(self, images: int, name: str, done: int = 0) -> None:
+    ``through`` says how many images all processes are through; it is closed by whoever made it.
+    """
+
+    def __init__(self, images: int, name: str, through: Callable[[], int]) -> None:
         super().__init__()
-        self._total, self._name, self._done = images, name, done
+        self._total, self._name, self._through, self._before = images, name, through, through()
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Notes the time."""
@@ -222,36 +237,34 @@ class ImageProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Moves on by the images of the batch, unreadable ones too; where nobody watches, every 10 s only."""
+        """Moves on; where nobody watches, every 10 s only."""
         if not hasattr(self, "_bar"):
-            often = 0.2 if sys.stderr.isatty() else 10.0
+            often = 1.0 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
                 total=self._total,
-                initial=self._done,
+                initial=self._before,
                 desc=self._name,
                 unit=" images",
                 mininterval=often,
                 dynamic_ncols=True,
             )
-            self._bar.start_t = self._started
-        images, bad = batch
-        self._bar.update((0 if images is None else len(images)) + len(bad))
+            self._bar.start_t = self._moved = self._started
+        self.move()
 
-    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Closes the bar."""
-        if hasattr(self, "_bar"):
-            self._bar.close()
+    def move(self) -> None:
+        """Moves on by the images that any process is through since, unreadable ones too; by files, so not often."""
+        if hasattr(self, "_bar") and time.time() - self._moved > self._bar.mininterval:
+            self._moved = time.time()
+            self._bar.update(self._through() - self._bar.n)
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Closes the bar, so that the error stands on a line of its own."""
+    def close(self) -> None:
+        """Ends the bar's line, so that what follows stands on a line of its own."""
         if hasattr(self, "_bar"):
+            self._bar.update(self._through() - self._bar.n)
             self._bar.close()
 
     def disable(self) -> None:
         """Lightning's call for all processes but the first."""
-        self._total = 0
 
 
 @dataclass(frozen=True)
@@ -264,48 +277,119 @@ class Done:
     precision_error: dict[str, float] | None
 
 
+def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
+    """The run's images in batches of this size, with the partners that they need."""
+    to_input = setup.model.preprocessing.to_input
+    needed = {traits(setup.corruption).partner} - {None}
+    return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
+
+
 def predict(
-    setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], shards: Shards, name: str
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    shards: Shards,
+    name: str,
+    devices: Devices,
 ) -> Done:
     """Patches the images of ``data`` that are not done yet into ``shards``; ``name`` stands before the bar.
 
-    Raises ``Interrupted`` after the batch in which the run was asked to stop.
+    By as many processes as there are ``devices``, each its share of the batches. Raises ``Interrupted`` after the
+    batches in which the run was asked to stop.
     """
     done = shards.done()
-    data.numbers = [number for number in range(data.batches) if number not in done]
-    before = len(data.images) - len(data.positions)
+    numbers = [number for number in range(data.batches) if number not in done]
+    left = len(data.positions_of(numbers))
     if done:
+        before = len(data.images) - left
         log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
-    if data.numbers:
-        module = PatchingModule(setup, data.batch_size, shards)
-        with waiting(_say_stopping) as stopped:
-            writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
-            bar = ImageProgress(len(data.images), name, before)
-            _predict(module, data, make_trainer, callbacks=[writer, bar])
-    return _done(shards.records().values(), len(data.positions))
+    if numbers:
+        order = _order(setup, data, shards, numbers, min(devices.processes, len(numbers)))
+        bar = ImageProgress(len(data.images), name, lambda: len(data.positions_of(shards.numbers())))
+        with led(devices, order) as crew, waiting(lambda: _say_stopping(crew)) as asked, closing(bar):
+            data.numbers = share(numbers, 0, order.processes)
+            _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
+            _follow_the_others(crew, bar, asked)
+    return _done(shards.records().values(), left)
+
+
+def follow(
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    shards: Shards,
+    follower: Follower,
+    local_rank: int,
+) -> None:
+    """Patches the batches of ``data`` that are this process's; raises as ``predict`` does."""
+    _predict_share(setup, data, make_trainer, shards, follower, follower.stopped, local_rank=local_rank)
+
+
+def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[int], processes: int) -> Order:
+    calibrations = folder_of(shards.path.parent)
+    return Order(
+        run_id=setup.run_id,
+        shards=str(shards.path.resolve()),
+        config=OmegaConf.to_container(setup.cfg, resolve=True),
+        batch_size=data.batch_size,
+        numbers=numbers,
+        processes=processes,
+        calibrations=None if calibrations is None else str(calibrations),
+        spread=None if setup.spread is None else setup.spread.tolist(),
+    )
+
+
+def _predict_share(
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    shards: Shards,
+    crew: Alone | Leader | Follower,
+    stopped: Callable[[], bool],
+    bar: ImageProgress | None = None,
+    local_rank: int = 0,
+) -> None:
+    """The batches of ``data`` that are this process's."""
+    module = PatchingModule(setup, data.batch_size, shards, crew)
+    writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
+    shown = {"callbacks": [writer]} | ({"enable_progress_bar": False} if bar is None else {"callbacks": [writer, bar]})
+    _predict(module, data, make_trainer, local_rank, **shown)
+
+
+def _follow_the_others(crew: Alone | Leader, bar: ImageProgress, asked: Callable[[], bool]) -> None:
+    """Until their shares are done too. Raises ``Interrupted`` where they were asked to stop."""
+    waited = not crew.ended()
+    while not crew.ended():
+        crew.stopped()  # raises where one failed
+        bar.move()
+        time.sleep(OFTEN_S)
+    if crew.stopped() or (waited and asked()):
+        raise Interrupted("all batches of this process are done")
 
 
 def foretell(setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]) -> str | None:
     """What the run would cost, in a line, from its first images; ``None`` where none of these can be read."""
     module = PatchingModule(setup, data.batch_size)
-    _predict(module, data, make_trainer, callbacks=[], limit_predict_batches=1, enable_progress_bar=False)
+    _predict(module, data, make_trainer, limit_predict_batches=1, enable_progress_bar=False)
     return module.line
 
 
 def _predict(
-    module: PatchingModule, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], **arguments: Any
+    module: PatchingModule,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    local_rank: int = 0,
+    **arguments: Any,
 ) -> None:
     quiet()
-    quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = trainer_of(make_trainer, **arguments, **quietly)
-    if trainer.world_size > 1:
-        raise VitPatchError(f"trainer: {trainer.world_size} processes; a run uses one device so far: trainer.devices=1")
+    trainer = one_device(make_trainer, local_rank, **(QUIETLY | {"enable_progress_bar": True} | arguments))
     with matmul_precision(module.setup.cfg.matmul_precision):
         trainer.predict(module, datamodule=data, return_predictions=False)
 
 
-def _say_stopping() -> None:
+def _say_stopping(crew: Alone | Leader) -> None:
     log.warning("stopping after this batch; CTRL-C again stops at once")
+    crew.stop()
 
 
 def _done(batches: Iterable[BatchDone], images: int) -> Done:
