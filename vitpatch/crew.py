@@ -13,41 +13,64 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from vitpatch.devices import Devices
 from vitpatch.interrupt import SIGNALS, Interrupted
-from vitpatch.spec import VitPatchError
+from vitpatch.launch import Place, place
+from vitpatch.spec import VitPatchError, digest
+from vitpatch.store import write_json
 
 OFTEN_S = 0.2
 """Between looks at the words, for one who waits."""
 GRACE_S = 10.0
 """What the others have to finish a batch, once the run has failed."""
+SILENCE_S = 60.0
+"""After so long without a word a process on another machine is taken to be gone."""
+MEETING_S = 300.0
+"""Until all processes that a launcher started must be there."""
+ORDER = "order.json"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the first process hands to the others: the run's final ``config``, and the batches that are to be done.
+    """What the first process hands to the others, in the run's folder: its ``config``, the batches that are to be done.
 
-    ``shards`` is their folder. ``config`` has the strength that was found, ``spread`` is the standard deviation of
-    patch embeddings, ``calibrations`` the sweep's folder of these: a follower takes nothing from training images but
-    means, each for itself.
+    ``config`` has the strength that was found, ``spread`` is the standard deviation of patch embeddings,
+    ``calibrations`` the sweep's folder of these: a follower takes nothing from training images but means, each for
+    itself.
     """
 
     run_id: str
-    shards: str
     config: Mapping[str, Any]
     batch_size: int
-    numbers: list[int]
+    numbers: Sequence[int]
     processes: int
     calibrations: str | None = None
-    spread: float | list[float] | None = None
+    spread: float | Sequence[float] | None = None
+
+    def write(self, shards: Path) -> str:
+        """Leaves it in the folder ``shards``; its digest."""
+        write_json(shards / ORDER, asdict(self))
+        return digest(asdict(self))
+
+
+def read_order(shards: Path, asked: str) -> Order | None:
+    """The order with this digest from the folder ``shards``; ``None`` where it is not there (yet)."""
+    try:
+        order = json.loads((shards / ORDER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return Order(**order) if digest(order) == asked else None
 
 
 class Board:
@@ -68,12 +91,12 @@ class Board:
 class Follower:
     """What a process that follows sees, and says at its end."""
 
-    def __init__(self, board: Board, rank: int, processes: int) -> None:
-        self._board, self.rank, self.processes = board, rank, processes
+    def __init__(self, board: Board, rank: int, processes: int, asked: Callable[[], bool] = lambda: False) -> None:
+        self._board, self.rank, self.processes, self._asked = board, rank, processes, asked
 
     def stopped(self) -> bool:
-        """Whether the first process said that the run is to stop."""
-        return bool(self._board.heard("stop"))
+        """Whether this process was asked to stop, or the first one said so."""
+        return self._asked() or bool(self._board.heard("stop"))
 
     def end(self, state: str, reason: str = "") -> None:
         """Says how its share ended: done, stopped, or failed and why."""
@@ -132,34 +155,51 @@ class Alone:
         return True
 
 
-@contextmanager
-def led(devices: Devices, order: Order) -> Iterator[Leader | Alone]:
-    """Those who work on ``order`` with this process, started here, for the length of the block.
+def processes_of(devices: Devices, numbers: Sequence[int]) -> int:
+    """How many processes share these batches: started here no more than have one, else all that there are."""
+    return devices.processes if outside() is not None else min(devices.processes, len(numbers))
 
-    At its end they have ended: by themselves, or with the run.
+
+@contextmanager
+def led(devices: Devices, order: Order, shards: Path) -> Iterator[Leader | Alone]:
+    """Those who work on ``order`` with this process, in the folder ``shards``, for the length of the block.
+
+    At its end they have ended, by themselves or with the run. They are started here unless a launcher did.
     """
     if order.processes == 1:
         yield Alone()
         return
+    launched = outside()
+    words = _started_here(devices, order, shards) if launched is None else launched.of_job(order, shards)
     threads = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
+    if launched is None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(devices.threads)
+    try:
+        with words as leader:
+            try:
+                yield leader
+            except BaseException as error:
+                leader.stop()
+                _wait(leader, error)
+                raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _started_here(devices: Devices, order: Order, shards: Path) -> Iterator[Leader]:
+    """Processes of this one, which are gone at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="vitpatch-") as folder:
         words = Path(folder) / "words"
         board = Board(torch.distributed.FileStore(str(words)))
-        board.say("order", asdict(order))
+        board.say("order", order.write(shards))
         children: dict[int, subprocess.Popen] = {}
         leader = Leader(board, order.processes, lambda rank: _exit_of(children[rank]))
         try:
             for rank in range(1, order.processes):
-                children[rank] = _started(words, rank, devices)
+                children[rank] = _started(words, shards, rank, devices)
             yield leader
-        except BaseException as error:
-            leader.stop()
-            _wait(leader, error)
-            raise
         finally:
-            torch.set_num_threads(threads)
             for child in children.values():
                 _reap(child, GRACE_S if leader.ended() else 0.0)
 
@@ -172,11 +212,11 @@ def _wait(leader: Leader, error: BaseException) -> None:
         time.sleep(OFTEN_S)
 
 
-def _started(words: Path, rank: int, devices: Devices) -> subprocess.Popen:
+def _started(words: Path, shards: Path, rank: int, devices: Devices) -> subprocess.Popen:
     """Another process of this program, which judges signals for it: it gets none."""
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
     environment = {"OMP_NUM_THREADS": str(devices.threads)} | os.environ | {"PYTHONPATH": path}
-    command = [sys.executable, "-P", "-m", "vitpatch.worker", str(words), str(rank), str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "vitpatch.worker", str(words), str(shards), str(rank), str(os.getpid())]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # handed down: blocked in it from the first
     try:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
@@ -199,3 +239,60 @@ def _reap(child: subprocess.Popen, grace: float) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+class Outside:
+    """The processes that a launcher started, this one among them: their words, those of each job apart."""
+
+    def __init__(self, at: Place) -> None:
+        self.at, self._jobs = at, 0
+        self._store = _rendezvous(at)
+        self.board = Board(self._store)
+
+    def next_job(self) -> Board:
+        """The board of the job that begins: every process runs the same jobs in the same order."""
+        self._jobs += 1
+        self.board = Board(torch.distributed.PrefixStore(f"vitpatch/{self._jobs}", self._store))
+        return self.board
+
+    @contextmanager
+    def of_job(self, order: Order, shards: Path) -> Iterator[Leader]:
+        """The others at the job that runs, once they were given ``order``."""
+        last: dict[int, tuple[Any, float]] = {}
+
+        def lost(rank: int) -> str | None:
+            beat, now = self.board.heard(f"beat/{rank}"), time.monotonic()
+            if rank not in last or last[rank][0] != beat:
+                last[rank] = beat, now
+            return f"has not been heard of for {SILENCE_S:.0f} s" if now - last[rank][1] > SILENCE_S else None
+
+        self.board.say("order", {"digest": order.write(shards), "folder": str(shards.parent)})
+        yield Leader(self.board, self.at.world, lost)
+
+    def over(self, code: int) -> None:
+        """Tells the others that this job has ended, and waits a little for them to hear it: the store may be here."""
+        self.board.say("over", code)
+        until = time.monotonic() + GRACE_S
+        while time.monotonic() < until and any(not self.board.heard(f"gone/{r}") for r in range(1, self.at.world)):
+            time.sleep(OFTEN_S)
+
+
+@cache
+def outside() -> Outside | None:
+    """The processes that a launcher started with this one; ``None`` where none did. Waits until all are there."""
+    at = place()
+    return None if at is None else Outside(at)
+
+
+def _rendezvous(at: Place) -> torch.distributed.Store:
+    """The store that all processes of a launcher have, in the agent of torchrun, else in the first process."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    try:
+        url = f"env://?rank={at.rank}&world_size={at.world}"
+        store, _, _ = next(torch.distributed.rendezvous(url, timeout=timedelta(seconds=MEETING_S)))
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise VitPatchError(f"process {at.rank} of {at.world} did not meet the others: {said}") from error
+    return store

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import lightning
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from vitpatch.launch import place
@@ -55,7 +56,7 @@ class Devices:
 def devices_of(make_trainer: Callable[..., lightning.Trainer]) -> Devices:
     """What the trainer would use. Raises ``VitPatchError`` for several devices by another strategy than ddp."""
     quiet()
-    trainer = trainer_of(make_trainer, **QUIETLY)
+    trainer = trainer_of(make_trainer, plugins=[LightningEnvironment()], **QUIETLY)
     name = trainer.accelerator.name()
     if trainer.world_size == 1:
         return Devices(name, 1)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vitpatch.corruptions import traits
 from vitpatch.cost import cost_of, described
-from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led
+from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led, processes_of
 from vitpatch.data import PREDICTED, BadImage, ImageDataModule
 from vitpatch.devices import Devices, share
 from vitpatch.inclusion import included as included_by
@@ -304,9 +304,9 @@ def predict(
         before = len(data.images) - left
         log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
     if numbers:
-        order = _order(setup, data, shards, numbers, min(devices.processes, len(numbers)))
+        order = _order(setup, data, shards, numbers, processes_of(devices, numbers))
         bar = ImageProgress(len(data.images), name, lambda: len(data.positions_of(shards.numbers())))
-        with led(devices, order) as crew, waiting(lambda: _say_stopping(crew)) as asked, closing(bar):
+        with led(devices, order, shards.path) as crew, waiting(lambda: _say_stopping(crew)) as asked, closing(bar):
             data.numbers = share(numbers, 0, order.processes)
             _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
             _follow_the_others(crew, bar, asked)
@@ -329,7 +329,6 @@ def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[in
     calibrations = folder_of(shards.path.parent)
     return Order(
         run_id=setup.run_id,
-        shards=str(shards.path.resolve()),
         config=OmegaConf.to_container(setup.cfg, resolve=True),
         batch_size=data.batch_size,
         numbers=numbers,

@@ -61,12 +61,12 @@ def one_device(
     Of several processes each has one of these: in predicting nothing goes between them, so there is no process group,
     with its time limits and its locks, to wait for.
     """
-    trainer = trainer_of(make_trainer, **arguments)
+    plugins = [LightningEnvironment()]  # torchrun's and SLURM's would count all processes
+    trainer = trainer_of(make_trainer, plugins=plugins, **arguments)
     if trainer.world_size == 1 and not isinstance(trainer.strategy, ParallelStrategy):
         return trainer
     on_cpu = trainer.strategy.root_device.type == "cpu"
     devices = 1 if on_cpu else [trainer.device_ids[local_rank]]
-    plugins = [LightningEnvironment()]  # torchrun's and SLURM's would count all processes
     return trainer_of(make_trainer, strategy="auto", devices=devices, num_nodes=1, plugins=plugins, **arguments)
 
 
