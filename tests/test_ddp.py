@@ -124,6 +124,10 @@ def slow(tmp_path, seconds):
     ]
 
 
+def into(sweep):
+    return [f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=w${window}"]
+
+
 def assert_same(one: Path, other: Path, bits: bool = False) -> None:
     """The same rows in the same order, within 1e-6."""
     for table in ("examples", "effects"):
@@ -188,6 +192,17 @@ def test_asked_once_every_process_ends_its_batch_and_the_run_goes_on_by_other_nu
 
 
 @pytest.mark.long
+def test_asked_twice_all_stop_at_once(seven, tmp_path):
+    started = Started(tmp_path, *seven, *DDP, f"hydra.run.dir={tmp_path / 'run'}", *slow(tmp_path, 600.0))
+    started.wait_for(2)
+    for _ in range(2):
+        os.killpg(started.process.pid, signal.SIGINT)
+        time.sleep(0.5)
+    code, printed = started.end()
+    assert code == 130 and printed.count("interrupted: ") == 1 and "Traceback" not in printed, printed
+
+
+@pytest.mark.long
 def test_a_killed_leader_takes_the_others_with_it(seven, tmp_path):
     run = [*seven, *DDP, "batch_size=1", f"hydra.run.dir={tmp_path / 'run'}", *slow(tmp_path, 2.0)]
     started = Started(tmp_path, *run)
@@ -244,6 +259,15 @@ def test_processes_that_torchrun_started(seven, tmp_path, cli):
     for code, printed in [machine.end() for machine in machines]:
         assert code == 0, printed
     assert_same(tmp_path / "one", tmp_path / "run", bits=True)
+
+    slowly = [*seven, *DDP, "batch_size=1", f"hydra.run.dir={tmp_path / 'slowly'}", *slow(tmp_path, 1.0)]
+    started = Started(tmp_path, *slowly, launcher=here)
+    started.wait_for(2)
+    os.killpg(started.process.pid, signal.SIGINT)  # to all three; and torchrun passes it on
+    code, printed = started.end()
+    done = list((tmp_path / "slowly" / "shards").glob("batch-*.json"))
+    assert code != 0 and len(done) == len(list(started.at.iterdir())) < 7, printed
+    assert json.loads((tmp_path / "slowly" / "failed.json").read_text())["state"] == "interrupted"
 
     stamped = f"hydra.run.dir={tmp_path}/${{oc.env:RANK}}"
     code, printed = Started(tmp_path, *seven, *DDP, stamped, launcher=here).end()

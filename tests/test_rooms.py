@@ -84,6 +84,7 @@ LEVELS = {
     "tokens": 1,
     "tracking": 1,
     "launch": 0,
+    "progress": 1,
     "devices": 2,
     "crew": 3,
     "worker": 10,

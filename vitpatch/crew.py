@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
@@ -271,10 +271,11 @@ class Outside:
 
     def over(self, code: int) -> None:
         """Tells the others that this job has ended, and waits a little for them to hear it: the store may be here."""
-        self.board.say("over", code)
         until = time.monotonic() + GRACE_S
-        while time.monotonic() < until and any(not self.board.heard(f"gone/{r}") for r in range(1, self.at.world)):
-            time.sleep(OFTEN_S)
+        with suppress(RuntimeError):  # the store may have gone first
+            self.board.say("over", code)
+            while time.monotonic() < until and any(not self.board.heard(f"gone/{r}") for r in range(1, self.at.world)):
+                time.sleep(OFTEN_S)
 
 
 @cache

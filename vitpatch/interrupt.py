@@ -11,6 +11,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """From the keyboard, and from a cluster that takes the machine back."""
+TOGETHER_S = 2.0
+"""Signals so near each other are one: a terminal and the launcher of several processes both pass CTRL-C on."""
 
 
 class Interrupted(Exception):

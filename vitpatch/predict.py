@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -14,19 +13,19 @@ import lightning
 import numpy as np
 import pyarrow as pa
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from vitpatch.corruptions import traits
-from vitpatch.cost import cost_of, described
-from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led, processes_of
+from vitpatch.cost import GB, cost_of, described, memory_limit
+from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
 from vitpatch.data import PREDICTED, BadImage, ImageDataModule
 from vitpatch.devices import Devices, share
 from vitpatch.inclusion import included as included_by
-from vitpatch.interrupt import Interrupted, waiting
+from vitpatch.interrupt import TOGETHER_S, Interrupted, waiting
 from vitpatch.patching import Patching, parts
 from vitpatch.peers import folder_of
+from vitpatch.progress import ImageProgress
 from vitpatch.rows import Columns, joined
 from vitpatch.setup import Setup
 from vitpatch.shards import BatchDone, Shards
@@ -182,12 +181,21 @@ def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
 class ShardWriter(BasePredictionWriter):
     """Streams the rows of each batch to the run's folder; an unreadable image is counted, or stops the run.
 
-    ``numbers`` are the batches' own, in the order in which they come. Once ``stopped`` says so the run ends.
+    ``numbers`` are the batches' own, in the order in which they come. Once ``stopped`` says so the run ends. A process
+    that follows does not hold the folder: it writes only while the folder is its run's, ``run_id``.
     """
 
-    def __init__(self, shards: Shards, numbers: Sequence[int], on_error: str, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        numbers: Sequence[int],
+        on_error: str,
+        stopped: Callable[[], bool],
+        run_id: str | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
         self.shards, self.numbers, self.on_error, self.stopped = shards, numbers, on_error, stopped
+        self._run_id = run_id
 
     def write_on_batch_end(
         self,
@@ -208,63 +216,12 @@ class ShardWriter(BasePredictionWriter):
         for bad in prediction.bad:
             log.warning("skipped: %s", bad.reason.partition(";")[0])
         bad = [(image.row, image.reason) for image in prediction.bad]
+        if self._run_id is not None and ((begun := self.shards.begun()) is None or begun.run_id != self._run_id):
+            raise VitPatchError(f"{self.shards.path.parent} was given to another run")
         said = {"line": pl_module.line, "precision_error": pl_module.precision_error}
         self.shards.write(self.numbers[batch_idx], prediction.tables, bad, said)
         if self.stopped():
-            raise Interrupted(f"{batch_idx + 1} of {len(self.numbers)} batches are done")
-
-
-class ImageProgress(ProgressBar):
-    """A bar that counts images, and so shows images per second and the time left; from the first batch on.
-
-    ``through`` says how many images all processes are through; it is closed by whoever made it.
-    """
-
-    def __init__(self, images: int, name: str, through: Callable[[], int]) -> None:
-        super().__init__()
-        self._total, self._name, self._through, self._before = images, name, through, through()
-
-    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Notes the time."""
-        self._started = time.time()
-
-    def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: tuple,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Moves on; where nobody watches, every 10 s only."""
-        if not hasattr(self, "_bar"):
-            often = 1.0 if sys.stderr.isatty() else 10.0
-            self._bar = tqdm(
-                total=self._total,
-                initial=self._before,
-                desc=self._name,
-                unit=" images",
-                mininterval=often,
-                dynamic_ncols=True,
-            )
-            self._bar.start_t = self._moved = self._started
-        self.move()
-
-    def move(self) -> None:
-        """Moves on by the images that any process is through since, unreadable ones too; by files, so not often."""
-        if hasattr(self, "_bar") and time.time() - self._moved > self._bar.mininterval:
-            self._moved = time.time()
-            self._bar.update(self._through() - self._bar.n)
-
-    def close(self) -> None:
-        """Ends the bar's line, so that what follows stands on a line of its own."""
-        if hasattr(self, "_bar"):
-            self._bar.update(self._through() - self._bar.n)
-            self._bar.close()
-
-    def disable(self) -> None:
-        """Lightning's call for all processes but the first."""
+            raise Interrupted
 
 
 @dataclass(frozen=True)
@@ -304,13 +261,30 @@ def predict(
         before = len(data.images) - left
         log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
     if numbers:
+        setup = _within_memory(setup, devices)
         order = _order(setup, data, shards, numbers, processes_of(devices, numbers))
         bar = ImageProgress(len(data.images), name, lambda: len(data.positions_of(shards.numbers())))
-        with led(devices, order, shards.path) as crew, waiting(lambda: _say_stopping(crew)) as asked, closing(bar):
-            data.numbers = share(numbers, 0, order.processes)
-            _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
-            _follow_the_others(crew, bar, asked)
+        data.numbers = share(numbers, 0, order.processes)
+        together_s = 0.0 if outside() is None else TOGETHER_S
+        try:
+            with (
+                led(devices, order, shards.path) as crew,
+                waiting(lambda: _say_stopping(crew), together_s) as asked,
+                closing(bar),
+            ):
+                _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
+                _follow_the_others(crew, bar, asked)
+        except Interrupted as error:
+            raise Interrupted(f"{len(shards.numbers())} of {data.batches} batches are done") from error
     return _done(shards.records().values(), left)
+
+
+def _within_memory(setup: Setup, devices: Devices) -> Setup:
+    """The setup with a process's part of what is free, where several share a machine's memory."""
+    if devices.local == 1 or devices.accelerator != "cpu" or setup.cfg.memory_gb is not None:
+        return setup
+    free = memory_limit(None, torch.device("cpu")) / GB
+    return replace(setup, cfg=OmegaConf.merge(setup.cfg, {"memory_gb": free / devices.local}))
 
 
 def follow(
@@ -350,7 +324,8 @@ def _predict_share(
 ) -> None:
     """The batches of ``data`` that are this process's."""
     module = PatchingModule(setup, data.batch_size, shards, crew)
-    writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
+    run_id = setup.run_id if crew.rank else None
+    writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped, run_id)
     shown = {"callbacks": [writer]} | ({"enable_progress_bar": False} if bar is None else {"callbacks": [writer, bar]})
     _predict(module, data, make_trainer, local_rank, **shown)
 
@@ -363,7 +338,7 @@ def _follow_the_others(crew: Alone | Leader, bar: ImageProgress, asked: Callable
         bar.move()
         time.sleep(OFTEN_S)
     if crew.stopped() or (waited and asked()):
-        raise Interrupted("all batches of this process are done")
+        raise Interrupted
 
 
 def foretell(setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]) -> str | None:

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from vitpatch.config import construct
 from vitpatch.crew import OFTEN_S, Board, Follower, Order, Outside, read_order
 from vitpatch.devices import share
 from vitpatch.embedding_noise import OnEmbeddings
-from vitpatch.interrupt import SIGNALS, Interrupted, waiting
+from vitpatch.interrupt import SIGNALS, TOGETHER_S, Interrupted, waiting
 from vitpatch.predict import data_of, follow
 from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Shards
@@ -30,8 +31,6 @@ from vitpatch.spec import VitPatchError
 
 LATE_S = 120.0
 """What a shared disk may take to show a file on another machine."""
-TOGETHER_S = 2.0
-"""A terminal and torchrun both pass CTRL-C on."""
 
 
 def obey(order: Order, follower: Follower, local_rank: int, shards: Shards) -> None:
@@ -60,7 +59,7 @@ def _setup(order: Order) -> Setup:
     setup = prepare(OmegaConf.create(order.config), calibrations)
     if setup.run_id != order.run_id:
         raise VitPatchError(
-            f"process on {os.uname().nodename}: its weights, data or code differ from the first one's; make them the "
+            f"process on {socket.gethostname()}: its weights, data or code differ from the first one's; make them the "
             "same on all machines"
         )
     if isinstance(setup.corruption, OnEmbeddings):
@@ -116,7 +115,7 @@ def _obey_outside(outside: Outside, board: Board, told: Mapping[str, str], run: 
 
 
 def main(words: str, shards: str, rank: str, leader: str) -> None:
-    """Follows the process ``leader`` as the ``rank``-th of the run in ``shards``, by the words in the file ``words``."""
+    """Follows the process ``leader`` as the ``rank``-th of the run in ``shards``, by what the file ``words`` says."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the leader judges them
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
