@@ -204,11 +204,12 @@ def test_asked_twice_all_stop_at_once(seven, tmp_path):
 
 @pytest.mark.long
 def test_a_killed_leader_takes_the_others_with_it(seven, tmp_path):
-    run = [*seven, *DDP, "batch_size=1", f"hydra.run.dir={tmp_path / 'run'}", *slow(tmp_path, 2.0)]
+    run = [*seven, *DDP, "batch_size=1", f"hydra.run.dir={tmp_path / 'run'}", *slow(tmp_path, 3.0)]
     started = Started(tmp_path, *run)
-    started.wait_for(2)
+    (other,) = set(started.wait_for(2)) - {started.process.pid}
     os.kill(started.process.pid, signal.SIGKILL)
     assert started.end()[0] == -signal.SIGKILL
+    assert len(list(started.at.glob(f"{other}-*"))) == 1  # it did not even begin another batch
     code, printed = Started(tmp_path, *run).end()
     assert code == 0 and len(pd.read_parquet(tmp_path / "run" / "examples.parquet")) == 7, printed
 
