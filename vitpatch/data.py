@@ -8,7 +8,7 @@ import io
 import logging
 import math
 import signal
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -332,8 +332,12 @@ class ImageDataModule(lightning.LightningDataModule):
     @property
     def positions(self) -> list[int]:
         """Where the images of the batches that are read stand."""
+        return self.positions_of(self.numbers)
+
+    def positions_of(self, numbers: Iterable[int]) -> list[int]:
+        """Where the images of these batches stand."""
         size, last = self.batch_size, len(self.images)
-        return [at for number in self.numbers for at in range(number * size, min((number + 1) * size, last))]
+        return [at for number in numbers for at in range(number * size, min((number + 1) * size, last))]
 
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches; only the last of all may be short, so they stay what they are."""

@@ -191,6 +191,8 @@ def fit(
         max_epochs=recipe.epochs, callbacks=callbacks, logger=False, gradient_clip_val=1.0,
         enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
     )  # fmt: skip
+    if trainer.world_size > 1:
+        raise VitPatchError(f"trainer: {trainer.world_size} processes; training uses one device: trainer.devices=1")
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
     weights = torch.load(keeper.best_model_path, weights_only=True, map_location="cpu")["state_dict"]

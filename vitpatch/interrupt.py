@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """From the keyboard, and from a cluster that takes the machine back."""
+TOGETHER_S = 2.0
+"""Signals so near each other are one: a terminal and the launcher of several processes both pass CTRL-C on."""
 
 
 class Interrupted(Exception):
@@ -17,20 +20,25 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def waiting(say: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+def waiting(say: Callable[[], None], together_s: float = 0.0) -> Iterator[Callable[[], bool]]:
     """For the length of the block the first signal only calls ``say``; the function given tells whether one came.
 
-    A second one is a ``KeyboardInterrupt``. Outside the main thread, where signals do not arrive, nothing is changed.
+    A second one is a ``KeyboardInterrupt``, unless it comes within ``together_s`` of the first. Outside the main
+    thread, where signals do not arrive, nothing is changed.
     """
-    asked = threading.Event()
+    asked, until = threading.Event(), float("inf")
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
 
     def first(signum: int, frame: Any) -> None:
+        nonlocal until
         if asked.is_set():
-            raise KeyboardInterrupt
+            if time.monotonic() >= until:
+                raise KeyboardInterrupt
+            return
         asked.set()
+        until = time.monotonic() + together_s
         say()
 
     before = {number: signal.signal(number, first) for number in SIGNALS}

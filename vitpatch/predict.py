@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,14 +13,19 @@ import lightning
 import numpy as np
 import pyarrow as pa
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks import BasePredictionWriter
+from omegaconf import OmegaConf
 
-from vitpatch.cost import cost_of, described
+from vitpatch.corruptions import traits
+from vitpatch.cost import GB, cost_of, described, memory_limit
+from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
 from vitpatch.data import PREDICTED, BadImage, ImageDataModule
+from vitpatch.devices import Devices, share
 from vitpatch.inclusion import included as included_by
-from vitpatch.interrupt import Interrupted, waiting
+from vitpatch.interrupt import TOGETHER_S, Interrupted, waiting
 from vitpatch.patching import Patching, parts
+from vitpatch.peers import folder_of
+from vitpatch.progress import ImageProgress
 from vitpatch.rows import Columns, joined
 from vitpatch.setup import Setup
 from vitpatch.shards import BatchDone, Shards
@@ -34,7 +39,7 @@ from vitpatch.store import (
     of_partners,
     with_fields,
 )
-from vitpatch.trainers import matmul_precision, quiet, trainer_of
+from vitpatch.trainers import QUIETLY, matmul_precision, one_device, quiet
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +57,16 @@ class PatchingModule(lightning.LightningModule):
 
     ``line`` says what the plan costs, once the first images have been timed; ``precision_error`` how far the effects of
     the first batch are from float32, of a run at reduced precision. Calls are of the sizes that the run in ``shards``
-    began with; without shards it is a dry run, and nothing but the first images is computed.
+    began with; without shards it is a dry run, and nothing but the first images is computed. Of a ``crew`` the first
+    process finds the calls' sizes, times and compares; the others wait for the sizes.
     """
 
-    def __init__(self, setup: Setup, batch_size: int, shards: Shards | None = None) -> None:
+    def __init__(
+        self, setup: Setup, batch_size: int, shards: Shards | None = None, crew: Alone | Leader | Follower | None = None
+    ) -> None:
         super().__init__()
         self.model, self.setup, self.batch_size = setup.model, setup, batch_size
-        self._shards = shards
+        self._shards, self._crew = shards, crew or Alone()
         self.line: str | None = None
         self.precision_error: dict[str, float] | None = None
         self._patching: Patching | None = None
@@ -68,7 +76,10 @@ class PatchingModule(lightning.LightningModule):
         if self._shards is None:
             self._patching = Patching(self.setup, self.batch_size)
             return
-        begun = self._shards.begun()
+        while (begun := self._shards.begun()).images is None and self._crew.rank:
+            if self._crew.stopped():
+                raise Interrupted
+            time.sleep(OFTEN_S)
         before = None if begun.images is None else (begun.images, begun.rows)
         self._patching = Patching(self.setup, self.batch_size, before=before)
         room = self._patching.room
@@ -86,18 +97,18 @@ class PatchingModule(lightning.LightningModule):
         for part in parts(images, patching.room):
             started = time.perf_counter()
             measured.append(patching.part(part, self.model, patching.room))
-            if self.line is None:
+            if self.line is None and not self._crew.rank:
                 self._say(len(part), time.perf_counter() - started)
             if self._shards is None:
                 return Rows({}, bad)
         measured = joined(measured)
-        if self.setup.is_reduced and self.precision_error is None:
+        if self.setup.is_reduced and self.precision_error is None and not self._crew.rank:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
             self._compare_with_float32(known, measured.effects["effect"])
         return Rows(self._tables(measured), bad)
 
     def _say(self, images: int, seconds: float) -> None:
-        time_left = seconds / images * len(self.setup.images)
+        time_left = seconds / images * len(self.setup.images) / self._crew.processes
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
         about = f"about {duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
         self.line = f"{described(self.setup.plan, self._patching.cost, self._patching.room)}, {about}"
@@ -163,12 +174,21 @@ def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
 class ShardWriter(BasePredictionWriter):
     """Streams the rows of each batch to the run's folder; an unreadable image is counted, or stops the run.
 
-    ``numbers`` are the batches' own, in the order in which they come. Once ``stopped`` says so the run ends.
+    ``numbers`` are the batches' own, in the order in which they come. Once ``stopped`` says so the run ends. A process
+    that follows does not hold the folder: it writes only while the folder is its run's, ``run_id``.
     """
 
-    def __init__(self, shards: Shards, numbers: Sequence[int], on_error: str, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        numbers: Sequence[int],
+        on_error: str,
+        stopped: Callable[[], bool],
+        run_id: str | None = None,
+    ) -> None:
         super().__init__(write_interval="batch")
         self.shards, self.numbers, self.on_error, self.stopped = shards, numbers, on_error, stopped
+        self._run_id = run_id
 
     def write_on_batch_end(
         self,
@@ -189,62 +209,12 @@ class ShardWriter(BasePredictionWriter):
         for bad in prediction.bad:
             log.warning("skipped: %s", bad.reason.partition(";")[0])
         bad = [(image.row, image.reason) for image in prediction.bad]
+        if self._run_id is not None and ((begun := self.shards.begun()) is None or begun.run_id != self._run_id):
+            raise VitPatchError(f"{self.shards.path.parent} was given to another run")
         said = {"line": pl_module.line, "precision_error": pl_module.precision_error}
         self.shards.write(self.numbers[batch_idx], prediction.tables, bad, said)
         if self.stopped():
-            raise Interrupted(f"{batch_idx + 1} of {len(self.numbers)} batches are done")
-
-
-class ImageProgress(ProgressBar):
-    """A bar that counts images, and so shows images per second and the time left; from the first batch on."""
-
-    def __init__(self, images: int, name: str, done: int = 0) -> None:
-        super().__init__()
-        self._total, self._name, self._done = images, name, done
-
-    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Notes the time."""
-        self._started = time.time()
-
-    def on_predict_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: tuple,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Moves on by the images of the batch, unreadable ones too; where nobody watches, every 10 s only."""
-        if not hasattr(self, "_bar"):
-            often = 0.2 if sys.stderr.isatty() else 10.0
-            self._bar = tqdm(
-                total=self._total,
-                initial=self._done,
-                desc=self._name,
-                unit=" images",
-                mininterval=often,
-                dynamic_ncols=True,
-            )
-            self._bar.start_t = self._started
-        images, bad = batch
-        self._bar.update((0 if images is None else len(images)) + len(bad))
-
-    def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Closes the bar."""
-        if hasattr(self, "_bar"):
-            self._bar.close()
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Closes the bar, so that the error stands on a line of its own."""
-        if hasattr(self, "_bar"):
-            self._bar.close()
-
-    def disable(self) -> None:
-        """Lightning's call for all processes but the first."""
-        self._total = 0
+            raise Interrupted
 
 
 @dataclass(frozen=True)
@@ -257,48 +227,136 @@ class Done:
     precision_error: dict[str, float] | None
 
 
+def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
+    """The run's images in batches of this size, with the partners that they need."""
+    to_input = setup.model.preprocessing.to_input
+    needed = {traits(setup.corruption).partner} - {None}
+    return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
+
+
 def predict(
-    setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], shards: Shards, name: str
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    shards: Shards,
+    name: str,
+    devices: Devices,
 ) -> Done:
     """Patches the images of ``data`` that are not done yet into ``shards``; ``name`` stands before the bar.
 
-    Raises ``Interrupted`` after the batch in which the run was asked to stop.
+    By as many processes as there are ``devices``, each its share of the batches. Raises ``Interrupted`` after the
+    batches in which the run was asked to stop.
     """
     done = shards.done()
-    data.numbers = [number for number in range(data.batches) if number not in done]
-    before = len(data.images) - len(data.positions)
+    numbers = [number for number in range(data.batches) if number not in done]
+    left = len(data.positions_of(numbers))
     if done:
+        before = len(data.images) - left
         log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
-    if data.numbers:
-        module = PatchingModule(setup, data.batch_size, shards)
-        with waiting(_say_stopping) as stopped:
-            writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
-            bar = ImageProgress(len(data.images), name, before)
-            _predict(module, data, make_trainer, callbacks=[writer, bar])
-    return _done(shards.records().values(), len(data.positions))
+    if numbers:
+        setup = _within_memory(setup, devices)
+        order = _order(setup, data, shards, numbers, processes_of(devices, numbers))
+        bar = ImageProgress(len(data.images), name, lambda: len(data.positions_of(shards.numbers())))
+        data.numbers = share(numbers, 0, order.processes)
+        together_s = 0.0 if outside() is None else TOGETHER_S
+        try:
+            with (
+                led(devices, order, shards.path) as crew,
+                waiting(lambda: _say_stopping(crew), together_s) as asked,
+                closing(bar),
+            ):
+                _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
+                _follow_the_others(crew, bar, asked)
+        except Interrupted as error:
+            raise Interrupted(f"{len(shards.numbers())} of {data.batches} batches are done") from error
+    return _done(shards.records().values(), left)
+
+
+def _within_memory(setup: Setup, devices: Devices) -> Setup:
+    """The setup with a process's part of what is free, where several share a machine's memory."""
+    if devices.local == 1 or devices.accelerator != "cpu" or setup.cfg.memory_gb is not None:
+        return setup
+    free = memory_limit(None, torch.device("cpu")) / GB
+    return replace(setup, cfg=OmegaConf.merge(setup.cfg, {"memory_gb": free / devices.local}))
+
+
+def follow(
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    shards: Shards,
+    follower: Follower,
+    local_rank: int,
+) -> None:
+    """Patches the batches of ``data`` that are this process's; raises as ``predict`` does."""
+    _predict_share(setup, data, make_trainer, shards, follower, follower.stopped, local_rank=local_rank)
+
+
+def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[int], processes: int) -> Order:
+    calibrations = folder_of(shards.path.parent)
+    return Order(
+        run_id=setup.run_id,
+        config=OmegaConf.to_container(setup.cfg, resolve=True),
+        batch_size=data.batch_size,
+        numbers=numbers,
+        processes=processes,
+        calibrations=None if calibrations is None else str(calibrations),
+        spread=None if setup.spread is None else setup.spread.tolist(),
+    )
+
+
+def _predict_share(
+    setup: Setup,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    shards: Shards,
+    crew: Alone | Leader | Follower,
+    stopped: Callable[[], bool],
+    bar: ImageProgress | None = None,
+    local_rank: int = 0,
+) -> None:
+    """The batches of ``data`` that are this process's."""
+    module = PatchingModule(setup, data.batch_size, shards, crew)
+    run_id = setup.run_id if crew.rank else None
+    writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped, run_id)
+    shown = {"callbacks": [writer]} | ({"enable_progress_bar": False} if bar is None else {"callbacks": [writer, bar]})
+    _predict(module, data, make_trainer, local_rank, **shown)
+
+
+def _follow_the_others(crew: Alone | Leader, bar: ImageProgress, asked: Callable[[], bool]) -> None:
+    """Until their shares are done too. Raises ``Interrupted`` where they were asked to stop."""
+    waited = not crew.ended()
+    while not crew.ended():
+        crew.stopped()  # raises where one failed
+        bar.move()
+        time.sleep(OFTEN_S)
+    if crew.stopped() or (waited and asked()):
+        raise Interrupted
 
 
 def foretell(setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]) -> str | None:
     """What the run would cost, in a line, from its first images; ``None`` where none of these can be read."""
     module = PatchingModule(setup, data.batch_size)
-    _predict(module, data, make_trainer, callbacks=[], limit_predict_batches=1, enable_progress_bar=False)
+    _predict(module, data, make_trainer, limit_predict_batches=1, enable_progress_bar=False)
     return module.line
 
 
 def _predict(
-    module: PatchingModule, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer], **arguments: Any
+    module: PatchingModule,
+    data: ImageDataModule,
+    make_trainer: Callable[..., lightning.Trainer],
+    local_rank: int = 0,
+    **arguments: Any,
 ) -> None:
     quiet()
-    quietly = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = trainer_of(make_trainer, **arguments, **quietly)
-    if trainer.world_size > 1:
-        raise VitPatchError(f"trainer: {trainer.world_size} processes; a run uses one device so far: trainer.devices=1")
+    trainer = one_device(make_trainer, local_rank, **(QUIETLY | {"enable_progress_bar": True} | arguments))
     with matmul_precision(module.setup.cfg.matmul_precision):
         trainer.predict(module, datamodule=data, return_predictions=False)
 
 
-def _say_stopping() -> None:
+def _say_stopping(crew: Alone | Leader) -> None:
     log.warning("stopping after this batch; CTRL-C again stops at once")
+    crew.stop()
 
 
 def _done(batches: Iterable[BatchDone], images: int) -> Done:

@@ -6,6 +6,7 @@ import logging
 import platform
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.calibrate import about, informed, roughly
 from vitpatch.config import construct
-from vitpatch.corruptions import traits
-from vitpatch.data import ImageDataModule
+from vitpatch.devices import Devices, devices_of
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
 from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.peers import folder_of
 from vitpatch.pictures import draw
-from vitpatch.predict import Done, foretell, predict
+from vitpatch.predict import Done, data_of, foretell, predict
 from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Begun, Shards, differing
 from vitpatch.spec import VitPatchError
@@ -42,26 +42,28 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     """
     started = time.monotonic()
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
+    devices = devices_of(make_trainer)
+    devices.check()
     calibrations = folder_of(path)
     setup = prepare(cfg, calibrations)
     folder = RunFolder(path)
     if cfg.dry_run:
         setup = roughly(setup)
-        line = foretell(setup, _data(setup, cfg.batch_size), make_trainer)
+        line = foretell(setup, data_of(setup, cfg.batch_size), make_trainer)
         folder.plan_only(line or "no image can be read")
         return
     if _already_there(folder, setup, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
     shards = Shards(folder.shards)
-    begun = _begin(folder, shards, setup)
+    begun = _begin(folder, shards, setup, devices)
     setup = informed(setup, make_trainer, calibrations)
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
-        data = _data(setup, begun.batch_size)
+        data = data_of(setup, begun.batch_size)
         patching_started = time.monotonic()
-        done = predict(setup, data, make_trainer, shards, path.name)
+        done = predict(setup, data, make_trainer, shards, path.name, devices)
         patching_seconds = time.monotonic() - patching_started
         if done.skipped == len(setup.images):
             shards.drop()
@@ -79,6 +81,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             known
             | _manifest(setup, config, outcome, done)
             | {
+                "devices": asdict(devices),
                 "tracking": tracked.about,
                 "seconds": round(time.monotonic() - started, 3),
                 "images_per_second": round(done.images / patching_seconds, 3),
@@ -120,12 +123,6 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
     }
 
 
-def _data(setup: Setup, batch_size: int) -> ImageDataModule:
-    to_input = setup.model.preprocessing.to_input
-    needed = {traits(setup.corruption).partner} - {None}
-    return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
-
-
 def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     manifest = folder.finished()
     if manifest is None or overwrite:
@@ -140,15 +137,16 @@ def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     return True
 
 
-def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
+def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) -> Begun:
     """Makes room for the run, or takes up what there is of it; what ``overwrite`` replaces is gone after."""
     replaced = folder.finished() is not None
     there = shards.begun()
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
         shards.drop()
-    begun = shards.begin(Begun(setup.run_id, setup.identity, setup.cfg.batch_size))
+    batch_size = devices.batch_size(setup.cfg.batch_size, len(setup.images))
+    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size))
     folder.begin()
-    if begun.batch_size != setup.cfg.batch_size:
+    if begun.batch_size != batch_size:
         log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
     return begun
 

@@ -108,6 +108,10 @@ class Shards:
             found.pop(number, None)
         return found
 
+    def numbers(self) -> list[int]:
+        """The batches that have a record, whatever is in it."""
+        return [_number(record) for record in self.path.glob("batch-*.json")]
+
     def records(self) -> dict[int, BatchDone]:
         """The batches as they were written, by number in order; their shards may be damaged since."""
         read = ((_number(record), _read(record)) for record in sorted(self.path.glob("batch-*.json")))

@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from vitpatch.launch import is_follower, place
 from vitpatch.peers import sweep_overrides, write_corruptions
 from vitpatch.spec import VitPatchError
 
@@ -48,12 +49,40 @@ def job(module: str, cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     path = Path(hydra_cfg.runtime.output_dir)
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-    reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
+    if place() is None or module != "vitpatch.run":
+        reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
+    else:
+        reason = _among_others(path, lambda: importlib.import_module(module).run(cfg, path, options))
     if reason is None:
         return
-    log.error("error: %s", reason)
+    if reason:
+        log.error("error: %s", reason)
     if hydra_cfg.mode == RunMode.RUN:
         sys.exit(1)
+
+
+def _among_others(path: Path, run: Callable[[], None]) -> str | None:
+    """As ``_run_in``, of processes that a launcher started: the first runs, the others follow it and say nothing."""
+    from vitpatch.crew import outside
+    from vitpatch.worker import follow_job
+
+    try:
+        others = outside()
+        if others.at.rank:
+            code = follow_job(others, path.resolve())
+            if code == INTERRUPTED:
+                sys.exit(INTERRUPTED)
+            return "" if code else None
+        others.next_job()
+    except VitPatchError as error:
+        return str(error)
+    code = INTERRUPTED
+    try:
+        reason = _run_in(path, run)
+        code = 0 if reason is None else 1
+        return reason
+    finally:
+        others.over(code)
 
 
 def _run_in(path: Path, run: Callable[[], None]) -> str | None:
@@ -127,10 +156,14 @@ class SweepCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Tries the run's folder."""
+        if is_follower():
+            return
         _try_writing(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Tries the sweep's folder, notes the time and how many runs there are, and which corruptions are matched."""
+        if is_follower():  # the first process does, and tells
+            return
         self._root = Path(str(config.hydra.sweep.dir))
         _try_writing(self._root)
         self._since, self._total = _disk_time(self._root), number_of_jobs(config)
@@ -152,6 +185,8 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The table of runs and their comparison; exit code 1 if any fell short."""
+        if is_follower():
+            return
         states = self.tell(config)
         if not states or any(state.fell_short for state in states):
             sys.exit(1)

@@ -10,9 +10,16 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitpatch.spec import VitPatchError
+
+QUIETLY = {
+    "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False
+}  # fmt: skip
+"""Arguments of a trainer that only computes."""
 
 
 def quiet() -> None:
@@ -46,15 +53,30 @@ def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any)
         raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error
 
 
+def one_device(
+    make_trainer: Callable[..., lightning.Trainer], local_rank: int = 0, **arguments: Any
+) -> lightning.Trainer:
+    """A trainer on one device alone, where the config asks for several the ``local_rank``-th of a machine.
+
+    Of several processes each has one of these: in predicting nothing goes between them, so there is no process group,
+    with its time limits and its locks, to wait for.
+    """
+    plugins = [LightningEnvironment()]  # torchrun's and SLURM's would count all processes
+    trainer = trainer_of(make_trainer, plugins=plugins, **arguments)
+    if trainer.world_size == 1 and not isinstance(trainer.strategy, ParallelStrategy):
+        return trainer
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    devices = 1 if on_cpu else [trainer.device_ids[local_rank]]
+    return trainer_of(make_trainer, strategy="auto", devices=devices, num_nodes=1, plugins=plugins, **arguments)
+
+
 @contextmanager
 def on_device(
     model: torch.nn.Module, make_trainer: Callable[..., lightning.Trainer], precision: str
 ) -> Iterator[torch.device]:
     """A model on the trainer's device, at its precision and this rounding of products, for the length of the block."""
     quiet()
-    trainer = trainer_of(
-        make_trainer, logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False
-    )
+    trainer = one_device(make_trainer, **QUIETLY)
     before, device = next(model.parameters()).device, trainer.strategy.root_device
     try:
         model.to(device)
