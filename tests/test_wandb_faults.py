@@ -69,12 +69,15 @@ def said(caplog) -> list[str]:
 
 
 @LINUX
-def test_killed_within_a_run_it_warns_once_and_the_next_run_is_tracked_anew(tmp_path, caplog):
+def test_killed_within_a_run_it_warns_once_and_the_next_run_is_tracked_anew(tmp_path, caplog, monkeypatch):
+    end, ended = tracking._end, []
+    monkeypatch.setattr(tracking, "_end", lambda: ended.append(end()))
     with WandbTracker("offline").run(info(tmp_path / "a")) as run:
         (service,) = services(os.getpid())
         os.kill(service, signal.SIGKILL)
         run.log(results(tmp_path))
         run.log(results(tmp_path))
+    assert ended
     (warning,) = said(caplog)
     assert "the results are complete on disk; later: wandb sync " in warning and str(tmp_path / "a") in warning
     with WandbTracker("offline").run(info(tmp_path / "b")) as run:
@@ -97,7 +100,7 @@ def test_killed_between_two_runs_the_next_is_tracked_anew(tmp_path, caplog):
 @LINUX
 def test_killed_after_the_last_run_nothing_is_said_at_the_programs_end(tmp_path):
     code = f"""
-import os, signal
+import os, signal, time
 from pathlib import Path
 from test_wandb_faults import info, services
 from vitpatch.tracking import WandbTracker
@@ -105,6 +108,7 @@ with WandbTracker("offline").run(info(Path({str(tmp_path / "a")!r}))):
     pass
 (service,) = services(os.getpid())
 os.kill(service, signal.SIGKILL)
+time.sleep(0.5)  # the connection is seen to be lost
 """
     there = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(

@@ -249,8 +249,11 @@ def _end() -> None:
 
 def _let_go() -> None:
     """Ends wandb's own process, or leaves it alone where that takes long; the next run starts a new one."""
+    import wandb
+
     with suppress(TimeoutError):
         within(FINISH_GRACE_S, _end)
+    wandb.run = None  # a run left alone is still the open one, and with one open there is no key for the next
 
 
 def _mode(asked: str) -> str:
