@@ -28,8 +28,8 @@ ANSWERS = {
 
 
 class Server(ThreadingHTTPServer):
-    """``manner``: ``silent`` (takes requests and never answers), ``refusing`` (401), or ``fading`` (begins a run, then is
-    silent)."""
+    """``manner``: ``silent`` (takes requests and never answers), ``refusing`` (401), ``fading`` (silent once a run
+    has begun)."""
 
     daemon_threads = True
 
