@@ -3,18 +3,21 @@
 The short forms are of one tracker; the long ones are whole runs and sweeps from the command line.
 """
 
+import gc
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import ROOT
-from wandb_server import serving
+from wandb_server import services, serving
 
 from vitpatch import tracking
 from vitpatch.tracking import Results, RunInfo, WandbTracker
@@ -38,6 +41,7 @@ def _alone(monkeypatch, tmp_path):
     wandb.teardown()  # the settings, with the server's address, are read once a process
     yield
     tracking._let_go()
+    reap()
 
 
 def info(folder):
@@ -51,17 +55,16 @@ def results(folder):
     return Results(pd.DataFrame([row]), [""], {"total_effect": 0.5}, {}, {"a.txt": folder / "a.txt"})
 
 
-def services(of: int) -> list[int]:
-    """wandb's own processes that are children of the process ``of``."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == of and state != "Z" and b"wandb-core" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
-        except OSError:  # it ended while we looked
-            continue
-    return found
+def reap() -> None:
+    """Ends wandb's processes that were left alone, and what still holds them, which would warn in a later test."""
+    for service in services(os.getpid()):
+        os.kill(service, signal.SIGKILL)
+    for thread in threading.enumerate():
+        if thread.name == tracking.WAITED_FOR:
+            thread.join(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def said(caplog) -> list[str]:
@@ -69,12 +72,15 @@ def said(caplog) -> list[str]:
 
 
 @LINUX
-def test_killed_within_a_run_it_warns_once_and_the_next_run_is_tracked_anew(tmp_path, caplog):
+def test_killed_within_a_run_it_warns_once_and_the_next_run_is_tracked_anew(tmp_path, caplog, monkeypatch):
+    end, ended = tracking._end, []
+    monkeypatch.setattr(tracking, "_end", lambda: ended.append(end()))
     with WandbTracker("offline").run(info(tmp_path / "a")) as run:
         (service,) = services(os.getpid())
         os.kill(service, signal.SIGKILL)
         run.log(results(tmp_path))
         run.log(results(tmp_path))
+    assert ended
     (warning,) = said(caplog)
     assert "the results are complete on disk; later: wandb sync " in warning and str(tmp_path / "a") in warning
     with WandbTracker("offline").run(info(tmp_path / "b")) as run:
@@ -97,14 +103,15 @@ def test_killed_between_two_runs_the_next_is_tracked_anew(tmp_path, caplog):
 @LINUX
 def test_killed_after_the_last_run_nothing_is_said_at_the_programs_end(tmp_path):
     code = f"""
-import os, signal
+import os, signal, time
 from pathlib import Path
-from test_wandb_faults import info, services
-from vitpatch.tracking import WandbTracker
-with WandbTracker("offline").run(info(Path({str(tmp_path / "a")!r}))):
+from wandb_server import services
+from vitpatch.tracking import RunInfo, WandbTracker
+with WandbTracker("offline").run(RunInfo(Path({str(tmp_path)!r}), "group", {{}})):
     pass
 (service,) = services(os.getpid())
 os.kill(service, signal.SIGKILL)
+time.sleep(0.5)  # the connection is seen to be lost
 """
     there = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(
@@ -214,6 +221,19 @@ def kill_when_begun(process: subprocess.Popen, folder: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     raise AssertionError("the run did not begin")
+
+
+def test_threads_of_a_wandb_that_was_let_go_end_without_a_traceback(capfd, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    tracking._let_go()
+    for error in (wandb.errors.Error("lost"), ValueError("ours")):
+        thread = threading.Thread(target=lambda error=error: exec("raise error", {"error": error}))
+        thread.start()
+        thread.join()
+    said = capfd.readouterr().err
+    assert "ValueError: ours" in said and "lost" not in said
 
 
 @LINUX

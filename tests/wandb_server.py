@@ -1,10 +1,11 @@
-"""A server beside the tests that behaves towards Weights & Biases as a bad one does."""
+"""A server beside the tests that behaves towards Weights & Biases as a bad one does; and finding its processes."""
 
 import gzip
 import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 ANSWERS = {
     "upsertBucket": {
@@ -27,7 +28,8 @@ ANSWERS = {
 
 
 class Server(ThreadingHTTPServer):
-    """``manner``: ``silent`` (takes requests and never answers), ``refusing`` (401), or ``well`` (begins runs)."""
+    """``manner``: ``silent`` (takes requests and never answers), ``refusing`` (401), ``fading`` (silent once a run
+    has begun)."""
 
     daemon_threads = True
 
@@ -87,3 +89,16 @@ def serving(manner: str):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def services(of: int) -> list[int]:
+    """wandb's own processes that are children of the process ``of``."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == of and state != "Z" and b"wandb-core" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+        except OSError:  # it ended while we looked
+            continue
+    return found

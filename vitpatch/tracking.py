@@ -31,6 +31,8 @@ LOG_TIMEOUT_S = 45.0
 """How long a finished run's results may take to be handed to wandb's own process, which uploads them."""
 FINISH_GRACE_S = 5.0
 """How long after its own timeout, and at its end, wandb's own process is waited for before it is left alone."""
+WAITED_FOR = "waited-for"
+"""The name of threads that something with an end is done in."""
 MOST_SERIES = 64
 MOST_HTML_BYTES = 10_000_000
 """A page over this is in the artifact only."""
@@ -230,7 +232,9 @@ def within(seconds: float, act: Callable[[], None]) -> None:
         except BaseException as error:  # passed on to whoever waits
             ended.append(error)
 
-    thread = threading.Thread(target=call, daemon=True)  # a daemon: it must not hold up the program's end
+    thread = threading.Thread(
+        target=call, name=WAITED_FOR, daemon=True
+    )  # a daemon: it must not hold up the program's end
     thread.start()
     thread.join(seconds)
     if not ended:
@@ -247,10 +251,27 @@ def _end() -> None:
         wandb.teardown()
 
 
+def _hush() -> None:
+    """From now on wandb's threads end without a traceback: their process is taken from under them."""
+    before = threading.excepthook
+    if before.__module__ == __name__:
+        return
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not arguments.exc_type.__module__.startswith("wandb."):
+            before(arguments)
+
+    threading.excepthook = hook
+
+
 def _let_go() -> None:
     """Ends wandb's own process, or leaves it alone where that takes long; the next run starts a new one."""
+    import wandb
+
+    _hush()
     with suppress(TimeoutError):
         within(FINISH_GRACE_S, _end)
+    wandb.run = None  # a run left alone is still the open one, and with one open there is no key for the next
 
 
 def _mode(asked: str) -> str:
