@@ -96,8 +96,8 @@ def splits(tmp_path_factory):
         (("synergy=true",), 1),
         (("donor=mean",), 1),
         (("corruption=embedding_noise", "corruption.draws=2"), 1),
-        (("corruption=embedding_noise", "corruption.per_channel=true"), 1),
-        (("corruption=noise", "calibrate=prob_drop:0.1", "corruption.std=0.9"), 1),
+        (("corruption=embedding_noise", "corruption.scale=channel"), 1),
+        (("corruption=noise", "calibrate=prob_drop:0.05", "corruption.std=0.9"), 1),
         (("corruption=other_image",), 2),
         (("target=z",), 1),
         (("metric=kl", "include=clean_correct"), 0),
@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(patched, stopped, batches
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("corruption=noise", "calibrate=prob_drop:0.1", "corruption.std=0.9"),
+        ("corruption=noise", "calibrate=prob_drop:0.05", "corruption.std=0.9"),
         ("corruption=embedding_noise",),
         ("donor=mean",),
         (),
@@ -286,9 +286,7 @@ def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(pat
         (("seed=1", "metric=kl", "rival=clean", "direction=noise"), "and 1 more"),
     ],
 )
-def test_an_unfinished_run_of_other_settings_is_refused_or_replaced(
-    patched, stopped, batches, overrides, differ
-):
+def test_an_unfinished_run_of_other_settings_is_refused_or_replaced(patched, stopped, batches, overrides, differ):
     folder = stopped("window=3", after=2)
     before = {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
     with pytest.raises(VitPatchError, match=rf"holds an unfinished run with other .*{differ}.*overwrite=true"):

@@ -6,6 +6,7 @@ import logging
 import platform
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         return
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup)
-    setup = informed(setup, make_trainer, calibrations)
+    setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
@@ -151,6 +152,13 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
     if begun.batch_size != setup.cfg.batch_size:
         log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
     return begun
+
+
+def _as_begun(setup: Setup, begun: Begun) -> Setup:
+    """The setup with the batch size that the run began with: sums over training images round as they did then."""
+    cfg = setup.cfg.copy()
+    cfg.batch_size = begun.batch_size
+    return replace(setup, cfg=cfg)
 
 
 def _versions() -> dict[str, str]:

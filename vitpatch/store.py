@@ -122,16 +122,17 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, by rename; a number that is not known (NaN) is null."""
-    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
     with written_beside(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """``value`` with ``None`` for numbers that are not known, as JSON has them."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(of) for key, of in value.items()}
+        return {key: without_nan(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(of) for of in value]
+        return [without_nan(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
