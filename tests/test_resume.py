@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CLASSES, pictures, save_model, write_parquet
 
-from vitpatch import setup
+from vitpatch import calibrate, patching, setup
 from vitpatch.predict import PatchingModule, ShardWriter
 from vitpatch.shards import Shards
 from vitpatch.spec import VitPatchError
@@ -128,12 +128,16 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(patched, stopped, batches
         (),
     ],
 )
-def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, caplog, overrides):
+def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, caplog, monkeypatch, overrides):
+    sizes = []
+    for room in (calibrate, patching):
+        read = room.batches_of
+        monkeypatch.setattr(room, "batches_of", lambda of, size, read=read: sizes.append(size) or read(of, size))
     whole = patched(*splits, *overrides, folder="whole")
     folder = stopped(*splits, *overrides)
     with caplog.at_level(logging.INFO):
         patched(*splits, *overrides, "batch_size=2")
-    assert [len(ids) for ids in batches] == [5, 3]
+    assert [len(ids) for ids in batches] == [5, 3] and set(sizes) <= {5}  # of training images too
     assert "batch_size is 5, as the run began with" in caplog.text
     assert results(folder) == results(whole)
 

@@ -1,0 +1,149 @@
+"""Faults that are really made: processes killed, started twice, interrupted, disks that are full."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import CLASSES, ROOT, pictures, write_parquet
+from deaths import DIED, Starts
+from test_resume import results
+
+from vitpatch.shards import Shards
+
+IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    process = Starts(tmp_path_factory.mktemp("starts") / "output")
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def many(made, tmp_path_factory):
+    """Overrides of a run of 30 batches, but for its folder."""
+    path = tmp_path_factory.mktemp("many") / "images.parquet"
+    write_parquet(path, pictures(IMAGES), [i % CLASSES for i in range(IMAGES)])
+    where = ["model=hf", f"model.path={made / 'vit'}", "data=parquet", f"data.path={path}"]
+    return [*where, "trainer=cpu", "logger=none", "batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def few(many):
+    """The same with three batches."""
+    return [*many, "data.limit=6"]
+
+
+@pytest.fixture(scope="module")
+def whole_of(starts, tmp_path_factory):
+    """The files of an undisturbed run, and its acts on the disk."""
+    there = {}
+
+    def make(overrides):
+        if (key := tuple(overrides)) not in there:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            code, printed, _, acts = starts(*overrides, f"hydra.run.dir={folder}")
+            assert code == 0, printed
+            there[key] = results(folder), acts
+        return there[key]
+
+    return make
+
+
+def run_id(folder):
+    return json.loads((folder / "manifest.json").read_text())["run_id"]
+
+
+def check_a_death(starts, overrides, whole, folder, at):
+    """Dies before the act ``at``; what then counts as finished is whole, and the next start ends in the same bytes."""
+    code, printed, *_ = starts(*overrides, f"hydra.run.dir={folder}", die_at=at)
+    assert code == DIED, f"act {at}: {printed}"
+    if (folder / "manifest.json").exists():
+        assert {name: (folder / name).read_bytes() for name in whole} == whole, f"act {at}"
+    code, printed, *_ = starts(*overrides, f"hydra.run.dir={folder}")
+    assert code == 0 and "damaged" not in printed, f"act {at}: {printed}"
+    assert results(folder) == whole, f"act {at}"
+    assert not (folder / "failed.json").exists() and run_id(folder)
+
+
+@pytest.mark.parametrize("part", [0.4, 0.6, 0.97])
+def test_a_death_between_two_acts_on_the_disk(starts, few, whole_of, tmp_path, part):
+    whole, acts = whole_of(few)
+    check_a_death(starts, few, whole, tmp_path / "run", int(acts * part))
+
+
+@pytest.mark.long
+def test_a_death_before_any_act_on_the_disk(starts, few, whole_of, tmp_path):
+    whole, acts = whole_of(few)
+    assert acts > 60
+    for at in range(1, acts + 1):
+        check_a_death(starts, few, whole, tmp_path / f"run{at}", at)
+
+
+@pytest.mark.long
+def test_a_death_before_any_act_while_a_finished_run_is_replaced(starts, few, whole_of, tmp_path):
+    """Another run's files are never taken for this one's."""
+    first, _ = whole_of([*few, "seed=1", "metric=log_odds"])
+    again = [*few, "overwrite=true"]
+    whole, acts = whole_of(few)
+    for at in range(1, acts + 20, 2):
+        folder = tmp_path / f"run{at}"
+        assert starts(*few, "seed=1", "metric=log_odds", f"hydra.run.dir={folder}")[0] == 0
+        code, printed, *_ = starts(*again, f"hydra.run.dir={folder}", die_at=at)
+        assert code in (DIED, 0), printed
+        if (folder / "manifest.json").exists():
+            kept = {name: (folder / name).read_bytes() for name in whole}
+            assert kept in (first, whole) and (kept == first) != (run_id(folder) == run_id_of(few, starts, tmp_path))
+        code, printed, *_ = starts(*again, f"hydra.run.dir={folder}")
+        assert code == 0 and results(folder) == whole, f"act {at}: {printed}"
+        shutil.rmtree(folder)
+
+
+def run_id_of(overrides, starts, tmp_path):
+    folder = tmp_path / "same"
+    assert starts(*overrides, f"hydra.run.dir={folder}")[0] == 0  # made once, then finished before
+    return run_id(folder)
+
+
+def kill(starts, overrides, whole, folder, kills, seed, pictures=False):
+    """SIGKILL at ``kills`` random moments; how many of these were between the first batch and the last.
+
+    A start that ends before its moment is looked at, and another run begun.
+    """
+    moments, between, number = random.Random(seed), 0, 0
+    _, _, seconds, _ = starts(*overrides, f"hydra.run.dir={folder}-timed", pictures=pictures)
+    killed = []
+    while len(killed) < kills:
+        after = moments.uniform(0.3, 1) * seconds
+        here = folder.with_name(f"{folder.name}-{number}")
+        before = len(Shards(here / "shards").records())
+        code, printed, *_ = starts(*overrides, f"hydra.run.dir={here}", kill_after=after, pictures=pictures)
+        where = f"seed {seed}, after {killed + [after]} s: {printed}"
+        if code == -signal.SIGKILL:
+            killed.append(after)
+            between += before < len(Shards(here / "shards").records()) < IMAGES // 2
+            continue
+        assert code == 0 and results(here) == whole, where
+        number += 1
+    code, printed, *_ = starts(*overrides, f"hydra.run.dir={here}")
+    assert code == 0 and results(here) == whole, where
+    return between
+
+
+def test_killed_twice(starts, many, whole_of, tmp_path):
+    kill(starts, many, whole_of(many)[0], tmp_path / "run", 2, seed=0)
+
+
+@pytest.mark.long
+def test_killed_twenty_times_at_random_moments(starts, many, whole_of, tmp_path):
+    seed = int(time.time())
+    between = kill(starts, many, whole_of(many)[0], tmp_path / "run", 20, seed, pictures=True)
+    assert between >= 3, f"seed {seed}: {between} kills between the first batch and the last"
