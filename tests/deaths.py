@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import runpy
 import signal
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -29,12 +32,10 @@ class Starts:
         command = [sys.executable, str(Path(__file__).resolve())]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __call__(
-        self, *overrides: str, kill_after: float | None = None, die_at: int | None = None, pictures: bool = False
-    ) -> tuple[int, str, float, int]:
-        """(exit code or −signal, what was printed, seconds, acts on the disk) of one start."""
-        order = dict(overrides=overrides, output=str(self._output), kill_after=kill_after, die_at=die_at)
-        self._process.stdin.write(json.dumps(order | {"pictures": pictures}) + "\n")
+    def __call__(self, *overrides: str, **orders) -> tuple[int, str, float, int]:
+        """(exit code or −signal, what was printed, seconds, acts on the disk) of one start, as ``_start`` has it."""
+        order = dict(overrides=overrides, output=str(self._output)) | orders
+        self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         code, seconds, acts = json.loads(self._process.stdout.readline())
         return code, self._output.read_text(errors="replace"), seconds, acts
@@ -45,43 +46,53 @@ class Starts:
         self._process.stdout.close()
 
 
-def _start(overrides, output, kill_after, die_at, pictures) -> tuple[int, float, int]:
+def _start(overrides, output, kill_after=None, signals=(), **orders) -> tuple[int, float, int]:
+    """Kills after seconds; or sends ``signals`` to its session: (a file of the run's folder, or what is said, number).
+
+    The other orders are of ``_become``.
+    """
+    (folder,) = [of.partition("=")[2] for of in overrides if of.startswith("hydra.run.dir=")]
     read, write = os.pipe()
     started = time.monotonic()
+    Path(output).write_text("")
     child = os.fork()
     if child == 0:
-        _become(overrides, output, die_at, pictures, write)
+        _become(overrides, output, write, folder, **orders)
     os.close(write)
-    try:
-        code = _killed_after(child, started, kill_after)
-    finally:
-        acts = os.read(read, 100)
-        os.close(read)
+    status = None
+    if kill_after is not None:
+        status = _ended(child, lambda: time.monotonic() - started > kill_after)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+    for sign, number in signals:
+        if status is None:
+            status = _ended(child, lambda sign=sign: (Path(folder) / sign).exists() or sign in Path(output).read_text())
+        if status is None:
+            os.killpg(child, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1] if status is None else status)
+    acts = os.read(read, 100)  # of one that was killed there are none
+    os.close(read)
     return code, time.monotonic() - started, int(acts or 0)
 
 
-def _killed_after(child: int, started: float, seconds: float | None) -> int:
-    while seconds is not None and time.monotonic() - started < seconds:
+def _ended(child: int, comes: Callable[[], bool]) -> int | None:
+    """Waits for what ``comes``; how the child ended, if it did before."""
+    while not comes():
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            return status
         time.sleep(0.001)
-    if seconds is not None:
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None
 
 
-def _become(overrides, output, die_at, pictures, write) -> None:
-    """Is the run, and never comes back."""
+def _become(overrides, output, write, folder, die_at=None, pictures=False, slow=0.0, biggest=None) -> None:
+    """Is the run, and never comes back; ``slow`` seconds more a batch, no file over ``biggest`` bytes."""
     code, acts = 1, 0
     try:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.setsid()
+        file = os.open(output, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1), os.dup2(file, 2)
-        if not pictures:
-            from vitpatch import run
-
-            run.draw = lambda *everything: {}
-        (folder,) = [of.partition("=")[2] for of in overrides if of.startswith("hydra.run.dir=")]
+        _change(pictures, slow, biggest)
 
         def counts(event, arguments):
             nonlocal acts
@@ -99,9 +110,25 @@ def _become(overrides, output, die_at, pictures, write) -> None:
         except SystemExit as error:
             code = error.code
         sys.stdout.flush(), sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os.write(write, str(acts).encode())
         os._exit(code if isinstance(code, int) else 1)
+
+
+def _change(pictures: bool, slow: float, biggest: int | None) -> None:
+    from vitpatch import predict, run
+
+    if not pictures:
+        run.draw = lambda *everything: {}
+    if slow:
+        step = predict.PatchingModule.predict_step
+        predict.PatchingModule.predict_step = lambda *args: time.sleep(slow) or step(*args)
+    if biggest is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (biggest, biggest))
 
 
 def _is_there(event: str, arguments: tuple, folder: str) -> bool:
@@ -111,10 +138,8 @@ def _is_there(event: str, arguments: tuple, folder: str) -> bool:
     name = arguments[0]
     if not isinstance(name, str | os.PathLike):
         return False
-    name = os.fspath(name)
-    return isinstance(name, str) and (
-        name.startswith(folder) or (event in ("os.remove", "os.rmdir") and "/" not in name)
-    )
+    name = os.fsdecode(name)
+    return name.startswith(folder) or (event in ("os.remove", "os.rmdir") and "/" not in name)
 
 
 def _import_everything() -> None:

@@ -1,17 +1,13 @@
 """Faults that are really made: processes killed, started twice, interrupted, disks that are full."""
 
 import json
-import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import CLASSES, ROOT, pictures, write_parquet
+from conftest import CLASSES, pictures, write_parquet
 from deaths import DIED, Starts
 from test_resume import results
 
@@ -126,7 +122,7 @@ def kill(starts, overrides, whole, folder, kills, seed, pictures=False):
         here = folder.with_name(f"{folder.name}-{number}")
         before = len(Shards(here / "shards").records())
         code, printed, *_ = starts(*overrides, f"hydra.run.dir={here}", kill_after=after, pictures=pictures)
-        where = f"seed {seed}, after {killed + [after]} s: {printed}"
+        where = f"seed {seed}, after {[*killed, after]} s: {printed}"
         if code == -signal.SIGKILL:
             killed.append(after)
             between += before < len(Shards(here / "shards").records()) < IMAGES // 2

@@ -282,6 +282,8 @@ def predict(
             writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
             bar = ImageProgress(len(data.images), name, before)
             _predict(module, data, make_trainer, callbacks=[writer, bar])
+            if stopped():  # after the last batch
+                raise Interrupted("all batches are done")
     return _done(shards.records().values(), len(data.positions))
 
 

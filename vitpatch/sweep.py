@@ -60,10 +60,13 @@ def _run_in(path: Path, run: Callable[[], None]) -> str | None:
     try:
         with folder.held():
             folder.start.unlink(missing_ok=True)  # of an earlier start
-            reason = _tried(folder, run)
-            if reason is not None:
-                _leave(folder, "failed", reason)
-            return reason
+            try:
+                reason = _tried(folder, run)
+                if reason is not None:
+                    _leave(folder, "failed", reason)
+                return reason
+            finally:
+                folder.restore_config()
     except Held as error:  # the folder is the other's: nothing is left in it
         return str(error)
     except OSError as error:
