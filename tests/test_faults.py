@@ -143,3 +143,52 @@ def test_killed_twenty_times_at_random_moments(starts, many, whole_of, tmp_path)
     seed = int(time.time())
     between = kill(starts, many, whole_of(many)[0], tmp_path / "run", 20, seed, pictures=True)
     assert between >= 3, f"seed {seed}: {between} kills between the first batch and the last"
+
+
+def said(folder):
+    """State and reason of ``failed.json``."""
+    failed = json.loads((folder / "failed.json").read_text())
+    return failed["state"], failed["reason"]
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+def test_one_signal_keeps_the_batch(starts, many, whole_of, tmp_path, number, workers):
+    """Sent to the whole session, as a terminal and a cluster do."""
+    folder = tmp_path / "run"
+    here = [*many, f"data.num_workers={workers}", f"hydra.run.dir={folder}"]
+    code, printed, *_ = starts(*here, signals=[("shards/batch-00000003.json", number)], slow=0.05)
+    assert code == 130 and "stopping after this batch; CTRL-C again stops at once" in printed, printed
+    assert "Traceback" not in printed and "a bug in" not in printed
+    state, reason = said(folder)
+    done = len(Shards(folder / "shards").done())
+    assert state == "interrupted" and 4 <= done < 30, printed
+    if "batches are done" in reason:
+        assert reason == f"{done} of 30 batches are done"
+    assert printed.splitlines()[-1] == f"interrupted: {folder}: {reason}; the same command goes on with it"
+    code, printed, *_ = starts(*here)
+    assert code == 0 and f"goes on: {2 * done} of 60 images were done before" in printed, printed
+    assert results(folder) == whole_of(many)[0] and not (folder / "failed.json").exists()
+
+
+def test_two_signals_stop_at_once(starts, many, whole_of, tmp_path):
+    folder = tmp_path / "run"
+    twice = [("shards/batch-00000003.json", signal.SIGINT), ("stopping after this batch", signal.SIGINT)]
+    code, printed, seconds, _ = starts(*many, f"hydra.run.dir={folder}", signals=twice, slow=3.0)
+    assert code == 130 and said(folder) == ("interrupted", "stopped from outside before it was done"), printed
+    assert len(Shards(folder / "shards").done()) == 4 and "Traceback" not in printed  # not the one that was in work
+    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}")
+    assert code == 0 and results(folder) == whole_of(many)[0], printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("when", "done"), [(".hydra/holder.json", 0), ("examples.parquet", 30)])
+def test_a_signal_while_it_loads_or_counts_up(starts, many, whole_of, tmp_path, number, when, done):
+    folder = tmp_path / "run"
+    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}", signals=[(when, number)])
+    assert code == 130, printed
+    before = "stopped from outside before it began" in printed and not done  # in this case there may be no word of it
+    assert before or said(folder) == ("interrupted", "stopped from outside before it was done"), printed
+    assert len(Shards(folder / "shards").done()) == done and "Traceback" not in printed
+    assert not (folder / "manifest.json").exists()
+    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}")
+    assert code == 0 and results(folder) == whole_of(many)[0], printed

@@ -281,7 +281,12 @@ def predict(
         with waiting(_say_stopping) as stopped:
             writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped)
             bar = ImageProgress(len(data.images), name, before)
-            _predict(module, data, make_trainer, callbacks=[writer, bar])
+            try:
+                _predict(module, data, make_trainer, callbacks=[writer, bar])
+            except RuntimeError as error:
+                if not stopped():
+                    raise
+                raise Interrupted("worker processes were stopped too") from error  # a cluster signals every process
             if stopped():  # after the last batch
                 raise Interrupted("all batches are done")
     return _done(shards.records().values(), len(data.positions))

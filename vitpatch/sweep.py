@@ -44,7 +44,11 @@ def job(module: str, cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     path = Path(hydra_cfg.runtime.output_dir)
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-    reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
+    try:
+        reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
+    except KeyboardInterrupt:  # while torch was loaded, or before anybody was in the folder
+        log.error("interrupted: %s: stopped from outside before it began", path)
+        sys.exit(INTERRUPTED)
     if reason is None:
         return
     log.error("error: %s", reason)
