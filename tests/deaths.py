@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ACTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}
+KILL = -1
+"""In place of a signal to the session: SIGKILL to the run alone, not to its worker processes."""
 DIED = 86
 """The exit code of a start that died at an act."""
 
@@ -68,7 +70,7 @@ def _start(overrides, output, kill_after=None, signals=(), **orders) -> tuple[in
         if status is None:
             status = _ended(child, lambda sign=sign: (Path(folder) / sign).exists() or sign in Path(output).read_text())
         if status is None:
-            os.killpg(child, number)
+            os.kill(child, signal.SIGKILL) if number == KILL else os.killpg(child, number)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1] if status is None else status)
     acts = os.read(read, 100)  # of one that was killed there are none
     os.close(read)

@@ -1,14 +1,18 @@
 """Faults that are really made: processes killed, started twice, interrupted, disks that are full."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import CLASSES, pictures, write_parquet
-from deaths import DIED, Starts
+from deaths import DIED, KILL, Starts
+from omegaconf import OmegaConf
 from test_resume import results
 
 from vitpatch.shards import Shards
@@ -192,3 +196,105 @@ def test_a_signal_while_it_loads_or_counts_up(starts, many, whole_of, tmp_path, 
     assert not (folder / "manifest.json").exists()
     code, printed, *_ = starts(*many, f"hydra.run.dir={folder}")
     assert code == 0 and results(folder) == whole_of(many)[0], printed
+
+
+def files_of(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*") if path.is_file()}
+
+
+def composed(folder):
+    return OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
+
+
+def test_two_starts_at_once(starts, many, whole_of, tmp_path):
+    """The second says who is there and touches nothing; the first is not disturbed, and killed it lets go."""
+    folder, second = tmp_path / "run", Starts(tmp_path / "second")
+    here = [*many, f"hydra.run.dir={folder}"]
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(starts, *here, slow=0.2)
+            wait_for(folder / "shards" / "batch-00000002.json", first)
+            code, printed, *_ = second(*here, "seed=7")
+            held = json.loads((folder / ".hydra" / "holder.json").read_text())
+            assert composed(folder)["seed"] == 7  # Hydra was faster
+            assert not (folder / "failed.json").exists() and not first.done()
+            assert code == 1 and printed.splitlines()[-1] == (
+                f"error: {folder}: process {held['process']} on {held['host']} is at work in it since {held['since']}; "
+                "wait for it, or stop it"
+            )
+            code, printed, *_ = first.result()
+    finally:
+        second.close()
+    assert code == 0 and results(folder) == whole_of(many)[0], printed
+    assert not (folder / "failed.json").exists() and not (folder / ".hydra" / "holder.json").exists()
+    assert composed(folder)["seed"] == 0 and composed(folder)["batch_size"] == 2
+
+
+def wait_for(path, start):
+    while not path.exists():
+        assert not start.done(), start.result()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_holder_that_was_killed_lets_go(starts, many, whole_of, tmp_path, workers):
+    """Its worker processes, which live a little longer, do not hold the folder."""
+    here = [*many, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path / 'run'}"]
+    code, *_ = starts(*here, signals=[("shards/batch-00000002.json", KILL)], slow=0.05)
+    assert code == -signal.SIGKILL
+    code, printed, *_ = starts(*here)
+    assert code == 0 and "goes on: " in printed and results(tmp_path / "run") == whole_of(many)[0], printed
+
+
+def test_a_refused_start_leaves_the_composed_config(starts, few, tmp_path):
+    here = [*few, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert starts(*here, "metric=log_odds")[0] == 0
+    before = files_of(tmp_path / "run")
+    code, printed, *_ = starts(*here, "seed=7")
+    assert code == 1 and "metric (" in printed and "overwrite=true" in printed, printed
+    assert composed(tmp_path / "run")["metric"] == "log_odds" and composed(tmp_path / "run")["seed"] == 0
+    after = {path for path, content in files_of(tmp_path / "run").items() if before.get(path) != content}
+    assert {path.name for path in after} <= {"config.yaml", "hydra.yaml", "overrides.yaml", "start.json", "patch.log"}
+
+
+def check_one_line(printed, folder):
+    """One error, which names a file of the folder; that file."""
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in printed and "Logging error" not in printed and "a bug in" not in printed, printed
+    assert not (folder / "manifest.json").exists()
+    reason, _, file = line.removeprefix("error: ").rpartition(": ")
+    assert file.startswith(f"{folder}/") and ".part" not in file, line
+    return reason
+
+
+@pytest.mark.parametrize("biggest", [700, 4500, 9000, 17000])
+def test_a_file_that_may_not_grow(starts, many, whole_of, tmp_path, biggest):
+    """A quota, as any machine can set one: of a process's files. In the log file, a shard, a table."""
+    folder = tmp_path / "run"
+    here = [*many, f"hydra.run.dir={folder}"]
+    assert max(map(len, whole_of(many)[0].values())) > 17000
+    code, printed, *_ = starts(*here, biggest=biggest)
+    assert code == 1, printed
+    assert "File too large" in check_one_line(printed, folder)
+    code, printed, *_ = starts(*here)
+    assert code == 0 and results(folder) == whole_of(many)[0], printed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a given size can be mounted by root only")
+@pytest.mark.parametrize("kib", [48, 96, 160, pytest.param(320, marks=pytest.mark.long)])
+def test_a_disk_that_is_full(starts, many, whole_of, tmp_path, kib):
+    """After some room is made the same command ends in the same bytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        here, folder = [*many, f"hydra.run.dir={disk / 'run'}"], disk / "run"
+        code, printed, *_ = starts(*here, pictures=kib > 200)
+        assert code == 1 and "No space left on device" in check_one_line(printed, folder), printed
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        code, printed, *_ = starts(*here, pictures=kib > 200)
+        assert code == 0 and results(folder) == whole_of(many)[0], printed
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
