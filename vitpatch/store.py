@@ -191,6 +191,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Keeps other processes out of the folder for the length of the block; a process that dies lets go.
 
+        What killed ones left half-written is removed.
+
         Raises ``Held`` where another is in it.
         """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
@@ -200,6 +202,9 @@ class RunFolder:
         except Timeout as error:
             raise Held(f"{self.path}: {self._who()}; wait for it, or stop it") from error
         try:
+            for folder in (self.path, self.shards, self._lock.parent):
+                for left in folder.glob(f".*{PART}"):
+                    left.unlink()
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             write_json(self._holder, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
             yield
@@ -227,14 +232,11 @@ class RunFolder:
         return f"process {of['process']} on {of['host']} is at work in it since {of['since']}"
 
     def begin(self) -> None:
-        """Clears what an earlier run left but its shards, and what killed processes did; the manifest goes first."""
+        """Clears what an earlier run left but its shards; the manifest goes first."""
         for file in (self.manifest, self.failed, *self.tables):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.figures, ignore_errors=True)
         self.figures.mkdir(parents=True)
-        for folder in (self.path, self.shards, self.start.parent):
-            for left in folder.glob(f".*{PART}"):
-                left.unlink()
 
     def write_csv(self, path: Path, table: pd.DataFrame) -> None:
         """Writes a table; what is not known is an empty field."""

@@ -111,7 +111,7 @@ def _leave(folder: RunFolder, state: str, reason: str) -> None:
     try:
         folder.fail(state, reason)
     except OSError as error:
-        log.error("error: %s cannot be written (%s)", folder.path, error.strerror)
+        log.warning("%s cannot be written either (%s)", folder.failed, error.strerror)
 
 
 class SweepCallback(Callback):
