@@ -272,6 +272,7 @@ def check_one_line(printed, folder):
 def test_a_file_that_may_not_grow(starts, many, whole_of, tmp_path, batch_size, file):
     """A quota as any machine can set one, of a process's files: a shard is too large, or the table of all."""
     of_tokens, folder = [*many, "target.tokens=each", f"batch_size={batch_size}"], tmp_path / "run"
+    whole, _ = whole_of(of_tokens)
     code, printed, *_ = starts(
         *of_tokens, f"hydra.run.dir={folder}", biggest=66000
     )  # Hydra's folder is tried with 64 KiB
