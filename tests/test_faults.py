@@ -114,19 +114,19 @@ def run_id_of(overrides, starts, tmp_path):
     return run_id(folder)
 
 
-def kill(starts, overrides, whole, folder, kills, seed, pictures=False):
+def kill(starts, overrides, whole, folder, kills, seed):
     """SIGKILL at ``kills`` random moments; how many of these were between the first batch and the last.
 
     A start that ends before its moment is looked at, and another run begun.
     """
     moments, between, number = random.Random(seed), 0, 0
-    _, _, seconds, _ = starts(*overrides, f"hydra.run.dir={folder}-timed", pictures=pictures)
+    _, _, seconds, _ = starts(*overrides, f"hydra.run.dir={folder}-timed", slow=0.05)
     killed = []
     while len(killed) < kills:
         after = moments.uniform(0.3, 1) * seconds
         here = folder.with_name(f"{folder.name}-{number}")
         before = len(Shards(here / "shards").records())
-        code, printed, *_ = starts(*overrides, f"hydra.run.dir={here}", kill_after=after, pictures=pictures)
+        code, printed, *_ = starts(*overrides, f"hydra.run.dir={here}", kill_after=after, slow=0.05)
         where = f"seed {seed}, after {[*killed, after]} s: {printed}"
         if code == -signal.SIGKILL:
             killed.append(after)
@@ -146,7 +146,7 @@ def test_killed_twice(starts, many, whole_of, tmp_path):
 @pytest.mark.long
 def test_killed_twenty_times_at_random_moments(starts, many, whole_of, tmp_path):
     seed = int(time.time())
-    between = kill(starts, many, whole_of(many)[0], tmp_path / "run", 20, seed, pictures=True)
+    between = kill(starts, many, whole_of(many)[0], tmp_path / "run", 20, seed)
     assert between >= 3, f"seed {seed}: {between} kills between the first batch and the last"
 
 
