@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MANY = 5000
 """Images whose reading takes long enough to say so."""
+GRACE = 20
+"""Seconds that a worker process goes on after SIGTERM, for the batch to be finished."""
 UNKNOWN = -1
 """The label of an image that has none: the clean run's prediction takes its place."""
 
@@ -290,9 +292,13 @@ def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]
     return found
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """A terminal sends CTRL-C to worker processes too; the run decides when they stop."""
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """A terminal sends CTRL-C to worker processes too, a cluster SIGTERM: the run decides when they stop.
+
+    SIGTERM is also how Python ends those that are left at its exit, so it is put off only.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
 def collate(items: Sequence[Item | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
@@ -347,7 +353,7 @@ class ImageDataModule(lightning.LightningDataModule):
             shuffle=False,
             num_workers=self.images.num_workers,
             collate_fn=collate,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=_leave_stopping_to_the_run,
         )
 
     def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:

@@ -265,7 +265,12 @@ def predict(
                 waiting(lambda: _say_stopping(crew), together_s) as asked,
                 closing(bar),
             ):
-                _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
+                try:
+                    _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
+                except RuntimeError as error:  # a cluster signals every process, those that load images too
+                    if not asked():
+                        raise
+                    raise Interrupted from error
                 _follow_the_others(crew, bar, asked)
         except Interrupted as error:
             raise Interrupted(f"{len(shards.numbers())} of {data.batches} batches are done") from error
@@ -325,12 +330,11 @@ def _predict_share(
 
 def _follow_the_others(crew: Alone | Leader, bar: ImageProgress, asked: Callable[[], bool]) -> None:
     """Until their shares are done too. Raises ``Interrupted`` where they were asked to stop."""
-    waited = not crew.ended()
     while not crew.ended():
         crew.stopped()  # raises where one failed
         bar.move()
         time.sleep(OFTEN_S)
-    if crew.stopped() or (waited and asked()):
+    if crew.stopped() or asked():
         raise Interrupted
 
 

@@ -6,7 +6,7 @@ import logging
 import platform
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.peers import folder_of
 from vitpatch.pictures import draw
 from vitpatch.predict import Done, data_of, foretell, predict
+from vitpatch.secrets import check_no_secret
 from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Begun, Shards, differing
 from vitpatch.spec import VitPatchError
@@ -40,6 +41,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     A finished run of the same ``run_id`` is left as it is, one that was stopped goes on. Raises ``VitPatchError`` for
     what the user can mend, ``Interrupted`` where it was asked to stop.
     """
+    check_no_secret(OmegaConf.to_container(cfg, resolve=True))
     started = time.monotonic()
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
     devices = devices_of(make_trainer)
@@ -57,7 +59,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         return
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup, devices)
-    setup = informed(setup, make_trainer, calibrations)
+    setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
@@ -149,6 +151,13 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) ->
     if begun.batch_size != batch_size:
         log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
     return begun
+
+
+def _as_begun(setup: Setup, begun: Begun) -> Setup:
+    """The setup with the batch size that the run began with: sums over training images round as they did then."""
+    cfg = setup.cfg.copy()
+    cfg.batch_size = begun.batch_size
+    return replace(setup, cfg=cfg)
 
 
 def _versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The batches of a run that are done, on the disk: a run that was stopped goes on from them, and ends in the same bits.
 
 ``begun.json`` says whose they are and how the images are cut; a batch is a parquet file a table and then, which makes
-it done, ``batch-<number>.json`` with their checksums. All of it goes when the run is finished.
+it done, ``batch-<number>.json`` with their checksums, and like ``begun.json`` with its own. All of it goes when the run
+is finished.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitpatch.spec import VitPatchError
-from vitpatch.store import write_json, written_beside
+from vitpatch.spec import VitPatchError, digest
+from vitpatch.store import without_nan, write_json, written_beside
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MOST_NAMED = 3
 """Settings named in a line, at most."""
@@ -65,10 +68,7 @@ class Shards:
 
     def begun(self) -> Begun | None:
         """What the run that is here began with; ``None`` where there is none, or none that can be read."""
-        try:
-            return Begun(**json.loads(self._begun.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):  # the disk's fault: nothing can be made of the rest
-            return None
+        return _read(self._begun, Begun)
 
     def begin(self, begun: Begun) -> Begun:
         """Makes room for a run; goes on with what is here where that is the same run. How the run began.
@@ -83,14 +83,16 @@ class Shards:
                 f"{self.path.parent} holds an unfinished run with other {differing(there.identity, begun.identity)}; "
                 "choose another folder or sweep name, or overwrite=true"
             )
+        if there is None and any(self.path.glob("[!.]*")):  # nobody knows whose batches these are
+            log.warning("%s: missing or damaged on the disk; every batch is computed again", self._begun)
         self.drop()
         self.path.mkdir(parents=True)
-        write_json(self._begun, asdict(begun))
+        self.keep(begun)
         return begun
 
     def keep(self, begun: Begun) -> None:
         """Notes what became known of how the run began."""
-        write_json(self._begun, asdict(begun))
+        _write(self._begun, begun)
 
     def drop(self) -> None:
         """Removes everything."""
@@ -114,7 +116,7 @@ class Shards:
 
     def records(self) -> dict[int, BatchDone]:
         """The batches as they were written, by number in order; their shards may be damaged since."""
-        read = ((_number(record), _read(record)) for record in sorted(self.path.glob("batch-*.json")))
+        read = ((_number(record), _read(record, BatchDone)) for record in sorted(self.path.glob("batch-*.json")))
         return {number: batch for number, batch in read if batch is not None}
 
     def write(
@@ -130,8 +132,7 @@ class Shards:
             with written_beside(self._shard(kind, number)) as beside:
                 pq.write_table(table, beside)
                 files[kind] = _checksum(beside)
-        batch = BatchDone(files, list(bad), dict(said or {}))
-        write_json(self.path / f"batch-{number:08d}.json", asdict(batch))
+        _write(self.path / f"batch-{number:08d}.json", BatchDone(files, list(bad), dict(said or {})))
 
     def merge(self, into: Mapping[str, Path]) -> None:
         """Joins the shards into one file a table, in order, a row group a shard.
@@ -169,10 +170,18 @@ def _number(record: Path) -> int:
     return int(record.stem.partition("-")[2])
 
 
-def _read(record: Path) -> BatchDone | None:
+def _write(path: Path, value: Begun | BatchDone) -> None:
+    """Writes ``value`` with a checksum of itself."""
+    fields = without_nan(asdict(value))
+    write_json(path, fields | {"sha256": digest(fields)})
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    """What ``_write`` wrote; ``None`` where there is nothing, or where it is not that."""
     try:
-        return BatchDone(**json.loads(record.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return kind(**fields) if fields.pop("sha256") == digest(fields) else None
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):  # damaged on the disk
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from vitpatch.spec import BaseRun, Donor, Metric, Patch, VitPatchError
 
 DPI = 130
 PART = ".part"
 """The end of a passing name: what a killed process left under one is nobody's."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write that do not say which file they are of: full, over quota, over the limit of a process."""
 _OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
 
 EXAMPLES_SCHEMA = pa.schema(
@@ -108,7 +112,8 @@ def _ends(patch: Patch) -> tuple[int, int, int]:
 def written_beside(path: Path) -> Iterator[Path]:
     """A name to write to that becomes ``path`` by rename, when and only when the block ends well.
 
-    What was written is on the disk before the name is, so that a power cut leaves no name without it.
+    What was written is on the disk before the name is, and the name before anything that follows from it, so that a
+    power cut leaves no name without it. Raises ``OSError`` that names ``path`` where the disk is full.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:
@@ -116,22 +121,37 @@ def written_beside(path: Path) -> Iterator[Path]:
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+        _sync_names(path.parent)
+    except OSError as error:
+        if error.errno in DISK_FULL and error.filename in (None, str(beside)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
 
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot
+        names = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(names)
+        finally:
+            os.close(names)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, by rename; a number that is not known (NaN) is null."""
-    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
     with written_beside(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """``value`` with ``None`` for numbers that are not known, as JSON has them."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(of) for key, of in value.items()}
+        return {key: without_nan(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(of) for of in value]
+        return [without_nan(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -171,6 +191,8 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Keeps other processes out of the folder for the length of the block; a process that dies lets go.
 
+        What killed ones left half-written is removed.
+
         Raises ``Held`` where another is in it.
         """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +202,9 @@ class RunFolder:
         except Timeout as error:
             raise Held(f"{self.path}: {self._who()}; wait for it, or stop it") from error
         try:
+            for folder in (self.path, self.shards, self._lock.parent):
+                for left in folder.glob(f".*{PART}"):
+                    left.unlink()
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             write_json(self._holder, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
             yield
@@ -207,14 +232,11 @@ class RunFolder:
         return f"process {of['process']} on {of['host']} is at work in it since {of['since']}"
 
     def begin(self) -> None:
-        """Clears what an earlier run left but its shards, and what killed processes did; the manifest goes first."""
+        """Clears what an earlier run left but its shards; the manifest goes first."""
         for file in (self.manifest, self.failed, *self.tables):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.figures, ignore_errors=True)
         self.figures.mkdir(parents=True)
-        for folder in (self.path, self.shards):
-            for left in folder.glob(f".*{PART}"):
-                left.unlink()
 
     def write_csv(self, path: Path, table: pd.DataFrame) -> None:
         """Writes a table; what is not known is an empty field."""
@@ -243,6 +265,18 @@ class RunFolder:
         """Leaves a word that the last start was a dry run; nothing else in the folder is touched."""
         self.start.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.start, {"state": "planned", "reason": line})
+
+    def restore_config(self) -> None:
+        """Makes ``.hydra/config.yaml`` that of the run which is finished here, if there is one.
+
+        Hydra writes each start's there before anything else: also that of one which is refused, or finds another at
+        work.
+        """
+        config = (self.finished() or {}).get("config")
+        if config is not None:
+            of_hydra = {key: value for key, value in config.items() if key not in ("options", "run_id")}
+            with written_beside(self.start.parent / "config.yaml") as beside:
+                beside.write_text(OmegaConf.to_yaml(OmegaConf.create(of_hydra)), encoding="utf-8")
 
     def fail(self, state: str, reason: str) -> None:
         """Leaves ``failed.json``; batches that are done stay, to go on from.

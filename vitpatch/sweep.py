@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from vitpatch.launch import is_follower, place
 from vitpatch.peers import sweep_overrides, write_corruptions
+from vitpatch.secrets import check_no_secret
 from vitpatch.spec import VitPatchError
 
 if TYPE_CHECKING:
@@ -49,10 +50,17 @@ def job(module: str, cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     path = Path(hydra_cfg.runtime.output_dir)
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-    if place() is None or module != "vitpatch.run":
-        reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
-    else:
-        reason = _among_others(path, lambda: importlib.import_module(module).run(cfg, path, options))
+    alone = place() is None or module != "vitpatch.run"
+    try:
+        reason = (_run_in if alone else _among_others)(
+            path, lambda: importlib.import_module(module).run(cfg, path, options)
+        )
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, KeyboardInterrupt):  # while torch was loaded, or before anybody was in the folder
+            log.error("interrupted: %s: stopped from outside before it began", path)
+        if SweepCallback.launching is not None:  # Hydra does not call its end then
+            SweepCallback.launching.tell()
+        sys.exit(INTERRUPTED)
     if reason is None:
         return
     if reason:
@@ -93,10 +101,13 @@ def _run_in(path: Path, run: Callable[[], None]) -> str | None:
     try:
         with folder.held():
             folder.start.unlink(missing_ok=True)  # of an earlier start
-            reason = _tried(folder, run)
-            if reason is not None:
-                _leave(folder, "failed", reason)
-            return reason
+            try:
+                reason = _tried(folder, run)
+                if reason is not None:
+                    _leave(folder, "failed", reason)
+                return reason
+            finally:
+                folder.restore_config()
     except Held as error:  # the folder is the other's: nothing is left in it
         return str(error)
     except OSError as error:
@@ -117,8 +128,6 @@ def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
         how = f"{error}" if isinstance(error, Interrupted) else "stopped from outside before it was done"
         _leave(folder, "interrupted", how)
         log.error("interrupted: %s: %s; the same command goes on with it", folder.path, how)
-        if SweepCallback.launching is not None:  # Hydra does not call its end then
-            SweepCallback.launching.tell()
         sys.exit(INTERRUPTED)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
@@ -139,7 +148,7 @@ def _leave(folder: RunFolder, state: str, reason: str) -> None:
     try:
         folder.fail(state, reason)
     except OSError as error:
-        log.error("error: %s cannot be written (%s)", folder.path, error.strerror)
+        log.warning("%s cannot be written either (%s)", folder.failed, error.strerror)
 
 
 class SweepCallback(Callback):
@@ -155,7 +164,8 @@ class SweepCallback(Callback):
         self._root, self._since, self._total = Path(), 0.0, None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tries the run's folder."""
+        """Refuses a secret in the command, and tries the run's folder."""
+        _refuse_secrets(config)
         if is_follower():
             return
         _try_writing(Path(str(config.hydra.run.dir)))
@@ -164,6 +174,7 @@ class SweepCallback(Callback):
         """Tries the sweep's folder, notes the time and how many runs there are, and which corruptions are matched."""
         if is_follower():  # the first process does, and tells
             return
+        _refuse_secrets(config)
         self._root = Path(str(config.hydra.sweep.dir))
         _try_writing(self._root)
         self._since, self._total = _disk_time(self._root), number_of_jobs(config)
@@ -242,6 +253,15 @@ def number_of_jobs(config: DictConfig) -> int | None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     return sum(map(len, BasicSweeper.split_arguments(sweep_overrides(config), None)))
+
+
+def _refuse_secrets(config: DictConfig) -> None:
+    """Ends the program with one line where the command holds a secret, before Hydra writes it down."""
+    try:
+        check_no_secret({"command": list(config.hydra.overrides.task)})
+    except VitPatchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _disk_time(folder: Path) -> float:
