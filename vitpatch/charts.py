@@ -70,7 +70,7 @@ def quantity(name: str, title: str | None, domain: Sequence[float] | None = None
 def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
     """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's."""
     scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
-    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60, "symbolOpacity": 1}
+    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 280, "symbolLimit": 60, "symbolOpacity": 1}
     return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
 
 
@@ -193,7 +193,7 @@ class Heatmap:
             "type": "nominal",
             "sort": list(self.row_names),
             "title": None,
-            "axis": {"labelLimit": 230},
+            "axis": {"labelLimit": 300},
         }
         x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
         x["axis"] = {"labelLimit": 200, "labelAngle": 0 if self.column_title else -40}
@@ -204,15 +204,16 @@ class Heatmap:
         said = tooltip(self.said)
         layers = [{"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour, "tooltip": said}}]
         if any(row["sure"] for row in self.rows):
-            dot = {"type": "point", "filled": True, "size": 9, "color": "#444444", "opacity": 1}
-            sure = [{"filter": "datum.sure"}]
-            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "tooltip": said}})
+            dot = {"type": "point", "filled": True, "size": 9, "opacity": 1}
+            sure, strong = [{"filter": "datum.sure"}], f"abs(datum.value) > {0.6 * limit}"
+            ink = {"condition": {"test": strong, "value": "#ffffff"}, "value": "#444444"}
+            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "color": ink, "tooltip": said}})
         return chart_of(STEP * len(self.row_names), self.rows, layer=layers)
 
 
 def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Sequence[str]) -> Spec:
     """A point with its interval a row: ``row, value, low, high``, and ``total`` as a tick where it is known."""
-    y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 230}}
+    y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 300}}
     x = quantity("value", title)
     ends = {"x": quantity("low", title), "x2": {"field": "high"}}
     blue = {"color": {"value": "#3B8FD0"}}

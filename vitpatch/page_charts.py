@@ -198,10 +198,17 @@ def differences(comparison: Comparison) -> list[Chart]:
         names = list(dict.fromkeys(row["line"] for row in rows))
         said = ["pick", "place", "a − b [95 %]", "a", "b"]
         is_joined = len(names) <= MOST_SERIES
-        profile = Profile(rows, names if is_joined else [], words, None, said, joined=is_joined, height=240)
+        profile = Profile(rows, names if is_joined else [], words, _domain(rows), said, joined=is_joined, height=240)
         chart = picked_profile(profile, list(dict.fromkeys(picks.values())))
         found.append(Chart(chart, f"Paired {words} by layer, with intervals", f"{words}, run a − run b", wide=False))
     return found
+
+
+def _domain(rows: Records) -> tuple[float, float]:
+    """One scale for all pairs, around 0."""
+    ends = np.array([[row["value"], row["low"], row["high"]] for row in rows], float)
+    limit = 1.05 * max(float(np.nanmax(np.abs(ends))), 0.01)
+    return -limit, limit
 
 
 def _of_pairs(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str]) -> Records:
