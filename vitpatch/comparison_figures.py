@@ -31,7 +31,7 @@ from vitpatch.plots import (
     whiskers,
 )
 from vitpatch.profiles import clipped_of
-from vitpatch.run_labels import run_labels
+from vitpatch.run_labels import elided, run_labels
 from vitpatch.spec import Metric, counted
 from vitpatch.store import DPI, written_beside
 
@@ -83,6 +83,17 @@ def _title(comparison: Comparison, words: str, *lines: str) -> Sequence[str]:
         str(overview[name].iloc[0]) for name in ("model", "data", "site", "direction") if overview[name].nunique() == 1
     ]
     return [_plain(words), *([_plain(", ".join(alike))] if alike else []), *lines]
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of runs or lines at an axis."""
+    return [_plain(name) for name in elided(names, LONGEST).values()]
+
+
+def _labels(comparison: Comparison) -> dict[str, str]:
+    """By run's name what stands at an axis."""
+    labels = run_labels(list(comparison.overview["run"]))
+    return dict(zip(labels, _short(list(labels.values())), strict=True))
 
 
 def _plain(words: str, longest: int = 400) -> str:
@@ -210,7 +221,7 @@ def _colours(axes: Axes, values: np.ndarray, limit: float, rows: Sequence[str], 
     """A heatmap with named rows and columns, 0 white."""
     limit = max(limit, 1e-12)
     image = axes.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-    axes.set_yticks(range(len(rows)), [_plain(name, LONGEST) for name in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
     return image
 
@@ -228,7 +239,7 @@ def _heatmap(comparison: Comparison, metric: str) -> Figure:
     )
     figure = Figure(figsize=(4.2 + 0.34 * len(layers), 1.9 + 0.26 * len(names)), layout="constrained")
     axes = figure.add_subplot()
-    image = _colours(axes, effect, float(np.nanmax(np.abs(effect))), names, layers)
+    image = _colours(axes, effect, float(np.nanmax(np.abs(effect))), _short(names), layers)
     for row, column in np.argwhere((low > 0) | (high < 0)):
         ink = "white" if abs(effect[row, column]) > 0.6 * np.nanmax(np.abs(effect)) else "#444444"
         axes.plot(column, row, "o", color=ink, markersize=2)
@@ -244,10 +255,10 @@ def _peaks(comparison: Comparison, metric: str) -> Figure | None:
     runs = comparison.overview[(comparison.overview["metric"] == metric) & comparison.overview["peak_effect"].notna()]
     if not len(runs):
         return None
-    labels, shown = run_labels(list(comparison.overview["run"])), runs.iloc[:MOST_ROWS]
+    labels, shown = _labels(comparison), runs.iloc[:MOST_ROWS]
     rows = [
         {"value": row["peak_effect"], "low": row["peak_effect_low"], "high": row["peak_effect_high"]}
-        | {"name": f"{_plain(labels[row['run']], LONGEST)}\n{row['peak_place']}"}
+        | {"name": f"{labels[row['run']]}\n{row['peak_place']}"}
         for row in shown.to_dict("records")
     ]
     figure = _forest(rows, _axis(metric).replace("\n", " "), "peak effect", 0.42)
@@ -280,10 +291,10 @@ def _differences(comparison: Comparison, quantity: str) -> Figure | None:
     pairs = [row for row in largest(comparison.differences) if row["quantity"] == quantity]
     if not pairs:
         return None
-    labels, shown = run_labels(list(comparison.overview["run"])), pairs[: MOST_ROWS // 2]
+    labels, shown = _labels(comparison), pairs[: MOST_ROWS // 2]
     rows = [
         {"value": row["difference"], "low": row["low"], "high": row["high"]}
-        | {"name": f"{_plain(labels[row['a']], LONGEST)}\n− {_plain(labels[row['b']], LONGEST)}: {place_words(row)}"}
+        | {"name": f"{labels[row['a']]}\n− {labels[row['b']]}: {place_words(row)}"}
         for row in shown
     ]
     words = "difference in the share recovered" if quantity == "recovered" else "difference in effect"
@@ -304,12 +315,12 @@ def _rank_correlation(comparison: Comparison) -> Figure | None:
     table = comparison.rank_correlation.iloc[:MOST_ROWS, :MOST_ROWS]
     if len(table) < 2:
         return None
-    labels = run_labels(list(comparison.rank_correlation.columns))
+    labels = _labels(comparison)
     names = [labels[name] for name in table.columns]
     side = 0.3 * len(names)
     figure = Figure(figsize=(4.6 + side, 3.4 + side), layout="constrained")
     axes = figure.add_subplot()
-    image = _colours(axes, table.to_numpy(float), 1.0, names, [_plain(name, LONGEST) for name in names])
+    image = _colours(axes, table.to_numpy(float), 1.0, names, names)
     axes.tick_params(axis="x", rotation=90)
     if len(names) <= 20:
         for (row, column), value in np.ndenumerate(table.to_numpy(float)):

@@ -16,11 +16,13 @@ from vitpatch.outcome import series_of
 from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
 from vitpatch.plots import METRIC_NAMES
 from vitpatch.profiles import clipped_of
-from vitpatch.run_labels import run_labels
+from vitpatch.run_labels import elided, run_labels
 from vitpatch.spec import Metric
 
 MOST_DOTS = 200
 """Points of a run's patches in a panel; of more those with the largest effects."""
+LONGEST = 52
+"""Letters of a run's name at an axis."""
 MOST_PAIRS = 40
 """Pairs of runs whose differences are drawn, from the largest on."""
 SAID = ("line", "layer", "layers patched", "effect [95 %]", "recovered [95 %]", "p, corrected")
@@ -152,7 +154,9 @@ def heatmaps(comparison: Comparison) -> list[Chart]:
             one | {"row": one["line"], "column": one["layer"], "sure": not row_low <= 0 <= row_high}
             for one, row_low, row_high in zip(records(rows), rows["effect_low"], rows["effect_high"], strict=True)
         ]
-        names, layers = list(dict.fromkeys(rows["line"])), sorted(set(rows["layer"]))
+        short = elided(list(dict.fromkeys(rows["line"])), LONGEST)
+        cells = [cell | {"row": short[cell["row"]]} for cell in cells]
+        names, layers = list(short.values()), sorted(set(rows["layer"]))
         limit = float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
         heatmap = Heatmap(cells, names, layers, "layer", axis_words(metric), limit, SAID)
         found.append(Chart(heatmap.spec(), f"Heatmap of effects, run by layer, on {metric}", wide=True))
@@ -161,7 +165,7 @@ def heatmaps(comparison: Comparison) -> list[Chart]:
 
 def peaks(comparison: Comparison) -> list[Chart]:
     """The peak's effect of each run with its interval, a chart a metric."""
-    labels = run_labels(list(comparison.overview["run"]))
+    labels = _labels(comparison)
     found = []
     for metric, runs in comparison.overview.groupby("metric", sort=False):
         rows = [
@@ -240,10 +244,17 @@ def _difference(row: dict[str, Any], picks: Mapping[tuple[str, str], str]) -> di
     }
 
 
+def _labels(comparison: Comparison) -> dict[str, str]:
+    """By run's name what stands at an axis."""
+    labels = run_labels(list(comparison.overview["run"]))
+    short = elided(list(labels.values()), LONGEST)
+    return {run: short[label] for run, label in labels.items()}
+
+
 def rank_correlation(comparison: Comparison) -> Chart:
     """Runs × runs."""
     table = comparison.rank_correlation
-    labels = run_labels(list(table.columns))
+    labels = _labels(comparison)
     rows = [
         {
             "row": labels[a],

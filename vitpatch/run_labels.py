@@ -18,3 +18,11 @@ def run_labels(names: Sequence[str]) -> dict[str, str]:
     if len(set(short.values())) < len(short) or not all(short.values()):
         return {name: name for name in names}
     return short
+
+
+def elided(names: Sequence[str], longest: int) -> dict[str, str]:
+    """By name one of so many letters at most, shortened in the middle: runs differ at both ends. Names that would be
+    the same then are left whole."""
+    head = longest // 2
+    short = {name: name if len(name) <= longest else f"{name[: head - 1]}…{name[head - longest :]}" for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
