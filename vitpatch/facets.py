@@ -54,7 +54,7 @@ def grids(comparison: Comparison) -> list[Grid]:
     overview = comparison.overview
     differing = [name for name in FACETS if overview[name].nunique(dropna=False) > 1]
     found = []
-    for values, runs in overview.fillna("").groupby(list(FACETS), sort=False):
+    for values, runs in overview.groupby(list(FACETS), sort=False, dropna=False):
         said = dict(zip(FACETS, values, strict=True))
         title = ", ".join(f"{name} {said[name]}" for name in differing if said[name])
         found.append(_grid(title, runs, comparison.profiles))
@@ -84,7 +84,7 @@ def lines(comparison: Comparison) -> pd.DataFrame:
     labels = run_labels(list(comparison.overview["run"]))
     kept = []
     for row in comparison.overview.to_dict("records"):
-        rows = comparison.profiles[comparison.profiles["run"] == row["run"]].fillna({"series": ""})
+        rows = comparison.profiles[comparison.profiles["run"] == row["run"]]
         if rows["series"].nunique() > MOST_SERIES:
             rows = rows[rows["series"] == _peak_series(rows, row)]
         kept.append(rows.assign(line=[f"{labels[row['run']]} {series}".strip() for series in rows["series"]]))
