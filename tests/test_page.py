@@ -189,7 +189,8 @@ def test_figures_of_hostile_runs(comparison, tmp_path):
     for name in ("grid_1", "heatmap", "relative_depth"):
         save(figures[name], tmp_path / name)
         xml.dom.minidom.parse(str(tmp_path / f"{name}.svg"))
-        assert Image.open(tmp_path / f"{name}.png").width > 400
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 400
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 3 + [".svg"] * 3
 
 
@@ -203,6 +204,26 @@ def test_forty_runs_fit(tmp_path):
     assert not list(tmp_path.glob(".*"))
     words = "".join(Reader((tmp_path / "index.html").read_text()).words)
     assert "300 of 780 rows; all are in differences.csv" in words
+
+
+def test_a_page_too_large_says_what_it_leaves_out(comparison, tmp_path, monkeypatch):
+    from vitpatch import page as room
+
+    monkeypatch.setattr(room, "MOST_BYTES", len(page(comparison).encode()) - 1)
+    write_page(comparison, tmp_path / "index.html")
+    smaller = Reader((tmp_path / "index.html").read_text())
+    assert smaller.attributes("section", "id") == SECTIONS[:-1]
+    assert "so that the page stays small: gallery." in "".join(smaller.words)
+
+
+def test_heads_are_dots_of_one_colour(read_page):
+    dots = [
+        spec
+        for text in read_page.specs
+        if len({row.get("line") for row in (spec := json.loads(text))["data"]["values"]}) > 8
+    ]
+    points = [layer["encoding"] for spec in dots for layer in spec["layer"] if "shape" in layer["encoding"]]
+    assert points and all("value" in encoding["color"] for encoding in points)
 
 
 def test_libraries_are_as_published():

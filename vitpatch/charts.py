@@ -17,7 +17,7 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """Names the language; nothing is fetched."""
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 """Seven, beside the page's eight colours: 56 lines are told apart."""
-ORANGE, GREEN, GREY = "#D55E00", "#009E73", "#888888"
+ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
 STEP = 20
 """Pixels a row of a heatmap."""
 LAYER_AXIS = {"format": "d", "tickMinStep": 1, "grid": False}
@@ -63,12 +63,19 @@ def tooltip(names: Sequence[str]) -> list[Spec]:
 
 def quantity(name: str, title: str | None, domain: Sequence[float] | None = None, **axis: Any) -> Spec:
     """A channel of numbers, on a given scale where there is a domain; ``axis`` are properties of Vega-Lite's."""
-    scale: Spec = {"zero": False} if domain is None else {"domain": [_short(end) for end in domain], "nice": False}
+    scale: Spec = (
+        {"zero": False, "nice": name != "layer"}
+        if domain is None
+        else {"domain": [_short(end) for end in domain], "nice": False}
+    )
     return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
-    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's."""
+    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's. One colour where there are no
+    ``names``."""
+    if not names:
+        return {"value": "circle" if shapes else BLUE}
     scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
     legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 280, "symbolLimit": 60, "symbolOpacity": 1}
     return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
@@ -125,7 +132,7 @@ class Profile:
 
     def _ribbon(self) -> Spec:
         ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
-        colour = {"color": by_line(self.names), "opacity": self._strength(0.2)}
+        colour = {"color": by_line(self.names), "opacity": self._strength(0.12 if self._is_picked else 0.2)}
         return {"mark": {"type": "area", "line": False}, "encoding": {"x": self._x, **ends, **colour}}
 
     def _bars(self) -> Spec:
@@ -216,7 +223,7 @@ def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Seque
     y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 300}}
     x = quantity("value", title)
     ends = {"x": quantity("low", title), "x2": {"field": "high"}}
-    blue = {"color": {"value": "#3B8FD0"}}
+    blue = {"color": {"value": BLUE}}
     zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
     point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     tick = {"type": "tick", "thickness": 2, "color": ORANGE, "size": 14}

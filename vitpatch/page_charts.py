@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,12 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
         if len(rows) < len(panel.rows)
         else ""
     )
-    links = [link for run in runs for link in run_links(run)]
+    named = run_labels(panel.runs) if len(runs) > 1 else {}
+    links = [
+        replace(link, word=f"{named[run['run']]}: {link.word}") if named else link
+        for run in runs
+        for link in run_links(run)
+    ]
     label = f"{corruption}, {words}: mean effect by layer, {_sample(runs)}"
     return Chart(profile.spec(), label, f"{corruption}, {words} ({_sample(runs)}{note})", links)
 
