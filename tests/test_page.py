@@ -217,11 +217,8 @@ def test_a_page_too_large_says_what_it_leaves_out(comparison, tmp_path, monkeypa
 
 
 def test_heads_are_dots_of_one_colour(read_page):
-    dots = [
-        spec
-        for text in read_page.specs
-        if len({row.get("line") for row in (spec := json.loads(text))["data"]["values"]}) > 8
-    ]
+    specs = [json.loads(text) for text in read_page.specs]
+    dots = [spec for spec in specs if len({row.get("line") for row in spec["data"]["values"]}) > 8]
     points = [layer["encoding"] for spec in dots for layer in spec["layer"] if "shape" in layer["encoding"]]
     assert points and all("value" in encoding["color"] for encoding in points)
 

@@ -72,8 +72,10 @@ def quantity(name: str, title: str | None, domain: Sequence[float] | None = None
 
 
 def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
-    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's. One colour where there are no
-    ``names``."""
+    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's.
+
+    Without ``names`` all have one.
+    """
     if not names:
         return {"value": "circle" if shapes else BLUE}
     scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})

@@ -41,7 +41,10 @@ def write_page(comparison: Comparison, file: Path) -> None:
 
 
 def page(comparison: Comparison, without: Sequence[str] = ()) -> str:
-    """The page's text, ``without`` some sections. All that is shown is escaped, and only the page's own scripts may run in it."""
+    """The page's text, ``without`` some sections.
+
+    All that is shown is escaped, and only the page's own scripts may run in it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
