@@ -15,7 +15,7 @@ from vitpatch.compared import compared
 from vitpatch.comparison_figures import draw, save
 from vitpatch.facets import grids
 from vitpatch.finished import found_below, read
-from vitpatch.page import ASSETS, LIBRARIES, page, write_page
+from vitpatch.page import ASSETS, LIBRARIES, embedded, page, write_page
 from vitpatch.run_labels import elided, run_labels
 from vitpatch.thumbnails import data_url
 
@@ -155,7 +155,7 @@ def test_one_scale_and_hollow_markers(read_page):
     scales = {
         json.dumps(layer["encoding"]["y"]["scale"]) for s in profiles for layer in s["layer"] if "near" in str(layer)
     }
-    assert len(scales) == 1
+    assert len(scales) == 1 and "domain" in scales.pop()
     clipped = [row for spec in profiles for row in spec["data"]["values"] if row["clipped"]]
     assert {row["layers patched"] for row in clipped} == {"0–1", "4–5"}
 
@@ -221,6 +221,10 @@ def test_heads_are_dots_of_one_colour(read_page):
     dots = [spec for spec in specs if len({row.get("line") for row in spec["data"]["values"]}) > 8]
     points = [layer["encoding"] for spec in dots for layer in spec["layer"] if "shape" in layer["encoding"]]
     assert points and all("value" in encoding["color"] for encoding in points)
+
+
+def test_json_cannot_end_its_element():
+    assert "<" not in embedded(EVIL) and json.loads(embedded(EVIL)) == EVIL
 
 
 def test_libraries_are_as_published():
