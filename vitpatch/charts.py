@@ -17,7 +17,7 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """Names the language; nothing is fetched."""
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 """Seven, beside the page's eight colours: 56 lines are told apart."""
-ORANGE, GREEN, GREY = "#D55E00", "#009E73", "#888888"
+ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
 STEP = 20
 """Pixels a row of a heatmap."""
 LAYER_AXIS = {"format": "d", "tickMinStep": 1, "grid": False}
@@ -63,14 +63,23 @@ def tooltip(names: Sequence[str]) -> list[Spec]:
 
 def quantity(name: str, title: str | None, domain: Sequence[float] | None = None, **axis: Any) -> Spec:
     """A channel of numbers, on a given scale where there is a domain; ``axis`` are properties of Vega-Lite's."""
-    scale: Spec = {"zero": False} if domain is None else {"domain": [_short(end) for end in domain], "nice": False}
+    scale: Spec = (
+        {"zero": False, "nice": name != "layer"}
+        if domain is None
+        else {"domain": [_short(end) for end in domain], "nice": False}
+    )
     return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
-    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's."""
+    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's.
+
+    Without ``names`` all have one.
+    """
+    if not names:
+        return {"value": "circle" if shapes else BLUE}
     scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
-    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60, "symbolOpacity": 1}
+    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 280, "symbolLimit": 60, "symbolOpacity": 1}
     return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
 
 
@@ -125,7 +134,7 @@ class Profile:
 
     def _ribbon(self) -> Spec:
         ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
-        colour = {"color": by_line(self.names), "opacity": self._strength(0.2)}
+        colour = {"color": by_line(self.names), "opacity": self._strength(0.12 if self._is_picked else 0.2)}
         return {"mark": {"type": "area", "line": False}, "encoding": {"x": self._x, **ends, **colour}}
 
     def _bars(self) -> Spec:
@@ -193,7 +202,7 @@ class Heatmap:
             "type": "nominal",
             "sort": list(self.row_names),
             "title": None,
-            "axis": {"labelLimit": 230},
+            "axis": {"labelLimit": 300},
         }
         x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
         x["axis"] = {"labelLimit": 200, "labelAngle": 0 if self.column_title else -40}
@@ -204,18 +213,19 @@ class Heatmap:
         said = tooltip(self.said)
         layers = [{"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour, "tooltip": said}}]
         if any(row["sure"] for row in self.rows):
-            dot = {"type": "point", "filled": True, "size": 9, "color": "#444444", "opacity": 1}
-            sure = [{"filter": "datum.sure"}]
-            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "tooltip": said}})
+            dot = {"type": "point", "filled": True, "size": 9, "opacity": 1}
+            sure, strong = [{"filter": "datum.sure"}], f"abs(datum.value) > {0.6 * limit}"
+            ink = {"condition": {"test": strong, "value": "#ffffff"}, "value": "#444444"}
+            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "color": ink, "tooltip": said}})
         return chart_of(STEP * len(self.row_names), self.rows, layer=layers)
 
 
 def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Sequence[str]) -> Spec:
     """A point with its interval a row: ``row, value, low, high``, and ``total`` as a tick where it is known."""
-    y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 230}}
+    y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 300}}
     x = quantity("value", title)
     ends = {"x": quantity("low", title), "x2": {"field": "high"}}
-    blue = {"color": {"value": "#3B8FD0"}}
+    blue = {"color": {"value": BLUE}}
     zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
     point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     tick = {"type": "tick", "thickness": 2, "color": ORANGE, "size": 14}

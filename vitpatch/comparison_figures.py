@@ -31,7 +31,7 @@ from vitpatch.plots import (
     whiskers,
 )
 from vitpatch.profiles import clipped_of
-from vitpatch.run_labels import run_labels
+from vitpatch.run_labels import elided, run_labels
 from vitpatch.spec import Metric, counted
 from vitpatch.store import DPI, written_beside
 
@@ -76,6 +76,31 @@ def sample(runs: pd.DataFrame) -> str:
     return f"n = {counts[0]} in {counts[1]}"
 
 
+def _title(comparison: Comparison, words: str, *lines: str) -> Sequence[str]:
+    """A figure's title: what it shows, of what, and ``lines``."""
+    overview = comparison.overview
+    alike = [
+        str(overview[name].iloc[0]) for name in ("model", "data", "site", "direction") if overview[name].nunique() == 1
+    ]
+    return [_plain(words), *([_plain(", ".join(alike))] if alike else []), *lines]
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of runs or lines at an axis."""
+    return [_plain(name) for name in elided(names, LONGEST).values()]
+
+
+def _labels(comparison: Comparison) -> dict[str, str]:
+    """By run's name what stands at an axis."""
+    labels = run_labels(list(comparison.overview["run"]))
+    return dict(zip(labels, _short(list(labels.values())), strict=True))
+
+
+def _plain(words: str, longest: int = 400) -> str:
+    """Words of a user's, of so many letters at most, in which a dollar sign is one."""
+    return cut(words, longest).replace("$", r"\$")
+
+
 def _axis(metric: str) -> str:
     return f"effect on the\n{METRIC_NAMES[Metric(metric)]}"
 
@@ -94,12 +119,14 @@ def _grid(comparison: Comparison, grid: Grid) -> Figure:
                 ax.set_axis_off()
                 continue
             _draw_panel(ax, panel, overview.loc[list(panel.runs)])
-            ax.set_title(cut(f"{corruption}, {_window_words(window)}", int(13 * 3.3)), fontsize=8.5, loc="left")
+            ax.set_title(_plain(f"{corruption}, {_window_words(window)}", int(13 * 3.3)), fontsize=8.5, loc="left")
     axes[0][0].set_ylim(*scale_of(comparison, grid.metric))
     figure.supylabel(_axis(grid.metric).replace("\n", " "), fontsize=9)
     legend_below(figure, list(axes.ravel()), 2, _conventions(pd.concat([p.rows for p in grid.panels.values()])))
     what = f"profiles{f' – {grid.title}' if grid.title else ''}"
-    headline(figure, what, f"{sample(overview.loc[list(used)])}; {INTERVALS}; dashed: total effect")
+    headline(
+        figure, *_title(comparison, what, f"{sample(overview.loc[list(used)])}; {INTERVALS}; dashed: total effect")
+    )
     return figure
 
 
@@ -129,7 +156,7 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, name: str, style: tuple[str, str]
     rows = rows.sort_values("layer")
     layers, effect, clipped = rows["layer"].to_numpy(float) + aside, rows["effect"].to_numpy(), clipped_of(rows)
     whiskers(axes, layers, rows, "effect", color=colour)
-    label = {"label": cut(name, LONGEST)} if name else {}
+    label = {"label": _plain(name, LONGEST)} if name else {}
     axes.plot(layers, effect, marker, linestyle="-", color=colour, markersize=4.5, linewidth=1.5, zorder=3, **label)
     axes.plot(
         layers[clipped], effect[clipped], marker, color=colour, markersize=4.5, markerfacecolor="white", zorder=3.1
@@ -170,7 +197,7 @@ def _overlay(comparison: Comparison, grid: Grid) -> Figure | None:
     legend_below(figure, list(panels), 2)
     runs = comparison.overview[comparison.overview["run"].isin({r for p in grid.panels.values() for r in p.runs})]
     what = f"corruptions overlaid{f' – {grid.title}' if grid.title else ''}"
-    headline(figure, what, f"{sample(runs)}; {INTERVALS}")
+    headline(figure, *_title(comparison, what, f"{sample(runs)}; {INTERVALS}"))
     return figure
 
 
@@ -194,7 +221,7 @@ def _colours(axes: Axes, values: np.ndarray, limit: float, rows: Sequence[str], 
     """A heatmap with named rows and columns, 0 white."""
     limit = max(limit, 1e-12)
     image = axes.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-    axes.set_yticks(range(len(rows)), [cut(name, LONGEST) for name in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
     return image
 
@@ -212,13 +239,14 @@ def _heatmap(comparison: Comparison, metric: str) -> Figure:
     )
     figure = Figure(figsize=(4.2 + 0.34 * len(layers), 1.9 + 0.26 * len(names)), layout="constrained")
     axes = figure.add_subplot()
-    image = _colours(axes, effect, float(np.nanmax(np.abs(effect))), names, layers)
-    sure = np.argwhere((low > 0) | (high < 0))
-    axes.plot(sure[:, 1], sure[:, 0], "o", color="#444444", markersize=2)
+    image = _colours(axes, effect, float(np.nanmax(np.abs(effect))), _short(names), layers)
+    for row, column in np.argwhere((low > 0) | (high < 0)):
+        ink = "white" if abs(effect[row, column]) > 0.6 * np.nanmax(np.abs(effect)) else "#444444"
+        axes.plot(column, row, "o", color=ink, markersize=2)
     axes.set_xlabel("layer")
     figure.colorbar(image, ax=axes, label=f"mean {_axis(metric)}", pad=0.02)
     more = f"; the first {MOST_ROWS}" if table["line"].nunique() > MOST_ROWS else ""
-    headline(figure, f"run × layer{more}", f"{sample(runs)}; dot: 95 % interval without 0")
+    headline(figure, *_title(comparison, f"run × layer{more}", f"{sample(runs)}; dot: 95 % interval without 0"))
     return figure
 
 
@@ -227,10 +255,10 @@ def _peaks(comparison: Comparison, metric: str) -> Figure | None:
     runs = comparison.overview[(comparison.overview["metric"] == metric) & comparison.overview["peak_effect"].notna()]
     if not len(runs):
         return None
-    labels, shown = run_labels(list(comparison.overview["run"])), runs.iloc[:MOST_ROWS]
+    labels, shown = _labels(comparison), runs.iloc[:MOST_ROWS]
     rows = [
         {"value": row["peak_effect"], "low": row["peak_effect_low"], "high": row["peak_effect_high"]}
-        | {"name": f"{cut(labels[row['run']], LONGEST)}\n{row['peak_place']}"}
+        | {"name": f"{labels[row['run']]}\n{row['peak_place']}"}
         for row in shown.to_dict("records")
     ]
     figure = _forest(rows, _axis(metric).replace("\n", " "), "peak effect", 0.42)
@@ -238,7 +266,7 @@ def _peaks(comparison: Comparison, metric: str) -> Figure | None:
     axes.plot(shown["total_effect"], range(len(shown)), "|", color=ORANGE, markersize=13, label="total effect")
     legend_below(figure, [axes], 2)
     more = f"; the first {MOST_ROWS} runs" if len(runs) > MOST_ROWS else ""
-    headline(figure, f"peak of each run{more}", f"{sample(runs)}; {INTERVALS}")
+    headline(figure, *_title(comparison, f"peak of each run{more}", f"{sample(runs)}; {INTERVALS}"))
     return figure
 
 
@@ -263,10 +291,10 @@ def _differences(comparison: Comparison, quantity: str) -> Figure | None:
     pairs = [row for row in largest(comparison.differences) if row["quantity"] == quantity]
     if not pairs:
         return None
-    labels, shown = run_labels(list(comparison.overview["run"])), pairs[: MOST_ROWS // 2]
+    labels, shown = _labels(comparison), pairs[: MOST_ROWS // 2]
     rows = [
         {"value": row["difference"], "low": row["low"], "high": row["high"]}
-        | {"name": f"{cut(labels[row['a']], LONGEST)}\n− {cut(labels[row['b']], LONGEST)}: {place_words(row)}"}
+        | {"name": f"{labels[row['a']]}\n− {labels[row['b']]}: {place_words(row)}"}
         for row in shown
     ]
     words = "difference in the share recovered" if quantity == "recovered" else "difference in effect"
@@ -276,7 +304,8 @@ def _differences(comparison: Comparison, quantity: str) -> Figure | None:
     more = f"; the {len(shown)} largest of {len(pairs)} pairs" if len(shown) < len(pairs) else ""
     said = f"n = {images} included in both; 95 % intervals, both runs resampled together"
     headline(
-        figure, f"paired differences{more}", said, "each the largest of its layers: see the corrected p in the table"
+        figure,
+        *_title(comparison, f"paired differences{more}", said, "each the largest of its layers: see the corrected p"),
     )
     return figure
 
@@ -286,12 +315,12 @@ def _rank_correlation(comparison: Comparison) -> Figure | None:
     table = comparison.rank_correlation.iloc[:MOST_ROWS, :MOST_ROWS]
     if len(table) < 2:
         return None
-    labels = run_labels(list(comparison.rank_correlation.columns))
+    labels = _labels(comparison)
     names = [labels[name] for name in table.columns]
     side = 0.3 * len(names)
     figure = Figure(figsize=(4.6 + side, 3.4 + side), layout="constrained")
     axes = figure.add_subplot()
-    image = _colours(axes, table.to_numpy(float), 1.0, names, [cut(name, LONGEST) for name in names])
+    image = _colours(axes, table.to_numpy(float), 1.0, names, names)
     axes.tick_params(axis="x", rotation=90)
     if len(names) <= 20:
         for (row, column), value in np.ndenumerate(table.to_numpy(float)):
@@ -306,7 +335,7 @@ def _rank_correlation(comparison: Comparison) -> Figure | None:
                 color=ink,
             )
     figure.colorbar(image, ax=axes, label="Spearman's rank correlation", pad=0.02)
-    headline(figure, "rank correlation of layer profiles", "of the series that has the peak")
+    headline(figure, *_title(comparison, "rank correlation of layer profiles", "of the series that has the peak"))
     return figure
 
 
@@ -324,7 +353,7 @@ def _relative_depth(comparison: Comparison) -> Figure | None:
         colour, marker = STYLES[i % len(STYLES)][0], STYLES[(i + i // len(STYLES)) % len(STYLES)][1]
         rows, depth = rows.sort_values("layer"), int(rows["depth"].iloc[0])
         whiskers(axes, rows["relative_depth"].to_numpy(), rows, "recovered", color=colour, alpha=0.6)
-        label = f"{cut(str(name), LONGEST)} ({depth} blocks)"
+        label = f"{_plain(str(name), LONGEST)} ({depth} blocks)"
         axes.plot(
             rows["relative_depth"], rows["recovered"], marker, linestyle="-", color=colour, markersize=4.5, label=label
         )
@@ -333,5 +362,5 @@ def _relative_depth(comparison: Comparison) -> Figure | None:
     axes.set_ylabel("share of the total effect recovered")
     axes.grid(axis="y", alpha=0.25)
     legend_below(figure, [axes], 2)
-    headline(figure, "runs by relative depth", f"{sample(comparison.overview)}; {INTERVALS}")
+    headline(figure, *_title(comparison, "runs by relative depth", f"{sample(comparison.overview)}; {INTERVALS}"))
     return figure

@@ -51,30 +51,30 @@ def corruption_words(row: Mapping[str, object]) -> str:
 
 def grids(comparison: Comparison) -> list[Grid]:
     """All profiles, each in one panel; a panel holds several runs where these differ in what makes no facet."""
-    overview, labels = comparison.overview, run_labels(list(comparison.overview["run"]))
+    overview = comparison.overview
     differing = [name for name in FACETS if overview[name].nunique(dropna=False) > 1]
     found = []
-    for values, runs in overview.fillna("").groupby(list(FACETS), sort=False):
+    for values, runs in overview.groupby(list(FACETS), sort=False, dropna=False):
         said = dict(zip(FACETS, values, strict=True))
-        title = ", ".join(f"{name} {said[name] or 'all'}" for name in differing)
-        found.append(_grid(title, runs, comparison.profiles, labels))
+        title = ", ".join(f"{name} {said[name]}" for name in differing if said[name])
+        found.append(_grid(title, runs, comparison.profiles))
     return found
 
 
-def _grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame, labels: Mapping[str, str]) -> Grid:
+def _grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
     corruption = {row["run"]: corruption_words(row) for row in runs.to_dict("records")}
     rows = profiles[profiles["run"].isin(corruption)]
     places = pd.Series(list(zip(rows["run"].map(corruption), rows["window"].map(window_word), strict=True)), rows.index)
-    panels = {place: _panel(rows.loc[group.index], labels) for place, group in places.groupby(places, sort=False)}
+    panels = {place: _panel(rows.loc[group.index]) for place, group in places.groupby(places, sort=False)}
     windows = [window_word(window) for window in sorted(set(rows["window"]), key=lambda window: (window < 0, window))]
     return Grid(title, str(runs["metric"].iloc[0]), tuple(dict.fromkeys(corruption.values())), tuple(windows), panels)
 
 
-def _panel(rows: pd.DataFrame, labels: Mapping[str, str]) -> Panel:
+def _panel(rows: pd.DataFrame) -> Panel:
     runs = tuple(dict.fromkeys(rows["run"]))
     names = pd.concat([pd.Series(series_of(own), own.index) for _, own in rows.groupby("run", sort=False)])
     if len(runs) > 1:
-        names = rows["run"].map(labels).str.cat(names, sep=" ").str.strip()
+        names = rows["run"].map(run_labels(runs)).str.cat(names, sep=" ").str.strip()
     return Panel(runs, rows.assign(line=names))
 
 
@@ -84,7 +84,7 @@ def lines(comparison: Comparison) -> pd.DataFrame:
     labels = run_labels(list(comparison.overview["run"]))
     kept = []
     for row in comparison.overview.to_dict("records"):
-        rows = comparison.profiles[comparison.profiles["run"] == row["run"]].fillna({"series": ""})
+        rows = comparison.profiles[comparison.profiles["run"] == row["run"]]
         if rows["series"].nunique() > MOST_SERIES:
             rows = rows[rows["series"] == _peak_series(rows, row)]
         kept.append(rows.assign(line=[f"{labels[row['run']]} {series}".strip() for series in rows["series"]]))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,31 @@ from vitpatch.store import written_beside
 ASSETS = Path(__file__).parent / "assets" / "page"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "sortable.auto.min.js")
 MOST_BYTES = 4_900_000
-"""Of a page; a larger one goes without images."""
+"""Of a page."""
+LEFT_OUT = (
+    (),
+    ("gallery",),
+    ("gallery", "overlay", "controls", "synergy"),
+    ("gallery", "overlay", "controls", "synergy", "grid"),
+)
+"""The sections that a page goes without, more and more, until it is small enough."""
 
 
 def write_page(comparison: Comparison, file: Path) -> None:
     """Writes the page of a comparison, by rename; its links are relative to the file's folder."""
-    text = page(comparison)
-    if len(text.encode()) > MOST_BYTES:
-        text = page(comparison, with_images=False)
+    for without in LEFT_OUT:
+        text = page(comparison, without)
+        if len(text.encode()) <= MOST_BYTES:
+            break
     with written_beside(file) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
-def page(comparison: Comparison, with_images: bool = True) -> str:
-    """The page's text. All that is shown is escaped, and only the page's own scripts may run in it."""
+def page(comparison: Comparison, without: Sequence[str] = ()) -> str:
+    """The page's text, ``without`` some sections.
+
+    All that is shown is escaped, and only the page's own scripts may run in it.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         autoescape=True,
@@ -46,8 +58,8 @@ def page(comparison: Comparison, with_images: bool = True) -> str:
     return environment.get_template("page.html.jinja").render(
         title=f"Comparison of {number} runs" if number > 1 else comparison.overview["title"].iloc[0],
         warnings=comparison.warnings,
-        sections=list(sections(comparison, with_images)),
-        without_images=not with_images,
+        sections=list(sections(comparison, without)),
+        without=", ".join(without),
         scripts=[Markup(script) for script in scripts],
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         css=Markup(_asset("page.css")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ from vitpatch.outcome import series_of
 from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
 from vitpatch.plots import METRIC_NAMES
 from vitpatch.profiles import clipped_of
-from vitpatch.run_labels import run_labels
+from vitpatch.run_labels import elided, run_labels
 from vitpatch.spec import Metric
 
 MOST_DOTS = 200
 """Points of a run's patches in a panel; of more those with the largest effects."""
+LONGEST = 52
+"""Letters of a run's name at an axis."""
 MOST_PAIRS = 40
 """Pairs of runs whose differences are drawn, from the largest on."""
 SAID = ("line", "layer", "layers patched", "effect [95 %]", "recovered [95 %]", "p, corrected")
@@ -88,7 +91,12 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
         if len(rows) < len(panel.rows)
         else ""
     )
-    links = [link for run in runs for link in run_links(run)]
+    named = run_labels(panel.runs) if len(runs) > 1 else {}
+    links = [
+        replace(link, word=f"{named[run['run']]}: {link.word}") if named else link
+        for run in runs
+        for link in run_links(run)
+    ]
     label = f"{corruption}, {words}: mean effect by layer, {_sample(runs)}"
     return Chart(profile.spec(), label, f"{corruption}, {words} ({_sample(runs)}{note})", links)
 
@@ -152,7 +160,9 @@ def heatmaps(comparison: Comparison) -> list[Chart]:
             one | {"row": one["line"], "column": one["layer"], "sure": not row_low <= 0 <= row_high}
             for one, row_low, row_high in zip(records(rows), rows["effect_low"], rows["effect_high"], strict=True)
         ]
-        names, layers = list(dict.fromkeys(rows["line"])), sorted(set(rows["layer"]))
+        short = elided(list(dict.fromkeys(rows["line"])), LONGEST)
+        cells = [cell | {"row": short[cell["row"]]} for cell in cells]
+        names, layers = list(short.values()), sorted(set(rows["layer"]))
         limit = float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
         heatmap = Heatmap(cells, names, layers, "layer", axis_words(metric), limit, SAID)
         found.append(Chart(heatmap.spec(), f"Heatmap of effects, run by layer, on {metric}", wide=True))
@@ -161,7 +171,7 @@ def heatmaps(comparison: Comparison) -> list[Chart]:
 
 def peaks(comparison: Comparison) -> list[Chart]:
     """The peak's effect of each run with its interval, a chart a metric."""
-    labels = run_labels(list(comparison.overview["run"]))
+    labels = _labels(comparison)
     found = []
     for metric, runs in comparison.overview.groupby("metric", sort=False):
         rows = [
@@ -198,10 +208,17 @@ def differences(comparison: Comparison) -> list[Chart]:
         names = list(dict.fromkeys(row["line"] for row in rows))
         said = ["pick", "place", "a − b [95 %]", "a", "b"]
         is_joined = len(names) <= MOST_SERIES
-        profile = Profile(rows, names if is_joined else [], words, None, said, joined=is_joined, height=240)
+        profile = Profile(rows, names if is_joined else [], words, _domain(rows), said, joined=is_joined, height=240)
         chart = picked_profile(profile, list(dict.fromkeys(picks.values())))
         found.append(Chart(chart, f"Paired {words} by layer, with intervals", f"{words}, run a − run b", wide=False))
     return found
+
+
+def _domain(rows: Records) -> tuple[float, float]:
+    """One scale for all pairs, around 0."""
+    ends = np.array([[row["value"], row["low"], row["high"]] for row in rows], float)
+    limit = 1.05 * max(float(np.nanmax(np.abs(ends))), 0.01)
+    return -limit, limit
 
 
 def _of_pairs(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str]) -> Records:
@@ -233,10 +250,17 @@ def _difference(row: dict[str, Any], picks: Mapping[tuple[str, str], str]) -> di
     }
 
 
+def _labels(comparison: Comparison) -> dict[str, str]:
+    """By run's name what stands at an axis."""
+    labels = run_labels(list(comparison.overview["run"]))
+    short = elided(list(labels.values()), LONGEST)
+    return {run: short[label] for run, label in labels.items()}
+
+
 def rank_correlation(comparison: Comparison) -> Chart:
     """Runs × runs."""
     table = comparison.rank_correlation
-    labels = run_labels(list(table.columns))
+    labels = _labels(comparison)
     rows = [
         {
             "row": labels[a],

@@ -68,10 +68,10 @@ class Section:
         return not (self.panels or self.charts or tables or self.albums or self.facts)
 
 
-def sections(comparison: Comparison, with_images: bool) -> Iterator[Section]:
-    """The parts of the page that there is something in, in order."""
+def sections(comparison: Comparison, without: Sequence[str] = ()) -> Iterator[Section]:
+    """The parts of the page that there is something in, in order, ``without`` some."""
     parts = (_what, _grid, _overlay, _heatmap, _peaks, _differences, _matched, _rank, _depth, _synergy, _controls)
-    made = (part(comparison) for part in (*parts, *([_gallery] if with_images else [])))
+    made = (part(comparison) for part in (*parts, _gallery) if part.__name__.strip("_") not in without)
     return (section for section in made if not section.is_empty)
 
 

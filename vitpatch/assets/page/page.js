@@ -3,7 +3,7 @@
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   const range = {
     light: ["#0072B2", "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288"],
-    dark: ["#56B4E9", "#CC79A7", "#F0E442", "#4E8FD0", "#E8718D", "#B9B94A", "#B0B0B0", "#A79BEF"],
+    dark: ["#56B4E9", "#CC79A7", "#F0E442", "#E6E9ED", "#E8718D", "#8FA83A", "#9AA0A6", "#8C8CFF"],
   };
   const config = (dark) => {
     const ink = dark ? "#e6e9ed" : "#1b1f24", line = dark ? "#343b44" : "#e1e5ea", domain = dark ? "#6a737d" : "#8b949e";

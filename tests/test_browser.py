@@ -1,0 +1,126 @@
+"""The page in a real browser, where there is one: chromium, from the system."""
+
+import shutil
+
+import pytest
+from compared_by_hand import hostile
+
+from vitpatch.page import write_page
+
+pytestmark = pytest.mark.long
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    comparison = hostile(folder)
+    write_page(comparison, folder / "comparison" / "index.html")
+    return folder / "comparison" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as tools:
+        # in a container the browser's own sandbox has no rights; the page is ours
+        started = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, file):
+    """Opens the page with a context's options; ``said`` is all that it complained of or asked for."""
+    contexts = []
+
+    def open_page(**options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: said.append(request.url))
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-drawn]", state="attached")
+        return page, [line for line in said if not line.startswith(("data:", file.as_uri()))]
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def test_charts_are_drawn_without_a_complaint_or_a_request(opened):
+    page, said = opened()
+    assert said == []
+    charts, drawn = page.locator(".chart").count(), page.locator(".chart svg").count()
+    assert charts == drawn > 10
+    assert page.locator(".chart summary").count() == 0  # no menu that leads elsewhere
+
+
+def test_a_click_sorts_by_the_true_value(opened):
+    page, _ = opened()
+    table = page.locator("#peaks table")
+    names = table.locator("thead th").all_inner_texts()
+    column = next(i for i, name in enumerate(names) if name.startswith("effect"))
+
+    def order():
+        cells = table.locator("tbody tr").evaluate_all(
+            "(rows, at) => rows.map((row) => row.cells[at].dataset.sort)", column
+        )
+        return [float(cell) for cell in cells]
+
+    before = order()
+    table.locator("thead th").nth(column).click()
+    page.wait_for_timeout(50)
+    assert order() == sorted(before, reverse=True) != before
+    table.locator("thead th").nth(column).press("Enter")
+    page.wait_for_timeout(50)
+    assert order() == sorted(before)
+
+
+def test_hover_says_layer_and_value(opened):
+    page, _ = opened(viewport={"width": 1200, "height": 900})
+    chart = page.locator("#grid .chart svg").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    words = tooltip.inner_text()
+    assert "layer" in words and "effect [95 %]" in words and "[" in words
+
+
+def test_dark_differs_and_follows_the_system(opened):
+    light, _ = opened(color_scheme="light")
+    dark, said = opened(color_scheme="dark")
+    assert said == []
+
+    def colours(page):
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return paper, page.locator("#grid .chart svg text").first.get_attribute("fill")
+
+    assert colours(light)[0] != colours(dark)[0] and colours(light)[1] != colours(dark)[1]
+    dark.emulate_media(color_scheme="light")
+    dark.wait_for_selector("html[data-drawn=light]", state="attached")
+    assert colours(light) == colours(dark)
+
+
+def test_a_phone_scrolls_boxes_not_the_page(opened):
+    page, _ = opened(viewport={"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#peaks .scroll").evaluate_all("(all) => all.some((e) => e.scrollWidth > e.clientWidth)")
+
+
+def test_a_pair_is_picked(opened):
+    page, _ = opened()
+    select = page.locator("#differences select").first
+    options = select.locator("option").all_inner_texts()
+    drawing = page.locator("#differences .chart svg").first
+    before = drawing.inner_html()
+    select.select_option(options[-1])
+    page.wait_for_timeout(200)
+    assert len(options) > 1 and drawing.inner_html() != before

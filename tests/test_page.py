@@ -1,0 +1,235 @@
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
+from hand_made import NOISE, save_run
+from PIL import Image
+
+from vitpatch import page_gallery
+from vitpatch.cells import NONE, address, estimate, number, p_value
+from vitpatch.compared import compared
+from vitpatch.comparison_figures import draw, save
+from vitpatch.facets import grids
+from vitpatch.finished import found_below, read
+from vitpatch.page import ASSETS, LIBRARIES, embedded, page, write_page
+from vitpatch.run_labels import elided, run_labels
+from vitpatch.thumbnails import data_url
+
+VERSIONS = {
+    "vega.min.js": "8f6a3587cf8d4f42c7e08120e3eb05d067e746d554e39d2dcf52acc0bd5ba28f",
+    "vega-lite.min.js": "35a9821df838825b05a6a73e9414b58747a1b18321583858ed903c66393a5c7e",
+    "vega-embed.min.js": "b1455caba2fb1a72fb46025ba0ba1316e2dbc7f0dd40a3f6040172bf9c08ba91",
+    "sortable.auto.min.js": "8ccfb076f8831d1f4f5e7863c0b8960eb642e6bfdc2690115810daf273623e77",
+}
+SECTIONS = "what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()
+
+
+class Reader(HTMLParser):
+    """What a browser would find: elements with attributes, words, specifications, scripts and tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.scripts, self.specs, self.inside = [], [], [], [], []
+        self.rows = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "wbr"):
+            self.inside.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append((dict(attrs).get("data-sort"), ""))
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, attrs = self.inside[-1] if self.inside else ("", {})
+        if tag == "script":
+            (self.specs if attrs.get("type") == "application/json" else self.scripts).append(data)
+        elif tag != "style":
+            self.words.append(data)
+            if self.rows and any(name in ("td", "th") for name, _ in self.inside):
+                sort, words = self.rows[-1][-1]
+                self.rows[-1][-1] = sort, words + data
+
+    def attributes(self, tag, name):
+        return [attrs[name] for of, attrs in self.tags if of == tag and name in attrs]
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    return hostile(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def read_page(comparison):
+    return Reader(page(comparison))
+
+
+def test_nothing_breaks_out_of_the_page(read_page):
+    assert len(read_page.scripts) == len(LIBRARIES) + 1
+    assert not any("alert(1)" in script for script in read_page.scripts)
+    assert not any(attrs.get("src") == "x" for _, attrs in read_page.tags)
+    assert not [name for _, attrs in read_page.tags for name in attrs if name.startswith("on")]
+    words = "".join(read_page.words)
+    assert f"weights differ: {EVIL}" in words and f"drawn by lot {EVIL}" in words
+    assert IN_A_FOLDER.split(",")[0] in words
+
+
+def test_only_its_own_scripts_may_run_and_nothing_is_fetched(read_page):
+    (policy,) = [a["content"] for t, a in read_page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe-eval" not in policy
+    script = re.search("script-src ([^;]*);", policy)[1]
+    assert "unsafe-inline" not in script and script.count("sha256-") == len(read_page.scripts)
+    for attribute, of in (("src", "img script"), ("href", "link")):
+        for tag in of.split():
+            assert all(value.startswith("data:") for value in read_page.attributes(tag, attribute))
+    urls = [value for value in read_page.attributes("a", "href") if not value.startswith(("#", "../", "./"))]
+    assert set(urls) == {"https://wandb.ai/a?b=1&c=<2>"}
+
+
+def test_links_lead_to_files_that_are_there(comparison, tmp_path_factory, read_page):
+    from urllib.parse import unquote
+
+    folders = [value for value in read_page.attributes("a", "href") if value.startswith("../")]
+    place = comparison.runs[0].folder.path.parents[1] / "comparison"
+    assert folders and all((place / unquote(value)).exists() for value in folders)
+    named = [value for value in folders if "script" in value]
+    assert named and not any(letter in value for value in named for letter in "<>\"'?#&")
+
+
+def test_sections_contents_and_charts(comparison, read_page):
+    ids = read_page.attributes("section", "id")
+    assert ids == SECTIONS
+    assert [value[1:] for value in read_page.attributes("a", "href") if value.startswith("#")] == ids
+    specs = [json.loads(text) for text in read_page.specs]
+    assert len(specs) == len([a for _, a in read_page.tags if a.get("class") == "chart"]) > 10
+    assert all(spec["$schema"].endswith("vega-lite/v6.json") and spec["width"] == "container" for spec in specs)
+    assert all(label for label in read_page.attributes("div", "aria-label"))
+
+
+def test_cells_show_rounded_and_sort_by_the_true_value(comparison, read_page):
+    row = comparison.overview.iloc[0]
+    shown = estimate(row["peak_effect"], row["peak_effect_low"], row["peak_effect_high"])
+    assert (shown.sort, shown.text) in [cell for cells in read_page.rows for cell in cells]
+    assert float(shown.sort) == row["peak_effect"] != float(shown.text.split()[0])
+    assert ("", NONE) in [cell for cells in read_page.rows for cell in cells]
+
+
+def test_cells():
+    assert number(-0.25, "+.1f").text == "−0.2" and number(float("nan")).sort == ""
+    assert estimate(0.5, np.nan, np.nan).text == "+0.500"
+    assert p_value(0.00004).text == "< 0.001" and float(p_value(0.00004).sort) == 0.00004
+    assert address("javascript:alert(1)") == "./javascript%3Aalert%281%29"
+    assert address("//host/x") == "./host/x" and address("../a b") == "../a%20b"
+
+
+def test_labels():
+    names = ["A/gray,limit=4,window=1", "A/gray,limit=4,window=3"]
+    assert list(run_labels(names).values()) == ["window=1", "window=3"]
+    assert run_labels(["a,b", "a"]) == {"a,b": "a,b", "a": "a"}
+    assert run_labels(["x"]) == {"x": "x"}
+    assert elided(["a" * 30 + "1", "a" * 30 + "2"], 10) == {"a" * 30 + n: f"aaaa…aaaa{n}" for n in "12"}
+
+
+def test_every_patch_is_in_one_panel(comparison):
+    found = grids(comparison)
+    rows = [row for grid in found for panel in grid.panels.values() for row in panel.rows.index]
+    assert sorted(rows) == list(comparison.profiles.index)
+    assert len(found) == 3  # of two models, and of heads
+    for grid in found:
+        for panel in grid.panels.values():
+            assert not panel.rows.duplicated(["line", "layer"]).any()
+
+
+def test_one_scale_and_hollow_markers(read_page):
+    specs = [json.loads(text) for text in read_page.specs]
+    profiles = [spec for spec in specs if spec["height"] == 170]
+    scales = {
+        json.dumps(layer["encoding"]["y"]["scale"]) for s in profiles for layer in s["layer"] if "near" in str(layer)
+    }
+    assert len(scales) == 1 and "domain" in scales.pop()
+    clipped = [row for spec in profiles for row in spec["data"]["values"] if row["clipped"]]
+    assert {row["layers patched"] for row in clipped} == {"0–1", "4–5"}
+
+
+def test_a_single_run_has_no_empty_sections(tmp_path):
+    one = Reader(page(single(tmp_path)))
+    assert one.attributes("section", "id") == ["what", "grid", "heatmap", "peaks"]
+    assert "relative_depth" not in draw(single(tmp_path / "again"))
+
+
+def test_images_within_the_budget(comparison, monkeypatch):
+    made, _ = page_gallery.albums(comparison)
+    assert len(made) == 1 and made[0].cards[0].name == EVIL
+    monkeypatch.setattr(page_gallery, "BUDGET", 10)
+    made, _ = page_gallery.albums(comparison)
+    assert not made
+
+
+def test_thumbnails_are_small():
+    big = data_url(np.random.default_rng(0).integers(0, 255, (400, 300, 3)).astype(np.uint8))
+    assert big.startswith("data:image/jpeg") and len(big) < 40_000
+    assert data_url(np.zeros((32, 32, 3), np.uint8)).startswith("data:image/png")
+
+
+def test_figures_of_hostile_runs(comparison, tmp_path):
+    import xml.dom.minidom
+
+    figures = draw(comparison)
+    wanted = {"grid_1", "grid_2", "grid_3", "overlay_1", "heatmap", "peaks", "rank_correlation", "relative_depth"}
+    assert wanted | {"differences_recovered"} <= set(figures)
+    for name in ("grid_1", "heatmap", "relative_depth"):
+        save(figures[name], tmp_path / name)
+        xml.dom.minidom.parse(str(tmp_path / f"{name}.svg"))
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 400
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 3 + [".svg"] * 3
+
+
+def test_forty_runs_fit(tmp_path):
+    for i in range(40):
+        corruption = NOISE | {"std": i // 4 / 10 + 0.1}
+        save_run(tmp_path / f"std={i // 4},seed={i % 4}", effects(12, i), depth=12, seed=i % 4, corruption=corruption)
+    comparison = compared([read(one) for one in found_below([tmp_path])], tmp_path)
+    write_page(comparison, tmp_path / "index.html")
+    assert (tmp_path / "index.html").stat().st_size < 5_000_000
+    assert not list(tmp_path.glob(".*"))
+    words = "".join(Reader((tmp_path / "index.html").read_text()).words)
+    assert "300 of 780 rows; all are in differences.csv" in words
+
+
+def test_a_page_too_large_says_what_it_leaves_out(comparison, tmp_path, monkeypatch):
+    from vitpatch import page as room
+
+    monkeypatch.setattr(room, "MOST_BYTES", len(page(comparison).encode()) - 1)
+    write_page(comparison, tmp_path / "index.html")
+    smaller = Reader((tmp_path / "index.html").read_text())
+    assert smaller.attributes("section", "id") == SECTIONS[:-1]
+    assert "so that the page stays small: gallery." in "".join(smaller.words)
+
+
+def test_heads_are_dots_of_one_colour(read_page):
+    specs = [json.loads(text) for text in read_page.specs]
+    dots = [spec for spec in specs if len({row.get("line") for row in spec["data"]["values"]}) > 8]
+    points = [layer["encoding"] for spec in dots for layer in spec["layer"] if "shape" in layer["encoding"]]
+    assert points and all("value" in encoding["color"] for encoding in points)
+
+
+def test_json_cannot_end_its_element():
+    assert "<" not in embedded(EVIL) and json.loads(embedded(EVIL)) == EVIL
+
+
+def test_libraries_are_as_published():
+    assert set(VERSIONS) == set(LIBRARIES)
+    for name, digest in VERSIONS.items():
+        content = (ASSETS / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest, f"{name}: change README.md and this table with it"
+        assert b"</script" not in content.lower()
