@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from vitpatch.config import register_resolvers
+from vitpatch.sweep import job, to_the_end
 
 register_resolvers()
 
@@ -11,10 +12,8 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="conf", config_name="patch")
 def main(cfg: DictConfig) -> None:
     """Runs the job that Hydra composed."""
-    from vitpatch.sweep import job  # heavy: after --help is answered
-
     job("vitpatch.run", cfg)
 
 
 if __name__ == "__main__":
-    main()
+    to_the_end(main)

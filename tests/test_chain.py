@@ -109,7 +109,7 @@ def test_a_users_own_option_is_found_and_its_values_are_the_runs(cli, made, tmp_
     assert [step.get("std") for step in steps] == [None, 0.35]
     (tmp_path / "own" / "corruption" / "grain.yaml").write_text(OWN.replace("0.35", "0.25"))  # another run by value
     code, out = cli(*where, "corruption=chain", "corruption.steps=[gray,grain]", *tiny, *rest)
-    assert code == 1 and "holds a finished run with other settings" in out, out
+    assert code == 1 and "holds a finished run with other corruption.steps (" in out, out
     code, out = cli(*where, "corruption=loop", *tiny, *rest[:-1], f"hydra.run.dir={tmp_path / 'loop'}")
     assert code == 1 and "corruption.steps 'loop': is a chain that holds itself" in out, out
 

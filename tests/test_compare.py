@@ -206,7 +206,7 @@ def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
 
 def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
     good = save_run(tmp_path / "x" / "good", rng.random((4, 3)))
-    for name in ("identity", "config", "json", "summary", "effects", "examples", "peak", "missing"):
+    for name in ("identity", "config", "json", "summary", "effects", "examples", "pages", "peak", "missing"):
         folder = tmp_path / "x" / name
         shutil.copytree(good, folder)
         file = folder / "manifest.json"
@@ -218,8 +218,8 @@ def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
         elif name == "peak":
             manifest["peak"]["layer"] = 7
         file.write_text("{" if name == "json" else json.dumps(manifest))
-        if name in ("effects", "examples"):
-            (folder / f"{name}.parquet").write_bytes((good / f"{name}.parquet").read_bytes()[:60])
+        if name in ("effects", "examples", "pages"):
+            (folder / f"{name}.parquet").write_bytes((good / "effects.parquet").read_bytes()[:60])
         elif name == "summary":
             (folder / "summary.csv").write_text("site,layer\n")
         elif name == "missing":
@@ -230,7 +230,7 @@ def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
         shutil.copytree(good, tmp_path / "x" / inside / "copy")
     code, said = call(tmp_path / "x")
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(errors) == 8 and all("another version, or a file is broken" in line for line in errors)
+    assert code == 1 and len(errors) == 9 and all("another version, or a file is broken" in line for line in errors)
     assert list(pd.read_csv(tmp_path / "x" / "comparison" / "overview.csv")["run"]) == ["good"]
 
 

@@ -62,8 +62,28 @@ def test_ctrl_c_ends_a_sweep_by_joblib_and_it_goes_on(made, tmp_path):
     said = log.read_text()
     assert code == 130 and "Traceback" not in said and " runs finished in " in said, said
     assert not list(tmp_path.glob("w*/manifest.json"))
+    begun = pd.read_csv(tmp_path / "states.csv").set_index("run")["state"]
+    assert len(begun) == 4 and set(begun) <= {"interrupted", "not started"}, said
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "4 of 4 runs finished" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.long
+def test_a_launcher_whose_workers_are_killed_ends_in_the_table(made, tmp_path):
+    arguments = overrides(made, tmp_path, "window=1,2,3", "batch_size=1", "hydra.launcher.n_jobs=2")
+    log = tmp_path / "log.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(launched("joblib", *arguments), cwd=ROOT, stdout=out, stderr=out)
+        while not list(tmp_path.glob("w*/.hydra/holder.json")):
+            time.sleep(0.1)
+            assert process.poll() is None, log.read_text()
+        holders = [json.loads(file.read_text()) for file in tmp_path.glob("w*/.hydra/holder.json")]
+        for holder in holders:
+            os.kill(holder["process"], signal.SIGKILL)
+        code = process.wait(timeout=120)
+    said = log.read_text()
+    assert code == 1 and "unfinished: w" in said and "0 of 3 runs finished in" in said, said
+    assert len(pd.read_csv(tmp_path / "states.csv")) == 3
 
 
 def test_what_an_agent_starts(cli, made, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def test_a_dry_run_says_its_line_and_touches_nothing(patched, tmp_path, caplog):
         patched("window=2", "dry_run=true", folder="dry")
     assert "plan: 4 patches" in caplog.text
     assert [p.name for p in (tmp_path / "dry").rglob("*") if p.is_file()] == ["start.json"]
-    with pytest.raises(VitPatchError, match="other settings"):
+    with pytest.raises(VitPatchError, match=r"other window \(\[1\] there, \[2\] here\)"):
         patched("window=2")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     caplog.clear()

@@ -260,18 +260,27 @@ def test_without_how_it_began_a_run_is_begun_anew(patched, stopped, batches, cap
     assert len(batches) == 3 and results(folder) == results(whole)
 
 
-def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(patched, batches, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("effects-00000002.parquet", _flip),
+        ("examples-00000002.parquet", lambda path: path.unlink()),
+        ("batch-00000002.json", _halve),
+        ("batch-00000002.json", lambda path: path.unlink()),  # whose images would be lost
+    ],
+)
+def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(patched, batches, monkeypatch, name, harm):
     whole = patched(folder="whole")
     merge = Shards.merge
 
-    def damaged(self, into):
-        _flip(self.path / "effects-00000002.parquet")
-        merge(self, into)
+    def damaged(self, *arguments):
+        harm(self.path / name)
+        merge(self, *arguments)
 
     batches.clear()
     with monkeypatch.context() as once:
         once.setattr(Shards, "merge", damaged)
-        with pytest.raises(VitPatchError, match=r"effects-00000002.parquet: damaged on the disk; the same command"):
+        with pytest.raises(VitPatchError, match=rf"{name}: damaged on the disk, or gone; the same command"):
             patched()
     folder = whole.parent / "run"
     assert not (folder / "manifest.json").exists()

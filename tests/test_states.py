@@ -1,5 +1,6 @@
 """The table of a sweep's runs: states from folders, whoever made them; how far a sweep is."""
 
+import errno
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 from vitpatch import states
 from vitpatch.store import RunFolder
+from vitpatch.sweep import SweepCallback, to_the_end
 
 SINCE = 1000.0
 
@@ -87,6 +89,53 @@ def test_the_table_is_aligned_and_short(sweep):
     states.write(found, sweep)
     table = pd.read_csv(sweep / "states.csv")
     assert list(table["run"]) == ["a", "b", "c", "d"] and table["effect"].dropna().tolist() == [0.2]
+
+
+def test_files_that_are_broken_are_a_reason(sweep):
+    (sweep / "a" / "manifest.json").write_text("{")
+    (sweep / "b" / "manifest.json").write_text('{"config": 3}')
+    (sweep / "c" / "failed.json").write_text("[]")
+    found = states.states_of(sweep, SINCE)
+    assert [state.state for state in found] == ["failed", "failed", "failed", "unfinished"]
+    assert all(state.reason.startswith("its files cannot be read (") for state in found[:3])
+
+
+def test_runs_that_never_began_are_named(sweep):
+    found = states.states_of(sweep, SINCE)
+    found += states.not_started(["a", "x", "x", "d", "y"], found)
+    assert [state.run for state in found] == [*"abcdxy"] and states.shortcomings(found)[-1] == "not started: x and y"
+
+
+@pytest.fixture
+def told(sweep, monkeypatch, caplog):
+    """A sweep that this process launched."""
+    callback = SweepCallback()
+    callback._root, callback._since = sweep, SINCE
+    monkeypatch.setattr(SweepCallback, "launching", callback)
+    caplog.set_level("INFO")
+    return caplog
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(1), 1)])
+def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, code):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        to_the_end(main)
+    assert ended.value.code == code and SweepCallback.launching is None
+    assert f"2 of 4 runs finished in {sweep}" in told.messages and (sweep / "states.csv").exists()
+    assert ("the same command goes on" in told.text) == isinstance(raised, KeyboardInterrupt)
+
+
+def test_a_full_disk_does_not_hide_the_end(told, sweep, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", str(sweep / "states.csv"))
+
+    monkeypatch.setattr(states, "write", full)
+    to_the_end(lambda: None)
+    assert f"No space left on device: {sweep / 'states.csv'}" in told.messages
+    assert f"2 of 4 runs finished in {sweep}" in told.messages
 
 
 def test_the_time_left_is_by_the_runs_that_were_made(sweep):

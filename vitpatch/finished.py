@@ -81,6 +81,8 @@ def read(found: Found) -> FinishedRun:
         _check("examples.parquet", EXAMPLES, run.examples())
         _check("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(found.folder.effects).names)
         peak_row(run)
+        if run.folder.pages.exists():
+            run.shown()
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise VitPatchError(

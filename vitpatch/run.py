@@ -44,8 +44,6 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
     started = time.monotonic()
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
-    devices = devices_of(make_trainer)
-    devices.check()
     calibrations = folder_of(path)
     setup = prepare(cfg, calibrations)
     folder = RunFolder(path)
@@ -57,6 +55,8 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     if _already_there(folder, setup, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
+    devices = devices_of(make_trainer)
+    devices.check()
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup, devices)
     setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
@@ -70,7 +70,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         if done.skipped == len(setup.images):
             shards.drop()
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
-        shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)})
+        shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
         outcome = measure(folder, setup.study, setup.plan.donors)
         folder.write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:

@@ -132,31 +132,38 @@ class Shards:
             with written_beside(self._shard(kind, number)) as beside:
                 pq.write_table(table, beside)
                 files[kind] = _checksum(beside)
-        _write(self.path / f"batch-{number:08d}.json", BatchDone(files, list(bad), dict(said or {})))
+        _write(self._record(number), BatchDone(files, list(bad), dict(said or {})))
 
-    def merge(self, into: Mapping[str, Path]) -> None:
-        """Joins the shards into one file a table, in order, a row group a shard.
+    def merge(self, into: Mapping[str, Path], batches: int) -> None:
+        """Joins the shards of all ``batches`` into one file a table, in order, a row group a shard.
 
-        Raises ``VitPatchError`` where a shard is not what was written.
+        Raises ``VitPatchError`` where a batch is not there as it was written.
         """
-        batches = self.records()
+        found = self.records()
+        for number in range(batches):
+            if number not in found:
+                raise _damaged(self._record(number))
         for kind, path in into.items():
-            shards = [(number, batch) for number, batch in batches.items() if kind in batch.files]
+            shards = [(number, found[number]) for number in range(batches) if kind in found[number].files]
             if not shards:  # of leave-outs, where there are none
                 continue
-            schema = pq.read_schema(self._shard(kind, shards[0][0]))
+            schema = self._table(kind, *shards[0]).schema
             with written_beside(path) as beside, pq.ParquetWriter(beside, schema) as writer:
                 last_id = -1
                 for number, batch in shards:
-                    if not self._is_whole(number, kind, batch):
-                        raise VitPatchError(
-                            f"{self._shard(kind, number)}: damaged on the disk; the same command computes it again"
-                        )
-                    table = pq.read_table(self._shard(kind, number))
+                    table = self._table(kind, number, batch)
                     ids = table["example_id"]
                     assert ids[0].as_py() > last_id, f"batch {number} starts at image {ids[0]}, after image {last_id}"
                     last_id = ids[-1].as_py()
                     writer.write_table(table)
+
+    def _table(self, kind: str, number: int, batch: BatchDone) -> pa.Table:
+        if not self._is_whole(number, kind, batch):
+            raise _damaged(self._shard(kind, number))
+        return pq.read_table(self._shard(kind, number))
+
+    def _record(self, number: int) -> Path:
+        return self.path / f"batch-{number:08d}.json"
 
     def _shard(self, kind: str, number: int) -> Path:
         return self.path / f"{kind}-{number:08d}.parquet"
@@ -164,6 +171,10 @@ class Shards:
     def _is_whole(self, number: int, kind: str, batch: BatchDone) -> bool:
         shard = self._shard(kind, number)
         return shard.exists() and _checksum(shard) == batch.files[kind]
+
+
+def _damaged(path: Path) -> VitPatchError:
+    return VitPatchError(f"{path}: damaged on the disk, or gone; the same command computes it again")
 
 
 def _number(record: Path) -> int:

@@ -21,8 +21,8 @@ LONGEST_RUN, LONGEST_REASON = 44, 60
 @dataclass(frozen=True)
 class RunState:
     """A run of a sweep. ``state``: finished, ``finished before`` this start, planned, failed, interrupted, running,
-    unfinished (killed). ``seconds`` of a finished run, its peak's layer, and the effect there, on ``metric``; what is
-    not known is ``None``.
+    unfinished (killed), not started (the sweep ended before). ``seconds`` of a finished run, its peak's layer, and the
+    effect there, on ``metric``; what is not known is ``None``.
     """
 
     run: str
@@ -59,14 +59,23 @@ def _is_new(file: Path, since: float) -> bool:
 def _state(folder: RunFolder, since: float) -> RunState:
     if (holder := folder.holder()) is not None:
         return RunState(folder.path.name, "running", holder)
-    state, reason = folder.state()
-    if state != "finished":
-        return RunState(folder.path.name, state, reason)
-    if folder.manifest.stat().st_mtime < since:
-        state = "finished before"
-    manifest = folder.finished()
-    found = {"seconds": manifest.get("seconds"), "metric": manifest.get("config", {}).get("metric", "")}
-    return RunState(folder.path.name, state, **found, **_of_peak(folder, manifest))
+    try:
+        state, reason = folder.state()
+        if state != "finished":
+            return RunState(folder.path.name, state, reason)
+        if folder.manifest.stat().st_mtime < since:
+            state = "finished before"
+        manifest = folder.finished()
+        found = {"seconds": manifest.get("seconds"), "metric": manifest.get("config", {}).get("metric", "")}
+        return RunState(folder.path.name, state, **found, **_of_peak(folder, manifest))
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        return RunState(folder.path.name, "failed", f"its files cannot be read ({' '.join(str(error).split())[:80]})")
+
+
+def not_started(folders: Sequence[str], states: Sequence[RunState]) -> list[RunState]:
+    """Those of a sweep's ``folders`` of which there is no state."""
+    known = {state.run for state in states}
+    return [RunState(name, "not started") for name in dict.fromkeys(folders) if name not in known]
 
 
 def _of_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +134,8 @@ def shortcomings(states: Sequence[RunState]) -> list[str]:
     for state in states:
         if state.fell_short:
             names.setdefault((state.state, state.reason), []).append(state.run)
-    return [f"{state}: {' and '.join(runs)}: {reason}" for (state, reason), runs in names.items()]
+    said = [(state, " and ".join(runs), reason) for (state, reason), runs in names.items()]
+    return [": ".join(filter(None, parts)) for parts in said]
 
 
 def counted_up(states: Sequence[RunState], root: Path) -> str:

@@ -11,20 +11,26 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.launch import is_follower, place
 from vitpatch.peers import sweep_overrides, write_corruptions
 from vitpatch.secrets import check_no_secret
-from vitpatch.spec import VitPatchError
+from vitpatch.spec import VitPatchError, counted
 
 if TYPE_CHECKING:
     from vitpatch.states import RunState
@@ -36,6 +42,19 @@ PATIENCE_S = 10.0
 """How long a sweep that is interrupted waits for its jobs in other processes."""
 INTERRUPTED = 130
 """The exit code of a run that CTRL-C ended."""
+BEFORE = "stopped from outside before it began"
+
+
+def to_the_end(main: Callable[[], None]) -> None:
+    """Calls Hydra's ``main``; a sweep that is stopped, or whose launcher breaks, ends in the table of its runs too."""
+    try:
+        main()
+    except KeyboardInterrupt:  # outside of a job, which answers for itself
+        log.error("interrupted: the same command goes on with what is not finished")
+        sys.exit(INTERRUPTED)
+    finally:
+        if SweepCallback.launching is not None:  # Hydra has not called its end
+            SweepCallback.launching.tell()
 
 
 def job(module: str, cfg: DictConfig) -> None:
@@ -52,15 +71,19 @@ def job(module: str, cfg: DictConfig) -> None:
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
     alone = place() is None or module != "vitpatch.run"
     try:
+        if SweepCallback.stopped:  # a launcher hands this process the next job
+            raise KeyboardInterrupt
         reason = (_run_in if alone else _among_others)(
             path, lambda: importlib.import_module(module).run(cfg, path, options)
         )
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, KeyboardInterrupt):  # while torch was loaded, or before anybody was in the folder
-            log.error("interrupted: %s: stopped from outside before it began", path)
-        if SweepCallback.launching is not None:  # Hydra does not call its end then
-            SweepCallback.launching.tell()
+    except KeyboardInterrupt:  # also while torch was loaded, or before anybody was in the folder
+        log.error("interrupted: %s: %s", path, BEFORE)
+        _leave_before(path)
+        SweepCallback.stopped = True
         sys.exit(INTERRUPTED)
+    except SystemExit:
+        SweepCallback.stopped = True
+        raise
     if reason is None:
         return
     if reason:
@@ -144,6 +167,14 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _leave_before(path: Path) -> None:
+    """Leaves a word of a run that did not begin, unless another process is in its folder."""
+    from vitpatch.store import Held, RunFolder
+
+    with suppress(Held, OSError), RunFolder(path).held():
+        _leave(RunFolder(path), "interrupted", BEFORE)
+
+
 def _leave(folder: RunFolder, state: str, reason: str) -> None:
     try:
         folder.fail(state, reason)
@@ -159,12 +190,15 @@ class SweepCallback(Callback):
 
     launching: ClassVar[SweepCallback | None] = None
     """That of the sweep that this process has launched and not ended."""
+    stopped: ClassVar[bool] = False
+    """Whether a job in this process was interrupted: no other begins."""
 
     def __init__(self) -> None:
-        self._root, self._since, self._total = Path(), 0.0, None
+        self._root, self._since, self._jobs = Path(), 0.0, None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses a secret in the command, and tries the run's folder."""
+        SweepCallback.stopped = False
         _refuse_secrets(config)
         if is_follower():
             return
@@ -177,20 +211,20 @@ class SweepCallback(Callback):
         _refuse_secrets(config)
         self._root = Path(str(config.hydra.sweep.dir))
         _try_writing(self._root)
-        self._since, self._total = _disk_time(self._root), number_of_jobs(config)
-        SweepCallback.launching = self
+        self._since, self._jobs = _disk_time(self._root), jobs_of(config)
+        SweepCallback.launching, SweepCallback.stopped = self, False
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             signal.signal(signal.SIGINT, self._stop)  # the jobs, in other processes, have it too
         write_corruptions(config, kwargs.get("config_name"))
-        if self._total is not None:
-            log.info("sweep: %d runs in %s", self._total, self._root)
+        if self._jobs is not None:
+            log.info("sweep: %s in %s", counted(len(self._jobs), "run"), self._root)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Says how far the sweep is."""
-        if config.hydra.mode == RunMode.MULTIRUN and self._total is not None:
+        if config.hydra.mode == RunMode.MULTIRUN and self._jobs is not None:
             from vitpatch.states import progress
 
-            line = progress(self._root, self._since, _disk_time(self._root), self._total)
+            line = progress(self._root, self._since, _disk_time(self._root), len(self._jobs))
             if line is not None:
                 log.info("%s", line)
 
@@ -211,7 +245,12 @@ class SweepCallback(Callback):
 
         SweepCallback.launching = None
         states = room.states_of(self._root, self._since)
-        room.write(states, self._root)
+        if self._jobs is not None and len(states) < len(self._jobs):
+            states += room.not_started(self._jobs.folders(), states)
+        try:
+            room.write(states, self._root)
+        except OSError as error:  # a disk that takes no more does not hide how the sweep ended
+            log.warning("%s", _of_the_disk(error, self._root))
         for line in room.lines(states):
             log.info("%s", line)
         if config is not None and any(state.metric for state in states):  # of a patching run that is finished
@@ -224,14 +263,12 @@ class SweepCallback(Callback):
     def _stop(self, signum: int, frame: Any) -> None:
         """CTRL-C where jobs run in other processes: these keep what is done, and the sweep ends."""
         signal.signal(signum, signal.SIG_IGN)
-        log.error("interrupted: the same command goes on with what is not finished")
         from vitpatch.states import states_of
 
         until = time.monotonic() + PATIENCE_S
         while any(s.state == "running" for s in states_of(self._root, self._since)) and time.monotonic() < until:
             time.sleep(0.2)
-        self.tell()
-        sys.exit(INTERRUPTED)
+        raise KeyboardInterrupt
 
 
 def _report(root: Path, config: DictConfig, track: bool) -> None:
@@ -246,13 +283,37 @@ def _report(root: Path, config: DictConfig, track: bool) -> None:
         log.exception("comparison: a bug in vitpatch; please report it. The runs are complete")
 
 
-def number_of_jobs(config: DictConfig) -> int | None:
-    """How many jobs the sweep of ``config`` has; ``None`` where only its sweeper knows."""
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a sweep by their overrides, in order."""
+
+    config: DictConfig
+    overrides: Sequence[Sequence[str]]
+    loader: ConfigLoader
+
+    def __len__(self) -> int:
+        return len(self.overrides)
+
+    def folders(self) -> list[str]:
+        """The names of their folders; those that cannot be composed are left to Hydra, which says so."""
+        names = []
+        for number, overrides in enumerate(self.overrides):
+            with suppress(HydraException, OmegaConfBaseException):
+                composed = self.loader.load_sweep_config(self.config, list(overrides))
+                with open_dict(composed):
+                    composed.hydra.job.id = composed.hydra.job.num = number
+                names.append(str(composed.hydra.sweep.subdir))
+        return names
+
+
+def jobs_of(config: DictConfig) -> Jobs | None:
+    """The jobs of the sweep of ``config``; ``None`` where only its sweeper knows."""
     if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
         return None
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    return sum(map(len, BasicSweeper.split_arguments(sweep_overrides(config), None)))
+    overrides = [job for chunk in BasicSweeper.split_arguments(sweep_overrides(config), None) for job in chunk]
+    return Jobs(config, overrides, GlobalHydra.instance().config_loader())
 
 
 def _refuse_secrets(config: DictConfig) -> None:
@@ -266,15 +327,15 @@ def _refuse_secrets(config: DictConfig) -> None:
 
 def _disk_time(folder: Path) -> float:
     """Now, by the clock of the disk that holds ``folder``."""
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        return min(Path(file.name).stat().st_mtime, time.time())
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return min(os.fstat(file.fileno()).st_mtime, time.time())
 
 
 def _try_writing(folder: Path) -> None:
     """Ends the program with one line where ``folder`` cannot be made or written: Hydra would end in a traceback."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: a process that is killed leaves nothing
             file.write(b"0" * 65536)
             file.flush()
     except OSError as error:
