@@ -92,6 +92,7 @@ def _become(overrides, output, write, folder, die_at=None, pictures=False, slow=
     code, acts = 1, 0
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's & has ignored
         file = os.open(output, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1), os.dup2(file, 2)
         _change(pictures, slow, biggest)

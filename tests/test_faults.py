@@ -156,7 +156,10 @@ def said(folder):
     return failed["state"], failed["reason"]
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGINT, 0), pytest.param(signal.SIGINT, 2, marks=pytest.mark.long), (signal.SIGTERM, 2)],
+)
 def test_one_signal_keeps_the_batch(starts, many, whole_of, tmp_path, number, workers):
     """Sent to the whole session, as a terminal and a cluster do."""
     folder = tmp_path / "run"
@@ -178,14 +181,14 @@ def test_one_signal_keeps_the_batch(starts, many, whole_of, tmp_path, number, wo
 def test_two_signals_stop_at_once(starts, many, whole_of, tmp_path):
     folder = tmp_path / "run"
     twice = [("shards/batch-00000003.json", signal.SIGINT), ("stopping after this batch", signal.SIGINT)]
-    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}", signals=twice, slow=3.0)
+    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}", signals=twice, slow=1.0)
     assert code == 130 and said(folder) == ("interrupted", "stopped from outside before it was done"), printed
     assert len(Shards(folder / "shards").done()) == 4 and "Traceback" not in printed  # not the one that was in work
     code, printed, *_ = starts(*many, f"hydra.run.dir={folder}")
     assert code == 0 and results(folder) == whole_of(many)[0], printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("when", "done"), [(".hydra/holder.json", 0), ("examples.parquet", 30)])
 def test_a_signal_while_it_loads_or_counts_up(starts, many, whole_of, tmp_path, number, when, done):
     folder = tmp_path / "run"
@@ -237,7 +240,7 @@ def wait_for(path, start):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_a_holder_that_was_killed_lets_go(starts, many, whole_of, tmp_path, workers):
     """Its worker processes, which live a little longer, do not hold the folder."""
     here = [*many, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path / 'run'}"]

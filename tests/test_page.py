@@ -194,6 +194,7 @@ def test_figures_of_hostile_runs(comparison, tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 3 + [".svg"] * 3
 
 
+@pytest.mark.long
 def test_forty_runs_fit(tmp_path):
     for i in range(40):
         corruption = NOISE | {"std": i // 4 / 10 + 0.1}
