@@ -303,10 +303,8 @@ def _differences(comparison: Comparison, quantity: str) -> Figure | None:
     images = counted(low, "image") if low == high else f"{low}–{high} images"
     more = f"; the {len(shown)} largest of {len(pairs)} pairs" if len(shown) < len(pairs) else ""
     said = f"n = {images} included in both; 95 % intervals, both runs resampled together"
-    headline(
-        figure,
-        *_title(comparison, f"paired differences{more}", said, "each the largest of its layers: see the corrected p"),
-    )
+    caveat = "each the largest of its layers" + (": see the corrected p" if quantity != "recovered" else "")
+    headline(figure, *_title(comparison, f"paired differences{more}", said, caveat))
     return figure
 
 

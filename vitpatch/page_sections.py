@@ -26,8 +26,8 @@ LEADS = {
     "peak set (the layers that may be the peak) are corrected for all places tried. Stability: share of resamples with "
     "this peak. Split halves: its effect, found on one half of the clusters and measured on the other.",
     "differences": "Runs on the same images: effects of one corruption, or shares recovered across corruptions; both "
-    "runs are resampled together. A row is the patch where two runs differ most, so it is the largest of many: read it "
-    "with its corrected p. differences.csv has all.",
+    "runs are resampled together. A row is the patch where two runs differ most, so it is the largest of many: effects "
+    "have a p corrected for that, shares have none, and their interval is too narrow. differences.csv has all.",
     "matched": "Runs of the folders that were given, matched by what they share.",
     "rank": "Spearman’s, of the series that has the peak. 1: the layers come in the same order.",
     "depth": "Models of different depth: layer ℓ of L blocks is at (ℓ + ½) / L.",

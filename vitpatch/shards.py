@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MOST_NAMED = 3
 """Settings named in a line, at most."""
+SKIPS = {"selection.on_error": "skip"}
+"""Of an identity: unreadable images are left out."""
 LONGEST_VALUE = 40
 """Letters of a setting's value in a line, at most."""
 
@@ -73,10 +75,15 @@ class Shards:
     def begin(self, begun: Begun) -> Begun:
         """Makes room for a run; goes on with what is here where that is the same run. How the run began.
 
+        A run that an unreadable image stopped goes on as one that leaves such images out: so far there were none.
         Raises ``VitPatchError`` where batches of another run are here.
         """
         there = self.begun()
         if there is not None and there.run_id == begun.run_id:
+            return there
+        if there is not None and flat(there.identity) | SKIPS == flat(begun.identity):
+            there = replace(there, run_id=begun.run_id, identity=begun.identity)
+            self.keep(there)
             return there
         if there is not None and self.records():
             raise VitPatchError(
