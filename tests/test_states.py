@@ -100,6 +100,13 @@ def test_files_that_are_broken_are_a_reason(sweep):
     assert all(state.reason.startswith("its files cannot be read (") for state in found[:3])
 
 
+def test_runs_are_sorted_by_their_numbers(tmp_path):
+    names = ["std=0.05,window=3", "std=0.05,window=10", "std=0.1,window=1", "std=noise", "x"]
+    for name in reversed(names):
+        job(tmp_path, name)
+    assert [state.run for state in states.states_of(tmp_path, SINCE)] == names
+
+
 def test_runs_that_never_began_are_named(sweep):
     found = states.states_of(sweep, SINCE)
     found += states.not_started(["a", "x", "x", "d", "y"], found)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vitpatch.comparison import FinishedRun
 from vitpatch.spec import VitPatchError
-from vitpatch.store import PATCH_COLUMNS, RunFolder
+from vitpatch.store import PATCH_COLUMNS, RunFolder, in_order
 
 COMPARISON = "comparison"
 """The folder in a sweep's that comparisons are written to."""
@@ -109,7 +109,7 @@ def peak_row(run: FinishedRun) -> pd.Series | None:
 def _runs_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
-    manifests = sorted(folder.rglob("manifest.json"))
+    manifests = in_order(folder.rglob("manifest.json"))
     runs = [path.parent for path in manifests if _is_run(path, folder)]
     if not runs:
         raise VitPatchError(f"{folder}: no finished run of this version is in or below it")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vitpatch.spec import duration
-from vitpatch.store import RunFolder
+from vitpatch.store import RunFolder, in_order
 
 DONE = ("finished", "finished before", "planned")
 """States with which a sweep is content."""
@@ -48,7 +48,7 @@ def states_of(root: Path, since: float) -> list[RunState]:
 
 def _started(root: Path, since: float) -> list[RunFolder]:
     """Hydra writes ``.hydra/`` anew for every job it starts, with every launcher, also for one that is then skipped."""
-    overrides = sorted(root.glob("*/.hydra/overrides.yaml"))
+    overrides = in_order(root.glob("*/.hydra/overrides.yaml"))
     return [RunFolder(file.parent.parent) for file in overrides if _is_new(file, since)]
 
 

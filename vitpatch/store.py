@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -153,6 +154,17 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Paths as people sort them: ``window=3`` before ``window=10``, ``std=0.05`` before ``std=0.1``."""
+    return sorted(paths, key=lambda path: [_numbers_apart(part) for part in path.parts])
+
+
+def _numbers_apart(text: str) -> list[tuple[float, str]]:
+    """Numbers and what is between them, which alternate."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if number % 2 else (0.0, part) for number, part in enumerate(parts)]
 
 
 class Held(VitPatchError):
