@@ -4,7 +4,8 @@ import hydra
 from omegaconf import DictConfig
 
 from vitpatch.config import register_resolvers
-from vitpatch.sweep import job, to_the_end
+from vitpatch.job import job
+from vitpatch.sweep import to_the_end
 
 register_resolvers()
 

@@ -135,6 +135,13 @@ def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, cod
     assert ("the same command goes on" in told.text) == isinstance(raised, KeyboardInterrupt)
 
 
+def test_our_own_mistake_at_the_end_is_no_success(told, sweep, monkeypatch):
+    monkeypatch.setattr(states, "lines", lambda found: found.nothing)
+    with pytest.raises(SystemExit) as ended:
+        SweepCallback.launching.on_multirun_end(None)
+    assert ended.value.code == 1 and "a bug in vitpatch; please report it" in told.text
+
+
 def test_a_full_disk_does_not_hide_the_end(told, sweep, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", str(sweep / "states.csv"))
