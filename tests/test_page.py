@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
-from hand_made import NOISE, save_run
+from hand_made import NOISE, rows, save_run
 from PIL import Image
 
-from vitpatch import page_gallery
+from vitpatch import comparison_figures, page_gallery
 from vitpatch.cells import NONE, address, estimate, number, p_value
 from vitpatch.compared import compared
 from vitpatch.comparison_figures import draw, save
@@ -137,6 +137,100 @@ def test_labels():
     assert run_labels(["a,b", "a"]) == {"a,b": "a,b", "a": "a"}
     assert run_labels(["x"]) == {"x": "x"}
     assert elided(["a" * 30 + "1", "a" * 30 + "2"], 10) == {"a" * 30 + n: f"aaaa…aaaa{n}" for n in "12"}
+
+
+def test_labels_are_the_names_with_their_slashes():
+    names = ["s1/gray,limit=4,window=1", "s2/gray,limit=4,window=1", "s2/noise,limit=4,window=1"]
+    assert list(run_labels(names).values()) == ["s1/gray", "s2/gray", "s2/noise"]
+    assert run_labels(["a/b,c", "a/d,c", "a/d/e,c"])["a/d/e,c"] == "d/e"
+    assert run_labels(["a/b,c=1", "d/b,c=2"]) == {"a/b,c=1": "a/c=1", "d/b,c=2": "d/c=2"}
+
+
+@pytest.mark.parametrize("at", [0, 20, 40, 60, 99])
+def test_elided_names_keep_what_differs(at):
+    names = [f"{'a' * at}{n}{'b' * (100 - at)}" for n in range(10)]
+    short = list(elided(names, 12).values())
+    assert len(set(short)) == 10 and all(len(name) < 60 for name in short)
+    assert elided(["x" * 30, "y"], 12)["y"] == "y"
+
+
+def _far(folder):
+    """Runs of two depths, corruptions and windows in three folders, whose long names differ at both ends."""
+    for group, depth in (("shallow", 6), ("deep", 12), ("again", 12)):
+        for window in (1, 3) if group != "again" else (3,):
+            for word, corruption in (("gray", {}), ("noise", {"corruption": NOISE})):
+                name = f"corruption={word},model.path={'x' * 40}{group},window={window}"
+                patches, images = rows(range(depth), window=window, depth=depth), 12 - 2 * (word == "noise")
+                seed = len(group) * window
+                save_run(
+                    folder / group / name,
+                    effects(depth, seed, images),
+                    patches,
+                    total=np.full(images, 0.3 + seed / 50),
+                    depth=depth,
+                    path=f"some/{depth}",
+                    weights=f"w{depth}",
+                    window=[window],
+                    seed=seed,
+                    **corruption,
+                )
+    groups = [folder / name for name in ("shallow", "deep", "again")]
+    return compared([read(one) for one in found_below(groups)], folder)
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory):
+    return _far(tmp_path_factory.mktemp("far"))
+
+
+def test_every_line_of_a_figure_is_in_its_legend(far):
+    figures = draw(far)
+    for name, figure in figures.items():
+        figure.draw_without_rendering()
+        box = figure.bbox
+        for legend in figure.legends:
+            assert box.x0 <= legend.get_window_extent().x0 and legend.get_window_extent().x1 <= box.x1, name
+    for name in ("relative_depth", "overlay_1", "overlay_2", "grid_2"):
+        (legend,) = figures[name].legends
+        labels = [words.get_text() for words in legend.get_texts()]
+        handles = {_look(handle): label for handle, label in zip(legend.legend_handles, labels, strict=True)}
+        assert len(set(labels)) == len(labels), name
+        for axes in figures[name].axes:
+            profiles = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 2]
+            assert len(profiles) == 1 or {_look(line) for line in profiles} <= set(handles), name
+        for axes in figures[name].axes:
+            for line in axes.lines:
+                if not line.get_label().startswith("_"):
+                    assert handles[_look(line)].replace("\n", " ") == line.get_label()
+
+
+def _look(line):
+    return line.get_color(), line.get_marker()
+
+
+def test_lines_of_an_overlay_say_their_images(far):
+    (legend,) = draw(far)["overlay_1"].legends
+    said = [words.get_text() for words in legend.get_texts()]
+    assert all(("gray" in words) == words.endswith("(n = 12)") for words in said)
+    assert all(("noise" in words) == words.endswith("(n = 10)") for words in said)
+
+
+def test_total_effects_of_several_runs_have_their_colours(far):
+    figure = draw(far)["grid_2"]
+    dashed = [[line for line in axes.lines if line.is_dashed()] for axes in figure.axes]
+    assert [len(lines) for lines in dashed] == [1, 2, 1, 2]
+    for axes, lines in zip(figure.axes, dashed, strict=True):
+        own = {line.get_color() for line in axes.lines if len(line.get_xdata()) > 2}
+        assert len(lines) == 1 or {line.get_color() for line in lines} == own
+
+
+def test_a_legend_is_bounded_and_says_so(far, monkeypatch):
+    monkeypatch.setattr(comparison_figures, "MOST_NAMED", 3)
+    figures = draw(far)
+    assert len(figures["relative_depth"].legends[0].get_texts()) == 3
+    assert "first 3 of 10" in figures["relative_depth"].get_suptitle()
+    assert len(figures["overlay_2"].legends[0].get_texts()) == 3
+    assert "the first 3 of 6 lines" in figures["overlay_2"].get_suptitle()
 
 
 def test_every_patch_is_in_one_panel(comparison):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,12 @@ def _panel(rows: pd.DataFrame) -> Panel:
     if len(runs) > 1:
         names = rows["run"].map(run_labels(runs)).str.cat(names, sep=" ").str.strip()
     return Panel(runs, rows.assign(line=names))
+
+
+def images_of(rows: Sequence[pd.DataFrame]) -> str:
+    """``n = 6`` of a line's rows of ``profiles``, where they differ from the least to the most."""
+    counts = sorted({int(n) for some in rows for n in some["n"]})
+    return f"n = {'–'.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))}"
 
 
 def lines(comparison: Comparison) -> pd.DataFrame:

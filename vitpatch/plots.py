@@ -38,6 +38,8 @@ CHARACTERS_AN_INCH = 13.0
 """Of a title."""
 LEGEND_ROW = 0.21
 """Inches."""
+LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8
+"""Of a legend's label; characters that a handle takes the room of."""
 
 
 def headline(figure: Figure, *lines: str) -> None:
@@ -101,14 +103,21 @@ def layer_words(windows: set[int]) -> str:
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
-    """The legend of some axes, each label once, and ``more`` entries, below the figure, which grows by as much."""
+    """The legend of some axes, each label once, and ``more`` entries, below the figure, which grows by as much.
+
+    In as many columns as there is room for, ``columns`` at most; what is wider than the figure is broken.
+    """
     entries = [pair for one in axes for pair in zip(*one.get_legend_handles_labels(), strict=True)]
     by_label = {label: handle for handle, label in entries} | {str(one.get_label()): one for one in more}
     if not by_label:
         return
-    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(by_label) // columns))
+    room = int(figure.get_figwidth() * LEGEND_CHARACTERS_AN_INCH)
+    columns = max(1, min(columns, room // (max(map(len, by_label)) + LEGEND_HANDLE)))
+    labels = ["\n".join(textwrap.wrap(label, room - LEGEND_HANDLE)) for label in by_label]
+    rows = max(len(by_label), sum(label.count("\n") + 1 for label in labels))
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-rows // columns))
     place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8.5}
-    figure.legend(by_label.values(), by_label.keys(), **place)
+    figure.legend(by_label.values(), labels, **place)
 
 
 def width_for(layers: int) -> float:
