@@ -3,8 +3,11 @@
 import shutil
 
 import pytest
-from compared_by_hand import hostile
+from compared_by_hand import effects, hostile, shown
+from hand_made import save_run
 
+from vitpatch.compared import compared
+from vitpatch.finished import found_below, read
 from vitpatch.page import write_page
 
 pytestmark = pytest.mark.long
@@ -15,6 +18,19 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     comparison = hostile(folder)
+    write_page(comparison, folder / "comparison" / "index.html")
+    return folder / "comparison" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def in_log_odds(tmp_path_factory):
+    """A page of effects in log odds, to both sides of 0, of which images have no scale given."""
+    folder = tmp_path_factory.mktemp("log_odds")
+    for name, sign in (("direction=denoise,data.limit=12", 1), ("direction=noise,data.limit=12", -1)):
+        run = save_run(folder / name, sign * effects(6), depth=6, metric="log_odds", seed=sign)
+        shown(6).write(run / "pages.parquet")
+    comparison = compared([read(one) for one in found_below([folder])], folder / "comparison")
+    (folder / "comparison").mkdir()
     write_page(comparison, folder / "comparison" / "index.html")
     return folder / "comparison" / "index.html"
 
@@ -36,7 +52,7 @@ def opened(browser, file):
     """Opens the page with a context's options; ``said`` is all that it complained of or asked for."""
     contexts = []
 
-    def open_page(**options):
+    def open_page(file=file, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         page, said = context.new_page(), []
@@ -59,6 +75,26 @@ def test_charts_are_drawn_without_a_complaint_or_a_request(opened):
     charts, drawn = page.locator(".chart").count(), page.locator(".chart svg").count()
     assert charts == drawn > 10
     assert page.locator(".chart summary").count() == 0  # no menu that leads elsewhere
+
+
+def test_nothing_is_warned_of_where_no_scale_is_given(opened, in_log_odds):
+    page, said = opened(file=in_log_odds)
+    assert said == [] and page.locator("#gallery .chart svg").count() == 2
+
+
+def test_an_axis_of_both_signs_numbers_0(opened, in_log_odds):
+    for width in (390, 700, 1280):
+        page, _ = opened(file=in_log_odds, viewport={"width": width, "height": 800})
+        ticks = page.locator("#peaks .chart svg .role-axis-label text").all_inner_texts()
+        assert "0.0" in ticks and any(tick.startswith("−") for tick in ticks), (width, ticks)
+
+
+@pytest.mark.parametrize("of", ["#heatmap .layer_0_marks", "#rank .layer_0_marks", "#peaks .layer_3_marks"])
+def test_a_click_on_a_mark_leads_to_its_run(opened, in_log_odds, of):
+    page, _ = opened(file=in_log_odds)
+    # a dot lies on the cell's middle, and leads there too
+    page.locator(f"{of} path").first.click(force=True)
+    page.wait_for_url((in_log_odds.parents[1] / "direction=denoise,data.limit=12").as_uri() + "/")
 
 
 def test_a_click_sorts_by_the_true_value(opened):
@@ -113,6 +149,20 @@ def test_a_phone_scrolls_boxes_not_the_page(opened):
     page, _ = opened(viewport={"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#peaks .scroll").evaluate_all("(all) => all.some((e) => e.scrollWidth > e.clientWidth)")
+
+
+def test_a_phone_has_names_and_peaks_whole(opened):
+    page, _ = opened(viewport={"width": 390, "height": 844})
+    ends = "(all) => all.map((e) => e.getBoundingClientRect().right)"
+    assert max(page.locator("#peaks .chart svg").evaluate_all(ends)) <= 390
+    assert max(page.locator("caption span").evaluate_all(ends)) <= 390
+    broken = """(all) => all.flatMap((cell) => [...cell.childNodes].filter((e) => e.nodeType === 3 && e.data.trim()))
+        .filter((text) => {
+          const range = document.createRange();
+          range.selectNodeContents(text);
+          return text.data.trim().length <= 18 && range.getClientRects().length > 1;
+        }).map((text) => text.data)"""
+    assert page.locator("#peaks tbody th").evaluate_all(broken) == []
 
 
 def test_a_pair_is_picked(opened):

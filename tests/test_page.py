@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +10,7 @@ from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
 from hand_made import NOISE, rows, save_run
 from PIL import Image
 
-from vitpatch import comparison_figures, page_gallery
+from vitpatch import comparison_figures, page_charts, page_gallery
 from vitpatch.cells import NONE, address, estimate, number, p_value
 from vitpatch.compared import compared
 from vitpatch.comparison_figures import draw, save
@@ -17,6 +18,7 @@ from vitpatch.facets import grids
 from vitpatch.finished import found_below, read
 from vitpatch.page import ASSETS, LIBRARIES, embedded, page, write_page
 from vitpatch.run_labels import elided, run_labels
+from vitpatch.shown import Page
 from vitpatch.thumbnails import data_url
 
 VERSIONS = {
@@ -286,6 +288,94 @@ def test_figures_of_hostile_runs(comparison, tmp_path):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 400
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 3 + [".svg"] * 3
+
+
+def _specs(text, section):
+    part = text[text.index(f'<section id="{section}"') :]
+    return [json.loads(one) for one in Reader(part[: part.index("</section>")]).specs]
+
+
+@pytest.fixture(scope="module")
+def far_page(far):
+    return page(far)
+
+
+def test_every_line_of_a_chart_is_in_its_legend_by_a_name_of_its_own(far, far_page):
+    for section, numbers in (("overlay", [2, 2, 2, 4]), ("depth", [10])):
+        specs = _specs(far_page, section)
+        assert [len({row["line"] for row in spec["data"]["values"]}) for spec in specs] == numbers
+        for spec in specs:
+            colour = next(layer["encoding"]["color"] for layer in spec["layer"] if layer.get("params"))
+            lines = {row["line"] for row in spec["data"]["values"]}
+            assert set(colour["scale"]["domain"]) == lines and colour["legend"]["labelLimit"] == 0
+            assert all(re.search(r"\(n = 1[02]\)$", line) for line in lines)
+    for section in ("heatmap", "rank"):
+        (spec,) = _specs(far_page, section)
+        axes = [spec["layer"][0]["encoding"][name] for name in "xy"]
+        assert all(axis["axis"]["labelLimit"] == 0 for axis in axes) and len(set(axes[1]["sort"])) == len(far.runs)
+
+
+def test_a_chart_of_many_lines_says_what_it_leaves_out(far, monkeypatch):
+    monkeypatch.setattr(page_charts, "MOST_LINES", 3)
+    text = page(far)
+    assert "the first 3 of 10 lines" in text and "window 3; the first 3 of 4 lines" in text
+    assert {len({row["line"] for row in spec["data"]["values"]}) for spec in _specs(text, "depth")} == {3}
+
+
+def test_names_are_those_of_the_tables_with_their_slashes(far, far_page):
+    words = "".join(Reader(far_page).words)
+    assert far.runs[0].name.startswith("shallow/corruption=gray,")
+    assert "shallow/corruption=gray" in words and "shallow,corruption" not in far_page
+
+
+def test_total_effects_of_several_runs_are_in_their_lines_colours(far_page):
+    found = {}
+    for spec in _specs(far_page, "grid"):
+        (dashed,) = (layer for layer in spec["layer"] if layer["mark"].get("strokeDash"))
+        lines = [row["line"] for row in dashed["data"]["values"]]
+        found.setdefault(len(lines), []).append(dashed["encoding"]["color"])
+        assert set(lines) == {row["line"] for row in spec["data"]["values"]}
+    assert set(found) == {1, 2} and all("value" in colour for colour in found[1])
+    assert all(colour["field"] == "line" and len(colour["scale"]["domain"]) == 2 for colour in found[2])
+
+
+def test_no_scale_is_of_nothing(read_page):
+    """Vega warns of it, and numbers such an axis at random."""
+    for spec in map(json.loads, read_page.specs):
+        for layer in spec["layer"]:
+            rows = (layer.get("data") or spec["data"])["values"]
+            channels = [one for name, one in layer["encoding"].items() if name != "tooltip"]
+            for channel in channels:
+                if channel.get("type") == "quantitative" and "field" in channel:
+                    assert any(row[channel["field"]] is not None for row in rows), channel
+
+
+def test_cells_of_heatmaps_lead_to_their_runs(far, far_page):
+    folders = set(far.overview["folder"].map(lambda folder: address(f"{folder}/")))
+    for section in ("heatmap", "rank"):
+        (spec,) = _specs(far_page, section)
+        (found,) = (step["from"] for step in spec["transform"] if step.get("lookup") == "row")
+        leads = {row["row"]: row["href"] for row in found["data"]["values"]}
+        assert {row["row"] for row in spec["data"]["values"]} == set(leads)
+        assert set(leads.values()) == folders and len(leads) == len(folders)
+        assert all(layer["encoding"]["href"]["field"] == "href" for layer in spec["layer"])
+    (spec,) = _specs(far_page, "peaks")
+    leads = {row["run"]: row["href"] for row in spec["data"]["values"]}
+    assert leads == {row["run"]: address(f"{row['folder']}/") for row in far.overview.to_dict("records")}
+
+
+def test_an_album_says_how_many_images_it_shows(comparison, monkeypatch):
+    (run,) = (run for run in comparison.runs if run.folder.pages.exists())
+    (image,) = run.shown().of_run[0].images
+    chosen = [replace(image, example_id=i, name=f"image {i}") for i in range(6)]
+    pages = Page("sorted", "6 images from the largest to the smallest effect", chosen)
+    monkeypatch.setattr(page_gallery, "_first_page", lambda of: pages if of is run else None)
+    (album,), _ = page_gallery.albums(comparison)
+    assert album.chosen == "4 of 6 images from the largest to the smallest effect"
+    assert [card.name for card in album.cards] == ["image 0", "image 2", "image 3", "image 5"]
+    monkeypatch.setattr(page_gallery, "OF_A_RUN", 6)
+    (album,), _ = page_gallery.albums(comparison)
+    assert len(album.cards) == 6 and album.chosen == pages.chosen
 
 
 @pytest.mark.long

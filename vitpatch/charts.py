@@ -18,9 +18,11 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 """Seven, beside the page's eight colours: 56 lines are told apart."""
 ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
-STEP = 20
-"""Pixels a row of a heatmap."""
+STEP, STEP_NAMED = 20, 38
+"""Pixels a row of a heatmap, and one with its name above."""
 LAYER_AXIS = {"format": "d", "tickMinStep": 1, "grid": False}
+LEADS_TO = {"field": "href", "type": "nominal"}
+"""The channel of an address that a click leads to."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
     if not names:
         return {"value": "circle" if shapes else BLUE}
     scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
-    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 280, "symbolLimit": 60, "symbolOpacity": 1}
+    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60, "symbolOpacity": 1}
     return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
 
 
@@ -88,8 +90,9 @@ class Profile:
     """Values by layer: lines with ribbons, full markers, and hollow ones where ``clipped``.
 
     ``rows`` have ``line, layer, value, low, high, clipped`` and the fields ``said`` on hover; ``names`` are the lines;
-    ``title`` and ``domain`` the y axis'. ``totals`` have ``line, value, total effect`` (in words) and are dashed. ``x``
-    is a field with its title, in 0 … 1 where it is not the layer. Without ``joined`` points have no lines.
+    ``title`` and ``domain`` the y axis'. ``totals`` have ``run, line, value, total effect`` (in words) and are dashed,
+    several in the colours of their lines. ``x`` is a field with its title, in 0 … 1 where it is not the layer. Without
+    ``joined`` points have no lines.
     """
 
     rows: Sequence[Row]
@@ -104,10 +107,11 @@ class Profile:
 
     def spec(self) -> Spec:
         """The chart, as wide as its box; with several lines a click in the legend picks one."""
-        layers = [_zero(), *([_totals(self.totals)] if self.totals else [])]
+        layers = [_zero(), *([self._totals()] if self.totals else [])]
+        has_intervals = any(_is_known(row, "low", "high") for row in self.rows)
         if self.joined:
-            layers += [self._ribbon(), self._line()]
-        if not self.joined or min(Counter(row["line"] for row in self.rows).values()) < 2:
+            layers += [*([self._ribbon()] if has_intervals else []), self._line()]
+        if has_intervals and (not self.joined or min(Counter(row["line"] for row in self.rows).values()) < 2):
             layers.append(self._bars())
         layers.append(self._points(clipped=False))
         if any(row["clipped"] for row in self.rows):
@@ -117,7 +121,9 @@ class Profile:
     @property
     def _x(self) -> Spec:
         name, title = self.x
-        return quantity(name, title, **LAYER_AXIS) if name == "layer" else quantity(name, title, (0, 1), grid=False)
+        if name == "layer":
+            return quantity(name, title, **LAYER_AXIS)
+        return quantity(name, title, (0, 1), grid=False, values=[0, 0.2, 0.4, 0.6, 0.8, 1], format=".1f")
 
     @property
     def _y(self) -> Spec:
@@ -131,6 +137,13 @@ class Profile:
         if not self._is_picked:
             return {"value": full}
         return {"condition": {"param": "picked", "value": full}, "value": full / 8}
+
+    def _totals(self) -> Spec:
+        colour = by_line(self.names) if len(self.totals) > 1 and self._is_picked else {"value": ORANGE}
+        said = tooltip(["run", "total effect"])
+        encoding = {"y": {"field": "value", "type": "quantitative"}, "color": colour, "tooltip": said}
+        mark = {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.6}
+        return {"data": values(self.totals), "mark": mark, "encoding": encoding | {"opacity": self._strength(1)}}
 
     def _ribbon(self) -> Spec:
         ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
@@ -174,17 +187,17 @@ def _zero() -> Spec:
     return {"data": {"values": [{}]}, "mark": mark, "encoding": {"y": {"datum": 0}}}
 
 
-def _totals(rows: Sequence[Row]) -> Spec:
-    mark = {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.6, "color": ORANGE}
-    encoding = {"y": {"field": "value", "type": "quantitative"}, "tooltip": tooltip(["run", "total effect"])}
-    return {"data": values(rows), "mark": mark, "encoding": encoding}
+def _is_known(row: Row, *names: str) -> bool:
+    """Whether fields of a row are numbers; a scale without any has no ends."""
+    return all(_short(row[name]) is not None for name in names)
 
 
 @dataclass(frozen=True)
 class Heatmap:
     """Values as colours, ``rows`` having ``row, column, value`` and the fields ``said`` on hover; 0 is in the middle.
 
-    ``row_names`` and ``column_names`` are in their order; ``limit`` is the colours' end on both sides.
+    ``row_names`` and ``column_names`` are in their order; ``limit`` is the colours' end on both sides; ``addresses``
+    has by row where a click on its cells leads.
     """
 
     rows: Sequence[Row]
@@ -194,6 +207,7 @@ class Heatmap:
     title: str
     limit: float
     said: Sequence[str]
+    addresses: Mapping[str, str]
 
     def spec(self) -> Spec:
         """The chart; cells whose ``sure`` is true have a dot."""
@@ -202,43 +216,58 @@ class Heatmap:
             "type": "nominal",
             "sort": list(self.row_names),
             "title": None,
-            "axis": {"labelLimit": 300},
+            "axis": {"labelLimit": 0},
         }
         x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
-        x["axis"] = {"labelLimit": 200, "labelAngle": 0 if self.column_title else -40}
+        x["axis"] = {"labelLimit": 0, "labelAngle": 0 if self.column_title else -40}
         limit = max(self.limit, 1e-9)
         scale = {"scheme": "redblue", "reverse": True, "domain": [_short(-limit), 0, _short(limit)], "type": "linear"}
         legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220, "titleLimit": 0}
         colour = {"field": "value", "type": "quantitative", "scale": scale, "title": self.title, "legend": legend}
-        said = tooltip(self.said)
-        layers = [{"mark": {"type": "rect"}, "encoding": {"x": x, "y": y, "color": colour, "tooltip": said}}]
+        place = {"x": x, "y": y, "tooltip": tooltip(self.said), "href": LEADS_TO}
+        layers = [{"mark": {"type": "rect"}, "encoding": place | {"color": colour}}]
         if any(row["sure"] for row in self.rows):
             dot = {"type": "point", "filled": True, "size": 9, "opacity": 1}
             sure, strong = [{"filter": "datum.sure"}], f"abs(datum.value) > {0.6 * limit}"
             ink = {"condition": {"test": strong, "value": "#ffffff"}, "value": "#444444"}
-            layers.append({"transform": sure, "mark": dot, "encoding": {"x": x, "y": y, "color": ink, "tooltip": said}})
-        return chart_of(STEP * len(self.row_names), self.rows, layer=layers)
+            layers.append({"transform": sure, "mark": dot, "encoding": place | {"color": ink}})
+        return chart_of(STEP * len(self.row_names), self.rows, transform=[self._found()], layer=layers)
+
+    def _found(self) -> Spec:
+        """Finds each cell's address, so that the data have it once a row."""
+        table = values([{"row": row, "href": address} for row, address in self.addresses.items()])
+        return {"lookup": "row", "from": {"data": table, "key": "row", "fields": ["href"]}}
 
 
-def intervals(rows: Sequence[Row], names: Sequence[str], title: str, said: Sequence[str]) -> Spec:
-    """A point with its interval a row: ``row, value, low, high``, and ``total`` as a tick where it is known."""
-    y = {"field": "row", "type": "nominal", "sort": list(names), "title": None, "axis": {"labelLimit": 300}}
-    x = quantity("value", title)
-    ends = {"x": quantity("low", title), "x2": {"field": "high"}}
-    blue = {"color": {"value": BLUE}}
+def intervals(rows: Sequence[Row], title: str, said: Sequence[str]) -> Spec:
+    """A point with its interval a row, under the row's name: ``row, value, low, high, href``, and ``total`` as a tick
+    where it is known."""
+    y = {"field": "row", "type": "nominal", "sort": [row["row"] for row in rows], "title": None, "axis": None}
+    place, blue = {"y": y, "href": LEADS_TO, "tooltip": tooltip(said)}, {"color": {"value": BLUE}}
     zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
+    # with the row's whole name on hover where the page is narrower than that
+    name = {"type": "text", "align": "left", "baseline": "bottom", "dy": -9, "limit": {"expr": "width"}}
     point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
     tick = {"type": "tick", "thickness": 2, "color": ORANGE, "size": 14}
+    ends = {"x": _from_zero("low", title), "x2": {"field": "high"}}
     layers = [
-        zero,
-        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"y": y, **ends, **blue}},
-        {
-            "mark": tick,
-            "encoding": {"y": y, "x": quantity("total", title), "tooltip": tooltip(["row", "total effect"])},
-        },
-        {"mark": point, "encoding": {"y": y, "x": x, "tooltip": tooltip(said), **blue}},
+        (("low", "high"), {"type": "rule", "strokeWidth": 2}, place | ends | blue),
+        (("total",), tick, place | {"x": _from_zero("total", title)}),
+        (("value",), point, place | {"x": _from_zero("value", title)} | blue),
     ]
-    return chart_of(STEP * len(names), rows, layer=layers)
+    shown = [
+        {"mark": mark, "encoding": encoding}
+        for names, mark, encoding in layers
+        if any(_is_known(row, *names) for row in rows)
+    ]
+    names = {"mark": name, "encoding": place | {"x": {"value": 5}, "text": {"field": "row"}}}
+    return chart_of(STEP_NAMED * len(rows), rows, layer=[zero, *shown, names])
+
+
+def _from_zero(name: str, title: str) -> Spec:
+    """Numbers on an axis that holds 0 and numbers it: as many ticks as there is room for."""
+    axis = {"tickCount": {"expr": "max(2, width / 80)"}}
+    return {"field": name, "type": "quantitative", "title": title, "scale": {"zero": True, "nice": True}, "axis": axis}
 
 
 def picked_profile(profile: Profile, labels: Sequence[str]) -> Spec:

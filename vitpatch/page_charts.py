@@ -12,7 +12,7 @@ import pandas as pd
 from vitpatch.cells import run_links
 from vitpatch.charts import Chart, Heatmap, Profile, intervals, picked_profile
 from vitpatch.comparison import Comparison
-from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, lines, scale_of
+from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, images_of, lines, scale_of
 from vitpatch.outcome import series_of
 from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
 from vitpatch.plots import METRIC_NAMES
@@ -22,8 +22,11 @@ from vitpatch.spec import Metric
 
 MOST_DOTS = 200
 """Points of a run's patches in a panel; of more those with the largest effects."""
-LONGEST = 52
-"""Letters of a run's name at an axis."""
+LONGEST = 46
+"""Letters of a run's name at an axis or in a legend."""
+MOST_LINES = 24
+"""Lines in a chart that runs stand beside each other in."""
+LEADS = "A cell leads to its run’s folder."
 MOST_PAIRS = 40
 """Pairs of runs whose differences are drawn, from the largest on."""
 SAID = ("line", "layer", "layers patched", "effect [95 %]", "recovered [95 %]", "p, corrected")
@@ -79,12 +82,12 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
         return None
     corruption, window = place
     runs = comparison.overview.set_index("run", drop=False).loc[list(panel.runs)].to_dict("records")
-    rows, is_joined = panel.rows, len(panel.lines) <= MOST_SERIES or len(panel.runs) > 1
+    rows, is_joined = _shortened(panel.rows), len(panel.lines) <= MOST_SERIES or len(panel.runs) > 1
     if len(panel.lines) > MOST_SERIES and len(rows) > MOST_DOTS:
         rows = rows.loc[rows["effect"].abs().nlargest(MOST_DOTS).index].sort_index()
-    names = panel.lines if is_joined else []
+    names = list(dict.fromkeys(rows["line"])) if is_joined else []
     said = [name for name in SAID if name != "line" or panel.lines != [""]]
-    profile = Profile(records(rows), names, None, scale, said, totals=_totals(runs), joined=is_joined)
+    profile = Profile(records(rows), names, None, scale, said, totals=_totals(runs, rows), joined=is_joined)
     words = window if not window.isdigit() else f"window {window}"
     note = (
         f"; the {len(rows)} of {len(panel.rows)} patches with the largest effects"
@@ -110,12 +113,30 @@ def _sample(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"n = {ranges[0]} in {ranges[1]} clusters"
 
 
-def _totals(runs: Sequence[Mapping[str, Any]]) -> Records:
+def _totals(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> Records:
+    """Total effects of the runs of a panel, which has these rows; of a run with several lines in the first one's
+    colour."""
+    first = rows.drop_duplicates("run").set_index("run")["line"]
     return [
-        {"run": run["run"], "value": run["total_effect"], "total effect": said_estimate(dict(run), "total_effect")}
+        {"run": run["run"], "line": first[run["run"]], "value": run["total_effect"]}
+        | {"total effect": said_estimate(dict(run), "total_effect")}
         for run in runs
-        if np.isfinite(run["total_effect"])
+        if np.isfinite(run["total_effect"]) and run["run"] in first
     ]
+
+
+def _shortened(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose lines have names that a legend has room for, no two the same."""
+    return rows.assign(line=rows["line"].map(elided(list(dict.fromkeys(rows["line"])), LONGEST)))
+
+
+def _with_images(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Rows of the first ``MOST_LINES`` lines, named shortly and with their images; and in words what is left out."""
+    lines = list(dict.fromkeys(rows["line"]))
+    rows = _shortened(rows[rows["line"].isin(lines[:MOST_LINES])])
+    images = {line: f"{line} ({images_of([of_line])})".strip() for line, of_line in rows.groupby("line", sort=False)}
+    more = f"the first {MOST_LINES} of {len(lines)} lines" if len(lines) > MOST_LINES else ""
+    return rows.assign(line=rows["line"].map(images)), more
 
 
 def overlays(comparison: Comparison) -> list[tuple[Grid, list[Chart]]]:
@@ -135,10 +156,11 @@ def _overlay(of: Grid, window: str, scale: tuple[float, float]) -> Chart | None:
     if len(there) < 2:
         return None
     rows = pd.concat([_overlaid(corruption, panel) for corruption, panel in there.items()], ignore_index=True)
+    rows, more = _with_images(rows)
     names = list(dict.fromkeys(rows["line"]))
     profile = Profile(records(rows), names, axis_words(of.metric), scale, SAID, height=280)
     words = window if not window.isdigit() else f"window {window}"
-    return Chart(profile.spec(), f"All corruptions by layer, {words}", words)
+    return Chart(profile.spec(), f"All corruptions by layer, {words}", f"{words}; {more}" if more else words)
 
 
 def _overlaid(corruption: str, panel: Panel) -> pd.DataFrame:
@@ -152,26 +174,25 @@ def _overlaid(corruption: str, panel: Panel) -> pd.DataFrame:
 def heatmaps(comparison: Comparison) -> list[Chart]:
     """Run × layer, a chart a metric."""
     table = lines(comparison)
-    metric_of = comparison.overview.set_index("run")["metric"]
+    metric_of, folders = comparison.overview.set_index("run")["metric"], _folders(comparison)
     found = []
     for metric in dict.fromkeys(metric_of):
-        rows = table[table["run"].map(metric_of) == metric]
+        rows = _shortened(table[table["run"].map(metric_of) == metric])
         cells = [
             one | {"row": one["line"], "column": one["layer"], "sure": not row_low <= 0 <= row_high}
             for one, row_low, row_high in zip(records(rows), rows["effect_low"], rows["effect_high"], strict=True)
         ]
-        short = elided(list(dict.fromkeys(rows["line"])), LONGEST)
-        cells = [cell | {"row": short[cell["row"]]} for cell in cells]
-        names, layers = list(short.values()), sorted(set(rows["layer"]))
+        names, layers = list(dict.fromkeys(rows["line"])), sorted(set(rows["layer"]))
         limit = float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
-        heatmap = Heatmap(cells, names, layers, "layer", axis_words(metric), limit, SAID)
-        found.append(Chart(heatmap.spec(), f"Heatmap of effects, run by layer, on {metric}", wide=True))
+        addresses = {line: folders[run] for line, run in zip(rows["line"], rows["run"], strict=True)}
+        heatmap = Heatmap(cells, names, layers, "layer", axis_words(metric), limit, SAID, addresses)
+        found.append(Chart(heatmap.spec(), f"Heatmap of effects, run by layer, on {metric}", LEADS, wide=True))
     return found
 
 
 def peaks(comparison: Comparison) -> list[Chart]:
     """The peak's effect of each run with its interval, a chart a metric."""
-    labels = _labels(comparison)
+    labels, folders = _labels(comparison), _folders(comparison)
     found = []
     for metric, runs in comparison.overview.groupby("metric", sort=False):
         rows = [
@@ -181,29 +202,32 @@ def peaks(comparison: Comparison) -> list[Chart]:
                 "low": run["peak_effect_low"],
                 "high": run["peak_effect_high"],
                 "total": run["total_effect"],
+                "run": run["run"],
+                "href": folders[run["run"]],
                 "peak": run["peak_place"] or "none",
                 "peak effect [95 %]": said_estimate(run, "peak_effect"),
                 "total effect": said_estimate(run, "total_effect"),
             }
             for run in runs.to_dict("records")
         ]
-        names = [row["row"] for row in rows]
-        said = ["row", "peak", "peak effect [95 %]", "total effect"]
-        chart = intervals(rows, names, axis_words(str(metric)), said)
-        found.append(Chart(chart, f"Peak effect of each run on {metric}, with intervals", wide=True))
+        said = ["run", "peak", "peak effect [95 %]", "total effect"]
+        chart = intervals(rows, axis_words(str(metric)), said)
+        found.append(Chart(chart, f"Peak effect of each run on {metric}, with intervals"))
     return found
 
 
 def differences(comparison: Comparison) -> list[Chart]:
     """Differences by layer, with intervals, of a pair that is picked from a list: a chart a quantity."""
-    labels = run_labels(list(comparison.overview["run"]))
+    labels = _labels(comparison)
     found = []
     for quantity in ("effect", "recovered"):
         pairs = [row for row in largest(comparison.differences) if row["quantity"] == quantity][:MOST_PAIRS]
         if not pairs:
             continue
         picks = {(row["a"], row["b"]): f"{labels[row['a']]} − {labels[row['b']]}" for row in pairs}
-        rows = [_difference(row, picks) for row in _of_pairs(comparison.differences, picks)]
+        of_pairs = _of_pairs(comparison.differences, picks)
+        short = elided(list(dict.fromkeys(row["line"] for row in of_pairs)), LONGEST)
+        rows = [_difference(row | {"line": short[row["line"]]}, picks) for row in of_pairs]
         words = "difference in the share recovered" if quantity == "recovered" else "difference in effect"
         names = list(dict.fromkeys(row["line"] for row in rows))
         said = ["pick", "place", "a − b [95 %]", "a", "b"]
@@ -257,6 +281,11 @@ def _labels(comparison: Comparison) -> dict[str, str]:
     return {run: short[label] for run, label in labels.items()}
 
 
+def _folders(comparison: Comparison) -> dict[str, str]:
+    """By run's name the address of its folder."""
+    return {row["run"]: run_links(row)[0].address for row in comparison.overview.to_dict("records")}
+
+
 def rank_correlation(comparison: Comparison) -> Chart:
     """Runs × runs."""
     table = comparison.rank_correlation
@@ -273,10 +302,11 @@ def rank_correlation(comparison: Comparison) -> Chart:
         for b in table.columns
     ]
     said = ("row", "column", "rank correlation")
-    names = list(labels.values())
+    names, folders = list(labels.values()), {labels[run]: folder for run, folder in _folders(comparison).items()}
     return Chart(
-        Heatmap(rows, names, names, None, "rank correlation of profiles", 1.0, said).spec(),
+        Heatmap(rows, names, names, None, "rank correlation of profiles", 1.0, said, folders).spec(),
         "Heatmap of rank correlations, run by run",
+        "A cell leads to the folder of its row’s run.",
         wide=True,
     )
 
@@ -289,6 +319,7 @@ def relative_depths(comparison: Comparison) -> list[Chart]:
     table = table[table["recovered"].notna()]
     if table["run"].nunique() < 2:
         return []
+    table, more = _with_images(table)
     rows = [
         one | {"relative_depth": depth}
         for one, depth in zip(records(table, "recovered"), table["relative_depth"], strict=True)
@@ -303,4 +334,4 @@ def relative_depths(comparison: Comparison) -> list[Chart]:
         x=("relative_depth", "relative depth"),
         height=300,
     )
-    return [Chart(profile.spec(), "Share recovered by relative depth")]
+    return [Chart(profile.spec(), "Share recovered by relative depth", more)]

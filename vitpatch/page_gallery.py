@@ -62,14 +62,14 @@ def albums(comparison: Comparison) -> tuple[list[Album], str]:
     spent = left_out = 0
     for run in comparison.runs:
         row, page = of_overview.loc[run.name].to_dict(), _first_page(run)
-        cards = [_card(run, row, image) for image in page.images[:each]] if page else []
+        cards = [_card(run, row, image) for image in _some(page.images, each)] if page else []
         kept = []
         for card in cards:
             spent += sum(len(picture.address) for picture in card.pictures)
             kept += [card] * (spent <= BUDGET and len(kept) + sum(len(album.cards) for album in made) < MOST_IMAGES)
         left_out += len(cards) - len(kept)
         if kept:
-            made.append(Album(labels[run.name], page.chosen, run_links(row), kept))
+            made.append(Album(labels[run.name], _chosen(page, len(kept)), run_links(row), kept))
     said = f"{left_out} more are left out, so that the page stays small. " if left_out else ""
     return made, f"{said}figures/ in a run’s folder has more." if made else ""
 
@@ -77,6 +77,16 @@ def albums(comparison: Comparison) -> tuple[list[Album], str]:
 def _first_page(run: FinishedRun) -> Page | None:
     """The first page of the images that a run kept."""
     return next(iter(run.shown().of_run), None) if run.folder.pages.exists() else None
+
+
+def _some(images: Sequence[ShownImage], number: int) -> list[ShownImage]:
+    """So many of a page's images at most, spread over all."""
+    return [images[i] for i in np.linspace(0, len(images) - 1, min(number, len(images))).round().astype(int)]
+
+
+def _chosen(page: Page, shown: int) -> str:
+    """How a page's images were picked, and how many of them are shown."""
+    return page.chosen if shown == len(page.images) else f"{shown} of {page.chosen}"
 
 
 def _card(run: FinishedRun, row: dict[str, Any], image: ShownImage) -> Card:

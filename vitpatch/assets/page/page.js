@@ -9,7 +9,7 @@
     const ink = dark ? "#e6e9ed" : "#1b1f24", line = dark ? "#343b44" : "#e1e5ea", domain = dark ? "#6a737d" : "#8b949e";
     const axis = { labelColor: ink, titleColor: ink, gridColor: line, domainColor: domain, tickColor: domain, titleFontWeight: "normal" };
     return {
-      background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
+      background: "transparent", font: "system-ui, sans-serif", view: { stroke: null }, text: { color: ink },
       axis, legend: { labelColor: ink, titleColor: ink, titleFontWeight: "normal" }, range: { category: dark ? range.dark : range.light },
     };
   };
