@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import OmegaConf
 
 from vitpatch.comparison import FinishedRun
 from vitpatch.spec import VitPatchError
@@ -64,6 +65,22 @@ def found_below(folders: Sequence[Path]) -> list[Found]:
             name = "/".join(part for part in (group if len(folders) > 1 else "", below) if part not in ("", "."))
             found.setdefault(path.resolve(), Found(name or group, group, RunFolder(path)))
     return list(found.values())
+
+
+def unfinished_below(folders: Sequence[Path]) -> list[str]:
+    """The patching runs in and below folders that have no manifest: each with its state and why, in a line."""
+    said = []
+    for folder in folders:
+        for composed in in_order(folder.rglob(".hydra/hydra.yaml")):
+            path = composed.parent.parent
+            if path.relative_to(folder).parts and NOT_RUNS & set(path.relative_to(folder).parts):
+                continue
+            if (path / "manifest.json").exists() or OmegaConf.load(composed).hydra.job.name != "patch":
+                continue
+            state, reason = RunFolder(path).state()
+            below = path.relative_to(folder).as_posix()
+            said.append(f"{folder.name if below == '.' else below}: {state}: {reason}")
+    return said
 
 
 def read(found: Found) -> FinishedRun:
