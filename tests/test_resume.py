@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import CLASSES, pictures, save_model, write_parquet
 
 from vitpatch import calibrate, patching, setup
@@ -140,6 +141,25 @@ def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, 
     assert [len(ids) for ids in batches] == [5, 3] and set(sizes) <= {5}  # of training images too
     assert "batch_size is 5, as the run began with" in caplog.text
     assert results(folder) == results(whole)
+
+
+def test_threads_are_kept(patched, stopped, monkeypatch, caplog):
+    """Sums are rounded by them."""
+    before, seen = torch.get_num_threads(), []
+    step = PatchingModule.predict_step
+    monkeypatch.setattr(
+        PatchingModule, "predict_step", lambda *args: seen.append(torch.get_num_threads()) or step(*args)
+    )
+    try:
+        torch.set_num_threads(3)
+        stopped()
+        torch.set_num_threads(2)
+        with caplog.at_level(logging.INFO):
+            patched()
+        assert set(seen) == {3} and torch.get_num_threads() == 2
+        assert "3 threads a process, as the run began with, not 2" in caplog.text
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_sizes_of_calls_are_kept_where_they_fit(patched, stopped, monkeypatch, caplog):

@@ -38,8 +38,8 @@ LONGEST_VALUE = 40
 class Begun:
     """What a run began with: its ``identity`` and digest, the images a batch, the calls' sizes once they are known.
 
-    ``images`` and ``rows`` of a call follow from the memory that was free; a run that goes on keeps to them, since
-    products of another size round differently.
+    ``images`` and ``rows`` of a call follow from the memory that was free, ``threads`` of a process (``None``: not on a
+    CPU) from the machine; a run that goes on keeps to them, since products are rounded differently by others.
     """
 
     run_id: str
@@ -47,6 +47,7 @@ class Begun:
     batch_size: int
     images: int | None = None
     rows: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
