@@ -374,6 +374,20 @@ def test_overwrite_goes_on_with_an_unfinished_run_of_the_same_settings(patched, 
     assert len(batches) == 1 and results(folder) == results(whole)
 
 
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), _flip])
+@pytest.mark.parametrize("name", ["examples.parquet", "effects.parquet", "summary.csv"])
+def test_a_finished_run_whose_files_are_not_whole_is_no_finished_run(patched, batches, name, harm):
+    folder = patched()
+    whole = results(folder)
+    harm(folder / name)
+    batches.clear()
+    with pytest.raises(VitPatchError, match=rf"{name} of the finished run: gone, or not as written; overwrite=true"):
+        patched()
+    assert not batches and (folder / "manifest.json").exists()
+    patched("overwrite=true")
+    assert results(folder) == whole
+
+
 def test_overwrite_begins_a_finished_run_anew(patched, batches, stopped):
     folder = patched()
     first = results(folder)

@@ -103,7 +103,7 @@ def read(found: Found) -> FinishedRun:
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise VitPatchError(
-            f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again"
+            f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again (overwrite=true)"
         ) from error
     return run
 

@@ -103,6 +103,7 @@ def _make(
             known
             | _manifest(setup, config, outcome, done)
             | {
+                "files": folder.checksums(),
                 "devices": asdict(devices),
                 "tracking": tracked.about,
                 "seconds": round(time.monotonic() - started, 3),
@@ -146,6 +147,7 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
 
 
 def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
+    """Whether the same run is finished. Raises ``VitPatchError`` where another is, or its files are not whole."""
     manifest = folder.finished()
     if manifest is None or overwrite:
         return False
@@ -154,6 +156,13 @@ def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
         raise VitPatchError(
             f"{folder.path} holds a finished run with other {differ}; choose another folder or sweep name, or "
             "overwrite=true"
+        )
+    there = folder.checksums()
+    changed = [name for name, of in manifest.get("files", {}).items() if there.get(name) != of]
+    if changed:
+        raise VitPatchError(
+            f"{folder.path}: {', '.join(changed)} of the finished run: gone, or not as written; overwrite=true runs it "
+            "again"
         )
     Shards(folder.shards).drop()  # of a run that was killed just after its last act
     return True
