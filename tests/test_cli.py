@@ -186,7 +186,7 @@ def test_a_disk_that_is_really_full(cli, tiny, tmp_path):
     if mounted.returncode:
         pytest.skip("this machine does not let root mount")
     try:
-        code, printed = cli(*tiny, f"hydra.run.dir={small / 'run'}")
+        code, printed = cli(*tiny, f"hydra.run.dir={small / 'run'}", pictures=True)
         assert_one_line(code, printed, "No space left on device")
         assert not (small / "run" / "manifest.json").exists()
     finally:
