@@ -130,12 +130,17 @@ def patched(config, tmp_path, monkeypatch):
 
 @pytest.fixture
 def cli(monkeypatch, capfd):
-    """``python patch.py …`` in this process: (exit code, what it printed)."""
+    """``python patch.py …`` in this process, without figures unless asked: (exit code, what it printed)."""
 
-    def call(*arguments: str, script: str = "patch") -> tuple[int, str]:
+    def call(*arguments: str, script: str = "patch", pictures: bool = False) -> tuple[int, str]:
         import logging
         import runpy
 
+        from vitpatch import comparison_figures, run
+
+        if not pictures:
+            for room in (run, comparison_figures):
+                monkeypatch.setattr(room, "draw", lambda *everything: {})
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level

@@ -87,15 +87,18 @@ def _ended(child: int, comes: Callable[[], bool]) -> int | None:
     return None
 
 
-def _become(overrides, output, write, folder, die_at=None, pictures=False, slow=0.0, biggest=None) -> None:
-    """Is the run, and never comes back; ``slow`` seconds more a batch, no file over ``biggest`` bytes."""
+def _become(overrides, output, write, folder, die_at=None, pictures=False, slow=0.0, biggest=None, until=None) -> None:
+    """Is the run, and never comes back; ``slow`` seconds more a batch, no file over ``biggest`` bytes.
+
+    The fifth batch waits ``until`` a file is there.
+    """
     code, acts = 1, 0
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's & has ignored
         file = os.open(output, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1), os.dup2(file, 2)
-        _change(pictures, slow, biggest)
+        _change(pictures, slow, biggest, until)
 
         def counts(event, arguments):
             nonlocal acts
@@ -121,7 +124,7 @@ def _become(overrides, output, write, folder, die_at=None, pictures=False, slow=
         os._exit(code if isinstance(code, int) else 1)
 
 
-def _change(pictures: bool, slow: float, biggest: int | None) -> None:
+def _change(pictures: bool, slow: float, biggest: int | None, until: str | None) -> None:
     from vitpatch import predict, run
 
     if not pictures:
@@ -129,6 +132,15 @@ def _change(pictures: bool, slow: float, biggest: int | None) -> None:
     if slow:
         step = predict.PatchingModule.predict_step
         predict.PatchingModule.predict_step = lambda *args: time.sleep(slow) or step(*args)
+    if until is not None:
+        at_once = predict.PatchingModule.predict_step
+
+        def waits(module, batch, number=0):
+            while number >= 4 and not Path(until).exists():
+                time.sleep(0.01)
+            return at_once(module, batch, number)
+
+        predict.PatchingModule.predict_step = waits
     if biggest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (biggest, biggest))

@@ -161,6 +161,14 @@ def test_a_refused_start_leaves_the_finished_run_as_it_is(cli, tiny, tmp_path, o
     assert after == files and len(files) == 5
 
 
+@pytest.mark.parametrize("name", ["../up", "''", "/tmp/x"])
+def test_a_sweep_is_a_folder_of_its_own(cli, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = cli("-m", f"sweep={name}", "window=1,2")
+    assert_one_line(code, printed, "expected the name of a folder below multirun/")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sweep_tells_of_a_refused_start(cli, tiny, tmp_path):
     sweep = ["-m", *tiny, f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweep.subdir=s${seed}"]
     assert cli(*sweep, "seed=0,1")[0] == 0
@@ -178,7 +186,7 @@ def test_a_disk_that_is_really_full(cli, tiny, tmp_path):
     if mounted.returncode:
         pytest.skip("this machine does not let root mount")
     try:
-        code, printed = cli(*tiny, f"hydra.run.dir={small / 'run'}")
+        code, printed = cli(*tiny, f"hydra.run.dir={small / 'run'}", pictures=True)
         assert_one_line(code, printed, "No space left on device")
         assert not (small / "run" / "manifest.json").exists()
     finally:

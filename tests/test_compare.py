@@ -1,6 +1,7 @@
 """``python -m vitpatch.compare``: what it writes and where, what it says, and what cannot be compared."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DEPTH, ROOT, save_model
-from hand_made import rows, save_run
+from hand_made import NOISE, rows, save_run
 from scipy.stats import spearmanr
 
 from vitpatch import compare
@@ -232,6 +233,55 @@ def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert code == 1 and len(errors) == 9 and all("another version, or a file is broken" in line for line in errors)
     assert list(pd.read_csv(tmp_path / "x" / "comparison" / "overview.csv")["run"]) == ["good"]
+
+
+def test_runs_that_are_not_compared_are_named_at_the_top(tmp_path, rng, call):
+    save_run(tmp_path / "x" / "good", rng.random((4, 3)))
+    shutil.copytree(tmp_path / "x" / "good", tmp_path / "x" / "broken")
+    (tmp_path / "x" / "broken" / "manifest.json").write_text("{")
+    for name, job in (("failed", "patch"), ("killed", "patch"), ("training", "train_eval")):
+        (tmp_path / "x" / name / ".hydra").mkdir(parents=True)
+        (tmp_path / "x" / name / ".hydra" / "hydra.yaml").write_text(f"hydra: {{job: {{name: {job}}}}}")
+    (tmp_path / "x" / "failed" / "failed.json").write_text('{"state": "failed", "reason": "window <b>9</b>"}')
+    code, said = call(tmp_path / "x")
+    page = (tmp_path / "x" / "comparison" / "index.html").read_text()
+    (listed,) = re.findall(r"Not compared:</strong>\s*<ul>(.*?)</ul>", page, re.DOTALL)
+    lines = re.findall("<li>(.*?)</li>", listed)
+    assert lines[0].startswith("broken: of another version, or a file is broken")
+    assert lines[1] == "failed: failed: window &lt;b&gt;9&lt;/b&gt;" and lines[2].startswith("killed: unfinished: ")
+    assert len(lines) == 3 and "left out: failed: failed: window <b>9</b>" in said.splitlines()
+    assert code == 1 and said.count("error: ") == 1
+
+
+def test_figures_of_an_earlier_comparison_go(tmp_path, rng, call):
+    for name in ("a", "b"):
+        save_run(tmp_path / "x" / name, rng.random((4, 3)), weights=name)
+    assert call(tmp_path / "x")[0] == 0
+    place = tmp_path / "x" / "comparison"
+    (place / "mine.png").write_bytes(b"")
+    assert (place / "differences_effect.png").exists()
+    shutil.rmtree(tmp_path / "x" / "b")
+    code, said = call(tmp_path / "x")
+    assert code == 0 and not list(place.glob("differences*.[ps]?g")) and (place / "mine.png").exists()
+    assert "differences_effect" not in said
+
+
+def test_cautions(tmp_path, rng):
+    """Images that a corruption's outcome chose are not as good as any; few clusters have too narrow an interval."""
+    values, total = rng.random((30, 3)), rng.uniform(0.4, 0.6, 30)
+    half = np.arange(30) < 15
+    save_run(tmp_path / "x" / "all", values, total=total)
+    save_run(tmp_path / "x" / "correct", values, total=total, include="clean_correct")
+    save_run(tmp_path / "x" / "flipped", values, total=total, corruption=NOISE, include="flipped", included=half)
+    save_run(tmp_path / "x" / "flipped-seed", values, total=total, corruption=NOISE, include="flipped", seed=1)
+    comparison = compare.compare([tmp_path / "x"]).comparison
+    found = comparison.differences.groupby(["a", "b"])["caution"].agg(set)
+    chosen = "the images are chosen by what the corruption does to them in flipped"
+    assert found["all", "flipped"] == {f"{chosen}; the interval of 15 clusters is too narrow"}
+    assert found["all", "flipped-seed"] == {f"{chosen}-seed"}
+    assert found["flipped", "flipped-seed"] == {"the interval of 15 clusters is too narrow"}
+    reasons = comparison.not_subtracted.set_index(["a", "b"])["reason"]
+    assert reasons["all", "correct"] == "the same patches: on the images that both include the effects are equal"
 
 
 def test_effects_that_are_not_those_of_the_summary_are_said(tmp_path, rng):

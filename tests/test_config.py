@@ -1,9 +1,11 @@
 import inspect
+import shlex
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -23,6 +25,12 @@ def _resolvers():
 def composed(name, *overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(name, overrides=list(overrides))
+
+
+@pytest.mark.parametrize("value", ["/a/b-1.0", "/a/x=1,y=2/m", "/a/it's (1)/m", "/a b/$x", "a\\b", "ü;&"])
+def test_what_is_to_be_typed_is_read_as_it_was(value):
+    (word,) = shlex.split(config.typed("model.path", value))
+    assert OverridesParser.create().parse_override(word).value() == value
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -216,7 +216,7 @@ def test_two_starts_at_once(starts, many, whole_of, tmp_path):
     here = [*many, f"hydra.run.dir={folder}"]
     try:
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(starts, *here, slow=0.2)
+            first = pool.submit(starts, *here, until=str(tmp_path / "go on"))
             wait_for(folder / "shards" / "batch-00000002.json", first)
             code, printed, *_ = second(*here, "seed=7")
             held = json.loads((folder / ".hydra" / "holder.json").read_text())
@@ -226,8 +226,10 @@ def test_two_starts_at_once(starts, many, whole_of, tmp_path):
                 f"error: {folder}: process {held['process']} on {held['host']} is at work in it since {held['since']}; "
                 "wait for it, or stop it"
             )
+            (tmp_path / "go on").touch()
             code, printed, *_ = first.result()
     finally:
+        (tmp_path / "go on").touch()
         second.close()
     assert code == 0 and results(folder) == whole_of(many)[0], printed
     assert not (folder / "failed.json").exists() and not (folder / ".hydra" / "holder.json").exists()

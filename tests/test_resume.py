@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import CLASSES, pictures, save_model, write_parquet
 
 from vitpatch import calibrate, patching, setup
@@ -140,6 +141,25 @@ def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, 
     assert [len(ids) for ids in batches] == [5, 3] and set(sizes) <= {5}  # of training images too
     assert "batch_size is 5, as the run began with" in caplog.text
     assert results(folder) == results(whole)
+
+
+def test_threads_are_kept(patched, stopped, monkeypatch, caplog):
+    """Sums are rounded by them."""
+    before, seen = torch.get_num_threads(), []
+    step = PatchingModule.predict_step
+    monkeypatch.setattr(
+        PatchingModule, "predict_step", lambda *args: seen.append(torch.get_num_threads()) or step(*args)
+    )
+    try:
+        torch.set_num_threads(3)
+        stopped()
+        torch.set_num_threads(2)
+        with caplog.at_level(logging.INFO):
+            patched()
+        assert set(seen) == {3} and torch.get_num_threads() == 2
+        assert "3 threads a process, as the run began with, not 2" in caplog.text
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_sizes_of_calls_are_kept_where_they_fit(patched, stopped, monkeypatch, caplog):
@@ -352,6 +372,20 @@ def test_overwrite_goes_on_with_an_unfinished_run_of_the_same_settings(patched, 
     folder = stopped(after=2)
     patched("overwrite=true")
     assert len(batches) == 1 and results(folder) == results(whole)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.unlink(), _flip])
+@pytest.mark.parametrize("name", ["examples.parquet", "effects.parquet", "summary.csv"])
+def test_a_finished_run_whose_files_are_not_whole_is_no_finished_run(patched, batches, name, harm):
+    folder = patched()
+    whole = results(folder)
+    harm(folder / name)
+    batches.clear()
+    with pytest.raises(VitPatchError, match=rf"{name} of the finished run: gone, or not as written; overwrite=true"):
+        patched()
+    assert not batches and (folder / "manifest.json").exists()
+    patched("overwrite=true")
+    assert results(folder) == whole
 
 
 def test_overwrite_begins_a_finished_run_anew(patched, batches, stopped):

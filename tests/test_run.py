@@ -168,8 +168,11 @@ def test_the_end_of_a_run_says_where_what_and_how_much(patched, caplog):
 
 def test_the_whole_state_is_noted(patched, caplog):
     with caplog.at_level(logging.INFO):
-        patched("target=resid_post", "window=1")
+        folder = patched("target=resid_post", "window=1")
     assert "the effect is the total effect by construction" in caplog.text
+    assert any("the peak says nothing" in note for note in manifest_of(folder)["notes"])
+    parts = patched("target=resid_post", "window=1", "target.tokens=[cls,all]", folder="parts")
+    assert not any("the peak says nothing" in note for note in manifest_of(parts)["notes"])
 
 
 def test_weights_that_are_not_finite_are_found_when_loaded(patched, tmp_path):

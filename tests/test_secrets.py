@@ -94,12 +94,20 @@ def test_wandbs_files_name_no_secret_no_command_line_and_no_program(tmp_path, mo
         ),
         ({"model": {"path": "https://somebody:word@example.org/x"}}, r"^model\.path: an address with a password"),
         ({"model": {"path": "https://hf_abcdef@example.org/x"}}, r"^model\.path: an address with a password"),
+        ({"logger.api_key": "recognizablePart"}, r"^logger\.api_key: it holds a key or token"),
+        (
+            {"hydra": {"env_set": {"HF_TOKEN": "recognizablePart"}}},
+            r"^hydra\.env_set\.HF_TOKEN: it holds a key or token",
+        ),
+        ({"data": {"path": "hf_recognizablePart" + "x" * 20}}, r"^data\.path: it holds a key or token"),
     ],
 )
 def test_a_secret_in_a_config_is_refused_and_not_repeated(config, said):
     with pytest.raises(VitPatchError, match=said) as refused:
         check_no_secret(config, SECRETS)
-    assert not any(word in str(refused.value) for word in (*SECRETS.values(), "somebody", "hf_abcdef"))
+    assert not any(
+        word in str(refused.value) for word in (*SECRETS.values(), "somebody", "hf_abcdef", "recognizablePart")
+    )
 
 
 def test_what_is_no_secret_is_taken():
@@ -110,4 +118,15 @@ def test_what_is_no_secret_is_taken():
         "KEYBOARD": "qwertyuiop",
     }
     config = {"data": {"path": "/home/somebody/data", "x": "short", "seed": 0, "y": "https://example.org:8080/a@b"}}
-    check_no_secret(config | {"z": "qwertyuiop"}, environment)
+    check_no_secret(config | {"z": "qwertyuiop", "target": {"tokens": "all"}, "token": ""}, environment)
+
+
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+@pytest.mark.parametrize("key", ["+hydra.job.env_set.HF_TOKEN", "hydra.job.name", "+logger.api_key"])
+def test_a_secret_in_any_part_of_a_command_is_written_nowhere(tmp_path, mode, key):
+    word = "hf_recognizableSecretOfTheHub"
+    folders = [f"hydra.run.dir={tmp_path / 'out'}", f"hydra.sweep.dir={tmp_path / 'out'}"]
+    command = [sys.executable, "patch.py", *mode, *folders, f"{key}={word}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"HF_TOKEN": word})
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {key.lstrip('+')}: it holds "), done.stderr
+    assert word not in done.stdout + done.stderr and not found(tmp_path, [word])

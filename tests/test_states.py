@@ -135,6 +135,13 @@ def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, cod
     assert ("the same command goes on" in told.text) == isinstance(raised, KeyboardInterrupt)
 
 
+def test_a_sweep_of_which_nothing_began_has_no_table(told, sweep):
+    for file in sweep.glob("*/.hydra/overrides.yaml"):
+        file.unlink()
+    to_the_end(lambda: None)
+    assert not told.messages and not (sweep / "states.csv").exists()
+
+
 def test_our_own_mistake_at_the_end_is_no_success(told, sweep, monkeypatch):
     monkeypatch.setattr(states, "lines", lambda found: found.nothing)
     with pytest.raises(SystemExit) as ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitpatch.comparison import Comparison
+
+
+FIGURES = re.compile(
+    r"(grid|overlay|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
+)
+"""Names of a comparison's figures."""
+MOST_PAIRS = 20
+"""Matched runs of groups that are said in lines; ``matched.csv`` has all."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     """
     from vitpatch.compared import compared
     from vitpatch.comparison_figures import draw, save
-    from vitpatch.finished import COMPARISON, found_below, read
+    from vitpatch.finished import COMPARISON, found_below, read, unfinished_below
     from vitpatch.page import write_page
     from vitpatch.spec import VitPatchError
     from vitpatch.store import RunFolder
@@ -45,8 +54,10 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     if not runs:
         raise VitPatchError("; ".join(problems))
     place = output or (folders[0] / COMPARISON if len(folders) == 1 else Path(COMPARISON))
-    comparison = compared(runs, place)
+    left_out = [line.replace(f"{folder}/", "") for folder in folders for line in problems if f"{folder}/" in line]
+    comparison = compared(runs, place, [*left_out, *unfinished_below(folders)])
     place.mkdir(parents=True, exist_ok=True)
+    _clear(place)
     for name, table in comparison.tables.items():
         RunFolder(place).write_csv(place / f"{name}.csv", table)
     for name, figure in draw(comparison).items():
@@ -55,16 +66,26 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     return Compared(comparison, place, tuple(problems))
 
 
+def _clear(place: Path) -> None:
+    """Removes the figures of an earlier comparison, of which this one may have fewer."""
+    for file in place.iterdir():
+        if FIGURES.fullmatch(file.name):
+            file.unlink()
+
+
 def lines(compared: Compared) -> list[str]:
     """The few lines that end a comparison: warnings, runs, matched runs of groups, and where the files are."""
+    from vitpatch.spec import counted
+
     comparison = compared.comparison
     said = [f"warning: {warning}" for warning in comparison.warnings]
     heads = ["run", "peak", "effect (95 % interval)", "recovered"]
     said += _columns([heads, *map(_of_run, comparison.overview.to_dict("records"))])
     said += _of_groups(comparison.matched.to_dict("records"))
     if len(comparison.runs) > 1:
-        pairs = len(comparison.differences[["a", "b"]].drop_duplicates())
-        said.append(f"{pairs} pairs subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
+        pairs = counted(len(comparison.differences[["a", "b"]].drop_duplicates()), "pair")
+        said.append(f"{pairs} subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
+    said += [f"left out: {line}" for line in comparison.left_out[len(compared.problems) :]]
     files = sorted(path.name for path in compared.folder.iterdir() if not path.name.startswith("."))
     return [*said, f"{compared.folder}: {', '.join(files)}"]
 
@@ -90,7 +111,7 @@ def _estimate(mean: float, low: float, high: float) -> str:
 def _of_groups(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What matched runs of two groups differ in."""
     said = []
-    for row in rows:
+    for row in rows[:MOST_PAIRS]:
         if not (row["a"] and row["b"]):
             said.append(f"{row['a'] or row['b']}: {row['reason']}")
             continue
@@ -101,7 +122,10 @@ def _of_groups(rows: Sequence[dict[str, Any]]) -> list[str]:
             said.append(f"  the same {row['quantity']} on the images of both")
         else:
             apart = _estimate(row["largest_difference"], row["largest_low"], row["largest_high"])
-            said.append(f"  {row['quantity']} differs most at layer {row['largest_layer']}: {apart}")
+            p = f", p = {row['largest_p']:.3f}" if row["largest_p"] == row["largest_p"] else ""
+            said.append(f"  {row['quantity']} differs most, of all layers, at layer {row['largest_layer']}: {apart}{p}")
+    if len(rows) > MOST_PAIRS:
+        said.append(f"… and {len(rows) - MOST_PAIRS} more pairs: matched.csv")
     return said
 
 

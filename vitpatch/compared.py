@@ -14,8 +14,11 @@ from vitpatch.overview import overview, profiles
 from vitpatch.ranks import rank_correlation
 
 
-def compared(runs: Sequence[FinishedRun], place: Path) -> Comparison:
-    """The comparison of runs, whose names differ; ``place`` is the folder that its paths are relative to."""
+def compared(runs: Sequence[FinishedRun], place: Path, left_out: Sequence[str] = ()) -> Comparison:
+    """The comparison of runs, whose names differ; ``place`` is the folder that its paths are relative to.
+
+    ``left_out``: what is said of runs that are not compared.
+    """
     of_run = {run.name: aspects(run) for run in runs}
     pairs = counterparts(runs, of_run)
     differences, not_subtracted = subtracted(chosen(runs, of_run, pairs))
@@ -30,6 +33,7 @@ def compared(runs: Sequence[FinishedRun], place: Path) -> Comparison:
         settings=settings(runs),
         rank_correlation=rank_correlation(runs),
         matched=matched(runs, pairs, of_run, table, differences, not_subtracted),
+        left_out=tuple(left_out),
     )
 
 

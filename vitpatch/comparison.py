@@ -39,7 +39,8 @@ class Comparison:
     """Finished runs beside each other.
 
     ``warnings``: what they disagree in that should be one – weights of one model, data, code version –, a line each,
-    to be said at the top. Tables, ``run`` being ``FinishedRun.name``:
+    to be said at the top. ``left_out``: runs that are not compared, being broken or not finished, a line each. Tables,
+    ``run`` being ``FinishedRun.name``:
 
     ``overview``, a row a run: ``run, group, title, model, data, corruption, strength, calibrated`` (in words, "" = not
     calibrated), ``site, tokens, heads, windows, direction, donor, metric, include, n, n_clusters, accuracy_clean,
@@ -54,7 +55,8 @@ class Comparison:
 
     ``differences``, a row a pair of runs and patch that both have: ``a, b, quantity`` (``effect``, or ``recovered``
     across corruptions), ``site, layer, head, tokens, n_layers, window_a, window_b, n, n_clusters, value_a, value_b,
-    difference`` = a − b, ``low, high, p`` (family-wise over the pair's patches; of effects).
+    difference`` = a − b, ``low, high, p`` (family-wise over the pair's patches; of effects), ``caution`` (in words, ""
+    = none): what to mind beside the interval.
 
     ``not_subtracted``, a row a pair that has none: ``a, b, reason``. ``settings``: a row a key of the runs' identity
     that is not the same in all, the index, and a column a run. ``rank_correlation``: Spearman's of the profiles, runs
@@ -76,6 +78,7 @@ class Comparison:
     settings: pd.DataFrame
     rank_correlation: pd.DataFrame
     matched: pd.DataFrame
+    left_out: tuple[str, ...] = ()
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:

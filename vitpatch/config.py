@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -227,6 +228,14 @@ def run_name(overrides: Iterable[str]) -> str:
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def typed(key: str, value: str) -> str:
+    """``key=value`` as it is typed in a shell, so that Hydra reads just this value."""
+    if re.fullmatch(r"[\w./:@+-]*", value):
+        return f"{key}={value}"
+    quoted = value.replace("'", "\\'")
+    return shlex.quote(f"{key}='{quoted}'")
 
 
 def sweep_stamp() -> str:

@@ -46,8 +46,8 @@ class Order:
     """What the first process hands to the others, in the run's folder: its ``config``, the batches that are to be done.
 
     ``config`` has the strength that was found, ``spread`` is the standard deviation of patch embeddings,
-    ``calibrations`` the sweep's folder of these: a follower takes nothing from training images but means, each for
-    itself.
+    ``calibrations`` the sweep's folder of these, ``threads`` those of a process: a follower takes nothing from training
+    images but means, each for itself.
     """
 
     run_id: str
@@ -57,6 +57,7 @@ class Order:
     processes: int
     calibrations: str | None = None
     spread: float | Sequence[float] | None = None
+    threads: int | None = None
 
     def write(self, shards: Path) -> str:
         """Leaves it in the folder ``shards``; its digest."""
@@ -160,6 +161,14 @@ def processes_of(devices: Devices, numbers: Sequence[int]) -> int:
     return devices.processes if outside() is not None else min(devices.processes, len(numbers))
 
 
+def threads_of(devices: Devices) -> int | None:
+    """The threads that a process computes by: its share of a machine that several share; ``None`` = not on a CPU."""
+    if devices.accelerator != "cpu":
+        return None
+    shared = devices.processes > 1 and place() is None and "OMP_NUM_THREADS" not in os.environ
+    return devices.share_of_threads if shared else torch.get_num_threads()
+
+
 @contextmanager
 def led(devices: Devices, order: Order, shards: Path) -> Iterator[Leader | Alone]:
     """Those who work on ``order`` with this process, in the folder ``shards``, for the length of the block.
@@ -171,19 +180,13 @@ def led(devices: Devices, order: Order, shards: Path) -> Iterator[Leader | Alone
         return
     launched = outside()
     words = _started_here(devices, order, shards) if launched is None else launched.of_job(order, shards)
-    threads = torch.get_num_threads()
-    if launched is None and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(devices.threads)
-    try:
-        with words as leader:
-            try:
-                yield leader
-            except BaseException as error:
-                leader.stop()
-                _wait(leader, error)
-                raise
-    finally:
-        torch.set_num_threads(threads)
+    with words as leader:
+        try:
+            yield leader
+        except BaseException as error:
+            leader.stop()
+            _wait(leader, error)
+            raise
 
 
 @contextmanager
@@ -215,7 +218,7 @@ def _wait(leader: Leader, error: BaseException) -> None:
 def _started(words: Path, shards: Path, rank: int, devices: Devices) -> subprocess.Popen:
     """Another process of this program, which judges signals for it: it gets none."""
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
-    environment = {"OMP_NUM_THREADS": str(devices.threads)} | os.environ | {"PYTHONPATH": path}
+    environment = {"OMP_NUM_THREADS": str(devices.share_of_threads)} | os.environ | {"PYTHONPATH": path}
     command = [sys.executable, "-P", "-m", "vitpatch.worker", str(words), str(shards), str(rank), str(os.getpid())]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # handed down: blocked in it from the first
     try:

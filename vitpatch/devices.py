@@ -32,7 +32,7 @@ class Devices:
         return self.processes // self.nodes
 
     @property
-    def threads(self) -> int:
+    def share_of_threads(self) -> int:
         """A process's share of the processors that this one may use."""
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, cpus // self.local)

@@ -8,18 +8,22 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from vitpatch.aspects import Aspect, differing, windows_words
+from vitpatch.aspects import Aspect, aspects, differing, windows_words
 from vitpatch.comparison import FinishedRun
 from vitpatch.pairs import Apart, of_effects, of_recovered, same_clusters
 from vitpatch.sides import Side, same_patches
-from vitpatch.spec import Donor, Interval, Metric, VitPatchError, counted
+from vitpatch.spec import Donor, Include, Interval, Metric, VitPatchError, counted
 
 MOST_RUNS = 60
 """Of more runs only those pairs are subtracted that differ in one aspect: all pairs grow with the square."""
 COLUMNS = (
     "a, b, quantity, site, layer, head, tokens, n_layers, window_a, window_b, n, n_clusters, value_a, value_b, "
-    "difference, low, high, p"
+    "difference, low, high, p, caution"
 ).split(", ")
+FEW_CLUSTERS = 20
+"""Of fewer a percentile interval is clearly too narrow."""
+BY_OUTCOME = (Include.FLIPPED, Include.MIN_TOTAL_EFFECT)
+"""Rules that include images by what the corruption does to them."""
 Pair = tuple[FinishedRun, FinishedRun]
 
 
@@ -78,6 +82,8 @@ def why_not(a: FinishedRun, b: FinishedRun) -> str:
             return f"the {key} differs: {of_a['config'][key]} and {of_b['config'][key]}"
     if of_a["config"]["metric"] == Metric.LOGIT_DIFF:
         return "logit_diff regresses under any disturbance: compare runs in prob or log_odds"
+    if differing(aspects(a), aspects(b)) == ["include"]:
+        return "the same patches: on the images that both include the effects are equal"
     if not is_same_corruption(a, b) and (reason := _no_ratios(of_a["donors"][0], of_b["donors"][0])):
         return reason
     return "" if len(same_patches(a.summary, b.summary)) else f"no patch in common: {_patches_apart(a, b)}"
@@ -142,7 +148,23 @@ def _differences(
         images = counted(len(at_a), "image")
         return f"recovered is not known: on {images} the total effect of {names} is within 3 SE of 0"
     counts = {"n": len(at_a), "n_clusters": len(np.unique(clusters))}
+    counts["caution"] = caution(a, b, counts["n_clusters"])
     return _rows(patches, apart).assign(a=a.name, b=b.name, quantity=quantity, **counts)[COLUMNS]
+
+
+def caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
+    """What to mind of a pair's differences beside their intervals: images chosen by an outcome, few clusters."""
+    said = []
+    by_outcome = [run.name for run in (a, b) if _include(run).startswith(BY_OUTCOME)]
+    if by_outcome and not (is_same_corruption(a, b) and _include(a) == _include(b)):
+        said.append(f"the images are chosen by what the corruption does to them in {' and '.join(by_outcome)}")
+    if clusters < FEW_CLUSTERS:
+        said.append(f"the interval of {counted(clusters, 'cluster')} is too narrow")
+    return "; ".join(said)
+
+
+def _include(run: FinishedRun) -> str:
+    return str(run.manifest["identity"]["include"])
 
 
 def _rows(patches: pd.DataFrame, apart: Apart) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import OmegaConf
 
 from vitpatch.comparison import FinishedRun
 from vitpatch.spec import VitPatchError
@@ -66,6 +67,22 @@ def found_below(folders: Sequence[Path]) -> list[Found]:
     return list(found.values())
 
 
+def unfinished_below(folders: Sequence[Path]) -> list[str]:
+    """The patching runs in and below folders that have no manifest: each with its state and why, in a line."""
+    said = []
+    for folder in folders:
+        for composed in in_order(folder.rglob(".hydra/hydra.yaml")):
+            path = composed.parent.parent
+            if path.relative_to(folder).parts and NOT_RUNS & set(path.relative_to(folder).parts):
+                continue
+            if (path / "manifest.json").exists() or OmegaConf.load(composed).hydra.job.name != "patch":
+                continue
+            state, reason = RunFolder(path).state()
+            below = path.relative_to(folder).as_posix()
+            said.append(f"{folder.name if below == '.' else below}: {state}: {reason}")
+    return said
+
+
 def read(found: Found) -> FinishedRun:
     """A finished run with its manifest and summary; that its effects are whole is seen from their end.
 
@@ -86,7 +103,7 @@ def read(found: Found) -> FinishedRun:
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise VitPatchError(
-            f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again"
+            f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again (overwrite=true)"
         ) from error
     return run
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
-from vitpatch.config import construct
+from vitpatch.config import construct, typed
 from vitpatch.controls import check_all, found_of
 from vitpatch.corruptions import Corruption, corrupted, no_masks, traits
 from vitpatch.data import BadImage, Decoded, Item, LabelledImages, Positions, collate
@@ -70,7 +70,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
             beside.write_text(text, encoding="utf-8")
     log.info("%s", text)
     write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
-    log.info("saved: python patch.py model=hf model.path=%s", target)
+    log.info("saved: python patch.py model=hf %s", typed("model.path", str(target)))
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """The exit code of a run that CTRL-C ended."""
-BEFORE = "stopped from outside before it began"
+BEFORE, HALFWAY = (f"stopped from outside before it {what}" for what in ("began", "was done"))
 STOPPED = threading.Event()
 """Set once a job in this process was interrupted: no other begins."""
 
@@ -53,8 +53,7 @@ def job(module: str, cfg: DictConfig) -> None:
             path, lambda: importlib.import_module(module).run(cfg, path, options)
         )
     except KeyboardInterrupt:  # also while torch was loaded, or before anybody was in the folder
-        log.error("interrupted: %s: %s", path, BEFORE)
-        _leave_before(path)
+        _say_interrupted(path)
         STOPPED.set()
         sys.exit(INTERRUPTED)
     except SystemExit:
@@ -124,7 +123,7 @@ def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
     except OSError as error:
         return of_the_disk(error, folder.path)
     except (Interrupted, KeyboardInterrupt, SystemExit) as error:
-        how = f"{error}" if isinstance(error, Interrupted) else "stopped from outside before it was done"
+        how = f"{error}" if isinstance(error, Interrupted) else HALFWAY
         _leave(folder, "interrupted", how)
         log.error("interrupted: %s: %s; the same command goes on with it", folder.path, how)
         sys.exit(INTERRUPTED)
@@ -143,12 +142,15 @@ def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _leave_before(path: Path) -> None:
-    """Leaves a word of a run that did not begin, unless another process is in its folder."""
+def _say_interrupted(path: Path) -> None:
+    """Of a run that did not begin, or whose end was being written down; unless another process is in its folder."""
     from vitpatch.store import Held, RunFolder
 
-    with suppress(Held, OSError), RunFolder(path).held():
-        _leave(RunFolder(path), "interrupted", BEFORE)
+    folder = RunFolder(path)
+    how = BEFORE if not any(folder.shards.glob("batch-*.json")) else HALFWAY
+    log.error("interrupted: %s: %s", path, how)
+    with suppress(Held, OSError), folder.held():
+        _leave(folder, "interrupted", how)
 
 
 def _leave(folder: RunFolder, state: str, reason: str) -> None:

@@ -15,7 +15,18 @@ from vitpatch.data import PREDICTED
 from vitpatch.inference import FLIPS
 from vitpatch.plan import Run
 from vitpatch.resamples import RESAMPLES
-from vitpatch.spec import BaseRun, Direction, Donor, Estimate, Metric, Site, Tested, counted, window_word
+from vitpatch.spec import (
+    BaseRun,
+    Direction,
+    Donor,
+    Estimate,
+    Metric,
+    Site,
+    Tested,
+    TokenGroup,
+    counted,
+    window_word,
+)
 from vitpatch.store import RunFolder
 
 EMPTY = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"
@@ -33,6 +44,10 @@ SELECTED = (
 DOES_NOT_DIFFER = (
     "the total effect's interval holds 0: on average another image says as much for a label as the image itself, as a "
     "derangement within a class must"
+)
+WHOLE_STREAM = (
+    "the whole residual stream is replaced, so the run is the donor's from there: every layer's effect is the total "
+    "effect, and the peak says nothing; target.tokens=[cls,patches] says where it lies"
 )
 UNLIKE = "controls take clean activations of other images, the own donor is the corrupted run: they are not compared"
 NEUTRAL = "p is of effects on {}: a patch that is neutral in log odds has a mean there that is not 0, and may be called"
@@ -223,6 +238,8 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(UNLIKE)
     if outcome.study.donor.is_constant:
         return [*notes, NO_RUN.format(outcome.study.donor)]
+    if (outcome.summary["tokens"] == TokenGroup.ALL).all() and Site(outcome.summary["site"].iloc[0]).is_stream:
+        notes.append(WHOLE_STREAM)
     if outcome.doubt:
         notes.append(outcome.doubt)
     if not outcome.total.known:

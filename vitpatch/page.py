@@ -21,6 +21,8 @@ ASSETS = Path(__file__).parent / "assets" / "page"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "sortable.auto.min.js")
 MOST_BYTES = 4_900_000
 """Of a page."""
+MOST_LEFT_OUT = 12
+"""Runs that are not compared, named at the top."""
 LEFT_OUT = (
     (),
     ("gallery",),
@@ -58,12 +60,18 @@ def page(comparison: Comparison, without: Sequence[str] = ()) -> str:
     return environment.get_template("page.html.jinja").render(
         title=f"Comparison of {number} runs" if number > 1 else comparison.overview["title"].iloc[0],
         warnings=comparison.warnings,
+        left_out=_some(comparison.left_out),
         sections=list(sections(comparison, without)),
         without=", ".join(without),
         scripts=[Markup(script) for script in scripts],
         hashes=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         css=Markup(_asset("page.css")),
     )
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    more = len(lines) - MOST_LEFT_OUT
+    return [*lines[:MOST_LEFT_OUT], *([f"… and {more} more"] if more > 0 else [])]
 
 
 def embedded(value: Any) -> Markup:

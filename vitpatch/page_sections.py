@@ -21,15 +21,18 @@ LEADS = {
     "grid": "Ribbons and bars: 95 % bootstrap intervals over clusters. Dashed: total effect. Hollow: the window is "
     "clipped at the network’s end.",
     "overlay": "The profiles of one window, one scale; a click in a legend picks one.",
-    "heatmap": "Mean effects. A dot: the 95 % interval leaves 0 out. Of a run with many series the one with the peak.",
-    "peaks": "The layer whose mean effect goes furthest towards the total effect, which is the orange tick. p and the "
-    "peak set (the layers that may be the peak) are corrected for all places tried. Stability: share of resamples with "
+    "heatmap": "Mean effects. A dot: the cell’s own 95 % interval leaves 0 out, not corrected for the many cells. Of a "
+    "run with many series the one with the peak.",
+    "peaks": "The layer whose mean effect goes furthest towards the total effect, which is the orange tick. p (of the "
+    "effect in log odds, whatever the metric) and the peak set (the layers that may be the peak) are corrected for all "
+    "places tried. Stability: share of resamples with "
     "this peak. Split halves: its effect, found on one half of the clusters and measured on the other.",
     "differences": "Runs on the same images: effects of one corruption, or shares recovered across corruptions; both "
     "runs are resampled together. A row is the patch where two runs differ most, so it is the largest of many: effects "
     "have a p corrected for that, shares have none, and their interval is too narrow. differences.csv has all.",
     "matched": "Runs of the folders that were given, matched by what they share.",
-    "rank": "Spearman’s, of the series that has the peak. 1: the layers come in the same order.",
+    "rank": "Spearman’s, of the series that has the peak. 1: the layers come in the same order; white: a profile "
+    "that does not vary.",
     "depth": "Models of different depth: layer ℓ of L blocks is at (ℓ + ½) / L.",
     "synergy": "A window’s effect beyond the sum of its layers’ own.",
     "controls": "The same patches with activations of other images.",

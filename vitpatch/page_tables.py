@@ -106,7 +106,7 @@ def peaks(comparison: Comparison) -> Table:
     """A row a run: where its effect is largest, and how sure that is."""
     cells = run_cells(comparison)
     rows = tuple(_peak(row, cells[row["run"]]) for row in comparison.overview.to_dict("records"))
-    headings = ("run", "peak", "relative depth", "effect [95 %]", "share recovered [95 %]", "p, corrected")
+    headings = ("run", "peak", "relative depth", "effect [95 %]", "share recovered [95 %]", "p (log odds), corrected")
     headings += ("95 % peak set", "stability", "effect, split halves", "calibrated strength")
     return without_empty(Table("The peak of each run", headings, rows))
 
@@ -134,7 +134,7 @@ def differences(comparison: Comparison) -> Table:
     rows = [_pair(row, cells) for row in largest(comparison.differences)]
     shown, more = bounded(rows, MOST_ROWS, "differences.csv")
     headings = ("run a", "run b", "of", "where they differ most", "a", "b", "a − b [95 %]", "p, corrected")
-    headings += ("images", "clusters")
+    headings += ("images", "clusters", "caution")
     return without_empty(Table("Paired differences, on images included in both", headings, shown, more))
 
 
@@ -171,6 +171,7 @@ def _pair(row: dict[str, Any], cells: dict[str, Cell]) -> tuple[Cell, ...]:
         p_value(row["p"]),
         number(row["n"], ".0f"),
         number(row["n_clusters"], ".0f"),
+        text(row["caution"]),
     )
 
 

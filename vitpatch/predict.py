@@ -307,6 +307,7 @@ def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[in
         processes=processes,
         calibrations=None if calibrations is None else str(calibrations),
         spread=None if setup.spread is None else setup.spread.tolist(),
+        threads=shards.begun().threads,
     )
 
 

@@ -42,6 +42,8 @@ def redraw(run: RunFolder, into: Path) -> list[Path]:
         drawn = draw(outcome, Shown.read(run.pages), manifest)
     except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise VitPatchError(f"{run.path}: of another version, or a file is broken ({reason}); run it again") from error
+        raise VitPatchError(
+            f"{run.path}: of another version, or a file is broken ({reason}); run it again (overwrite=true)"
+        ) from error
     into.mkdir(parents=True, exist_ok=True)
     return [file for of_name in RunFolder(into).save(drawn).values() for file in of_name]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lightning
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
 from vitpatch.calibrate import about, informed, roughly
 from vitpatch.config import construct
+from vitpatch.crew import threads_of
 from vitpatch.devices import Devices, devices_of
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
@@ -28,7 +31,8 @@ from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Begun, Shards, differing
 from vitpatch.spec import VitPatchError
 from vitpatch.store import RunFolder
-from vitpatch.tracking import Results, RunInfo
+from vitpatch.tracking import NoTracker, Results, RunInfo, WandbTracker
+from vitpatch.trainers import on_threads
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +63,27 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     devices.check()
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup, devices)
-    setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
-    config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": options or {}, "run_id": setup.run_id}
+    with on_threads(begun.threads):
+        setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
+        _make(setup, folder, shards, tracker, make_trainer, devices, started, options or {})
+
+
+def _make(
+    setup: Setup,
+    folder: RunFolder,
+    shards: Shards,
+    tracker: NoTracker | WandbTracker,
+    make_trainer: Callable[..., lightning.Trainer],
+    devices: Devices,
+    started: float,
+    options: Mapping[str, str],
+) -> None:
+    """Makes a run that has begun, up to its sealed folder."""
+    cfg, path = setup.cfg, folder.path
+    config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": dict(options), "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
-        data = data_of(setup, begun.batch_size)
+        data = data_of(setup, cfg.batch_size)
         patching_started = time.monotonic()
         done = predict(setup, data, make_trainer, shards, path.name, devices)
         patching_seconds = time.monotonic() - patching_started
@@ -83,6 +103,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
             known
             | _manifest(setup, config, outcome, done)
             | {
+                "files": folder.checksums(),
                 "devices": asdict(devices),
                 "tracking": tracked.about,
                 "seconds": round(time.monotonic() - started, 3),
@@ -126,6 +147,7 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
 
 
 def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
+    """Whether the same run is finished. Raises ``VitPatchError`` where another is, or its files are not whole."""
     manifest = folder.finished()
     if manifest is None or overwrite:
         return False
@@ -134,6 +156,13 @@ def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
         raise VitPatchError(
             f"{folder.path} holds a finished run with other {differ}; choose another folder or sweep name, or "
             "overwrite=true"
+        )
+    there = folder.checksums()
+    changed = [name for name, of in manifest.get("files", {}).items() if there.get(name) != of]
+    if changed:
+        raise VitPatchError(
+            f"{folder.path}: {', '.join(changed)} of the finished run: gone, or not as written; overwrite=true runs it "
+            "again"
         )
     Shards(folder.shards).drop()  # of a run that was killed just after its last act
     return True
@@ -146,10 +175,12 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) ->
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
         shards.drop()
     batch_size = devices.batch_size(setup.cfg.batch_size, len(setup.images))
-    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size))
+    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=threads_of(devices)))
     folder.begin()
     if begun.batch_size != batch_size:
         log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
+    if begun.threads not in (None, now := threads_of(devices)):
+        log.info("%d threads a process, as the run began with, not %s: sums are rounded by them", begun.threads, now)
     return begun
 
 

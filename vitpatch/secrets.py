@@ -13,6 +13,10 @@ SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|_PAT$|(^|_)(API
 """Names of environment variables whose values are secrets."""
 SHORTEST = 8
 """Characters; a shorter value would be found by chance."""
+SECRET_KEY = re.compile(r"(^|[._])(token|secret|passw(or)?d|api_?key|credentials?)$", re.IGNORECASE)
+"""Names of a config's keys whose values are secrets; ``target.tokens`` is none."""
+TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|wandb_v\d_)[\w-]{20,}")
+"""What the keys of common services look like."""
 WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@|://(hf_|gh[pousr]_|github_pat_|glpat-)\w+@")
 """An address with a password or a token in it."""
 
@@ -21,7 +25,8 @@ def check_no_secret(config: Mapping[str, Any], environment: Mapping[str, str] | 
     """Raises ``VitPatchError`` where a value of a resolved config holds a secret; the error names its key, not it.
 
     A secret is the value of an environment variable whose name says so (``HF_TOKEN``, ``WANDB_API_KEY``), typed or by
-    ``${oc.env:…}``, or an address with a password. Configs go into run folders and trackers.
+    ``${oc.env:…}``, an address with a password, what looks like a token, or what a key's name says is one. Configs go
+    into run folders and trackers.
     """
     environment = os.environ if environment is None else environment
     secrets = {
@@ -38,6 +43,11 @@ def check_no_secret(config: Mapping[str, Any], environment: Mapping[str, str] | 
             raise VitPatchError(
                 f"{key}: an address with a password in it, and configs are written into run folders; "
                 f"give it without, and the password by the environment or a netrc file"
+            )
+        if text and (SECRET_KEY.search(key) or TOKEN.search(text)):
+            raise VitPatchError(
+                f"{key}: it holds a key or token, and configs are written into run folders; leave it out, and give it "
+                "by the environment (HF_TOKEN, WANDB_API_KEY)"
             )
 
 

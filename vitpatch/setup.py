@@ -187,7 +187,8 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         )
     if plan.restores_everything:
         log.info(
-            "note: resid_post at all tokens hands the whole state over; the effect is the total effect by construction"
+            "note: %s at all tokens hands the whole state over; the effect is the total effect by construction",
+            plan.target.site,
         )
     training = None
     if asked is not None or isinstance(corruption, OnEmbeddings) or study.donor is Donor.MEAN:

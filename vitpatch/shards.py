@@ -7,7 +7,6 @@ is finished.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitpatch.spec import VitPatchError, digest
-from vitpatch.store import without_nan, write_json, written_beside
+from vitpatch.store import checksum, without_nan, write_json, written_beside
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ LONGEST_VALUE = 40
 class Begun:
     """What a run began with: its ``identity`` and digest, the images a batch, the calls' sizes once they are known.
 
-    ``images`` and ``rows`` of a call follow from the memory that was free; a run that goes on keeps to them, since
-    products of another size round differently.
+    ``images`` and ``rows`` of a call follow from the memory that was free, ``threads`` of a process (``None``: not on a
+    CPU) from the machine; a run that goes on keeps to them, since products are rounded differently by others.
     """
 
     run_id: str
@@ -47,6 +46,7 @@ class Begun:
     batch_size: int
     images: int | None = None
     rows: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Shards:
         for kind, table in tables.items():
             with written_beside(self._shard(kind, number)) as beside:
                 pq.write_table(table, beside)
-                files[kind] = _checksum(beside)
+                files[kind] = checksum(beside)
         _write(self._record(number), BatchDone(files, list(bad), dict(said or {})))
 
     def merge(self, into: Mapping[str, Path], batches: int) -> None:
@@ -177,7 +177,7 @@ class Shards:
 
     def _is_whole(self, number: int, kind: str, batch: BatchDone) -> bool:
         shard = self._shard(kind, number)
-        return shard.exists() and _checksum(shard) == batch.files[kind]
+        return shard.exists() and checksum(shard) == batch.files[kind]
 
 
 def _damaged(path: Path) -> VitPatchError:
@@ -201,11 +201,6 @@ def _read(path: Path, kind: type[T]) -> T | None:
         return kind(**fields) if fields.pop("sha256") == digest(fields) else None
     except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):  # damaged on the disk
         return None
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -45,7 +45,9 @@ class Side:
             )
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise VitPatchError(f"{run.folder.path}: a file is broken ({reason}); run it again") from error
+            raise VitPatchError(
+                f"{run.folder.path}: a file is broken ({reason}); run it again (overwrite=true)"
+            ) from error
         ids, clusters = (examples[name].to_numpy(np.int64)[kept] for name in ("example_id", "cluster"))
         return cls(ids, clusters, total[kept], effects)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -140,6 +141,12 @@ def _sync_names(folder: Path) -> None:
             os.close(names)
 
 
+def checksum(path: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, by rename; a number that is not known (NaN) is null."""
     text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
@@ -194,6 +201,10 @@ class RunFolder:
         """The parquet and csv files that are there."""
         every = (self.examples, self.effects, self.leave_outs, self.summary, self.marginals, self.pages)
         return [file for file in every if file.exists()]
+
+    def checksums(self) -> dict[str, str]:
+        """Of the parquet and csv files that are there, by name."""
+        return {file.name: checksum(file) for file in self.tables}
 
     def finished(self) -> dict[str, Any] | None:
         """The manifest of the finished run in this folder, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from vitpatch.interrupt import SIGNALS
 from vitpatch.job import INTERRUPTED, STOPPED, of_the_disk
 from vitpatch.launch import is_follower
 from vitpatch.peers import sweep_overrides, write_corruptions
@@ -44,9 +46,15 @@ def to_the_end(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:  # outside of a job, which answers for itself
         log.error("interrupted: the same command goes on with what is not finished")
         sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # another CTRL-C has nothing to stop any more
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+        raise
     finally:
-        if SweepCallback.launching is not None:  # Hydra has not called its end
-            SweepCallback.launching.tell()
+        launched = SweepCallback.launching  # of which Hydra has not called the end
+        if launched is not None and launched.has_begun():
+            launched.tell()
 
 
 class SweepCallback(Callback):
@@ -74,6 +82,7 @@ class SweepCallback(Callback):
         if is_follower():  # the first process does, and tells
             return
         _refuse_secrets(config)
+        _check_name(config)
         self._root = Path(str(config.hydra.sweep.dir))
         _try_writing(self._root)
         self._since, self._jobs = _disk_time(self._root), jobs_of(config)
@@ -105,6 +114,12 @@ class SweepCallback(Callback):
             sys.exit(1)
         if not states or any(state.fell_short for state in states):
             sys.exit(1)
+
+    def has_begun(self) -> bool:
+        """Whether any of its runs has."""
+        from vitpatch.states import states_of
+
+        return bool(states_of(self._root, self._since))
 
     def tell(self, config: DictConfig | None = None) -> list[RunState]:
         """Ends the sweep with the table of its runs, their comparison where there is a config, and why some fell short.
@@ -184,16 +199,29 @@ def jobs_of(config: DictConfig) -> Jobs | None:
         return None
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    overrides = [job for chunk in BasicSweeper.split_arguments(sweep_overrides(config), None) for job in chunk]
-    return Jobs(config, overrides, GlobalHydra.instance().config_loader())
+    split = BasicSweeper.split_arguments(sweep_overrides(config), None)
+    overrides = dict.fromkeys(tuple(job) for chunk in split for job in chunk)  # window=1,1 is one run
+    return Jobs(config, list(overrides), GlobalHydra.instance().config_loader())
 
 
 def _refuse_secrets(config: DictConfig) -> None:
     """Ends the program with one line where the command holds a secret, before Hydra writes it down."""
+    given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
     try:
-        check_no_secret({"command": list(config.hydra.overrides.task)})
+        for key, _, value in given:
+            check_no_secret({key.lstrip("+~"): value})
     except VitPatchError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _check_name(config: DictConfig) -> None:
+    """Ends the program with one line where a sweep's name is no folder of its own below ``multirun/``."""
+    name = str(config.get("sweep"))
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts:
+        remedy = "expected the name of a folder below multirun/; for one elsewhere hydra.sweep.dir"
+        print(f"error: sweep '{name}': {remedy}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -211,6 +239,8 @@ def _try_writing(folder: Path) -> None:
             file.write(b"0" * 65536)
             file.flush()
     except OSError as error:
-        remedy = "free some space, or choose another (hydra.run.dir, hydra.sweep.dir)"
+        remedy = "choose another (hydra.run.dir, hydra.sweep.dir)"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f"free some space, or {remedy}"
         print(f"error: output folder {folder}: {error.strerror}; {remedy}", file=sys.stderr)
         sys.exit(1)

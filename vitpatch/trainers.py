@@ -45,6 +45,17 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
+@contextmanager
+def on_threads(number: int | None) -> Iterator[None]:
+    """Computes by so many threads for the length of the block; ``None`` = as many as now. Sums are rounded by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
     """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for a device that is not there."""
     try:

@@ -28,6 +28,7 @@ from vitpatch.predict import data_of, follow
 from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Shards
 from vitpatch.spec import VitPatchError
+from vitpatch.trainers import on_threads
 
 LATE_S = 120.0
 """What a shared disk may take to show a file on another machine."""
@@ -41,7 +42,8 @@ def obey(order: Order, follower: Follower, local_rank: int, shards: Shards) -> N
             setup = _setup(order)
             data = data_of(setup, order.batch_size)
             data.numbers = numbers
-            follow(setup, data, construct(setup.cfg.trainer), shards, follower, local_rank)
+            with on_threads(order.threads):
+                follow(setup, data, construct(setup.cfg.trainer), shards, follower, local_rank)
         follower.end("done")
     except (Interrupted, KeyboardInterrupt, SystemExit):  # the last is Lightning's for the second CTRL-C
         follower.end("stopped")
