@@ -146,7 +146,9 @@ def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):
     assert not (tmp_path / "run" / "failed.json").exists()
 
 
-@pytest.mark.parametrize("override", ["window=2", "window=9", "model.path=/nowhere"])
+@pytest.mark.parametrize(
+    "override", ["window=2", *(pytest.param(of, marks=pytest.mark.long) for of in ("window=9", "model.path=/nowhere"))]
+)
 def test_a_refused_start_leaves_the_finished_run_as_it_is(cli, tiny, tmp_path, override):
     assert cli(*tiny, "window=1")[0] == 0
     files = {

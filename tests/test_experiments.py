@@ -100,6 +100,7 @@ def test_every_experiment_says_what_it_answers_and_costs_and_its_options_exist(n
     assert set(cfg.hydra.sweeper.params) <= {"window", "model", "corruption"}
 
 
+@pytest.mark.long
 def test_the_other_experiments_run_on_stand_ins(cli, cifar10, classifier, tmp_path):
     local = [f"model.path={classifier}", f"data.path={cifar10}", "data.num_workers=0", "logger=none", "trainer=cpu"]
     one = ["experiment=cifar10_windows", "window=[1,3,prefix,suffix]", "data.limit=3"]

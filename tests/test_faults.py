@@ -139,6 +139,7 @@ def kill(starts, overrides, whole, folder, kills, seed):
     return between
 
 
+@pytest.mark.long
 def test_killed_twice(starts, many, whole_of, tmp_path):
     kill(starts, many, whole_of(many)[0], tmp_path / "run", 2, seed=0)
 

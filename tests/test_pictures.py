@@ -229,7 +229,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("controls", "head") else pytest.param(name, marks=pytest.mark.long) for name in RUNS]
+)
 def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
     monkeypatch.setattr(store, "DPI", 40)
     monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2)

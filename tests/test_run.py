@@ -56,10 +56,15 @@ ALWAYS += ["layer_profile", "peak"]
         ((), []),
         (("window=[1,3]", "target.layers=[0,2]"), ["windows"]),
         (("target=z", "target.tokens=[all,cls]"), ["heads"]),
-        (("target=handover", "window=1"), ["handover"]),
         (("target.tokens=each", "window=[1,2]"), ["maps"]),
-        (("target=z", "target.tokens=[each,patches]"), ["maps"]),
-        (("target=k", "target.tokens=grid", "target.grid=[2,4]", "target.heads=[1]"), ["maps"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                (("target=handover", "window=1"), ["handover"]),
+                (("target=z", "target.tokens=[each,patches]"), ["maps"]),
+                (("target=k", "target.tokens=grid", "target.grid=[2,4]", "target.heads=[1]"), ["maps"]),
+            )
+        ),
     ],
 )
 def test_pictures_are_pictures(patched, overrides, more):

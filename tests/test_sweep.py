@@ -13,14 +13,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-RUNS = [f"corruption={c},data.limit=40,window={w}" for c in ("gray", "noise") for w in (1, 3)]
+RUNS = [f"corruption={c},data.limit=24,window={w}" for c in ("gray", "noise") for w in (1, 3)]
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """The folder of a finished sweep of four runs, W&B offline, and what was printed."""
     folder = tmp_path_factory.mktemp("multirun") / "demo"
-    command = [sys.executable, "patch.py", "-m", "corruption=gray,noise", "window=1,3", "data.limit=40"]
+    command = [sys.executable, "patch.py", "-m", "corruption=gray,noise", "window=1,3", "data.limit=24"]
     command += ["trainer=cpu", "logger.mode=offline", "sweep=demo", f"hydra.sweep.dir={folder}", "batch_size=20"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
