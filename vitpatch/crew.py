@@ -161,16 +161,8 @@ def processes_of(devices: Devices, numbers: Sequence[int]) -> int:
     return devices.processes if outside() is not None else min(devices.processes, len(numbers))
 
 
-def threads_of(devices: Devices) -> int | None:
-    """The threads that a process computes by: its share of a machine that several share; ``None`` = not on a CPU."""
-    if devices.accelerator != "cpu":
-        return None
-    shared = devices.processes > 1 and place() is None and "OMP_NUM_THREADS" not in os.environ
-    return devices.share_of_threads if shared else torch.get_num_threads()
-
-
 @contextmanager
-def led(devices: Devices, order: Order, shards: Path) -> Iterator[Leader | Alone]:
+def led(order: Order, shards: Path) -> Iterator[Leader | Alone]:
     """Those who work on ``order`` with this process, in the folder ``shards``, for the length of the block.
 
     At its end they have ended, by themselves or with the run. They are started here unless a launcher did.
@@ -179,7 +171,7 @@ def led(devices: Devices, order: Order, shards: Path) -> Iterator[Leader | Alone
         yield Alone()
         return
     launched = outside()
-    words = _started_here(devices, order, shards) if launched is None else launched.of_job(order, shards)
+    words = _started_here(order, shards) if launched is None else launched.of_job(order, shards)
     with words as leader:
         try:
             yield leader
@@ -190,7 +182,7 @@ def led(devices: Devices, order: Order, shards: Path) -> Iterator[Leader | Alone
 
 
 @contextmanager
-def _started_here(devices: Devices, order: Order, shards: Path) -> Iterator[Leader]:
+def _started_here(order: Order, shards: Path) -> Iterator[Leader]:
     """Processes of this one, which are gone at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="vitpatch-") as folder:
         words = Path(folder) / "words"
@@ -200,7 +192,7 @@ def _started_here(devices: Devices, order: Order, shards: Path) -> Iterator[Lead
         leader = Leader(board, order.processes, lambda rank: _exit_of(children[rank]))
         try:
             for rank in range(1, order.processes):
-                children[rank] = _started(words, shards, rank, devices)
+                children[rank] = _started(words, shards, rank)
             yield leader
         finally:
             for child in children.values():
@@ -215,10 +207,10 @@ def _wait(leader: Leader, error: BaseException) -> None:
         time.sleep(OFTEN_S)
 
 
-def _started(words: Path, shards: Path, rank: int, devices: Devices) -> subprocess.Popen:
+def _started(words: Path, shards: Path, rank: int) -> subprocess.Popen:
     """Another process of this program, which judges signals for it: it gets none."""
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
-    environment = {"OMP_NUM_THREADS": str(devices.share_of_threads)} | os.environ | {"PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path}
     command = [sys.executable, "-P", "-m", "vitpatch.worker", str(words), str(shards), str(rank), str(os.getpid())]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # handed down: blocked in it from the first
     try:

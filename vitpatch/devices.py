@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,12 +29,6 @@ class Devices:
     def local(self) -> int:
         """Processes on a machine."""
         return self.processes // self.nodes
-
-    @property
-    def share_of_threads(self) -> int:
-        """A process's share of the processors that this one may use."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cpus // self.local)
 
     def batch_size(self, asked: int, images: int) -> int:
         """Images of a batch, so few that every device has one, where there are as many images."""

@@ -261,7 +261,7 @@ def predict(
         together_s = 0.0 if outside() is None else TOGETHER_S
         try:
             with (
-                led(devices, order, shards.path) as crew,
+                led(order, shards.path) as crew,
                 waiting(lambda: _say_stopping(crew), together_s) as asked,
                 closing(bar),
             ):

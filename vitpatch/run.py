@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
 from vitpatch.calibrate import about, informed, roughly
 from vitpatch.config import construct
-from vitpatch.crew import threads_of
 from vitpatch.devices import Devices, devices_of
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
@@ -175,13 +175,18 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) ->
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
         shards.drop()
     batch_size = devices.batch_size(setup.cfg.batch_size, len(setup.images))
-    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=threads_of(devices)))
+    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=_threads(devices)))
     folder.begin()
     if begun.batch_size != batch_size:
         log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
-    if begun.threads not in (None, now := threads_of(devices)):
+    if begun.threads not in (None, now := _threads(devices)):
         log.info("%d threads a process, as the run began with, not %s: sums are rounded by them", begun.threads, now)
     return begun
+
+
+def _threads(devices: Devices) -> int | None:
+    """The threads that each process computes by, which sums are rounded by: as many as one alone; ``None``: no CPU."""
+    return torch.get_num_threads() if devices.accelerator == "cpu" else None
 
 
 def _as_begun(setup: Setup, begun: Begun) -> Setup:
