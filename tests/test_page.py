@@ -10,10 +10,10 @@ from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
 from hand_made import NOISE, rows, save_run
 from PIL import Image
 
-from vitpatch import comparison_figures, page_charts, page_gallery
+from vitpatch import page_charts, page_gallery, profile_figures
 from vitpatch.cells import NONE, address, estimate, number, p_value
 from vitpatch.compared import compared
-from vitpatch.comparison_figures import draw, save
+from vitpatch.comparison_figures import FIGURES, draw, save
 from vitpatch.facets import grids
 from vitpatch.finished import found_below, read
 from vitpatch.page import ASSETS, LIBRARIES, embedded, page, write_page
@@ -188,6 +188,7 @@ def far(tmp_path_factory):
 def test_every_line_of_a_figure_is_in_its_legend(far):
     figures = draw(far)
     for name, figure in figures.items():
+        assert FIGURES.fullmatch(f"{name}.svg")  # so that a later comparison removes it
         figure.draw_without_rendering()
         box = figure.bbox
         for legend in figure.legends:
@@ -227,7 +228,7 @@ def test_total_effects_of_several_runs_have_their_colours(far):
 
 
 def test_a_legend_is_bounded_and_says_so(far, monkeypatch):
-    monkeypatch.setattr(comparison_figures, "MOST_NAMED", 3)
+    monkeypatch.setattr(profile_figures, "MOST_BESIDE", 3)
     figures = draw(far)
     assert len(figures["relative_depth"].legends[0].get_texts()) == 3
     assert "first 3 of 10" in figures["relative_depth"].get_suptitle()
@@ -316,7 +317,7 @@ def test_every_line_of_a_chart_is_in_its_legend_by_a_name_of_its_own(far, far_pa
 
 
 def test_a_chart_of_many_lines_says_what_it_leaves_out(far, monkeypatch):
-    monkeypatch.setattr(page_charts, "MOST_LINES", 3)
+    monkeypatch.setattr(page_charts, "MOST_BESIDE", 3)
     text = page(far)
     assert "the first 3 of 10 lines" in text and "window 3; the first 3 of 4 lines" in text
     assert {len({row["line"] for row in spec["data"]["values"]}) for spec in _specs(text, "depth")} == {3}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,6 @@ if TYPE_CHECKING:
     from vitpatch.comparison import Comparison
 
 
-FIGURES = re.compile(
-    r"(grid|overlay|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
-)
-"""Names of a comparison's figures."""
 MOST_PAIRS = 20
 """Matched runs of groups that are said in lines; ``matched.csv`` has all."""
 
@@ -45,16 +40,16 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     from vitpatch.spec import VitPatchError
     from vitpatch.store import RunFolder
 
-    runs, problems = [], []
+    runs, problems, left_out = [], [], []
     for found in found_below(folders):
         try:
             runs.append(read(found))
         except VitPatchError as error:
             problems.append(str(error))
+            left_out.append(str(error).replace(str(found.folder.path), found.name))  # a page may be sent around
     if not runs:
         raise VitPatchError("; ".join(problems))
     place = output or (folders[0] / COMPARISON if len(folders) == 1 else Path(COMPARISON))
-    left_out = [line.replace(f"{folder}/", "") for folder in folders for line in problems if f"{folder}/" in line]
     comparison = compared(runs, place, [*left_out, *unfinished_below(folders)])
     place.mkdir(parents=True, exist_ok=True)
     _clear(place)
@@ -68,6 +63,8 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
 
 def _clear(place: Path) -> None:
     """Removes the figures of an earlier comparison, of which this one may have fewer."""
+    from vitpatch.comparison_figures import FIGURES
+
     for file in place.iterdir():
         if FIGURES.fullmatch(file.name):
             file.unlink()

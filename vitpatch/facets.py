@@ -17,6 +17,8 @@ FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "met
 """What profiles of one grid share, columns of ``overview``."""
 MOST_SERIES = 8
 """Of a run with more, the one with the peak stands for it where runs stand beside each other."""
+MOST_BESIDE = 24
+"""Lines that a legend names, in a chart or figure that runs stand beside each other in."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,36 @@ def _panel(rows: pd.DataFrame) -> Panel:
 
 
 def images_of(rows: Sequence[pd.DataFrame]) -> str:
-    """``n = 6`` of a line's rows of ``profiles``, where they differ from the least to the most."""
-    counts = sorted({int(n) for some in rows for n in some["n"]})
-    return f"n = {'–'.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))}"
+    """``n = 6`` of a line's rows of ``profiles``."""
+    return f"n = {least_to_most([n for some in rows for n in some['n']])}"
+
+
+def least_to_most(counts: Sequence[int]) -> str:
+    """Counts in words: ``6``, or ``4–6`` where they differ."""
+    low, high = int(min(counts)), int(max(counts))
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def window_heading(window: str) -> str:
+    """A window's name in a grid as the heading of its panels."""
+    return f"window {window}" if window.isdigit() else window
+
+
+def overlaid(grid: Grid, window: str) -> dict[str, pd.DataFrame]:
+    """Rows by line, of one window, the lines named by corruption; of a panel with more than ``MOST_SERIES`` lines the
+    one with the largest effect."""
+    found = {}
+    for corruption in grid.corruptions:
+        panel = grid.panels.get((corruption, window))
+        for name in _some_lines(panel) if panel is not None else []:
+            found[f"{corruption} {name}".strip()] = panel.rows[panel.rows["line"] == name]
+    return found
+
+
+def _some_lines(panel: Panel) -> Sequence[str]:
+    if len(panel.lines) <= MOST_SERIES:
+        return panel.lines
+    return [panel.rows.loc[panel.rows["effect"].abs().idxmax(), "line"]]
 
 
 def lines(comparison: Comparison) -> pd.DataFrame:

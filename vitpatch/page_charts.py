@@ -12,20 +12,27 @@ import pandas as pd
 from vitpatch.cells import run_links
 from vitpatch.charts import Chart, Heatmap, Profile, intervals, picked_profile
 from vitpatch.comparison import Comparison
-from vitpatch.facets import MOST_SERIES, Grid, Panel, grids, images_of, lines, scale_of
+from vitpatch.facets import (
+    MOST_BESIDE,
+    MOST_SERIES,
+    Grid,
+    grids,
+    images_of,
+    least_to_most,
+    lines,
+    overlaid,
+    scale_of,
+    window_heading,
+)
 from vitpatch.outcome import series_of
 from vitpatch.page_tables import difference_form, largest, place_words, said_estimate, said_number
 from vitpatch.plots import METRIC_NAMES
 from vitpatch.profiles import clipped_of
-from vitpatch.run_labels import elided, run_labels
+from vitpatch.run_labels import LONGEST, elided, run_labels, short_labels
 from vitpatch.spec import Metric
 
 MOST_DOTS = 200
 """Points of a run's patches in a panel; of more those with the largest effects."""
-LONGEST = 46
-"""Letters of a run's name at an axis or in a legend."""
-MOST_LINES = 24
-"""Lines in a chart that runs stand beside each other in."""
 LEADS = "A cell leads to its run’s folder."
 MOST_PAIRS = 40
 """Pairs of runs whose differences are drawn, from the largest on."""
@@ -88,7 +95,7 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
     names = list(dict.fromkeys(rows["line"])) if is_joined else []
     said = [name for name in SAID if name != "line" or panel.lines != [""]]
     profile = Profile(records(rows), names, None, scale, said, totals=_totals(runs, rows), joined=is_joined)
-    words = window if not window.isdigit() else f"window {window}"
+    words = window_heading(window)
     note = (
         f"; the {len(rows)} of {len(panel.rows)} patches with the largest effects"
         if len(rows) < len(panel.rows)
@@ -105,12 +112,8 @@ def _panel(comparison: Comparison, of: Grid, place: tuple[str, str], scale: tupl
 
 
 def _sample(runs: Sequence[Mapping[str, Any]]) -> str:
-    """n in words; of several runs the range."""
-    ranges = []
-    for name in ("n", "n_clusters"):
-        counts = sorted({int(run[name]) for run in runs})
-        ranges.append("–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))))
-    return f"n = {ranges[0]} in {ranges[1]} clusters"
+    images, clusters = (least_to_most([run[name] for run in runs]) for name in ("n", "n_clusters"))
+    return f"n = {images} in {clusters} clusters"
 
 
 def _totals(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> Records:
@@ -131,11 +134,11 @@ def _shortened(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_images(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Rows of the first ``MOST_LINES`` lines, named shortly and with their images; and in words what is left out."""
+    """Rows of the first ``MOST_BESIDE`` lines, named shortly and with their images; and in words what is left out."""
     lines = list(dict.fromkeys(rows["line"]))
-    rows = _shortened(rows[rows["line"].isin(lines[:MOST_LINES])])
+    rows = _shortened(rows[rows["line"].isin(lines[:MOST_BESIDE])])
     images = {line: f"{line} ({images_of([of_line])})".strip() for line, of_line in rows.groupby("line", sort=False)}
-    more = f"the first {MOST_LINES} of {len(lines)} lines" if len(lines) > MOST_LINES else ""
+    more = f"the first {MOST_BESIDE} of {len(lines)} lines" if len(lines) > MOST_BESIDE else ""
     return rows.assign(line=rows["line"].map(images)), more
 
 
@@ -151,24 +154,14 @@ def overlays(comparison: Comparison) -> list[tuple[Grid, list[Chart]]]:
 
 
 def _overlay(of: Grid, window: str, scale: tuple[float, float]) -> Chart | None:
-    panels = {corruption: of.panels.get((corruption, window)) for corruption in of.corruptions}
-    there = {corruption: panel for corruption, panel in panels.items() if panel is not None}
-    if len(there) < 2:
+    if sum((corruption, window) in of.panels for corruption in of.corruptions) < 2:
         return None
-    rows = pd.concat([_overlaid(corruption, panel) for corruption, panel in there.items()], ignore_index=True)
-    rows, more = _with_images(rows)
+    named = overlaid(of, window)
+    rows, more = _with_images(pd.concat([rows.assign(line=name) for name, rows in named.items()], ignore_index=True))
     names = list(dict.fromkeys(rows["line"]))
     profile = Profile(records(rows), names, axis_words(of.metric), scale, SAID, height=280)
-    words = window if not window.isdigit() else f"window {window}"
+    words = window_heading(window)
     return Chart(profile.spec(), f"All corruptions by layer, {words}", f"{words}; {more}" if more else words)
-
-
-def _overlaid(corruption: str, panel: Panel) -> pd.DataFrame:
-    """A panel's lines, named by corruption; of more than ``MOST_SERIES`` the one with the largest effect."""
-    rows = panel.rows
-    if len(panel.lines) > MOST_SERIES:
-        rows = rows[rows["line"] == rows.loc[rows["effect"].abs().idxmax(), "line"]]
-    return rows.assign(line=[f"{corruption} {line}".strip() for line in rows["line"]])
 
 
 def heatmaps(comparison: Comparison) -> list[Chart]:
@@ -275,10 +268,7 @@ def _difference(row: dict[str, Any], picks: Mapping[tuple[str, str], str]) -> di
 
 
 def _labels(comparison: Comparison) -> dict[str, str]:
-    """By run's name what stands at an axis."""
-    labels = run_labels(list(comparison.overview["run"]))
-    short = elided(list(labels.values()), LONGEST)
-    return {run: short[label] for run, label in labels.items()}
+    return short_labels(list(comparison.overview["run"]))
 
 
 def _folders(comparison: Comparison) -> dict[str, str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 
+LONGEST = 46
+"""Letters of a name at an axis or in a legend."""
+
 
 def run_labels(names: Sequence[str]) -> dict[str, str]:
     """By run's name a short one: without the overrides and folders that are in every name.
@@ -18,6 +21,13 @@ def run_labels(names: Sequence[str]) -> dict[str, str]:
     if len(set(short.values())) < len(short) or not all(short.values()):
         return {name: name for name in names}
     return short
+
+
+def short_labels(names: Sequence[str]) -> dict[str, str]:
+    """By run's name what stands at an axis or in a legend, no two the same."""
+    labels = run_labels(names)
+    short = elided(list(labels.values()), LONGEST)
+    return {name: short[label] for name, label in labels.items()}
 
 
 def _without(name: str, shared: Container[str]) -> str:
