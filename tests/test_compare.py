@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from vitpatch import compare
 from vitpatch.calibration import Calibration, grid, read_asked
 from vitpatch.spec import Estimate
+from vitpatch.store import RunFolder
 
 TABLES = ("overview", "profiles", "differences", "not_subtracted", "settings", "rank_correlation", "matched")
 
@@ -249,8 +250,32 @@ def test_runs_that_are_not_compared_are_named_at_the_top(tmp_path, rng, call):
     lines = re.findall("<li>(.*?)</li>", listed)
     assert lines[0].startswith("broken: of another version, or a file is broken")
     assert lines[1] == "failed: failed: window &lt;b&gt;9&lt;/b&gt;" and lines[2].startswith("killed: unfinished: ")
-    assert len(lines) == 3 and "left out: failed: failed: window <b>9</b>" in said.splitlines()
+    assert (
+        len(lines) == 3
+        and str(tmp_path) not in listed
+        and "left out: failed: failed: window <b>9</b>" in said.splitlines()
+    )
     assert code == 1 and said.count("error: ") == 1
+
+
+def test_what_is_left_out_of_several_folders_is_said_once(tmp_path, rng, call):
+    """A folder that is a run's own, another that is above it, a start that was cut off, and one that is under way."""
+    good = save_run(tmp_path / "x" / "good", rng.random((4, 3)))
+    broken = tmp_path / "x" / "broken"
+    shutil.copytree(good, broken)
+    (broken / "manifest.json").write_text("{")
+    for name in ("half", "failed", "running"):
+        (tmp_path / "x" / name / ".hydra").mkdir(parents=True)
+        (tmp_path / "x" / name / ".hydra" / "hydra.yaml").write_text("hydra: {job: {name: patch}}")
+    (tmp_path / "x" / "half" / ".hydra" / "hydra.yaml").write_text("hydra: {job")
+    (tmp_path / "x" / "failed" / "failed.json").write_text("[")
+    with RunFolder(tmp_path / "x" / "running").held():
+        code, said = call(broken, tmp_path / "x", tmp_path / "x", "--output", tmp_path / "out")
+    left = [line.removeprefix("left out: ") for line in said.splitlines() if line.startswith("left out: ")]
+    assert len(left) == 2 and left[0].startswith("x (1)/failed: failed: its files cannot be read (")
+    assert left[1].startswith("x (1)/running: running: process ") and code == 1 and said.count("error: ") == 1
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<li>broken: of another version") == 1 and page.count("<li>x (1)/") == 2
 
 
 def test_figures_of_an_earlier_comparison_go(tmp_path, rng, call):

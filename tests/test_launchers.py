@@ -63,9 +63,8 @@ def test_ctrl_c_ends_a_sweep_by_joblib_and_it_goes_on(made, tmp_path):
     assert code == 130 and "Traceback" not in said and " runs finished in " in said, said
     assert not list(tmp_path.glob("w*/manifest.json"))
     begun = pd.read_csv(tmp_path / "states.csv").set_index("run")["state"]
-    assert len(begun) == 4 and set(begun) <= {"interrupted", "unfinished", "not started"}, (
-        said
-    )  # while it loads: neither
+    # one that was loading left no word
+    assert len(begun) == 4 and set(begun) <= {"interrupted", "unfinished", "not started"}, said
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "4 of 4 runs finished" in again.stdout, again.stdout + again.stderr
 

@@ -119,6 +119,7 @@ def test_what_is_no_secret_is_taken():
     }
     config = {"data": {"path": "/home/somebody/data", "x": "short", "seed": 0, "y": "https://example.org:8080/a@b"}}
     check_no_secret(config | {"z": "qwertyuiop", "target": {"tokens": "all"}, "token": ""}, environment)
+    check_no_secret({"path": "data/hf_cifar10_test_images_of_a_kind_that_is_long/x"}, {})
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]])

@@ -21,7 +21,7 @@ def compared(runs: Sequence[FinishedRun], place: Path, left_out: Sequence[str] =
     """
     of_run = {run.name: aspects(run) for run in runs}
     pairs = counterparts(runs, of_run)
-    differences, not_subtracted = subtracted(chosen(runs, of_run, pairs))
+    differences, not_subtracted = subtracted(chosen(runs, of_run, pairs), of_run)
     table = overview(runs, place)
     return Comparison(
         runs=tuple(runs),

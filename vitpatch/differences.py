@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from vitpatch.aspects import Aspect, aspects, differing, windows_words
+from vitpatch.aspects import Aspect, differing, windows_words
 from vitpatch.comparison import FinishedRun
+from vitpatch.config import read_inclusion
 from vitpatch.pairs import Apart, of_effects, of_recovered, same_clusters
 from vitpatch.sides import Side, same_patches
-from vitpatch.spec import Donor, Include, Interval, Metric, VitPatchError, counted
+from vitpatch.spec import Donor, Interval, Metric, VitPatchError, counted
 
 MOST_RUNS = 60
 """Of more runs only those pairs are subtracted that differ in one aspect: all pairs grow with the square."""
@@ -22,12 +23,11 @@ COLUMNS = (
 ).split(", ")
 FEW_CLUSTERS = 20
 """Of fewer a percentile interval is clearly too narrow."""
-BY_OUTCOME = (Include.FLIPPED, Include.MIN_TOTAL_EFFECT)
-"""Rules that include images by what the corruption does to them."""
 Pair = tuple[FinishedRun, FinishedRun]
+OfRun = Mapping[str, Mapping[str, Aspect]]
 
 
-def chosen(runs: Sequence[FinishedRun], of_run: dict[str, dict[str, Aspect]], matched: Iterable[Pair]) -> list[Pair]:
+def chosen(runs: Sequence[FinishedRun], of_run: OfRun, matched: Iterable[Pair]) -> list[Pair]:
     """The pairs that are looked at, in order of the first run: all of up to ``MOST_RUNS``; else those that differ in
     one aspect at most, and ``matched``."""
     asked = {(a.name, b.name) for a, b in matched}
@@ -38,8 +38,10 @@ def chosen(runs: Sequence[FinishedRun], of_run: dict[str, dict[str, Aspect]], ma
     ]
 
 
-def subtracted(pairs: Sequence[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def subtracted(pairs: Sequence[Pair], of_run: OfRun) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables ``differences`` and ``not_subtracted`` of ``Comparison``, for pairs in order of the first run.
+
+    ``of_run`` has the aspects of each.
 
     At most two runs' effects are in memory at once.
     """
@@ -47,6 +49,8 @@ def subtracted(pairs: Sequence[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
     held: tuple[str, Side | VitPatchError] | None = None
     for a, b in pairs:
         reason = why_not(a, b)
+        if not reason and differing(of_run[a.name], of_run[b.name]) == ["include"]:
+            reason = "the same patches: on the images that both include the effects are equal"
         if not reason:
             if held is None or held[0] != a.name:
                 held = None  # before the next is read
@@ -82,8 +86,6 @@ def why_not(a: FinishedRun, b: FinishedRun) -> str:
             return f"the {key} differs: {of_a['config'][key]} and {of_b['config'][key]}"
     if of_a["config"]["metric"] == Metric.LOGIT_DIFF:
         return "logit_diff regresses under any disturbance: compare runs in prob or log_odds"
-    if differing(aspects(a), aspects(b)) == ["include"]:
-        return "the same patches: on the images that both include the effects are equal"
     if not is_same_corruption(a, b) and (reason := _no_ratios(of_a["donors"][0], of_b["donors"][0])):
         return reason
     return "" if len(same_patches(a.summary, b.summary)) else f"no patch in common: {_patches_apart(a, b)}"
@@ -154,17 +156,15 @@ def _differences(
 
 def caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
     """What to mind of a pair's differences beside their intervals: images chosen by an outcome, few clusters."""
-    said = []
-    by_outcome = [run.name for run in (a, b) if _include(run).startswith(BY_OUTCOME)]
-    if by_outcome and not (is_same_corruption(a, b) and _include(a) == _include(b)):
+    said, rules = [], [run.manifest["identity"]["include"] for run in (a, b)]
+    by_outcome = [
+        run.name for run, rule in zip((a, b), rules, strict=True) if read_inclusion(rule).selects_on_the_outcome
+    ]
+    if by_outcome and not (is_same_corruption(a, b) and rules[0] == rules[1]):
         said.append(f"the images are chosen by what the corruption does to them in {' and '.join(by_outcome)}")
     if clusters < FEW_CLUSTERS:
         said.append(f"the interval of {counted(clusters, 'cluster')} is too narrow")
     return "; ".join(said)
-
-
-def _include(run: FinishedRun) -> str:
-    return str(run.manifest["identity"]["include"])
 
 
 def _rows(patches: pd.DataFrame, apart: Apart) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import OmegaConf
+import yaml
 
 from vitpatch.comparison import FinishedRun
 from vitpatch.spec import VitPatchError
+from vitpatch.states import state_of
 from vitpatch.store import PATCH_COLUMNS, RunFolder, in_order
 
 COMPARISON = "comparison"
@@ -58,29 +59,26 @@ def found_below(folders: Sequence[Path]) -> list[Found]:
     below the one folder given; where there are several, the group comes first. Raises ``VitPatchError`` for a folder
     that is not there or holds no manifest.
     """
-    found: dict[Path, Found] = {}
-    for folder, group in zip(folders, _groups(folders), strict=True):
-        for path in _runs_below(folder):
-            below = path.relative_to(folder).as_posix()
-            name = "/".join(part for part in (group if len(folders) > 1 else "", below) if part not in ("", "."))
-            found.setdefault(path.resolve(), Found(name or group, group, RunFolder(path)))
-    return list(found.values())
+    return _named(folders, _runs_below)
 
 
 def unfinished_below(folders: Sequence[Path]) -> list[str]:
     """The patching runs in and below folders that have no manifest: each with its state and why, in a line."""
-    said = []
-    for folder in folders:
-        for composed in in_order(folder.rglob(".hydra/hydra.yaml")):
-            path = composed.parent.parent
-            if path.relative_to(folder).parts and NOT_RUNS & set(path.relative_to(folder).parts):
-                continue
-            if (path / "manifest.json").exists() or OmegaConf.load(composed).hydra.job.name != "patch":
-                continue
-            state, reason = RunFolder(path).state()
-            below = path.relative_to(folder).as_posix()
-            said.append(f"{folder.name if below == '.' else below}: {state}: {reason}")
-    return said
+    return [
+        f"{found.name}: {state.state}: {state.reason}"
+        for found in _named(folders, _begun_below)
+        if (state := state_of(found.folder)).fell_short
+    ]
+
+
+def _named(folders: Sequence[Path], below: Callable[[Path], Iterable[Path]]) -> list[Found]:
+    found: dict[Path, Found] = {}
+    for folder, group in zip(folders, _groups(folders), strict=True):
+        for path in below(folder):
+            place = path.relative_to(folder).as_posix()
+            name = "/".join(part for part in (group if len(folders) > 1 else "", place) if part not in ("", "."))
+            found.setdefault(path.resolve(), Found(name or group, group, RunFolder(path)))
+    return list(found.values())
 
 
 def read(found: Found) -> FinishedRun:
@@ -131,6 +129,22 @@ def _runs_below(folder: Path) -> list[Path]:
     if not runs:
         raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
     return runs
+
+
+def _begun_below(folder: Path) -> list[Path]:
+    """Folders of patching runs, as Hydra makes them, in which there is no manifest."""
+    starts = in_order(folder.rglob(".hydra/hydra.yaml"))
+    return [path.parent.parent for path in starts if _is_begun(path, folder)]
+
+
+def _is_begun(start: Path, folder: Path) -> bool:
+    run = start.parent.parent
+    if (run / "manifest.json").exists() or NOT_RUNS & set(run.relative_to(folder).parts):
+        return False
+    try:
+        return yaml.safe_load(start.read_text(encoding="utf-8"))["hydra"]["job"]["name"] == "patch"
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):  # half-written, or not Hydra's
+        return False
 
 
 def _is_run(manifest: Path, folder: Path) -> bool:

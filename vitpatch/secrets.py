@@ -15,8 +15,10 @@ SHORTEST = 8
 """Characters; a shorter value would be found by chance."""
 SECRET_KEY = re.compile(r"(^|[._])(token|secret|passw(or)?d|api_?key|credentials?)$", re.IGNORECASE)
 """Names of a config's keys whose values are secrets; ``target.tokens`` is none."""
-TOKEN = re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|wandb_v\d_)[\w-]{20,}")
-"""What the keys of common services look like."""
+TOKEN = re.compile(
+    r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|wandb_v\d_\w{30,})"
+)
+"""What the keys of common services look like; ``hf_cifar10_test_images`` is a name."""
 WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@|://(hf_|gh[pousr]_|github_pat_|glpat-)\w+@")
 """An address with a password or a token in it."""
 

@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 MOST_NAMED = 3
 """Settings named in a line, at most."""
-SKIPS = {"selection.on_error": "skip"}
-"""Of an identity: unreadable images are left out."""
 LONGEST_VALUE = 40
 """Letters of a setting's value in a line, at most."""
+SKIPS = {"selection.on_error": "skip"}
+"""Of an identity: unreadable images are left out."""
 
 
 @dataclass(frozen=True)

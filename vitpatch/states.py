@@ -43,7 +43,7 @@ class RunState:
 
 def states_of(root: Path, since: float) -> list[RunState]:
     """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names."""
-    return [_state(folder, since) for folder in _started(root, since)]
+    return [state_of(folder, since) for folder in _started(root, since)]
 
 
 def _started(root: Path, since: float) -> list[RunFolder]:
@@ -56,7 +56,8 @@ def _is_new(file: Path, since: float) -> bool:
     return file.exists() and file.stat().st_mtime >= since
 
 
-def _state(folder: RunFolder, since: float) -> RunState:
+def state_of(folder: RunFolder, since: float = 0.0) -> RunState:
+    """How the run in a folder stands; one that was finished before ``since`` is ``finished before``."""
     if (holder := folder.holder()) is not None:
         return RunState(folder.path.name, "running", holder)
     try:

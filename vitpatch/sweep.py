@@ -52,9 +52,8 @@ def to_the_end(main: Callable[[], None]) -> None:
                 signal.signal(number, signal.SIG_IGN)
         raise
     finally:
-        launched = SweepCallback.launching  # of which Hydra has not called the end
-        if launched is not None and launched.has_begun():
-            launched.tell()
+        if SweepCallback.launching is not None:  # Hydra has not called its end
+            SweepCallback.launching.tell()
 
 
 class SweepCallback(Callback):
@@ -115,21 +114,17 @@ class SweepCallback(Callback):
         if not states or any(state.fell_short for state in states):
             sys.exit(1)
 
-    def has_begun(self) -> bool:
-        """Whether any of its runs has."""
-        from vitpatch.states import states_of
-
-        return bool(states_of(self._root, self._since))
-
     def tell(self, config: DictConfig | None = None) -> list[RunState]:
         """Ends the sweep with the table of its runs, their comparison where there is a config, and why some fell short.
 
-        These are given back.
+        The runs are given back; where none has begun there is nothing to say.
         """
         from vitpatch import states as room
 
         SweepCallback.launching = None
         states = room.states_of(self._root, self._since)
+        if not states:
+            return []
         if self._jobs is not None and len(states) < len(self._jobs):
             states += room.not_started(self._jobs.folders(), states)
         try:
