@@ -7,12 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, pictures, save_model, write_parquet
 
+from vitpatch import worker
+from vitpatch.crew import Order
 from vitpatch.devices import Devices, share
+from vitpatch.shards import Shards
 from vitpatch.spec import VitPatchError
 
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -57,6 +62,17 @@ def test_machines_are_started_by_a_launcher_and_as_many_as_the_trainer_says(monk
     Devices("cpu", 2, nodes=2).check()
     with pytest.raises(VitPatchError, match="1 machine with 1 device each, but 2 processes were started"):
         Devices("cpu", 1).check()
+
+
+def test_a_process_computes_by_the_threads_of_its_order(monkeypatch, tmp_path):
+    follower, seen, before = Mock(rank=1), [], torch.get_num_threads()
+    order = Order(run_id="", config={}, batch_size=1, numbers=[0, 1], processes=2, threads=before + 1)
+    for name in ("_setup", "data_of", "construct"):
+        monkeypatch.setattr(worker, name, Mock())
+    monkeypatch.setattr(worker, "follow", lambda *arguments: seen.append(torch.get_num_threads()))
+    worker.obey(order, follower, 1, Shards(tmp_path))
+    follower.end.assert_called_once_with("done")
+    assert seen == [before + 1] and torch.get_num_threads() == before
 
 
 class Started:

@@ -10,7 +10,7 @@ from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
 from hand_made import NOISE, rows, save_run
 from PIL import Image
 
-from vitpatch import page_charts, page_gallery, profile_figures
+from vitpatch import page_charts, page_gallery, page_tables, profile_figures
 from vitpatch.cells import NONE, address, estimate, number, p_value
 from vitpatch.compared import compared
 from vitpatch.comparison_figures import FIGURES, draw, save
@@ -123,6 +123,17 @@ def test_cells_show_rounded_and_sort_by_the_true_value(comparison, read_page):
     assert (shown.sort, shown.text) in [cell for cells in read_page.rows for cell in cells]
     assert float(shown.sort) == row["peak_effect"] != float(shown.text.split()[0])
     assert ("", NONE) in [cell for cells in read_page.rows for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("tests", "heading"), [(["prob"] * 2, "p of prob, corrected"), (["prob", "log_odds"], "p, corrected")]
+)
+def test_a_p_says_what_it_is_of(tmp_path, tests, heading):
+    for name, tested in zip("ab", tests, strict=True):
+        manifest = save_run(tmp_path / name, effects(6), weights=name) / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"statistics": {"tests": tested}}))
+    comparison = compared([read(one) for one in found_below([tmp_path])], tmp_path)
+    assert heading in page_tables.peaks(comparison).headings
 
 
 def test_cells():

@@ -23,10 +23,10 @@ LEADS = {
     "overlay": "The profiles of one window, one scale; a click in a legend picks one.",
     "heatmap": "Mean effects. A dot: the cell’s own 95 % interval leaves 0 out, not corrected for the many cells. Of a "
     "run with many series the one with the peak.",
-    "peaks": "The layer whose mean effect goes furthest towards the total effect, which is the orange tick. p (of the "
-    "effect in log odds, whatever the metric) and the peak set (the layers that may be the peak) are corrected for all "
-    "places tried. Stability: share of resamples with "
-    "this peak. Split halves: its effect, found on one half of the clusters and measured on the other.",
+    "peaks": "The layer whose mean effect goes furthest towards the total effect, which is the orange tick. p is "
+    "of the effect in log odds, whatever the metric is, unless a run says test=headline. It and the peak set (the "
+    "layers that may be the peak) are corrected for all places tried. Stability: share of resamples with this peak. "
+    "Split halves: its effect, found on one half of the clusters and measured on the other.",
     "differences": "Runs on the same images: effects of one corruption, or shares recovered across corruptions; both "
     "runs are resampled together. A row is the patch where two runs differ most, so it is the largest of many: effects "
     "have a p corrected for that, shares have none, and their interval is too narrow. differences.csv has all.",

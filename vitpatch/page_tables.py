@@ -106,7 +106,9 @@ def peaks(comparison: Comparison) -> Table:
     """A row a run: where its effect is largest, and how sure that is."""
     cells = run_cells(comparison)
     rows = tuple(_peak(row, cells[row["run"]]) for row in comparison.overview.to_dict("records"))
-    headings = ("run", "peak", "relative depth", "effect [95 %]", "share recovered [95 %]", "p (log odds), corrected")
+    tested = {run.manifest.get("statistics", {}).get("tests") for run in comparison.runs} - {None}
+    of = f" of {tested.pop().replace('_', ' ')}" if len(tested) == 1 else ""
+    headings = ("run", "peak", "relative depth", "effect [95 %]", "share recovered [95 %]", f"p{of}, corrected")
     headings += ("95 % peak set", "stability", "effect, split halves", "calibrated strength")
     return without_empty(Table("The peak of each run", headings, rows))
 
