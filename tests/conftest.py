@@ -135,8 +135,10 @@ def cli(monkeypatch, capfd):
     def call(*arguments: str, script: str = "patch", pictures: bool = False) -> tuple[int, str]:
         import logging
         import runpy
+        import signal
 
         from vitpatch import comparison_figures, run
+        from vitpatch.interrupt import SIGNALS
 
         if not pictures:
             for room in (run, comparison_figures):
@@ -144,6 +146,7 @@ def cli(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level
+        signals = {number: signal.getsignal(number) for number in SIGNALS}
         capfd.readouterr()
         try:
             runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
@@ -155,6 +158,8 @@ def cli(monkeypatch, capfd):
                 handler.close()
             root.handlers[:] = handlers
             root.setLevel(level)
+            for number, handler in signals.items():
+                signal.signal(number, handler)
         printed = capfd.readouterr()
         return code, printed.out + printed.err
 

@@ -1,11 +1,14 @@
 """Wrong input through the command line: one clear line, exit code 1, nothing that looks finished."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, pictures, save_model, write_parquet
+
+from vitpatch import job, run
 
 
 @pytest.fixture
@@ -169,6 +172,18 @@ def test_a_sweep_is_a_folder_of_its_own(cli, name, tmp_path, monkeypatch):
     code, printed = cli("-m", f"sweep={name}", "window=1,2")
     assert_one_line(code, printed, "expected the name of a folder below multirun/")
     assert not list(tmp_path.iterdir())
+
+
+def test_after_an_interruption_no_other_job_begins_in_the_process(cli, tiny, tmp_path, monkeypatch):
+    """A launcher hands its workers the next one while the launching process still ends the sweep."""
+    begun = []
+    monkeypatch.setattr(run, "run", lambda cfg, path, options: begun.append(path.name) or job.STOPPED.set())
+    sweep = ["-m", *tiny, f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=w${window}", "window=1,2"]
+    code, printed = cli(*sweep)
+    assert code == 130 and begun == ["w1"], printed
+    said = {"state": "interrupted", "reason": "stopped from outside before it began"}
+    assert json.loads((tmp_path / "w2" / "failed.json").read_text()) == said
+    assert "interrupted: w2: stopped from outside before it began" in printed.splitlines(), printed
 
 
 def test_a_sweep_tells_of_a_refused_start(cli, tiny, tmp_path):

@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import signal
 import threading
 
 import pandas as pd
 import pytest
 
 from vitpatch import states
+from vitpatch.interrupt import SIGNALS
 from vitpatch.store import RunFolder
 from vitpatch.sweep import SweepCallback, to_the_end
 
@@ -120,7 +122,10 @@ def told(sweep, monkeypatch, caplog):
     callback._root, callback._since = sweep, SINCE
     monkeypatch.setattr(SweepCallback, "launching", callback)
     caplog.set_level("INFO")
-    return caplog
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield caplog
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(130), 130), (SystemExit(1), 1)])
@@ -133,6 +138,8 @@ def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, cod
     assert ended.value.code == code and SweepCallback.launching is None
     assert f"2 of 4 runs finished in {sweep}" in told.messages and (sweep / "states.csv").exists()
     assert ("the same command goes on" in told.text) == isinstance(raised, KeyboardInterrupt)
+    if raised.args == (130,):  # there is nothing left to stop
+        assert all(signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS)
 
 
 def test_a_sweep_of_which_nothing_began_has_no_table(told, sweep):
