@@ -341,6 +341,39 @@ def test_against_the_corrupted_run_controls_are_not_compared(patched):
     assert any("not compared" in note for note in manifest["notes"])
 
 
+def test_a_class_that_moves_in_the_package_keeps_its_run_id(config, monkeypatch):
+    """Users' own classes are known by their full path: two of one name are two."""
+    import sys
+    from types import ModuleType
+
+    from vitpatch import corruptions
+    from vitpatch.setup import prepare
+
+    class Gray(corruptions.Gray):
+        """Another corruption of the same name."""
+
+    def run_id(target):
+        return prepare(config("window=1", *target)).run_id
+
+    for name, classes in (
+        ("vitpatch.elsewhere", {"Gray": corruptions.Gray, "Chain": corruptions.Chain, "Blur": corruptions.Blur}),
+        ("theirs", {"Gray": Gray}),
+        ("moved", {"Gray": Gray}),
+    ):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        vars(sys.modules[name]).update(classes)
+    plain = run_id(["corruption=gray"])
+    assert run_id(["corruption._target_=vitpatch.elsewhere.Gray"]) == plain
+    others = [run_id([f"corruption._target_={module}.Gray"]) for module in ("theirs", "moved")]
+    assert len({plain, *others}) == 3
+    steps = "[{_target_:vitpatch.%s.Gray},{_target_:vitpatch.%s.Blur,sigma:2}]"
+    here, there = (
+        run_id(["corruption=chain", "corruption.steps=" + steps % (module, module)])
+        for module in ("corruptions", "elsewhere")
+    )
+    assert here == there != plain
+
+
 def test_one_question_has_one_run_id(config):
     from vitpatch.setup import prepare
 

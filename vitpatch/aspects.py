@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitpatch.comparison import FinishedRun
-from vitpatch.spec import counted, digest, window_word
+from vitpatch.spec import counted, digest, option_identity, window_word
 from vitpatch.titles import corruption_words, data_words, short
 
 OPTIONS = ("model", "data", "corruption", "target")
@@ -36,7 +36,7 @@ def aspects(run: FinishedRun) -> dict[str, Aspect]:
             identity["data"],
             f"{data_words(config['data'])}, {counted(run.manifest['counts']['images'], 'image')}",
         ),
-        "corruption": ([identity["corruption"], calibrated], corruption_words(config["corruption"])),
+        "corruption": ([option_identity(identity["corruption"]), calibrated], corruption_words(config["corruption"])),
         "training images": (identity.get("training"), identity.get("training") or "none"),
         "site": (target["site"], target["site"]),
         "tokens": ([target["tokens"], target["grid"]], _words(target["tokens"])),

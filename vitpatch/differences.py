@@ -13,7 +13,7 @@ from vitpatch.comparison import FinishedRun
 from vitpatch.config import read_inclusion
 from vitpatch.pairs import Apart, of_effects, of_recovered, same_clusters
 from vitpatch.sides import Side, same_patches
-from vitpatch.spec import Donor, Interval, Metric, VitPatchError, counted
+from vitpatch.spec import Donor, Interval, Metric, VitPatchError, counted, option_identity
 
 MOST_RUNS = 60
 """Of more runs only those pairs are subtracted that differ in one aspect: all pairs grow with the square."""
@@ -67,7 +67,8 @@ def subtracted(pairs: Sequence[Pair], of_run: OfRun) -> tuple[pd.DataFrame, pd.D
 
 def is_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
     """Whether two runs were made with one corruption of one strength, given or found; of random ones with any seed."""
-    return a.manifest["config"]["corruption"] == b.manifest["config"]["corruption"]
+    one, other = (option_identity(run.manifest["config"]["corruption"]) for run in (a, b))
+    return one == other
 
 
 def why_not(a: FinishedRun, b: FinishedRun) -> str:

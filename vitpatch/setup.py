@@ -36,6 +36,7 @@ from vitpatch.spec import (
     TokenGroup,
     VitPatchError,
     digest,
+    option_identity,
     window_word,
 )
 from vitpatch.titles import corruption_words, data_words, short
@@ -118,7 +119,7 @@ class Setup:
             **self.of_model,
             "data": self.images.digest,
             "selection": {"on_error": cfg["data"]["on_error"]},
-            "corruption": self.adjustables[0].config if self.asked else cfg["corruption"],
+            "corruption": option_identity(self.adjustables[0].config if self.asked else cfg["corruption"]),
             "target": asdict(self.study.target),
             "window": self.study.windows,
             **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
@@ -149,7 +150,7 @@ class Setup:
         """What the numbers owe to training images: nothing, of most runs. A strength that is found follows from it."""
         if self.training is None:
             return {}
-        matched = sorted(digest(one.config) for one in self.adjustables)
+        matched = sorted(digest(option_identity(one.config)) for one in self.adjustables)
         asked = {} if self.asked is None else {"calibrate": str(self.asked), "matched": matched}
         return {"training": self.training.digest} | asked
 

@@ -352,6 +352,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def option_identity(config: Any) -> Any:
+    """The config of an option as it enters ``run_id``: the class by its name, wherever in this package it stands.
+
+    ``_target_`` becomes ``class``: the bare name of a class of this package, the full path of a user's own; likewise in
+    the options that a list holds (the steps of a chain).
+    """
+    if isinstance(config, Mapping):
+        named = {key: option_identity(value) for key, value in config.items() if key != "_target_"}
+        target = config.get("_target_")
+        if target is None:
+            return named
+        is_ours = str(target).startswith("vitpatch.")
+        return {"class": str(target).rpartition(".")[2] if is_ours else str(target)} | named
+    return [option_identity(value) for value in config] if isinstance(config, list | tuple) else config
+
+
 def digest(value: Any) -> str:
     """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
