@@ -19,7 +19,7 @@ from vitpatch.stats import TIE, furthest
 FLIPS = 9999
 SPLITS = 500
 INERT = 1e-6
-"""An effect closer to 0, in log odds and on average over a cluster's images, is what rounding leaves: it counts as 0."""
+"""An effect closer to 0, in log odds on average over a cluster's images, is what rounding leaves: it counts as 0."""
 TIED = 1e-12
 """Statistics on the scale of ``_studentised`` closer than this are equal: sums in another order round differently."""
 

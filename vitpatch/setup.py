@@ -162,10 +162,6 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         check_signed(study.metric, study.direction)
     whole_number("batch_size", cfg.batch_size, least=1)
     corruption = construct(cfg.corruption)
-    if any(isinstance(step, OnEmbeddings) for step in getattr(corruption, "steps", ())):
-        raise VitPatchError(
-            "corruption.steps: embedding_noise is added inside the model, after all pixels; use it alone"
-        )
     asked = read_asked(cfg.calibrate)
     adjustables = _adjustables(cfg, asked, calibrations)
     checkpoint: Checkpoint = construct(cfg.model)
