@@ -77,7 +77,7 @@ LEVELS = {
     "files": 5,
     "scenes": 6,
     "gallery": 7,
-    "classifiers": 2,
+    "classifiers": 3,
     "readout": 2,
     "hooks": 1,
     "configs": 2,
