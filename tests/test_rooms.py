@@ -117,6 +117,7 @@ LEVELS = {
     "crew": 3,
     "worker": 10,
     "interrupt": 0,
+    "memory": 0,
     "shards": 2,
     "workspace": 2,
     "secrets": 1,

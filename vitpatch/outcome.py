@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitpatch.config import Study
-from vitpatch.data import PREDICTED
 from vitpatch.inference import FLIPS
 from vitpatch.plan import Run
 from vitpatch.resamples import RESAMPLES
@@ -114,6 +113,11 @@ class Outcome:
         return int(self.examples["cluster"].nunique())
 
     @property
+    def labels_are_predicted(self) -> bool:
+        """Whether images have no labels, and what the clean run predicts stands in for them."""
+        return bool(self.examples["label_is_predicted"].any())
+
+    @property
     def peak_layer(self) -> int | None:
         """The layer of the peak."""
         return None if self.peak is None else int(self.peak["layer"])
@@ -178,6 +182,7 @@ def described(outcome: Outcome) -> dict[str, Any]:
     numbers = {"mean": total.mean, "se": total.se, "low": total.low, "high": total.high}
     known = {name: None if np.isnan(value) else value for name, value in numbers.items()}
     result = {"total_effect": known, "peak_layer": outcome.peak_layer, "peak_effect": _of_peak(outcome, "effect")}
+    result["label_is_predicted"] = outcome.labels_are_predicted
     result["peak"] = {name: _of_peak(outcome, name) for name in ("layer", "head", "tokens", "window")}
     result |= _of_peak_group(outcome)
     if outcome.unselected is not None:
@@ -218,7 +223,7 @@ def _of_peak_group(outcome: Outcome) -> dict[str, Any]:
 def _notes(outcome: Outcome) -> list[str]:
     """What a reader of the means must know."""
     notes = []
-    if outcome.examples["label_name"].str.endswith(PREDICTED).any():
+    if outcome.labels_are_predicted:
         notes.append(NO_LABELS)
     if outcome.empty:
         notes.append(EMPTY.format(outcome.empty))
