@@ -67,7 +67,7 @@ def traits(corruption: Corruption) -> Traits:
 
 def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
     """The corruption's images, checked: a user's own class can be anything."""
-    name, kind = type(corruption).__name__, traits(corruption).partner
+    name, kind = _name(corruption), traits(corruption).partner
     if kind is not None and images.partners is not None:
         images = replace(images, others=images.partners[kind])
     try:
@@ -131,8 +131,14 @@ def as_option(name: str) -> str:
 
 
 def called(corruption: Corruption) -> str:
-    """A corruption's class as its option is written."""
-    return as_option(type(corruption).__name__)
+    """A corruption's class or function as its option is written."""
+    return as_option(_name(corruption))
+
+
+def _name(corruption: Corruption) -> str:
+    """The name of a corruption's class; of a function, or of one with some arguments given, the function's."""
+    of = getattr(corruption, "func", corruption)  # functools.partial's
+    return getattr(of, "__name__", type(of).__name__)
 
 
 def no_masks(corruption: Corruption) -> VitPatchError:

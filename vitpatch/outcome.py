@@ -44,6 +44,10 @@ DOES_NOT_DIFFER = (
     "the total effect's interval holds 0: on average another image says as much for a label as the image itself, as a "
     "derangement within a class must"
 )
+NO_MORE_THAN = (
+    "the total effect's interval holds 0: another image's clean run is not shown to say more or less for a label than "
+    "the run that it is put into"
+)
 WHOLE_STREAM = (
     "the whole residual stream is replaced, so the run is the donor's from there: every layer's effect is the total "
     "effect, and the peak says nothing; target.tokens=[cls,patches] says where it lies"
@@ -127,8 +131,10 @@ class Outcome:
         """What to say where the total effect's interval holds 0; else nothing."""
         if not self.total.holds_zero:
             return ""
+        if self.study.donor is Donor.PAIR:
+            return DOES_NOT_MOVE
         same = self.study.donor is Donor.SAME_CLASS and self.study.direction is Direction.NOISE
-        return DOES_NOT_DIFFER if same else DOES_NOT_MOVE
+        return DOES_NOT_DIFFER if same else NO_MORE_THAN
 
     @property
     def peak_place(self) -> str:
@@ -285,10 +291,11 @@ def _of_peak(outcome: Outcome, column: str) -> Any:
 def lines(outcome: Outcome, folder: RunFolder, title: str) -> list[str]:
     """The few lines that end a run."""
     peak, values = outcome.peak, scalars(outcome)
+    corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
     said = [
         f"{folder.path}",
         f"  run           {title}",
-        f"  accuracy      clean {values['accuracy_clean']:.3f}, corrupt {values['accuracy_corrupt']:.3f}",
+        f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
         f"  total effect  {_said_total(outcome)}, n = {_sample(outcome)}",
     ]
     said += [f"  note          {note}" for note in _notes(outcome)]
@@ -334,7 +341,9 @@ def _said_peak(outcome: Outcome, peak: pd.Series) -> list[str]:
         )
     for donor in outcome.controls:
         mean, low, high = (peak[f"effect_{donor}{end}"] for end in ("", "_low", "_high"))
-        said.append(f"  control       {donor} there: {_with_interval(Estimate(mean, np.nan, low, high))}")
+        images = int(peak[f"n_{donor}"])
+        some = f", n = {counted(images, 'image')}" * (images < len(outcome.examples))
+        said.append(f"  control       {donor} there: {_with_interval(Estimate(mean, np.nan, low, high))}{some}")
     return said
 
 

@@ -91,10 +91,9 @@ class Setup:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
         first = f"{self._model_words} on {data_words(self.cfg.data)}"
-        if not study.donor.is_constant:  # else the corrupted run plays no part
+        if study.depends_on_corruption:
             first += f", {corruption_words(self.cfg.corruption)}"
-        if self.calibration is not None:
-            first += f" calibrated to {self.asked}"
+            first += f" calibrated to {self.asked}" * (self.calibration is not None)
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
         include = "" if study.include == EVERYONE else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
