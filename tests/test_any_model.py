@@ -12,7 +12,11 @@ from conftest import NAMES, ROOT, pictures, write_parquet
 from families import NAMES as FAMILY_NAMES
 from families import ZERO_SHOT, Brute, checkpoint_of
 
+from vitpatch.finished import found_below, read
+from vitpatch.redrawn import outcome_of
+from vitpatch.shown import Shown
 from vitpatch.spec import VitPatchError
+from vitpatch.store import RunFolder
 
 
 def options_of(folder, family):
@@ -105,14 +109,37 @@ def test_without_labels_the_clean_prediction_stands_in(patched, tmp_path, made):
     run = patched("data.label_column=null", pictures=True)
     examples, _ = tables(run)
     assert examples["label"].tolist() == examples["pred_clean"].tolist()
-    assert examples["label_name"].tolist() == [f"class_{i} (predicted)" for i in examples["pred_clean"]]
-    notes = json.loads((run / "manifest.json").read_text())["notes"]
-    assert any("no labels" in note for note in notes)
+    assert examples["label_name"].tolist() == [f"class_{i}" for i in examples["pred_clean"]]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert examples["label_is_predicted"].all() and manifest["label_is_predicted"] is True
+    assert any("no labels" in note for note in manifest["notes"])
+    (page, *_) = Shown.read(run / "pages.parquet").of_run
+    assert all(image.name.endswith("(predicted)") for image in page.images)  # what a person reads
     pictures(1)[0].save(tmp_path / "cat.jpg")
     alone = ["data=imagefolder", f"data.path={tmp_path / 'cat.jpg'}", "data.num_workers=0"]
     run = patched(*alone, folder="one", pictures=True)
     examples, _ = tables(run)
-    assert len(examples) == 1 and examples["label_name"][0].endswith("(predicted)")
+    assert len(examples) == 1 and examples["label_is_predicted"].tolist() == [True]
+
+
+def test_a_label_that_ends_in_predicted_is_a_label(patched, made, tmp_path):
+    """Whether labels are predicted is a column, and no name is read for it; earlier runs have none."""
+    names = [f"{name} (predicted)" for name in NAMES]
+    folder = shutil.copytree(made / "vit", tmp_path / "named")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    path = write_parquet(tmp_path / "named.parquet", pictures(13), [i % 5 for i in range(13)], names=names)
+    run = patched(f"model.path={folder}", f"data.path={path}", "window=3")
+    examples, _ = tables(run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert examples["label_name"].tolist() == [names[i % 5] for i in range(13)]
+    assert not examples["label_is_predicted"].any() and manifest["label_is_predicted"] is False
+    assert not any("no labels" in note for note in manifest["notes"])
+    examples.drop(columns="label_is_predicted").to_parquet(run / "examples.parquet")
+    outcome, _ = outcome_of(RunFolder(run))
+    assert not outcome.labels_are_predicted and len(outcome.examples) == 13
+    assert read(*found_below([run])).examples()["label_name"].tolist() == examples["label_name"].tolist()
 
 
 def test_a_stream_gives_the_same_files(patched, made, tmp_path):

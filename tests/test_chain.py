@@ -1,16 +1,25 @@
 """A chain's steps by the names of options: what the config holds, and what is said of a wrong name."""
 
+import functools
 import json
+import shutil
 
 import pytest
+import torch
+import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vitpatch import fit, titles
+from vitpatch.adjustable import adjustable
 from vitpatch.config import construct, register_resolvers
-from vitpatch.corruptions import Blur, Chain, Gray, Noise
+from vitpatch.corruptions import Blur, Chain, Gray, Noise, corrupted, traits
+from vitpatch.counterfactuals import OtherImage
+from vitpatch.embedding_noise import EmbeddingNoise
 from vitpatch.options import corruption_option, corruption_options, resolved
-from vitpatch.spec import VitPatchError
+from vitpatch.regions import Silhouette
+from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.titles import corruption_words
 
 
@@ -86,6 +95,172 @@ def test_an_option_that_nobody_has_is_named_where_it_was_asked_for():
 )
 def test_a_corruption_in_words(overrides, label):
     assert corruption_words(resolved(composed(*overrides)).corruption) == label
+
+
+CHAIN_OF = "_target_: vitpatch.corruptions.Chain, steps: "
+NOISE_CLASS = "_target_: vitpatch.embedding_noise.EmbeddingNoise"
+
+
+class OwnNoise(EmbeddingNoise):
+    """Somebody's own noise on embeddings."""
+
+
+class OwnChain(Chain):
+    """Somebody's own chain."""
+
+
+IS_INSIDE = r"^corruption\.steps: (embedding|own)_noise is added inside the model, after all pixels; use it alone$"
+
+
+def of_steps(steps):
+    """What a config holds of a chain of these steps, in YAML."""
+    flat = {"_target_": "vitpatch.corruptions.Chain", "steps": yaml.safe_load(steps), "amount": 1.0}
+    return OmegaConf.create({"corruption": flat})
+
+
+def wrapped(batch, seed, step):
+    """Somebody's own function that calls another corruption."""
+    return step(batch, seed)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "embedding_noise",
+        "[embedding_noise_high]",
+        f"[{{{NOISE_CLASS}}}]",
+        f"[{{{CHAIN_OF}[embedding_noise]}}]",
+        f"[{{{CHAIN_OF}embedding_noise}}]",
+        f"[{{{CHAIN_OF}[{{{CHAIN_OF}[{{{NOISE_CLASS},std: 1.0}}]}}]}}]",
+        "[{_target_: test_chain.OwnNoise}]",
+        "[{_target_: test_chain.OwnChain, steps: [{_target_: test_chain.OwnNoise}]}]",
+        "outer",  # somebody's option, a chain whose step is the name of another, which holds it
+    ],
+)
+def test_noise_on_embeddings_is_no_step_of_a_chain(steps, own_options):
+    with pytest.raises(VitPatchError, match=IS_INSIDE):
+        construct(resolved(of_steps(steps)).corruption)
+
+
+@pytest.fixture
+def own_options(tmp_path, monkeypatch):
+    """The project's options, with chains of somebody's own that hold noise on embeddings, and an experiment of one."""
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "conf", conf)
+    for name, steps in {"inner": "[embedding_noise, gray]", "outer": "[blur, inner]"}.items():
+        own = f"_target_: vitpatch.corruptions.Chain\nsteps: {steps}\namount: 1.0\n"
+        (conf / "corruption" / f"{name}.yaml").write_text(own)
+    experiment = "# @package _global_\ndefaults:\n  - override /corruption: outer\n"
+    (conf / "experiment" / "own.yaml").write_text(experiment)
+    monkeypatch.setattr("vitpatch.options.CONF", conf)
+    return conf
+
+
+def test_nor_is_it_where_an_option_or_an_experiment_file_holds_it(own_options):
+    register_resolvers()
+    with initialize_config_dir(str(own_options), version_base="1.3"):
+        with pytest.raises(VitPatchError, match=IS_INSIDE):
+            construct(resolved(compose("patch", overrides=["experiment=own"])).corruption)
+
+
+def test_nor_for_training_and_calibration(own_options):
+    with pytest.raises(VitPatchError, match=IS_INSIDE):
+        adjustable(OmegaConf.to_container(corruption_option("inner", "corruption")))
+    with pytest.raises(VitPatchError, match=IS_INSIDE):
+        fit._of_pixels("inner", images=None)
+    with pytest.raises(VitPatchError, match=r"embedding_noise leaves the pixels alone; only patch\.py takes it"):
+        fit._of_pixels("embedding_noise", images=None)
+
+
+def test_nor_in_python_and_whatever_calls_it_as_a_corruption_of_pixels_is_told():
+    for step in (EmbeddingNoise(), EmbeddingNoise().with_spread(1.0)):
+        with pytest.raises(VitPatchError, match=IS_INSIDE):
+            Chain([Gray(), step])
+    with pytest.raises(VitPatchError, match=IS_INSIDE):
+        corrupted(functools.partial(wrapped, step=EmbeddingNoise()), images(), seed=0)
+
+
+def images():
+    return ImageBatch(torch.rand(3, 3, 4, 4), torch.arange(3), torch.zeros(3, dtype=torch.int64))
+
+
+def test_what_a_step_asks_for_a_chain_asks_for_at_any_depth():
+    for inner in ([Silhouette()], [Chain([Silhouette()])], [Chain([Chain([Gray(), Silhouette()])])]):
+        assert traits(Chain([Gray(), *inner])).needs_masks
+        assert not traits(Chain([Gray(), Chain([Gray()])])).needs_masks
+    deep = Chain([Gray(), Chain([Chain([OtherImage(kind="same_class")])])])
+    assert traits(deep).partner == "same_class" and traits(deep).strength_key == "amount"
+    with pytest.raises(VitPatchError, match=r"partners of several kinds \(other_class, same_class\)"):
+        Chain([OtherImage(kind="other_class"), deep])
+
+
+def test_no_two_steps_share_their_draws_at_any_depth():
+    """Each of four steps of noise adds its own draws, in whatever way they are put into chains."""
+    noise, batch = Noise(1.0, clip=False), images()
+    nested = [
+        Chain([noise] * 4),
+        Chain([Chain([noise, noise]), noise, noise]),
+        Chain([noise, Chain([noise, Chain([noise, noise])])]),
+        Chain([Chain([noise, noise]), Chain([noise, noise])]),
+        Chain([Chain([Chain([noise, noise]), noise]), noise]),
+    ]
+    for corruption in nested:
+        draws, step = [], noise.__class__.__call__
+
+        def spy(self, batch, seed, draws=draws, step=step):
+            draws.append(seed)
+            return step(self, batch, seed)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Noise, "__call__", spy)
+            corruption(batch, 7)
+        assert len(draws) == len(set(draws)) == 4 and draws[0] == 7
+    assert torch.equal(nested[0](batch, 7), nested[1](batch, 7))  # chains at the head are the flat chain
+    assert torch.equal(Chain([noise])(batch, 7), noise(batch, 7))
+    half = Chain([Gray(), Chain([Gray()], amount=0.5)])
+    assert torch.allclose(half(batch, 0), Gray()(batch, 0), atol=1e-6)
+
+
+def test_a_chain_in_a_chain_with_an_unknown_step_is_one_line():
+    with pytest.raises(VitPatchError, match=r"^corruption.steps: no option 'sepia' in conf/corruption; there are"):
+        resolved(of_steps(f"[{{{CHAIN_OF}[{{{CHAIN_OF}[sepia]}}]}}]"))
+
+
+@pytest.mark.parametrize(
+    ("corruption", "says"),
+    [
+        ({"_target_": "vitpatch.corruptions.Identity"}, "no corruption"),
+        ({"_target_": "shifty.IdentityShift", "amount": 0.5}, "identity shift (amount=0.5)"),
+        ({"_target_": "mine.NotTheIdentity"}, "not the identity"),
+        ({"_target_": "mine.Identity"}, "mine.Identity"),
+        ({"_target_": "mine.Gray"}, "mine.Gray"),
+        ({"_target_": "mine.gray", "_partial_": True}, "mine.gray"),
+        ({"_target_": "mine.Silhouette", "colour": None}, "mine.Silhouette (colour=None)"),
+        ({"_target_": "mine.Chain", "steps": [{"_target_": "mine.Sepia"}]}, "mine.Chain (steps=[sepia])"),
+        ({"_target_": "mine.darken", "_partial_": True, "by": 0.25}, "darken (by=0.25)"),
+        ({"_target_": "mine.HSVJitter2D"}, "hsvjitter2 d"),
+        ({"_target_": "mine.Bands", "at": list(range(100))}, "bands (at=[0, 1, 2, 3, 4, 5, 6, 7, … 100 values])"),
+        ({"_target_": "mine.Bands", "at": [1 / 3, None], "of": {"a": 1}}, "bands (at=[0.3333, None], of={a: 1})"),
+    ],
+)
+def test_only_vitpatchs_own_classes_have_their_names(corruption, says):
+    assert corruption_words(corruption) == says
+
+
+def test_whose_strength_a_chain_in_a_chain_has_is_seen():
+    inner = {"_target_": Chain.__module__ + ".Chain", "steps": [{"_target_": "vitpatch.corruptions.Gray"}]}
+    blur = {"_target_": "vitpatch.corruptions.Blur", "sigma": 3.0}
+    assert (
+        corruption_words(inner | {"steps": [inner | {"amount": 0.5}, blur]})
+        == "[gray] (amount=0.5) then blur (sigma=3)"
+    )
+    assert corruption_words(inner | {"steps": [inner | {"amount": 1.0}, blur]}) == "gray then blur (sigma=3)"
+
+
+def test_every_class_of_an_option_is_vitpatchs_own_by_name():
+    for option in (ROOT / "conf" / "corruption").glob("*.yaml"):
+        target = yaml.safe_load(option.read_text())["_target_"]
+        assert target.rpartition(".")[2].lower() in titles._own_names(), target
 
 
 OWN = "_target_: vitpatch.corruptions.Noise\nstd: 0.35\nclip: false\n"

@@ -48,7 +48,7 @@ def test_noise_has_the_asked_for_spread():
 def test_the_pixels_are_left_alone_and_only_it_is_on_embeddings():
     image = ImageBatch(torch.rand(2, 3, 8, 8), torch.arange(2), torch.zeros(2, dtype=torch.int64))
     corruption = EmbeddingNoise(3.0)
-    assert corruption(image, 0) is image.images
+    assert corruption.with_spread(1.0)(image, 0) is image.images
     assert isinstance(corruption, OnEmbeddings) and traits(corruption).strength_key == "std"
     assert noise_of(Noise(0.1), image.ids, 0, (PATCHES, WIDTH)) is None
     with pytest.raises(AssertionError, match="with_spread"):

@@ -13,25 +13,17 @@ def sample(n=120, columns=4, clusters=15, seed=0):
     return rng.normal(size=(clusters, columns))[of] + 0.5 * rng.normal(size=(n, columns)), of
 
 
-def cluster_means(values, of):
-    return np.stack([values[of == cluster].mean(0) for cluster in np.unique(of)])
-
-
 def loop_of_p(values, of, seed, flips):
-    """The same test as a plain loop, with t in full."""
+    """The same test as a plain loop: every image is flipped with its cluster, the mean is over images."""
+    clusters, rng = np.unique(of), np.random.default_rng(seed)
 
-    def t(means):
-        return means.mean(0) / (means.std(0, ddof=1) / np.sqrt(len(means)))
+    def statistic(flipped):
+        sums = np.stack([flipped[of == cluster].sum(0) for cluster in clusters])
+        return flipped.mean(0) / np.sqrt((sums**2).sum(0))
 
-    means, rng = cluster_means(values, of), np.random.default_rng(seed)
-    signs = np.where(rng.random((flips, len(means))) < 0.5, -1, 1)
-    largest = np.array([np.abs(t(row[:, None] * means)).max() for row in signs])
-    return [(1 + (largest >= abs(each)).sum()) / (flips + 1) for each in t(means)]
-
-
-def test_t_is_that_of_cluster_means():
-    values, of = sample()
-    assert inference.cluster_t(values, of) == pytest.approx(ttest_1samp(cluster_means(values, of), 0).statistic)
+    signs = np.where(rng.random((flips, len(clusters))) < 0.5, -1, 1)[:, np.searchsorted(clusters, of)]
+    largest = np.array([np.abs(statistic(row[:, None] * values)).max() for row in signs])
+    return [(1 + (largest >= abs(each) - 1e-12).sum()) / (flips + 1) for each in statistic(values)]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -43,6 +35,35 @@ def test_sign_flips_agree_with_a_plain_loop(seed):
     assert want[1] < 0.05 < want[0]
 
 
+def test_the_p_is_of_the_mean_over_images_that_the_interval_is_of():
+    """One cluster of 300 images below 0, 29 of one image above: the mean over images is below 0 and not shown to be."""
+    of = np.array([0] * 300 + list(range(1, 30)))
+    values = np.where(of == 0, -0.1, 1.0)[:, None] + 0.05 * np.random.default_rng(0).normal(size=(329, 1))
+    (estimate,) = stats.estimates(values, of, seed=0)
+    assert estimate.mean < 0.01 and estimate.low < 0 < estimate.high
+    assert inference.sign_flip_p(values, of, seed=0, flips=999)[0] > 0.5  # of the mean of cluster means: 0.001
+
+
+def test_p_of_single_images_is_that_of_their_t():
+    """Where clusters are of one size, sums and means of clusters say the same."""
+    values = np.random.default_rng(3).normal(0.4, 1, (30, 1))
+    by_image = inference.sign_flip_p(values, np.arange(30), seed=0)
+    assert by_image[0] == pytest.approx(ttest_1samp(values[:, 0], 0).pvalue, rel=0.1)
+    twice = inference.sign_flip_p(np.repeat(values, 2, axis=0), np.arange(60) // 2, seed=0)
+    assert twice == by_image
+
+
+@pytest.mark.parametrize("sizes", [[1] * 29 + [300], [1, 2, 4, 8] * 8, [1] * 40])
+def test_nulls_of_clusters_of_any_size_are_called_at_the_level(sizes):
+    """Clusters as likely above 0 as below, with effects of their own: exact whatever their sizes are."""
+    calls, draws, of = 0, 300, np.repeat(np.arange(len(sizes)), sizes)
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(size=(len(sizes), 3))[of] + 0.5 * rng.normal(size=(len(of), 3))
+        calls += inference.sign_flip_p(values, of, seed, flips=199).min() <= 0.05
+    assert 1 <= calls <= 30  # 5 % of 300, within four standard errors
+
+
 def test_p_does_not_depend_on_how_many_flips_fit_in_memory(monkeypatch):
     values, of = sample()
     whole = inference.sign_flip_p(values, of, seed=1, flips=300)
@@ -52,7 +73,6 @@ def test_p_does_not_depend_on_how_many_flips_fit_in_memory(monkeypatch):
 
 def test_patches_without_variance():
     values, of = np.array([[0.0, 0.5, 0.1], [0.0, 0.5, 0.2], [0.0, 0.5, -0.3]] * 10), np.arange(30) // 3
-    assert inference.cluster_t(values, of).tolist() == [0, np.inf, 0]
     p = inference.sign_flip_p(values, of, seed=0, flips=999)
     assert p[0] == p[2] == 1  # images that cancel in every cluster leave no rounding behind
     assert 1 / 1000 <= p[1] < 0.02  # equalled by flips that turn all 10 clusters the same way: 1 in 512
@@ -63,7 +83,6 @@ def test_of_few_clusters_ties_count_against():
     values = np.array([[0.1], [0.2], [0.3], [0.7]])
     assert inference.sign_flip_p(values, np.arange(4), 0, flips=4000)[0] == pytest.approx(1 / 8, abs=0.02)
     assert inference.sign_flip_p(values, np.zeros(4, dtype=int), 0, flips=99).tolist() == [1]
-    assert np.isnan(inference.cluster_t(values, np.zeros(4, dtype=int))).all()
 
 
 def test_false_positives_are_at_the_level_over_the_family_with_clusters_and_not_with_images():
@@ -192,3 +211,10 @@ def test_a_patch_that_changes_nothing_but_the_last_digits_is_not_in_the_family()
     alone = inference.sign_flip_p(values, of, seed=0)
     family = inference.sign_flip_p(np.hstack([values, rounding]), of, seed=0)
     assert family[0] == alone[0] < 0.2 and (family[1:] == 1).all()
+
+
+def test_what_counts_as_rounding_does_not_depend_on_the_size_of_clusters():
+    """A thousand images of 1e-7 each sum to 1e-4 and are rounding all the same; 1e-5 each is an effect."""
+    of = np.repeat(np.arange(20), 1000)
+    values = np.tile([[1e-7, 1e-5]], (20_000, 1))
+    assert (inference.sign_flip_p(values, of, seed=0) <= 0.05).tolist() == [False, True]

@@ -120,7 +120,7 @@ def test_the_tables_have_the_contracts_columns_and_order(patched):
     assert pq.read_schema(folder / "effects.parquet").equals(EFFECTS_SCHEMA)
     examples, effects = read(folder)
     assert set(examples.columns) == {
-        *("example_id", "label", "label_name", "rival", "included", "cluster", "kl_corrupt"),
+        *("example_id", "label", "label_name", "label_is_predicted", "rival", "included", "cluster", "kl_corrupt"),
         *(f"{m}_{r}" for m in ("prob", "log_odds", "logit", "logit_diff", "pred") for r in ("clean", "corrupt")),
     }
     assert effects.columns.tolist() == [
@@ -129,6 +129,7 @@ def test_the_tables_have_the_contracts_columns_and_order(patched):
         *("delta_norm", "direct_log_odds", "n_tokens"),
     ]
     assert examples.example_id.tolist() == list(range(13))
+    assert not examples.label_is_predicted.any()
     assert examples.label_name.tolist() == [f"class_{i % 5}" for i in range(13)]
     assert effects.example_id.tolist() == [i for i in range(13) for _ in range(2)]
     assert effects.layer.tolist() == [2, 0] * 13

@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vitpatch.config import construct
-from vitpatch.corruptions import Corruption, traits
+from vitpatch.corruptions import Corruption, Identity, traits
 from vitpatch.spec import VitPatchError
+from vitpatch.titles import corruption_words
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,15 @@ class Adjustable:
         return construct(OmegaConf.create(self.config | {self.key: strength}))
 
     def __str__(self) -> str:
-        said = ", ".join(f"{key}={value}" for key, value in self.config.items() if key != "_target_")
-        return _name(self.config) + (f" ({said})" if said else "")
+        return corruption_words(self.config)
 
 
 def adjustable(config: dict[str, Any]) -> Adjustable:
     """A corruption's resolved config with its strength left open. ``VitPatchError`` where its class has no strength."""
-    of_class = traits(construct(OmegaConf.create(config)))
+    made = construct(OmegaConf.create(config))
+    of_class = traits(made)
     if of_class.strength_key is None:
-        raise VitPatchError(
-            f"calibrate: {_name(config)} has no strength; choose a corruption that has, or calibrate=null"
-        )
+        name = "corruption none" if type(made) is Identity else corruption_words(config)
+        raise VitPatchError(f"calibrate: {name} has no strength; choose a corruption that has, or calibrate=null")
     rest = {key: value for key, value in config.items() if key != of_class.strength_key}
     return Adjustable(rest, of_class.strength_key, of_class.strongest)
-
-
-def _name(config: dict[str, Any]) -> str:
-    name = str(config["_target_"]).rpartition(".")[2].lower()
-    return "corruption none" if name == "identity" else name

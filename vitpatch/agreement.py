@@ -10,6 +10,11 @@ from vitpatch.titles import data_words, short
 
 NO_NUMBER = ("num_workers", "on_error")
 """Keys of ``data`` that do not say which images are read."""
+NO_WEIGHTS = (
+    "name", "allow_bin", "readout", "anatomy", "image_size", "crop_share", "resample", "mean", "std", "prompts",
+)  # fmt: skip
+"""Keys of ``model`` that do not say which weights a checkpoint has."""
+ZERO_SHOT = "vitpatch.checkpoint.ZeroShotCheckpoint"
 
 
 def disagreements(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
@@ -19,16 +24,27 @@ def disagreements(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
 
 
 def _weights(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """A head that is made from the data's label names is not the model's alone."""
-    for alike in _by(runs, lambda run: digest([run.manifest["config"]["model"], _names_from(run)])):
+    """Runs of one checkpoint, by the keys that say which weights it has."""
+    for alike in _by(runs, _asked_weights):
         path = short(alike[0].manifest["config"]["model"]["path"])
-        yield from _said(
-            f"model {path}: one path, several weights", alike, lambda run: run.manifest["model"]["weights"]
-        )
+        yield from _said(f"model {path}: one path, several weights", alike, _weights_of)
 
 
-def _names_from(run: FinishedRun) -> str:
-    return "" if run.manifest["identity"].get("readout") is None else run.manifest["identity"]["data"]
+def _asked_weights(run: FinishedRun) -> str:
+    """What decides, beside the files, which weights a run has.
+
+    A head that was made from the data's label names is not the checkpoint's alone: older manifests have no digest
+    without it, and say nothing of runs on other data.
+    """
+    model = run.manifest["config"]["model"]
+    if model.get("_target_") == ZERO_SHOT and "checkpoint" not in run.manifest["model"]:
+        return digest([model, run.manifest["identity"]["data"]])
+    return digest({key: of for key, of in model.items() if key not in NO_WEIGHTS})
+
+
+def _weights_of(run: FinishedRun) -> str:
+    model = run.manifest["model"]
+    return model.get("checkpoint", model["weights"])
 
 
 def _data(runs: Sequence[FinishedRun]) -> Iterator[str]:

@@ -86,13 +86,14 @@ def _summary(spread: np.ndarray) -> float | dict[str, float]:
 def _calibrated(setup: Setup, seen: Seen, folder: Path | None) -> Setup:
     """The setup with the strength that was asked for, in the corruption and in its config."""
     started, asked, own = time.monotonic(), setup.asked, setup.adjustables[0]
-    curves = {str(one): Drops(one, asked.damage, seen, folder) for one in setup.adjustables}
+    curves = [Drops(one, asked.damage, seen, folder) for one in setup.adjustables]  # the run's own is the first
     matched = None
     if (wanted := asked.drop) is None:
-        on_grid = {name: drops.on_grid() for name, drops in curves.items()}
+        names = _told_apart(setup.adjustables)
+        on_grid = {name: drops.on_grid() for name, drops in zip(names, curves, strict=True)}
         wanted, matched = common_drop(on_grid), {name: largest(curve)[0] for name, curve in on_grid.items()}
     tolerance = tolerance_of(asked.damage, len(setup.training))
-    drops, what = curves[str(own)], f"corruption.{own.key}"
+    drops, what = curves[0], f"corruption.{own.key}"
     strength, curve = search(drops, wanted, own.strongest, what, tolerance)
     found = Calibration(
         asked, wanted, own.key, strength, own.strongest, curve, drops.images, drops.clusters,
@@ -102,6 +103,12 @@ def _calibrated(setup: Setup, seen: Seen, folder: Path | None) -> Setup:
     cfg = setup.cfg.copy()
     OmegaConf.update(cfg, f"corruption.{own.key}", strength, force_add=True)
     return replace(setup, cfg=cfg, corruption=own.at(strength), calibration=found)
+
+
+def _told_apart(corruptions: Sequence[Adjustable]) -> list[str]:
+    """Their names, no two the same: classes of two modules may be called alike."""
+    names = [str(one) for one in corruptions]
+    return names if len(set(names)) == len(names) else [str(one.config) for one in corruptions]
 
 
 class Drops:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from vitpatch.configs import digest_of_weights
 from vitpatch.preprocessing import patches_of
 
 
@@ -54,10 +55,18 @@ class Similarity(nn.Module):
 
 
 class ZeroShot(nn.Module):
-    """The vision side of CLIP or SigLIP, its classes those of ``texts`` (classes, width)."""
+    """The vision side of CLIP or SigLIP, its classes those of ``texts`` (classes, width).
+
+    ``text_digest``: of the weights beside the vision tower's, which made the texts and are not kept.
+    """
+
+    made_of_labels = ("similarity.texts",)
+    """Names of weights that are not the checkpoint's, but made from the labels of the data."""
 
     def __init__(self, model: Any, texts: Tensor, names: Sequence[str]) -> None:
         super().__init__()
+        of_vision = [name for name in model.state_dict() if name.startswith("vision_model.")]
+        self.text_digest = digest_of_weights(model, without=frozenset(of_vision))
         self.vision_model = model.vision_model
         bias = getattr(model, "logit_bias", torch.zeros(()))
         self.similarity = Similarity(texts, model.logit_scale.exp(), bias, getattr(model, "visual_projection", None))

@@ -79,6 +79,20 @@ class Study:
     test: Tested = Tested.LOG_ODDS
     wanted_width: float | None = None
 
+    @property
+    def depends_on_corruption(self) -> bool:
+        """Whether the corrupted run plays a part in the effects."""
+        return depends_on_corruption(self.donor, self.direction, self.metric, self.rival, self.include)
+
+
+def depends_on_corruption(
+    donor: Donor, direction: Direction, metric: Metric, rival: BaseRun, include: Inclusion
+) -> bool:
+    """Whether effects are of the corrupted run: it is recipient or donor, chooses images, or names the rival."""
+    is_patched = donor is Donor.PAIR or direction is Direction.DENOISE
+    names_the_rival = metric is Metric.LOGIT_DIFF and rival is BaseRun.CORRUPT
+    return is_patched or names_the_rival or include.selects_on_the_outcome
+
 
 def read_study(cfg: DictConfig) -> Study:
     """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""

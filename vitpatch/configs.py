@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -46,13 +47,26 @@ def label_names(config: Any) -> tuple[str, ...] | None:
     return None if names == unnamed else names
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """Sixteen hex digits of all weights by name, type, shape and value."""
+def digest_of_weights(model: nn.Module, without: Collection[str] = ()) -> str:
+    """Sixteen hex digits of all weights by name, type, shape and value; ``without`` those of some names."""
     total = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        if name in without:
+            continue
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
     return total.hexdigest()[:16]
+
+
+def digest_of_checkpoint(model: nn.Module) -> str:
+    """Sixteen hex digits of what a model has of its files, whatever the labels of the data are.
+
+    ``digest_of_weights``, but for a model some of whose weights are ``made_of_labels``: without these, and with those
+    that made them.
+    """
+    if (made := getattr(model, "made_of_labels", None)) is None:
+        return digest_of_weights(model)
+    return digest([digest_of_weights(model, without=made), model.text_digest])
 
 
 def digest_of_config(config: Any) -> str:

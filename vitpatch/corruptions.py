@@ -20,15 +20,19 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitpatch.spec import BT601_LUMA, ImageBatch, Partner, VitPatchError
 
 Corruption = Callable[[ImageBatch, int], Tensor]
+
+USE_ALONE = "corruption.steps: {} is added inside the model, after all pixels; use it alone"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,20 @@ class Traits:
     partner: Partner | None = None
 
 
+@runtime_checkable
+class OnEmbeddings(Protocol):
+    """A corruption that adds noise to patch embeddings and leaves the pixels alone; ``EmbeddingNoise`` says how."""
+
+    scale: str
+    draws: int
+
+    def with_spread(self, spread: float | NDArray[np.floating]) -> OnEmbeddings:
+        """A copy that knows the embeddings' standard deviation, () or (width,) as ``scale`` says."""
+
+    def noise(self, ids: Tensor, seed: int, patches: int, width: int, draw: int = 0) -> Tensor:
+        """What is added to the embeddings of these images, float32 (batch, patches, width)."""
+
+
 def traits(corruption: Corruption) -> Traits:
     """The traits of a corruption, from its attributes."""
     said = {field.name: getattr(corruption, field.name, field.default) for field in fields(Traits)}
@@ -49,7 +67,7 @@ def traits(corruption: Corruption) -> Traits:
 
 def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
     """The corruption's images, checked: a user's own class can be anything."""
-    name, kind = type(corruption).__name__, traits(corruption).partner
+    name, kind = _name(corruption), traits(corruption).partner
     if kind is not None and images.partners is not None:
         images = replace(images, others=images.partners[kind])
     try:
@@ -113,8 +131,14 @@ def as_option(name: str) -> str:
 
 
 def called(corruption: Corruption) -> str:
-    """A corruption's class as its option is written."""
-    return as_option(type(corruption).__name__)
+    """A corruption's class or function as its option is written."""
+    return as_option(_name(corruption))
+
+
+def _name(corruption: Corruption) -> str:
+    """The name of a corruption's class; of a function, or of one with some arguments given, the function's."""
+    of = getattr(corruption, "func", corruption)  # functools.partial's
+    return getattr(of, "__name__", type(of).__name__)
 
 
 def no_masks(corruption: Corruption) -> VitPatchError:
@@ -210,8 +234,9 @@ class Chain:
     """One corruption after another, each on what the one before it made; a chain may stand in a chain.
 
     Masks and partners stay those of the data. The first step draws from the run's seed, as it would alone; every
-    later one from a seed of its own, so that two steps of a kind do not share their draws. ``amount`` mixes image and
-    result: 0 the identity, 1 the chain.
+    later one from a seed of its own, so that two steps of a kind do not share their draws, whichever chain in the chain
+    they are in. ``amount`` mixes image and result: 0 the identity, 1 the chain. Noise on embeddings is no step: it is
+    added inside the model.
     """
 
     strength_key, strongest = "amount", 1.0
@@ -223,6 +248,9 @@ class Chain:
         if wrong or not self.steps:
             got = wrong[0] if wrong else []
             raise VitPatchError(f"corruption.steps {got!r}: expected a list of corruptions, such as [gray,blur]")
+        if inside := [step for step in self.steps if isinstance(step, OnEmbeddings)]:
+            raise VitPatchError(USE_ALONE.format(called(inside[0])))
+        self.length = sum(_length(step) for step in self.steps)
         self.needs_masks = any(traits(step).needs_masks for step in self.steps)
         kinds = sorted({traits(step).partner for step in self.steps} - {None})
         if len(kinds) > 1:
@@ -231,14 +259,20 @@ class Chain:
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
-        images = batch.images
-        for number, step in enumerate(self.steps):
+        images, number = batch.images, 0
+        for step in self.steps:
             images = corrupted(step, replace(batch, images=images), seed_of_step(seed, number))
+            number += _length(step)
         return torch.lerp(batch.images, images, self.amount)
 
 
+def _length(step: Corruption) -> int:
+    """How many steps that are no chain there are in a step."""
+    return step.length if isinstance(step, Chain) else 1
+
+
 def seed_of_step(seed: int, number: int) -> int:
-    """The seed that the step ``number`` of a chain draws from."""
+    """The seed that a step of a chain draws from; ``number``: how many steps are before it, those of chains too."""
     if number == 0:
         return seed
     return int(np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0] >> 1)  # 1: no id's own state

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from vitpatch.memory import free_bytes
 from vitpatch.model import PatchableViT
 from vitpatch.plan import RECIPIENT, Plan
 from vitpatch.spec import Site, VitPatchError
@@ -152,34 +152,6 @@ def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, in
     row = max(8 * stream, 3 * stream + 2 * sizes.tokens * _inner(model) * size)
     row += sizes.heads * sizes.tokens**2 * size * model.has_bias  # a bias may keep attention from going in parts
     return image, KEPT * row, (5 + 3 * partners) * pixels
-
-
-def free_bytes(device: torch.device) -> float:
-    """What a device has free: of the GPU's memory, or of the machine's within the limit of its control group."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return min(_available(), _left_to_the_group())
-
-
-def _available(path: Path = Path("/proc/meminfo")) -> float:
-    if not path.exists():  # not Linux
-        return 4 * GB
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return float(lines["MemAvailable"].split()[0]) * 1024
-
-
-def _left_to_the_group(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """What a container's limit leaves, version 2 of control groups or 1; infinite where there is none."""
-    for limit, used in (
-        (root / "memory.max", root / "memory.current"),
-        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
-    ):
-        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-            return float(text) - float(used.read_text())
-    return math.inf
 
 
 def memory_limit(memory_gb: float | None, device: torch.device) -> float:

@@ -35,10 +35,6 @@ UNKNOWN = -1
 """The label of an image that has none: the clean run's prediction takes its place."""
 
 
-PREDICTED = " (predicted)"
-"""After the name of a label that the image did not have."""
-
-
 @dataclass(frozen=True)
 class BadImage:
     """A row whose image cannot be read, and why."""

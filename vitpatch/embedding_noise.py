@@ -10,33 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitpatch.corruptions import strength
+from vitpatch.corruptions import USE_ALONE, OnEmbeddings, called, strength
 from vitpatch.spec import ImageBatch, VitPatchError
 
 SCALES = ("global", "channel")
 APART = 1
 """Sets these draws apart from those of pixel noise with the same seed and id."""
-
-
-@runtime_checkable
-class OnEmbeddings(Protocol):
-    """A corruption that adds noise to patch embeddings and leaves the pixels alone; ``EmbeddingNoise`` says how."""
-
-    scale: str
-    draws: int
-
-    def with_spread(self, spread: float | NDArray[np.floating]) -> OnEmbeddings:
-        """A copy that knows the embeddings' standard deviation, () or (width,) as ``scale`` says."""
-
-    def noise(self, ids: Tensor, seed: int, patches: int, width: int, draw: int = 0) -> Tensor:
-        """What is added to the embeddings of these images, float32 (batch, patches, width)."""
 
 
 class EmbeddingNoise:
@@ -65,7 +51,13 @@ class EmbeddingNoise:
         return new
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same: the pixels are left alone."""
+        """(batch, 3, height, width) → the same: the pixels are left alone.
+
+        Raises ``VitPatchError`` where the spread is not known: then nobody adds the noise inside the model, as when
+        another corruption calls this one.
+        """
+        if self._spread is None:
+            raise VitPatchError(USE_ALONE.format(called(self)))
         return batch.images
 
     def noise(self, ids: Tensor, seed: int, patches: int, width: int, draw: int = 0) -> Tensor:

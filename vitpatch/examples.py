@@ -18,7 +18,7 @@ from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.outcome import Outcome, metric_of
 from vitpatch.patching import Patching
 from vitpatch.setup import Setup
-from vitpatch.shown import Page, Shown, ShownImage
+from vitpatch.shown import Page, Shown, ShownImage, label_words
 from vitpatch.spec import BaseRun, ImageBatch, counted
 from vitpatch.trainers import on_device
 
@@ -76,7 +76,7 @@ def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequenc
         predicted = {run: int(predictions[run][i]) for run in BaseRun}
         yield ShownImage(
             example_id=int(example["example_id"]),
-            name=f"{setup.images.name(example['example_id'])} – {example['label_name']}",
+            name=f"{setup.images.name(example['example_id'])} – {label_words(example)}",
             pictures={run: as_bytes[run][i] for run in BaseRun},
             predicted={run: names[p] if names else str(p) for run, p in predicted.items()},
             base=of_image,

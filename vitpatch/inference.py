@@ -19,9 +19,9 @@ from vitpatch.stats import TIE, furthest
 FLIPS = 9999
 SPLITS = 500
 INERT = 1e-6
-"""Cluster means closer to 0, in log odds, are what rounding leaves of a patch that changes nothing: they count as 0."""
+"""An effect closer to 0, in log odds on average over a cluster's images, is what rounding leaves: it counts as 0."""
 TIED = 1e-12
-"""Statistics on the scale of ``_shares`` closer than this are equal: sums in another order round differently."""
+"""Statistics on the scale of ``_studentised`` closer than this are equal: sums in another order round differently."""
 
 
 def check_signed(metric: Metric, direction: Direction) -> None:
@@ -32,55 +32,39 @@ def check_signed(metric: Metric, direction: Direction) -> None:
         )
 
 
-def cluster_t(values: Array, clusters: NDArray[np.integer]) -> Array:
-    """The t statistic of cluster means against 0: (images, columns), (images,) → (columns,).
-
-    Every cluster counts once, whatever its number of images; the mean is therefore not that of ``estimates`` where
-    clusters differ in size. Without variance t is 0 where the mean is 0, else infinite; NaN of one cluster.
-    """
-    share, n = _shares(_scaled(values, clusters)), len(np.unique(clusters))
-    if n < 2:
-        return np.full(values.shape[1], np.nan)
-    beside = np.where(1 - np.abs(share) < TIED, 0, 1 - share**2)
-    with np.errstate(divide="ignore"):
-        return np.sqrt(n - 1) * share / np.sqrt(beside)
-
-
 def sign_flip_p(values: Array, clusters: NDArray[np.integer], seed: int, flips: int = FLIPS) -> Array:
-    """Family-wise p by sign flips of clusters, two-sided: (images, columns), (images,) → (columns,).
+    """Family-wise p that the mean over images is 0, two-sided: (images, columns), (images,) → (columns,).
 
-    The null is that cluster means are as likely positive as negative, all columns of a cluster together. Max-T
-    (Westfall & Young 1993): p = (1 + #{max |t*| ≥ |t|}) / (flips + 1), t as in ``cluster_t``, the maximum over the
-    columns given. Without variance p is 1 where the mean is 0; else |t| is infinite and equalled only by flips that
-    turn all clusters the same way. One cluster: 1. All values must be known, and in ``log_odds``: what is neutral
-    there has a mean in ``prob`` that is not 0.
+    The null is that what a cluster adds to the mean is as likely positive as negative, all columns of a cluster
+    together: signs of cluster *sums* S are flipped, so that the statistic Σ s S is the mean over images of the flipped
+    data times their number, whatever the sizes of clusters. It is studentised by √Σ S², the null's own standard error,
+    which flips leave as it is (the score form of the wild cluster bootstrap with Rademacher weights: Kline & Santos
+    2012; Cameron, Gelbach & Miller 2008). Max-T (Westfall & Young 1993): p = (1 + #{max |u*| ≥ |u|}) / (flips + 1), u
+    as in ``_studentised``, the maximum over the columns given. One cluster: 1. All values must be known, and in
+    ``log_odds``: what is neutral there has a mean in ``prob`` that is not 0.
     """
     assert not np.isnan(values).any(), "an effect is NaN: only known ones can be tested"
-    scaled = _scaled(values, clusters)
-    observed = np.abs(_shares(scaled)) - TIED
+    studentised = _studentised(values, clusters)
+    observed = np.abs(studentised.sum(0)) - TIED
     rng, beyond = np.random.default_rng(seed), np.zeros(values.shape[1], dtype=int)
-    for rows in in_steps(flips, max(scaled.shape)):
-        signs = np.where(rng.random((rows.stop - rows.start, len(scaled))) < 0.5, -1.0, 1.0)
-        largest = np.abs(signs @ scaled).max(1)
+    for rows in in_steps(flips, max(studentised.shape)):
+        signs = np.where(rng.random((rows.stop - rows.start, len(studentised))) < 0.5, -1.0, 1.0)
+        largest = np.abs(signs @ studentised).max(1)
         beyond += len(largest) - np.searchsorted(np.sort(largest), observed)
     return (1 + beyond) / (flips + 1)
 
 
-def _scaled(values: Array, clusters: NDArray[np.integer]) -> Array:
-    """Cluster means over √(clusters · their sum of squares): (clusters, columns); 0 where all means are 0."""
-    sums, counts = cluster_sums(values, clusters)
-    means = sums / counts[:, None]
-    means[np.abs(means) <= np.maximum(INERT, ROUNDING * np.abs(values).max(0))] = 0  # images that cancel, rounding
-    size = np.sqrt(len(means) * (means**2).sum(0))
-    return np.divide(means, size, out=np.zeros_like(means), where=size > 0)
+def _studentised(values: Array, clusters: NDArray[np.integer]) -> Array:
+    """Cluster sums S over √(clusters · Σ S²): (clusters, columns); their sum over clusters is the statistic u.
 
-
-def _shares(scaled: Array) -> Array:
-    """u = Σ m / √(n Σ m²) in [−1, 1], a monotone function of t = √(n − 1) · u / √(1 − u²), the same for all columns.
-
-    Flips leave Σ m² as it is, so u* is one product of signs and matrix, finite where t* is not.
+    u = Σ S / √(n Σ S²) is in [−1, 1] and on one scale for all columns. 0 where all sums are; a sum that rounding leaves
+    of images that cancel, or of a patch that changes nothing, is 0.
     """
-    return scaled.sum(0)
+    sums, counts = cluster_sums(values, clusters)
+    rounding = np.maximum(INERT, ROUNDING * np.abs(values).max(0))
+    sums[np.abs(sums) <= rounding * counts[:, None]] = 0
+    size = np.sqrt(len(sums) * (sums**2).sum(0))
+    return np.divide(sums, size, out=np.zeros_like(sums), where=size > 0)
 
 
 @dataclass(frozen=True)

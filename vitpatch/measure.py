@@ -45,7 +45,7 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
 
     Raises ``VitPatchError`` where no image is included.
     """
-    examples, patches = pd.read_parquet(folder.examples), patches_in(folder)
+    examples, patches = _examples(folder), patches_in(folder)
     read = _read(folder, examples, len(patches), study, donors)
     examples["total_effect"] = total_by_image(examples, study.donor, study.direction, study.metric)
     everyone = np.ones(len(examples), dtype=bool)
@@ -117,6 +117,12 @@ def patches_in(folder: RunFolder) -> pd.DataFrame:
     with pq.ParquetFile(folder.effects) as file:
         first = file.read_row_group(0, columns=["example_id", *PATCH_COLUMNS]).to_pandas()
     return first[first["example_id"] == first["example_id"].iloc[0]][list(PATCH_COLUMNS)].reset_index(drop=True)
+
+
+def _examples(folder: RunFolder) -> pd.DataFrame:
+    """The run's images. Earlier versions did not say whether labels are predicted, but in their names' words."""
+    examples = pd.read_parquet(folder.examples)
+    return examples if "label_is_predicted" in examples else examples.assign(label_is_predicted=False)
 
 
 def _read(folder: RunFolder, examples: pd.DataFrame, patches: int, study: Study, donors: Sequence[Donor]) -> Read:

@@ -176,6 +176,12 @@ class PatchableViT(nn.Module):
         return self._weights_digest
 
     @property
+    def checkpoint_digest(self) -> str:
+        """The same without what is made from the labels of the data: it names the checkpoint."""
+        is_whole = not hasattr(self.model, "made_of_labels")
+        return self.weights_digest if is_whole else configs.digest_of_checkpoint(self.model)
+
+    @property
     def config_digest(self) -> str:
         """Sixteen hex digits of what the config says of the architecture: heads, activation, epsilons and the like."""
         return configs.digest_of_config(self.model.config)

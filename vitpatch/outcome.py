@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitpatch.config import Study
-from vitpatch.data import PREDICTED
 from vitpatch.inference import FLIPS
 from vitpatch.plan import Run
 from vitpatch.resamples import RESAMPLES
@@ -44,6 +43,10 @@ SELECTED = (
 DOES_NOT_DIFFER = (
     "the total effect's interval holds 0: on average another image says as much for a label as the image itself, as a "
     "derangement within a class must"
+)
+NO_MORE_THAN = (
+    "the total effect's interval holds 0: another image's clean run is not shown to say more or less for a label than "
+    "the run that it is put into"
 )
 WHOLE_STREAM = (
     "the whole residual stream is replaced, so the run is the donor's from there: every layer's effect is the total "
@@ -114,6 +117,11 @@ class Outcome:
         return int(self.examples["cluster"].nunique())
 
     @property
+    def labels_are_predicted(self) -> bool:
+        """Whether images have no labels, and what the clean run predicts stands in for them."""
+        return bool(self.examples["label_is_predicted"].any())
+
+    @property
     def peak_layer(self) -> int | None:
         """The layer of the peak."""
         return None if self.peak is None else int(self.peak["layer"])
@@ -123,8 +131,10 @@ class Outcome:
         """What to say where the total effect's interval holds 0; else nothing."""
         if not self.total.holds_zero:
             return ""
+        if self.study.donor is Donor.PAIR:
+            return DOES_NOT_MOVE
         same = self.study.donor is Donor.SAME_CLASS and self.study.direction is Direction.NOISE
-        return DOES_NOT_DIFFER if same else DOES_NOT_MOVE
+        return DOES_NOT_DIFFER if same else NO_MORE_THAN
 
     @property
     def peak_place(self) -> str:
@@ -178,6 +188,7 @@ def described(outcome: Outcome) -> dict[str, Any]:
     numbers = {"mean": total.mean, "se": total.se, "low": total.low, "high": total.high}
     known = {name: None if np.isnan(value) else value for name, value in numbers.items()}
     result = {"total_effect": known, "peak_layer": outcome.peak_layer, "peak_effect": _of_peak(outcome, "effect")}
+    result["label_is_predicted"] = outcome.labels_are_predicted
     result["peak"] = {name: _of_peak(outcome, name) for name in ("layer", "head", "tokens", "window")}
     result |= _of_peak_group(outcome)
     if outcome.unselected is not None:
@@ -218,7 +229,7 @@ def _of_peak_group(outcome: Outcome) -> dict[str, Any]:
 def _notes(outcome: Outcome) -> list[str]:
     """What a reader of the means must know."""
     notes = []
-    if outcome.examples["label_name"].str.endswith(PREDICTED).any():
+    if outcome.labels_are_predicted:
         notes.append(NO_LABELS)
     if outcome.empty:
         notes.append(EMPTY.format(outcome.empty))
@@ -280,10 +291,11 @@ def _of_peak(outcome: Outcome, column: str) -> Any:
 def lines(outcome: Outcome, folder: RunFolder, title: str) -> list[str]:
     """The few lines that end a run."""
     peak, values = outcome.peak, scalars(outcome)
+    corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
     said = [
         f"{folder.path}",
         f"  run           {title}",
-        f"  accuracy      clean {values['accuracy_clean']:.3f}, corrupt {values['accuracy_corrupt']:.3f}",
+        f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
         f"  total effect  {_said_total(outcome)}, n = {_sample(outcome)}",
     ]
     said += [f"  note          {note}" for note in _notes(outcome)]
@@ -329,7 +341,9 @@ def _said_peak(outcome: Outcome, peak: pd.Series) -> list[str]:
         )
     for donor in outcome.controls:
         mean, low, high = (peak[f"effect_{donor}{end}"] for end in ("", "_low", "_high"))
-        said.append(f"  control       {donor} there: {_with_interval(Estimate(mean, np.nan, low, high))}")
+        images = int(peak[f"n_{donor}"])
+        some = f", n = {counted(images, 'image')}" * (images < len(outcome.examples))
+        said.append(f"  control       {donor} there: {_with_interval(Estimate(mean, np.nan, low, high))}{some}")
     return said
 
 

@@ -12,11 +12,13 @@ import pandas as pd
 
 from vitpatch.aspects import windows_words
 from vitpatch.comparison import FinishedRun
+from vitpatch.config import depends_on_corruption, read_inclusion
 from vitpatch.finished import known, peak_row
 from vitpatch.outcome import series_of
-from vitpatch.spec import BaseRun
+from vitpatch.spec import BaseRun, Direction, Donor, Metric
 from vitpatch.titles import corruption_name, data_words, short, strength_words
 
+OF_STUDY = {"direction": Direction, "metric": Metric, "rival": BaseRun}
 ENDS = ("", "_low", "_high")
 
 
@@ -30,8 +32,11 @@ def _row(run: FinishedRun, place: Path) -> dict[str, Any]:
     corruption, target, tracking = config["corruption"], identity["target"], manifest.get("tracking") or {}
     summary, total = run.summary, manifest["total_effect"]
     row = {"run": run.name, "group": run.group, "title": manifest["title"], "model": short(config["model"]["path"])}
-    row |= {"data": data_words(config["data"]), "corruption": corruption_name(corruption)}
-    row |= {"strength": strength_words(corruption), "calibrated": _calibrated(manifest)}
+    row |= {"data": data_words(config["data"]), "corruption": f"none: {manifest['donors'][0]} as donor"}
+    row |= {"strength": "", "calibrated": ""}
+    if _depends_on_corruption(run):
+        row |= {"corruption": corruption_name(corruption), "strength": strength_words(corruption)}
+        row["calibrated"] = _calibrated(manifest)
     row |= {"site": target["site"], "tokens": ", ".join(target["tokens"]), "heads": _heads(target["heads"])}
     row |= {"windows": windows_words(identity["window"]), "direction": identity["direction"]}
     row |= {"donor": manifest["donors"][0], "metric": identity["metric"], "include": identity["include"]}
@@ -44,6 +49,13 @@ def _row(run: FinishedRun, place: Path) -> dict[str, Any]:
     composed = run.folder.path / ".hydra" / "config.yaml"
     row |= {"config": _relative(composed, place) if composed.exists() else ""}
     return row | {"wandb_url": tracking.get("url") or ""}
+
+
+def _depends_on_corruption(run: FinishedRun) -> bool:
+    identity = run.manifest["identity"]
+    direction, metric, rival = (of(identity[key]) for key, of in OF_STUDY.items())
+    donor, include = Donor(run.manifest["donors"][0]), read_inclusion(identity["include"])
+    return depends_on_corruption(donor, direction, metric, rival, include)
 
 
 def code_of(run: FinishedRun) -> str:

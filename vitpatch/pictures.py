@@ -16,7 +16,7 @@ from vitpatch.maps import also, image_pages, mean_maps, over_the_image
 from vitpatch.measure import singles_of
 from vitpatch.outcome import Outcome, PeakOfGroup, is_handover, series_of
 from vitpatch.resamples import Resamples
-from vitpatch.shown import Shown
+from vitpatch.shown import Shown, label_words
 from vitpatch.spec import Direction, Donor, Estimate, counted
 
 Drawn = dict[str, dict[str, Figure]]
@@ -157,7 +157,8 @@ def _classes(outcome: Outcome, rows: NDArray[np.intp]) -> Iterator[plots.OfClass
     """Effects at some rows of the summary on the images of each class."""
     examples = outcome.examples
     labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
-    names, study = examples.set_index("label")["label_name"].to_dict(), outcome.study
+    one_of_each = examples.drop_duplicates("label").to_dict("records")
+    names, study = {example["label"]: label_words(example) for example in one_of_each}, outcome.study
     for label, images, estimates in stats.by_class(
         outcome.effects[:, rows], labels, clusters, study.seed, study.interval
     ):

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from vitpatch.corruptions import traits
 from vitpatch.cost import GB, cost_of, described, memory_limit
 from vitpatch.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
-from vitpatch.data import PREDICTED, BadImage, ImageDataModule
+from vitpatch.data import UNKNOWN, BadImage, ImageDataModule
 from vitpatch.devices import Devices, share
 from vitpatch.inclusion import included as included_by
 from vitpatch.interrupt import TOGETHER_S, Interrupted, waiting
@@ -143,17 +143,16 @@ class PatchingModule(lightning.LightningModule):
         )  # fmt: skip
 
     def _tables(self, measured: Columns) -> dict[str, pa.Table]:
-        ids, names, known = measured.examples["example_id"], self.setup.label_names, self.setup.images.has_labels
+        images, names = self.setup.images, self.setup.label_names
+        at = images.positions(measured.examples["example_id"])
         included = included_by(self.setup.study.include, measured.examples, self.setup.study.metric)
         if self.setup.study.donor.partner is not None:
             included &= measured.examples[f"partner_{self.setup.study.donor}"] >= 0
         examples = measured.examples | {
-            "label_name": [
-                (names[i] if names else str(i)) + ("" if known else PREDICTED)
-                for i in measured.examples["label"].tolist()
-            ],
+            "label_name": [names[i] if names else str(i) for i in measured.examples["label"].tolist()],
+            "label_is_predicted": images.labels[at] == UNKNOWN,
             "included": included,
-            "cluster": self.setup.images.clusters[self.setup.images.positions(ids)],
+            "cluster": images.clusters[at],
         }
         plan = self.setup.plan
         also = of_partners(plan.donors, bool(plan.together))

@@ -135,6 +135,7 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
             "revision": cfg.model.revision,
             "commit": setup.checkpoint.commit,
             "weights": setup.model.weights_digest,
+            "checkpoint": setup.model.checkpoint_digest,
             "layers": setup.plan.sizes.depth,
         },
         "identity": setup.identity,

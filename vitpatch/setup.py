@@ -92,10 +92,9 @@ class Setup:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
         windows = ", ".join(map(window_word, study.windows))
         first = f"{self._model_words} on {data_words(self.cfg.data)}"
-        if not study.donor.is_constant:  # else the corrupted run plays no part
+        if study.depends_on_corruption:
             first += f", {corruption_words(self.cfg.corruption)}"
-        if self.calibration is not None:
-            first += f" calibrated to {self.asked}"
+            first += f" calibrated to {self.asked}" * (self.calibration is not None)
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
         include = "" if study.include == EVERYONE else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
@@ -163,10 +162,6 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         check_signed(study.metric, study.direction)
     whole_number("batch_size", cfg.batch_size, least=1)
     corruption = construct(cfg.corruption)
-    if any(isinstance(step, OnEmbeddings) for step in getattr(corruption, "steps", ())):
-        raise VitPatchError(
-            "corruption.steps: embedding_noise is added inside the model, after all pixels; use it alone"
-        )
     asked = read_asked(cfg.calibrate)
     adjustables = _adjustables(cfg, asked, calibrations)
     checkpoint: Checkpoint = construct(cfg.model)

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ from PIL import Image
 
 from vitpatch.spec import BaseRun
 from vitpatch.store import written_beside
+
+PREDICTED = " (predicted)"
+"""What a person reads after a label that the image does not have."""
 
 SCHEMA = pa.schema(
     [("page", pa.string()), ("chosen", pa.string()), ("example_id", pa.int64()), ("name", pa.string())]
@@ -28,6 +32,11 @@ SCHEMA = pa.schema(
 ``*_png`` are the images as the model was given them; ``metric_*`` and ``patched`` the headline metric of the base runs
 and, a value a patch, of the patched ones.
 """
+
+
+def label_words(example: Mapping[str, Any]) -> str:
+    """The label of a row of ``examples.parquet`` as a person reads it."""
+    return str(example["label_name"]) + PREDICTED * bool(example["label_is_predicted"])
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,15 @@ _OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DI
 
 EXAMPLES_SCHEMA = pa.schema(
     [("example_id", pa.int64()), ("label", pa.int64()), ("label_name", pa.string()), ("rival", pa.int64())]
-    + [("included", pa.bool_()), ("cluster", pa.int64())]
+    + [("label_is_predicted", pa.bool_()), ("included", pa.bool_()), ("cluster", pa.int64())]
     + [(f"{metric}_{run}", pa.float32()) for run in BaseRun for metric in _OF_EACH_BASE_RUN]
     + [(f"pred_{run}", pa.int64()) for run in BaseRun]
     + [("kl_corrupt", pa.float32())]
 )
-"""One row an image, in order of ``example_id``; with partners for donors also ``of_partners``."""
+"""One row an image, in order of ``example_id``; with partners for donors also ``of_partners``.
+
+``label_is_predicted``: the image has no label, and the clean run's prediction stands in for it.
+"""
 
 PATCH_COLUMNS = ("site", "layer", "head", "tokens", "window", "first_layer", "last_layer", "n_layers")
 """What names a patch in ``effects.parquet`` and ``summary.csv``."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vitpatch import corruptions, counterfactuals, embedding_noise, frequencies, regions, shapes
 from vitpatch.corruptions import as_option
 from vitpatch.options import CHAIN
+
+IDENTITY = "vitpatch.corruptions.Identity"
+SCENES = "vitpatch.scenes.TexturedScenes"
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
+"""Keys of a config that say how an object is made, not what it is given."""
+MOST_LISTED = 8
+"""Of a longer list as many are shown, and how many there are."""
 
 
 def short(path: str) -> str:
@@ -20,7 +29,7 @@ def short(path: str) -> str:
 
 def data_words(data: Mapping[str, Any]) -> str:
     """The data by the last part of their path, and what is made of them."""
-    return short(data["path"]) + " scenes" * str(data["_target_"]).endswith(".TexturedScenes")
+    return short(data["path"]) + " scenes" * (data["_target_"] == SCENES)
 
 
 def corruption_words(corruption: Mapping[str, Any]) -> str:
@@ -30,16 +39,52 @@ def corruption_words(corruption: Mapping[str, Any]) -> str:
 
 
 def corruption_name(corruption: Mapping[str, Any]) -> str:
-    """The corruption's class in words; of a chain its steps with their strengths."""
-    if corruption["_target_"] == CHAIN:
-        return " then ".join(map(corruption_words, corruption["steps"]))
-    name = as_option(str(corruption["_target_"]).rpartition(".")[2]).replace("_", " ")
-    return name.replace("identity", "no corruption")
+    """The corruption's class or function in words; of a chain its steps with their strengths.
+
+    A class of somebody's own that is called as one of vitpatch's is named with its module.
+    """
+    target = str(corruption["_target_"])
+    if target == CHAIN:
+        return " then ".join(map(_step_words, corruption["steps"]))
+    if target == IDENTITY:
+        return "no corruption"
+    name = target.rpartition(".")[2]
+    if not target.startswith("vitpatch.") and name.lower() in _own_names():
+        return target
+    return as_option(name).replace("_", " ")
+
+
+def _step_words(step: Mapping[str, Any]) -> str:
+    """A step of a chain; a chain with a strength of its own in brackets, so that it is seen whose strength that is."""
+    if step["_target_"] == CHAIN and strength_words(step):
+        return f"[{corruption_name(step)}] ({strength_words(step)})"
+    return corruption_words(step)
+
+
+@cache
+def _own_names() -> frozenset[str]:
+    """The names of vitpatch's own corruptions, in small letters."""
+    modules = (corruptions, counterfactuals, embedding_noise, frequencies, regions, shapes)
+    named = (item for module in modules for item in vars(module).items())
+    return frozenset(name.lower() for name, of in named if isinstance(of, type) and "__call__" in vars(of))
 
 
 def strength_words(corruption: Mapping[str, Any]) -> str:
-    """The corruption's strengths, ``key=value``; an ``amount`` of 1 is unsaid."""
-    unsaid = {"_target_", *(["amount"] if corruption.get("amount") == 1 else [])}
+    """The corruption's parameters, ``key=value``; an ``amount`` of 1 is unsaid."""
+    unsaid = {*HYDRA_KEYS, *(["amount"] if corruption.get("amount") == 1 else [])}
     unsaid |= {"steps"} if corruption["_target_"] == CHAIN else set()
-    said = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in corruption.items()}
-    return ", ".join(f"{key}={value}" for key, value in said.items() if key not in unsaid)
+    return ", ".join(f"{key}={_value_words(value)}" for key, value in corruption.items() if key not in unsaid)
+
+
+def _value_words(value: Any) -> str:
+    """A parameter's value: a number to four digits, a long list by its first values and its length."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return corruption_words(value)
+        return f"{{{', '.join(f'{key}: {_value_words(of)}' for key, of in value.items())}}}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        some = [_value_words(of) for of in value[:MOST_LISTED]]
+        return f"[{', '.join(some)}{f', … {len(value)} values' if len(value) > MOST_LISTED else ''}]"
+    return str(value)
