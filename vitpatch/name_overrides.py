@@ -1,0 +1,117 @@
+"""Keys whose values are names: what was typed for them is used, where Hydra's grammar reads a number or a boolean.
+
+``data.path=2024_11_28`` is the number 20241128 to Hydra, ``model.revision=1e5`` is 100000.0. Light: no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from vitpatch.spec import VitPatchError
+
+NAMES = (
+    *("sweep", "train_split", "save_to"),
+    *(f"model.{key}" for key in ("path", "revision", "readout", "head_path", "anatomy", "name")),
+    *(f"data.{key}" for key in ("path", "split", "config_name", "revision", "name")),
+    *(f"data.{what}_column" for what in ("image", "label", "mask", "cluster", "pair")),
+    *("logger.project", "logger.entity"),
+)
+"""Keys whose values are names."""
+NAMES_OR_NUMBERS = ("data.classes", "data.label_map")
+"""Keys whose values may be numbers too: what is typed as Python writes a number (``3``) is one, ``1_000`` is a name."""
+READ = {OverrideLexer.INT: int, OverrideLexer.FLOAT: float, OverrideLexer.BOOL: lambda text: text.lower() == "true"}
+"""Tokens of Hydra's grammar that are no text, and what it reads in them."""
+OF_TEXTS = ("choice", "shuffle")
+"""Functions of Hydra's grammar that take names as they take numbers."""
+
+
+def with_quotes(override: str) -> str:
+    """An override with quotes around what is meant as a name; others as they are, and what Hydra cannot read.
+
+    Raises ``VitPatchError`` for a name that cannot have quotes: a mapping's key.
+    """
+    key = override.partition("=")[0].lstrip("+")
+    if key not in (*NAMES, *NAMES_OR_NUMBERS):
+        return override
+    stream = InputStream(override)
+    lexer = OverrideLexer(stream)
+    parser = OverrideParser(CommonTokenStream(lexer))
+    for of in (lexer, parser):
+        of.removeErrorListeners()
+    tree, quoted = parser.override(), override
+    if parser.getNumberOfSyntaxErrors():
+        return override
+    for token, is_key in reversed(list(_no_texts(tree))):
+        read = READ[token.type](token.text)
+        if key in NAMES_OR_NUMBERS and not isinstance(read, bool) and str(read) == token.text:
+            continue
+        if is_key:
+            raise VitPatchError(
+                f"{key}: Hydra reads its key {token.text} as {read!r}; write the mapping into a YAML file, the key in "
+                "quotes"
+            )
+        quoted = f"{quoted[: token.start]}'{token.text}'{quoted[token.stop + 1 :]}"
+    return quoted
+
+
+def _no_texts(tree: Any) -> Iterator[tuple[Any, bool]]:
+    """The tokens that Hydra reads as numbers or booleans, in order; and whether each is a mapping's key."""
+    if isinstance(tree, OverrideParser.FunctionContext) and tree.ID().getText() not in OF_TEXTS:
+        return
+    is_key = isinstance(tree, OverrideParser.DictKeyContext)
+    if is_key or isinstance(tree, OverrideParser.PrimitiveContext):
+        tokens = [node.symbol for node in tree.getChildren() if node.symbol.type != OverrideLexer.WS]
+        if len(tokens) == 1 and tokens[0].type in READ:
+            yield tokens[0], is_key
+        return
+    for at in range(tree.getChildCount()):
+        yield from _no_texts(tree.getChild(at))
+
+
+def keep_names(config: DictConfig) -> None:
+    """Makes names of a composed config, with Hydra's part, what was typed; also of the jobs that come of it.
+
+    Raises ``VitPatchError`` where a name cannot be had as it was typed.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    for key, value in (params or {}).items():
+        if isinstance(value, str):
+            params[key] = with_quotes(f"{key}={value}").partition("=")[2]
+    typed = list(config.hydra.overrides.task)
+    for at, override in enumerate(typed):
+        quoted = with_quotes(override)
+        if quoted == override:
+            continue
+        config.hydra.overrides.task[at] = quoted
+        parsed = OverridesParser.create().parse_override(quoted)
+        if not parsed.is_sweep_override():
+            with open_dict(config):
+                OmegaConf.update(config, parsed.key_or_group, parsed.value())
+
+
+def as_value(value: Any) -> str:
+    """Mappings, lists and texts as the value of an override, which Hydra reads as just these."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_value(of)}' for key, of in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    return "null" if value is None else QuotedString(value, Quote.single).with_quotes()
+
+
+def check_names(config: DictConfig) -> None:
+    """Raises ``VitPatchError`` where a value that is a name is a number or a boolean: YAML read it so in a file."""
+    for key in NAMES:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool | int | float):
+            last = key.rpartition(".")[2]
+            raise VitPatchError(
+                f"{key} {value!r}: a name is expected, and this is what YAML reads where it has no quotes (2024_11_28 "
+                f"is a number to it, yes a boolean); write {last}: '…'"
+            )
