@@ -43,7 +43,6 @@ SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
 
 
-
 class MatmulPrecision(StrEnum):
     """How float32 matrix products are rounded inside (``torch.set_float32_matmul_precision``)."""
 

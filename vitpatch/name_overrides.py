@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.spec import VitPatchError
 
@@ -37,17 +36,18 @@ def with_quotes(override: str) -> str:
 
     Raises ``VitPatchError`` for a name that cannot have quotes: a mapping's key.
     """
-    key = override.partition("=")[0].lstrip("+")
+    key, _, value = override.partition("=")
+    key = key.lstrip("+")
     if key not in (*NAMES, *NAMES_OR_NUMBERS):
         return override
-    stream = InputStream(override)
-    lexer = OverrideLexer(stream)
+    lexer = OverrideLexer(InputStream(override))
     parser = OverrideParser(CommonTokenStream(lexer))
     for of in (lexer, parser):
         of.removeErrorListeners()
     tree, quoted = parser.override(), override
     if parser.getNumberOfSyntaxErrors():
-        return override
+        is_plain = key in NAMES and not set(value) & set("'\"[](){}$\\")
+        return _each_quoted(override) if is_plain and "=" in value else override
     for token, is_key in reversed(list(_no_texts(tree))):
         read = READ[token.type](token.text)
         if key in NAMES_OR_NUMBERS and not isinstance(read, bool) and str(read) == token.text:
@@ -59,6 +59,12 @@ def with_quotes(override: str) -> str:
             )
         quoted = f"{quoted[: token.start]}'{token.text}'{quoted[token.stop + 1 :]}"
     return quoted
+
+
+def _each_quoted(override: str) -> str:
+    """A name with ``=`` in it, as folders of runs have, or several with commas between."""
+    key, _, value = override.partition("=")
+    return f"{key}={','.join(as_value(name) for name in value.split(','))}"
 
 
 def _no_texts(tree: Any) -> Iterator[tuple[Any, bool]]:
@@ -75,25 +81,12 @@ def _no_texts(tree: Any) -> Iterator[tuple[Any, bool]]:
         yield from _no_texts(tree.getChild(at))
 
 
-def keep_names(config: DictConfig) -> None:
-    """Makes names of a composed config, with Hydra's part, what was typed; also of the jobs that come of it.
-
-    Raises ``VitPatchError`` where a name cannot be had as it was typed.
-    """
-    params = OmegaConf.select(config, "hydra.sweeper.params")
-    for key, value in (params or {}).items():
+def quote_swept_names(config: DictConfig) -> None:
+    """The same in what a config, with Hydra's part, sweeps over."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    for key, value in params.items():
         if isinstance(value, str):
             params[key] = with_quotes(f"{key}={value}").partition("=")[2]
-    typed = list(config.hydra.overrides.task)
-    for at, override in enumerate(typed):
-        quoted = with_quotes(override)
-        if quoted == override:
-            continue
-        config.hydra.overrides.task[at] = quoted
-        parsed = OverridesParser.create().parse_override(quoted)
-        if not parsed.is_sweep_override():
-            with open_dict(config):
-                OmegaConf.update(config, parsed.key_or_group, parsed.value())
 
 
 def as_value(value: Any) -> str:

@@ -85,7 +85,7 @@ def _cut(parts: Sequence[str], longest: int) -> str:
 
 
 def _joined(pairs: Sequence[tuple[str, str]], room: int) -> str:
-    return ",".join(f"{key}{value[max(0, len(value) - room):]}" for key, value in pairs)
+    return ",".join(f"{key}{value[max(0, len(value) - room) :]}" for key, value in pairs)
 
 
 def _clean(override: str) -> tuple[str, str]:

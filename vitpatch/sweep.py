@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitpatch.interrupt import SIGNALS
 from vitpatch.job import INTERRUPTED, STOPPED, of_the_disk
 from vitpatch.launch import is_follower
-from vitpatch.name_overrides import as_value, check_names, keep_names
+from vitpatch.name_overrides import as_value, check_names, quote_swept_names, with_quotes
 from vitpatch.peers import sweep_overrides, write_corruptions
 from vitpatch.run_names import run_name
 from vitpatch.secrets import check_no_secret
@@ -50,7 +50,12 @@ PATIENCE_S = 10.0
 
 
 def to_the_end(main: Callable[[], None]) -> None:
-    """Calls Hydra's ``main``; a sweep that is stopped, or whose launcher breaks, ends in the table of its runs too."""
+    """Calls Hydra's ``main``; a sweep that is stopped, or whose launcher breaks, ends in the table of its runs too.
+
+    Names in the command are what was typed, also where Hydra would read numbers.
+    """
+    with _in_one_line():
+        sys.argv[1:] = map(with_quotes, sys.argv[1:])
     try:
         main()
     except KeyboardInterrupt:  # outside of a job, which answers for itself
@@ -81,11 +86,10 @@ class SweepCallback(Callback):
         self._folders: list[str] | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses a secret in the command, makes names what was typed, and tries the run's folder."""
+        """Refuses a secret in the command, and tries the run's folder."""
         STOPPED.clear()
         with _in_one_line():
             _check_no_secrets(config)
-            keep_names(config)
         if is_follower():
             return
         _try_writing(Path(str(config.hydra.run.dir)))
@@ -94,7 +98,7 @@ class SweepCallback(Callback):
         """Names the runs and tries the sweep's folder; notes the time, and which corruptions are matched."""
         with _in_one_line():
             _check_no_secrets(config)
-            keep_names(config)
+            quote_swept_names(config)
             overrides = sweep_overrides(config)
             _check_sweep_name(config, overrides)
             self._root = Path(str(config.hydra.sweep.dir))
