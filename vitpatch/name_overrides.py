@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +30,6 @@ NAMES_OR_NUMBERS = ("data.classes", "data.label_map")
 """Keys whose values may be numbers too: what is typed as Python writes a number (``3``) is one, ``1_000`` is a name."""
 READ = {OverrideLexer.INT: int, OverrideLexer.FLOAT: float, OverrideLexer.BOOL: lambda text: text.lower() == "true"}
 """Tokens of Hydra's grammar that are no text, and what it reads in them."""
-OF_TEXTS = ("choice", "shuffle")
-"""Functions of Hydra's grammar that take names as they take numbers."""
 
 
 def with_quotes(override: str) -> str:
@@ -40,42 +41,49 @@ def with_quotes(override: str) -> str:
     key = key.lstrip("+")
     if key not in (*NAMES, *NAMES_OR_NUMBERS):
         return override
-    lexer = OverrideLexer(InputStream(override))
-    parser = OverrideParser(CommonTokenStream(lexer))
-    for of in (lexer, parser):
-        of.removeErrorListeners()
-    tree, quoted = parser.override(), override
-    if parser.getNumberOfSyntaxErrors():
+    try:
+        tree, quoted = _parsed(override), override
+    except HydraException:
         is_plain = key in NAMES and not set(value) & set("'\"[](){}$\\")
-        return _each_quoted(override) if is_plain and "=" in value else override
-    for token, is_key in reversed(list(_no_texts(tree))):
+        return _each_quoted(override) if is_plain else override
+    for place, token in reversed(list(_no_texts(tree))):
         read = READ[token.type](token.text)
         if key in NAMES_OR_NUMBERS and not isinstance(read, bool) and str(read) == token.text:
             continue
-        if is_key:
+        if isinstance(place, OverrideParser.DictKeyContext):
             raise VitPatchError(
                 f"{key}: Hydra reads its key {token.text} as {read!r}; write the mapping into a YAML file, the key in "
                 "quotes"
             )
-        quoted = f"{quoted[: token.start]}'{token.text}'{quoted[token.stop + 1 :]}"
-    return quoted
+        quoted = f"{quoted[: place.start.start]}'{token.text}'{quoted[place.stop.stop + 1 :]}"
+    return re.sub(r"=choice\((.*,.*)\)$", r"=\1", quoted) if quoted != override else override  # choice() drops quotes
+
+
+def _parsed(override: str) -> Any:
+    """The tree of an override by Hydra's grammar. Raises ``HydraException``."""
+    lexer = OverrideLexer(InputStream(override))
+    parser = OverrideParser(CommonTokenStream(lexer))
+    for of in (lexer, parser):
+        of.removeErrorListeners()
+        of.addErrorListener(HydraErrorListener())
+    return parser.override()
 
 
 def _each_quoted(override: str) -> str:
-    """A name with ``=`` in it, as folders of runs have, or several with commas between."""
+    """A name with what Hydra has no word for – ``=``, letters beyond ASCII –, or several with commas between."""
     key, _, value = override.partition("=")
     return f"{key}={','.join(as_value(name) for name in value.split(','))}"
 
 
-def _no_texts(tree: Any) -> Iterator[tuple[Any, bool]]:
-    """The tokens that Hydra reads as numbers or booleans, in order; and whether each is a mapping's key."""
-    if isinstance(tree, OverrideParser.FunctionContext) and tree.ID().getText() not in OF_TEXTS:
+def _no_texts(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The places in a parsed override, spaces around included, where Hydra reads a number or a boolean; each with its
+    token, in order."""
+    if isinstance(tree, OverrideParser.FunctionContext) and tree.ID().getText() != "choice":
         return
-    is_key = isinstance(tree, OverrideParser.DictKeyContext)
-    if is_key or isinstance(tree, OverrideParser.PrimitiveContext):
+    if isinstance(tree, OverrideParser.DictKeyContext | OverrideParser.PrimitiveContext):
         tokens = [node.symbol for node in tree.getChildren() if node.symbol.type != OverrideLexer.WS]
         if len(tokens) == 1 and tokens[0].type in READ:
-            yield tokens[0], is_key
+            yield tree, tokens[0]
         return
     for at in range(tree.getChildCount()):
         yield from _no_texts(tree.getChild(at))
@@ -105,6 +113,6 @@ def check_names(config: DictConfig) -> None:
         if isinstance(value, bool | int | float):
             last = key.rpartition(".")[2]
             raise VitPatchError(
-                f"{key} {value!r}: a name is expected, and this is what YAML reads where it has no quotes (2024_11_28 "
-                f"is a number to it, yes a boolean); write {last}: '…'"
+                f"{key} {value!r}: a name is expected, and this is what is read where it has no quotes (2024_11_28 is "
+                f"a number in YAML, yes a boolean); write {last}: '…'"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,16 @@ def states_of(root: Path, since: float) -> list[RunState]:
 
 def _started(root: Path, since: float) -> list[RunFolder]:
     """Hydra writes ``.hydra/`` anew for every job it starts, with every launcher, also for one that is then skipped."""
-    overrides = in_order(root.rglob(".hydra/overrides.yaml"))
+    overrides = in_order(folder / ".hydra" / "overrides.yaml" for folder in _jobs_below(root))
     return [RunFolder(file.parent.parent) for file in overrides if _is_new(file, since)]
+
+
+def _jobs_below(root: Path) -> Iterator[Path]:
+    """The folders of jobs, which may be deeper than one below; what is in one is not looked into."""
+    for folder, inside, _ in os.walk(root):
+        if ".hydra" in inside:
+            inside.clear()
+            yield Path(folder)
 
 
 def _is_new(file: Path, since: float) -> bool:
