@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -67,7 +68,7 @@ def test_no_two_names_are_alike_on_any_disk(values):
     names = list(names_of(jobs, {}).values())
     assert len({name.casefold().rstrip(".") for name in names}) == len(values), names
     assert all(CLEAN.fullmatch(name) and not name.endswith(".") for name in names)
-    record = SweepRecord(["model.path"], [], "", {name: job for name, job in zip(names, jobs, strict=True)})
+    record = SweepRecord(["model.path"], [], "", dict(zip(names, jobs, strict=True)))
     naming = OverridesParser.create().parse_override(f"x={as_value(record.naming())}").value()
     assert [run_name(job, naming) for job in jobs] == names  # in a job, by what its config holds
 
@@ -185,7 +186,7 @@ def test_names_that_are_swept_are_what_was_typed(override, jobs):
 
 
 def test_what_hydra_cannot_be_told_is_a_line():
-    with pytest.raises(VitPatchError, match="data.label_map: Hydra reads its key 1_000 as 1000; write"):
+    with pytest.raises(VitPatchError, match=r"data.label_map: Hydra reads its key 1_000 as 1000; write"):
         with_quotes("data.label_map={1_000:cat}")
     assert with_quotes("data.path=[") == "data.path=["  # Hydra says so
 
@@ -221,7 +222,7 @@ def test_every_job_has_the_folder_of_its_name_and_no_variable_of_one_wandb_run(s
         monkeypatch.setenv(name, "left-over")
     given = ["data.path=a/b,A_b,数据,2024_11_28", "+data.x=choice(1)", "corruption=glob(gray*)"]
     code, printed, found = sweeps(*given, name="2024_11_28")
-    assert code == 0 and f"4 of 4 runs finished in {os.path.join('multirun', '2024_11_28')}" in printed, printed
+    assert code == 0 and f"4 of 4 runs finished in {Path('multirun', '2024_11_28')}" in printed, printed
     assert [config["data"]["path"] for config in found.values()] == ["a/b", "A_b", "数据", "2024_11_28"]
     known = json.loads((tmp_path / "multirun" / "2024_11_28" / "sweep.json").read_text())
     assert known["swept"] == ["data.path", "data.x", "corruption"] and set(known["runs"]) == set(found)
@@ -255,7 +256,7 @@ def test_a_sweep_that_would_lose_a_run_does_not_start(sweeps, tmp_path, override
 
 
 def test_folders_of_ones_own_may_be_deep_and_a_value_given_twice_is_one_run(sweeps):
-    code, printed, found = sweeps("window=1,3,1", "hydra.sweep.subdir=w/${window}/x")
+    code, printed, _ = sweeps("window=1,3,1", "hydra.sweep.subdir=w/${window}/x")
     assert code == 0 and "2 of 2 runs finished" in printed, printed
     rows = [line.split()[:2] for line in printed.splitlines() if line.startswith("w/")]
     assert rows == [["w/1/x", "finished"], ["w/3/x", "finished"]]

@@ -52,7 +52,7 @@ def plain(words: str, longest: int = 400) -> str:
 def _is_drawn(letter: str) -> bool:
     """Whether one of matplotlib's fonts has a letter."""
     families = FontProperties().get_family()
-    fonts = [get_font(findfont(FontProperties(family=family))) for family in families]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
     return not letter.isprintable() or any(font.get_char_index(ord(letter)) for font in fonts)
 
 
