@@ -106,6 +106,6 @@ def test_what_an_agent_starts(cli, made, tmp_path, monkeypatch):
     code, printed = cli(*command[3:], *tiny, "logger=none", "trainer=cpu")
     assert code == 0, printed
     (run,) = (tmp_path / "multirun" / "agents").iterdir()
-    assert run.name.startswith("corruption=noise,window=3,model=hf,model.path=") and len(run.name) == 120
+    assert run.name.startswith("corruption=noise,window=3,model=hf,model.path=")
     config = json.loads((run / "manifest.json").read_text())["config"]
     assert (config["sweep"], config["window"], config["options"]["corruption"]) == ("agents", 3, "noise")

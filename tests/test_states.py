@@ -178,7 +178,7 @@ def test_a_row_is_no_other_runs(tmp_path):
     names = [f"corruption=gray,{'x' * 60}{n}{'y' * 60},window=3" for n in range(3)]
     rows = states.lines([states.RunState(name, "finished") for name in names])[1:]
     assert len({row.split()[0] for row in rows}) == 3
-    assert all(row.startswith("corruption") and "…" in row and "  finished" in row for row in rows)
+    assert all("…" in row and "  finished" in row for row in rows)
     for name in ("a/run", "b/run"):
         job(tmp_path, name)
     assert [state.run for state in states.states_of(tmp_path, SINCE)] == ["a/run", "b/run"]
