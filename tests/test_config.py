@@ -102,21 +102,6 @@ def test_one_layer_needs_no_list():
     assert config.read_study(composed("patch", "target.layers=3")).target.layers == (3,)
 
 
-def test_a_runs_name_is_what_is_measured():
-    overrides = ["corruption=gray", "window=1", "logger=none", "trainer=cpu", "trainer.devices=1", "batch_size=8"]
-    rest = ["sweep=x", "memory_gb=2", "data.num_workers=1", "logger.mode=offline", "overwrite=true"]
-    assert config.run_name(overrides + rest) == "corruption=gray,window=1"
-    assert config.run_name(["window=1", "corruption=gray"]) == "corruption=gray,window=1"
-    assert config.run_name([]) == "default"
-
-
-def test_a_runs_name_is_clean_short_and_its_own():
-    odd = config.run_name(["data.path=/a b/ü.parquet", "+corruption.x='$HOME'"])
-    assert not set(odd) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789=,._-") and "/" not in odd
-    long = [config.run_name([f"data.path={'x' * 200}{i}"]) for i in range(2)]
-    assert all(len(name) == 120 for name in long) and long[0] != long[1]
-
-
 def test_every_process_of_a_sweep_has_one_time_stamp(monkeypatch):
     monkeypatch.delenv(config.SWEEP_VARIABLE, raising=False)
     first = config.sweep_stamp()

@@ -16,8 +16,7 @@ from conftest import ROOT
 
 def overrides(made, folder, *more):
     where = [f"model.path={made / 'vit'}", "data=parquet", f"data.path={made / 'images.parquet'}", "trainer=cpu"]
-    place = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=w${window}"]
-    return ["-m", "model=hf", *where, "logger=none", *place, *more]
+    return ["-m", "model=hf", *where, "logger=none", f"hydra.sweep.dir={folder}", *more]
 
 
 def launched(launcher, *arguments):
@@ -34,10 +33,10 @@ def test_a_sweep_by_a_launcher_ends_in_the_table_and_the_exit_code(made, tmp_pat
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     said = done.stdout.splitlines()
     assert f"2 of 3 runs finished in {tmp_path}" in said
-    assert said[-1].startswith("failed: w9: window 9: the model has 4 layers"), done.stdout
+    assert said[-1].startswith("failed: window=9: window 9: the model has 4 layers"), done.stdout
     states = pd.read_csv(tmp_path / "states.csv").set_index("run")
-    assert dict(states["state"]) == {"w1": "finished", "w2": "finished", "w9": "failed"}
-    for run in ("w1", "w2"):
+    assert dict(states["state"]) == {"window=1": "finished", "window=2": "finished", "window=9": "failed"}
+    for run in ("window=1", "window=2"):
         manifest = json.loads((tmp_path / run / "manifest.json").read_text())
         assert states.loc[run, "effect"] == pytest.approx(manifest["peak_effect"])
     again = subprocess.run(
@@ -54,14 +53,14 @@ def test_ctrl_c_ends_a_sweep_by_joblib_and_it_goes_on(made, tmp_path):
     log = tmp_path / "log.txt"
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
-        while not list(tmp_path.glob("w*/.hydra/holder.json")):  # until the first run is under way
+        while not list(tmp_path.glob("window=*/.hydra/holder.json")):  # until the first run is under way
             time.sleep(0.1)
             assert process.poll() is None, log.read_text()
         os.killpg(process.pid, signal.SIGINT)
         code = process.wait(timeout=120)
     said = log.read_text()
     assert code == 130 and "Traceback" not in said and " runs finished in " in said, said
-    assert not list(tmp_path.glob("w*/manifest.json"))
+    assert not list(tmp_path.glob("window=*/manifest.json"))
     begun = pd.read_csv(tmp_path / "states.csv").set_index("run")["state"]
     # one that was loading left no word
     assert len(begun) == 4 and set(begun) <= {"interrupted", "unfinished", "not started"}, said
@@ -75,15 +74,15 @@ def test_a_launcher_whose_workers_are_killed_ends_in_the_table(made, tmp_path):
     log = tmp_path / "log.txt"
     with log.open("w") as out:
         process = subprocess.Popen(launched("joblib", *arguments), cwd=ROOT, stdout=out, stderr=out)
-        while not list(tmp_path.glob("w*/.hydra/holder.json")):
+        while not list(tmp_path.glob("window=*/.hydra/holder.json")):
             time.sleep(0.1)
             assert process.poll() is None, log.read_text()
-        holders = [json.loads(file.read_text()) for file in tmp_path.glob("w*/.hydra/holder.json")]
+        holders = [json.loads(file.read_text()) for file in tmp_path.glob("window=*/.hydra/holder.json")]
         for holder in holders:
             os.kill(holder["process"], signal.SIGKILL)
         code = process.wait(timeout=120)
     said = log.read_text()
-    assert code == 1 and "unfinished: w" in said and "0 of 3 runs finished in" in said, said
+    assert code == 1 and "unfinished: window=" in said and "0 of 3 runs finished in" in said, said
     assert len(pd.read_csv(tmp_path / "states.csv")) == 3
 
 
@@ -107,6 +106,6 @@ def test_what_an_agent_starts(cli, made, tmp_path, monkeypatch):
     code, printed = cli(*command[3:], *tiny, "logger=none", "trainer=cpu")
     assert code == 0, printed
     (run,) = (tmp_path / "multirun" / "agents").iterdir()
-    assert run.name.startswith("corruption=noise,data.path=")
+    assert run.name.startswith("corruption=noise,window=3,model=hf,model.path=")
     config = json.loads((run / "manifest.json").read_text())["config"]
     assert (config["sweep"], config["window"], config["options"]["corruption"]) == ("agents", 3, "noise")

@@ -167,6 +167,29 @@ def test_elided_names_keep_what_differs(at):
     assert elided(["x" * 30, "y"], 12)["y"] == "y"
 
 
+def test_every_run_is_an_entry_of_its_own_in_a_legend(tmp_path):
+    """Also where matplotlib would leave it out, set it as a formula, or draw boxes for its letters."""
+    groups = ["_a", "$a$", "a", "数据", "图像", "Данные"]
+    for name in groups:
+        save_run(tmp_path / name / "window=3", effects(6, 1), corruption=NOISE)
+    runs = [read(found) for found in found_below([tmp_path])]
+    figures = draw(compared(runs, tmp_path))
+    figure = figures["grid"]
+    figure.draw_without_rendering()  # a letter without a glyph is a warning, which is an error here
+    (legend,) = figure.legends
+    told = {text.get_text().strip() for text in legend.get_texts()} - {"total effect, in its run's colour"}
+    assert told >= {"_a", r"\$a\$", "a", r"\u6570\u636e", r"\u56fe\u50cf", "Данные"} and len(told) == len(groups)
+    names = [label.get_text().partition("\n")[0] for label in figures["peaks"].axes[0].get_yticklabels()]
+    assert len(set(names)) == len(groups)
+
+
+def test_folders_of_one_name_are_groups_of_their_own(tmp_path):
+    places = [tmp_path / place for place in ("a/x", "b/x", "c/x (1)")]
+    for place in places:
+        save_run(place / "run", effects(2, 1))
+    assert len({found.name for found in found_below(places)}) == 3
+
+
 def _far(folder):
     """Runs of two depths, corruptions and windows in three folders, whose long names differ at both ends."""
     for group, depth in (("shallow", 6), ("deep", 12), ("again", 12)):

@@ -174,7 +174,11 @@ def test_the_time_left_is_by_the_runs_that_were_made(sweep):
     assert states.progress(sweep, SINCE, now=SINCE + 60, total=5) == "sweep: 2 of 5 runs are through"
 
 
-def test_a_long_name_keeps_its_ends():
-    name = "corruption=gray," + "x" * 80 + ",window=3"
-    (_, row) = states.lines([states.RunState(name, "finished")])
-    assert row.startswith("corruption=gray,") and "…" in row and ",window=3  finished" in row
+def test_a_row_is_no_other_runs(tmp_path):
+    names = [f"corruption=gray,{'x' * 60}{n}{'y' * 60},window=3" for n in range(3)]
+    rows = states.lines([states.RunState(name, "finished") for name in names])[1:]
+    assert len({row.split()[0] for row in rows}) == 3
+    assert all("…" in row and "  finished" in row for row in rows)
+    for name in ("a/run", "b/run"):
+        job(tmp_path, name)
+    assert [state.run for state in states.states_of(tmp_path, SINCE)] == ["a/run", "b/run"]

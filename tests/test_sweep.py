@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-RUNS = [f"corruption={c},data.limit=24,window={w}" for c in ("gray", "noise") for w in (1, 3)]
+RUNS = [f"corruption={c},window={w}" for c in ("gray", "noise") for w in (1, 3)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def logged(run: Path) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def test_a_folder_a_run_by_its_overrides(sweep):
+def test_a_folder_a_run_by_what_is_swept(sweep):
     folder, printed = sweep
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["comparison", *RUNS]
     assert "4 of 4 runs finished" in printed and "Traceback" not in printed

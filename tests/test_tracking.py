@@ -55,6 +55,16 @@ def test_a_failed_job_is_marked_and_does_not_leak_into_the_next(tmp_path):
     assert [code.get("exit_code", 0) for code in codes] == [1, 0]
 
 
+def test_an_id_of_the_environment_is_a_single_runs_and_said(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
+    monkeypatch.setenv("WANDB_RUN_ID", "left-over")
+    with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
+        assert run.about["id"] == "left-over" and "the id of WANDB_RUN_ID, left-over" in caplog.text
+    wandb.teardown()
+
+
 def test_auto_without_a_key_is_offline_and_the_environment_decides(tmp_path, monkeypatch):
     with WandbTracker("auto").run(info(tmp_path / "a")) as run:
         assert run.about["mode"] == "offline"

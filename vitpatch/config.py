@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 import os
 import re
 import shlex
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 
+from vitpatch.run_names import run_name
 from vitpatch.spec import (
     EVERY_HEAD,
     EVERYONE,
@@ -42,10 +41,6 @@ E = TypeVar("E", bound=StrEnum)
 
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
-
-UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
-"""Keys that are not part of a run's name: they do not say what is measured (``logger`` covers ``logger.mode``)."""
-LONGEST_NAME = 120
 
 
 class MatmulPrecision(StrEnum):
@@ -228,20 +223,6 @@ def construct(cfg: DictConfig) -> Any:
         if isinstance(cause, VitPatchError):
             raise cause from error
         raise VitPatchError(f"{cfg.get('_target_')}: {' '.join(str(cause or error).split())[:300]}") from error
-
-
-def run_name(overrides: Iterable[str]) -> str:
-    """The folder name of a sweep's run, from its overrides: readable, stable, at most 120 characters."""
-    kept = [o for o in sorted(overrides) if not any(_key(o) == key or _key(o).startswith(f"{key}.") for key in UNNAMED)]
-    name = re.sub(r"[^A-Za-z0-9=,._-]+", "_", ",".join(kept)).strip(".") or "default"
-    if len(name) <= LONGEST_NAME:
-        return name
-    tail = "-" + hashlib.sha256(",".join(kept).encode()).hexdigest()[:8]
-    return name[: LONGEST_NAME - len(tail)] + tail
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def typed(key: str, value: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import pandas as pd
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from vitpatch.comparison import Comparison
 from vitpatch.facets import least_to_most
@@ -37,8 +39,21 @@ def labels_of(comparison: Comparison) -> dict[str, str]:
 
 
 def plain(words: str, longest: int = 400) -> str:
-    """Words of a user's, of so many letters at most, in which a dollar sign is one."""
-    return cut(words, longest).replace("$", r"\$")
+    """Words of a user's, of so many letters at most, as matplotlib shows them in titles, at axes and in legends.
+
+    A dollar sign is one, letters that no font has are their code points (boxes would all be the same), and words that
+    begin with ``_``, which a legend leaves out, have a space before.
+    """
+    shown = "".join(letter if _is_drawn(letter) else f"\\u{ord(letter):04x}" for letter in cut(words, longest))
+    return f"{' ' * shown.startswith('_')}{shown}".replace("$", r"\$")
+
+
+@cache
+def _is_drawn(letter: str) -> bool:
+    """Whether one of matplotlib's fonts has a letter."""
+    families = FontProperties().get_family()
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+    return not letter.isprintable() or any(font.get_char_index(ord(letter)) for font in fonts)
 
 
 def axis_words(metric: str) -> str:

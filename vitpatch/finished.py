@@ -172,4 +172,6 @@ def _groups(folders: Sequence[Path]) -> Iterator[str]:
     often, seen = Counter(names), Counter()
     for name in names:
         seen[name] += 1
-        yield f"{name} ({seen[name]})" if often[name] > 1 else name
+        while (numbered := f"{name} ({seen[name]})") in often:
+            seen[name] += 1
+        yield numbered if often[name] > 1 else name

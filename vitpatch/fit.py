@@ -25,6 +25,7 @@ from vitpatch.corruptions import Corruption, corrupted, no_masks, traits
 from vitpatch.data import BadImage, Decoded, Item, LabelledImages, Positions, collate
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.model import PatchableViT
+from vitpatch.name_overrides import check_names
 from vitpatch.options import corruption_option
 from vitpatch.preprocessing import Preprocessing
 from vitpatch.sources import ImageSource
@@ -41,6 +42,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
 
     Started again on the same folder it goes on from its last checkpoint.
     """
+    check_names(cfg)
     settings = _settings(cfg)
     _check_same_training(folder, settings)
     for earlier in ("manifest.json", "failed.json"):

@@ -22,6 +22,7 @@ from vitpatch.config import construct
 from vitpatch.devices import Devices, devices_of
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
+from vitpatch.name_overrides import check_names
 from vitpatch.outcome import Outcome, described, lines, scalars, series_of
 from vitpatch.peers import folder_of
 from vitpatch.pictures import draw
@@ -46,6 +47,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     what the user can mend, ``Interrupted`` where it was asked to stop.
     """
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
+    check_names(cfg)
     started = time.monotonic()
     tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
     calibrations = folder_of(path)

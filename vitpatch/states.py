@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from vitpatch.run_labels import elided
 from vitpatch.spec import duration
 from vitpatch.store import RunFolder, in_order
 
@@ -42,14 +44,24 @@ class RunState:
 
 
 def states_of(root: Path, since: float) -> list[RunState]:
-    """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names."""
-    return [state_of(folder, since) for folder in _started(root, since)]
+    """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names,
+    which are their paths below it."""
+    found = [(folder.path.relative_to(root).as_posix(), state_of(folder, since)) for folder in _started(root, since)]
+    return [replace(state, run=name) for name, state in found]
 
 
 def _started(root: Path, since: float) -> list[RunFolder]:
     """Hydra writes ``.hydra/`` anew for every job it starts, with every launcher, also for one that is then skipped."""
-    overrides = in_order(root.glob("*/.hydra/overrides.yaml"))
+    overrides = in_order(folder / ".hydra" / "overrides.yaml" for folder in _jobs_below(root))
     return [RunFolder(file.parent.parent) for file in overrides if _is_new(file, since)]
+
+
+def _jobs_below(root: Path) -> Iterator[Path]:
+    """The folders of jobs, which may be deeper than one below; what is in one is not looked into."""
+    for folder, inside, _ in os.walk(root):
+        if ".hydra" in inside:
+            inside.clear()
+            yield Path(folder)
 
 
 def _is_new(file: Path, since: float) -> bool:
@@ -94,7 +106,9 @@ def lines(states: Sequence[RunState]) -> list[str]:
     """The table: run, state, seconds, peak layer, effect with its interval, and the first words of a reason."""
     metrics = {state.metric for state in states if state.metric}
     effect = f"effect ({metrics.pop()})" if len(metrics) == 1 else "effect"
-    rows = [("run", "state", "seconds", "peak layer", effect, "reason"), *map(_cells, states)]
+    names = elided([state.run for state in states], LONGEST_RUN)  # no two the same
+    rows = [("run", "state", "seconds", "peak layer", effect, "reason")]
+    rows += [_cells(state, names[state.run]) for state in states]
     if not any(state.reason for state in states):
         rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -105,9 +119,9 @@ def lines(states: Sequence[RunState]) -> list[str]:
     ]
 
 
-def _cells(state: RunState) -> tuple[str, ...]:
+def _cells(state: RunState, name: str) -> tuple[str, ...]:
     return (
-        _shortened(state.run),
+        name,
         state.state,
         "–" if state.seconds is None else f"{state.seconds:.1f}",
         "–" if state.peak_layer is None else str(state.peak_layer),
@@ -121,12 +135,6 @@ def _effect(state: RunState) -> str:
         return "–"
     known = state.effect_low == state.effect_low  # else NaN: one cluster
     return f"{state.effect:+.3f}" + (f" [{state.effect_low:+.3f}, {state.effect_high:+.3f}]" if known else "")
-
-
-def _shortened(name: str) -> str:
-    """A long name without its middle: what differs between runs is at its ends."""
-    half = (LONGEST_RUN - 1) // 2
-    return name if len(name) <= LONGEST_RUN else f"{name[:half]}…{name[-half:]}"
 
 
 def shortcomings(states: Sequence[RunState]) -> list[str]:

@@ -9,38 +9,53 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.interrupt import SIGNALS
 from vitpatch.job import INTERRUPTED, STOPPED, of_the_disk
 from vitpatch.launch import is_follower
+from vitpatch.name_overrides import as_value, check_names, quote_swept_names, with_quotes
 from vitpatch.peers import sweep_overrides, write_corruptions
+from vitpatch.run_names import run_name
 from vitpatch.secrets import check_no_secret
 from vitpatch.spec import VitPatchError, counted
+from vitpatch.sweep_record import SweepRecord, check_same, record_of
 
 if TYPE_CHECKING:
     from vitpatch.states import RunState
 
 log = logging.getLogger(__name__)
 
+OF_ONE_WANDB_RUN = tuple(
+    f"WANDB_{name}" for name in ("RUN_ID", "RESUME", "RESUME_FROM", "FORK_FROM", "SWEEP_ID", "SWEEP_PARAM_PATH")
+)
+"""Variables that say which Weights & Biases run one is, which runs of a sweep must not share."""
 PATIENCE_S = 10.0
 """How long a sweep that is interrupted waits for its jobs in other processes."""
 
 
 def to_the_end(main: Callable[[], None]) -> None:
-    """Calls Hydra's ``main``; a sweep that is stopped, or whose launcher breaks, ends in the table of its runs too."""
+    """Calls Hydra's ``main``; a sweep that is stopped, or whose launcher breaks, ends in the table of its runs too.
+
+    Names in the command are what was typed, also where Hydra would read numbers.
+    """
+    with _in_one_line():
+        sys.argv[1:] = map(with_quotes, sys.argv[1:])
     try:
         main()
     except KeyboardInterrupt:  # outside of a job, which answers for itself
@@ -65,40 +80,70 @@ class SweepCallback(Callback):
     launching: ClassVar[SweepCallback | None] = None
     """That of the sweep that this process has launched and not ended."""
 
-    def __init__(self) -> None:
-        self._root, self._since, self._jobs = Path(), 0.0, None
+    def __init__(self, naming: Any = None) -> None:
+        """``naming`` is for the jobs' configs: what ``run_name`` needs to know of the sweep."""
+        self._root, self._since = Path(), 0.0
+        self._folders: list[str] | None = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses a secret in the command, and tries the run's folder."""
         STOPPED.clear()
-        _refuse_secrets(config)
+        with _in_one_line():
+            _check_no_secrets(config)
         if is_follower():
             return
         _try_writing(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tries the sweep's folder, notes the time and how many runs there are, and which corruptions are matched."""
-        if is_follower():  # the first process does, and tells
+        """Names the runs and tries the sweep's folder; notes the time, and which corruptions are matched."""
+        with _in_one_line():
+            _check_no_secrets(config)
+            quote_swept_names(config)
+            overrides = sweep_overrides(config)
+            _check_sweep_name(config, overrides)
+            self._root = Path(str(config.hydra.sweep.dir))
+            self._name_runs(config, overrides)
+        if is_follower():  # the first process does the rest, and tells
             return
-        _refuse_secrets(config)
-        _check_name(config)
-        self._root = Path(str(config.hydra.sweep.dir))
-        _try_writing(self._root)
-        self._since, self._jobs = _disk_time(self._root), jobs_of(config)
+        self._since = _disk_time(self._root)
         SweepCallback.launching = self
         STOPPED.clear()
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             signal.signal(signal.SIGINT, self._stop)  # the jobs, in other processes, have it too
+        _leave_wandb_variables()
         write_corruptions(config, kwargs.get("config_name"))
-        if self._jobs is not None:
-            log.info("sweep: %s in %s", counted(len(self._jobs), "run"), self._root)
+        if self._folders is not None:
+            log.info("sweep: %s in %s", counted(len(self._folders), "run"), self._root)
+
+    def _name_runs(self, config: DictConfig, overrides: Sequence[Override]) -> None:
+        """Tells the jobs, by Hydra's part of their configs, how they are named; and writes ``sweep.json``.
+
+        Raises ``VitPatchError`` where runs of other settings are in the sweep's folder, or two would be in one.
+        """
+        jobs = jobs_of(config)
+        before = SweepRecord.read(self._root)
+        record = record_of(overrides, jobs and jobs.overrides, before)
+        config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.naming={as_value(record.naming())}")
+        self._folders = jobs and jobs.folders(record.naming())
+        if is_follower():
+            return
+        is_replaced = config.get("overwrite") is True and before and set(before.runs) <= set(self._folders or ())
+        if before and not is_replaced:
+            check_same(self._root, before, record)
+        _try_writing(self._root)
+        record.write(self._root)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Another process that runs a job may have an environment of its own."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            _leave_wandb_variables()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Says how far the sweep is."""
-        if config.hydra.mode == RunMode.MULTIRUN and self._jobs is not None:
+        if config.hydra.mode == RunMode.MULTIRUN and self._folders is not None:
             from vitpatch.states import progress
 
-            line = progress(self._root, self._since, _disk_time(self._root), len(self._jobs))
+            line = progress(self._root, self._since, _disk_time(self._root), len(self._folders))
             if line is not None:
                 log.info("%s", line)
 
@@ -125,8 +170,7 @@ class SweepCallback(Callback):
         states = room.states_of(self._root, self._since)
         if not states:
             return []
-        if self._jobs is not None and len(states) < len(self._jobs):
-            states += room.not_started(self._jobs.folders(), states)
+        states += room.not_started(self._folders or (), states)
         try:
             room.write(states, self._root)
         except OSError as error:  # a disk that takes no more does not hide how the sweep ended
@@ -171,14 +215,27 @@ class Jobs:
     overrides: Sequence[Sequence[str]]
     loader: ConfigLoader
 
-    def __len__(self) -> int:
-        return len(self.overrides)
+    def folders(self, naming: Mapping[str, Any]) -> list[str]:
+        """The names of their folders; of those that cannot be composed, of which Hydra says why, their overrides.
 
-    def folders(self) -> list[str]:
-        """The names of their folders; of those that cannot be composed, of which Hydra says why, their overrides."""
-        return [self._folder(number, overrides) for number, overrides in enumerate(self.overrides)]
+        Raises ``VitPatchError`` where two jobs would be in one folder.
+        """
+        of: dict[str, Sequence[str]] = {}
+        for number, overrides in enumerate(self.overrides):
+            folder = self._folder(number, overrides, naming)
+            other = of.setdefault(folder, overrides)
+            if list(other) != list(overrides):  # window=1,1 is one run
+                apart = [",".join(o for o in one if o not in two) for one, two in permutations((other, overrides))]
+                raise VitPatchError(
+                    f"hydra.sweep.subdir: the runs {' and '.join(apart)} would be in one folder, {folder}; leave it "
+                    "out, or let it name all that is swept"
+                )
+        return list(of)
 
-    def _folder(self, number: int, overrides: Sequence[str]) -> str:
+    def _folder(self, number: int, overrides: Sequence[str], naming: Mapping[str, Any]) -> str:
+        subdir = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)["subdir"]
+        if subdir.startswith("${run_name:${hydra.overrides.task},"):  # as conf has it
+            return run_name(overrides, naming)
         try:
             composed = self.loader.load_sweep_config(self.config, list(overrides))
             with open_dict(composed):
@@ -195,29 +252,44 @@ def jobs_of(config: DictConfig) -> Jobs | None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     split = BasicSweeper.split_arguments(sweep_overrides(config), None)
-    overrides = dict.fromkeys(tuple(job) for chunk in split for job in chunk)  # window=1,1 is one run
-    return Jobs(config, list(overrides), GlobalHydra.instance().config_loader())
+    return Jobs(config, [job for chunk in split for job in chunk], GlobalHydra.instance().config_loader())
 
 
-def _refuse_secrets(config: DictConfig) -> None:
-    """Ends the program with one line where the command holds a secret, before Hydra writes it down."""
-    given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Ends the program with one line where a start is refused, before Hydra writes anything down."""
     try:
-        for key, _, value in given:
-            check_no_secret({key.lstrip("+~"): value})
+        yield
     except VitPatchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _check_name(config: DictConfig) -> None:
-    """Ends the program with one line where a sweep's name is no folder of its own below ``multirun/``."""
+def _check_no_secrets(config: DictConfig) -> None:
+    """Raises ``VitPatchError`` where the command holds a secret."""
+    given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+    for key, _, value in given:
+        check_no_secret({key.lstrip("+~"): value})
+
+
+def _check_sweep_name(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Raises ``VitPatchError`` where a sweep's name is no folder of its own below ``multirun/``."""
+    if any(override.key_or_group == "sweep" and override.is_sweep_override() for override in overrides):
+        raise VitPatchError("sweep: several names; one sweep has one, start one after the other")
+    check_names(config)
     name = str(config.get("sweep"))
     parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or ".." in parts:
-        remedy = "expected the name of a folder below multirun/; for one elsewhere hydra.sweep.dir"
-        print(f"error: sweep '{name}': {remedy}", file=sys.stderr)
-        sys.exit(1)
+    if not parts or Path(name).is_absolute() or ".." in parts or config.get("sweep") is None:
+        raise VitPatchError(
+            f"sweep '{name}': expected the name of a folder below multirun/; for one elsewhere hydra.sweep.dir"
+        )
+
+
+def _leave_wandb_variables() -> None:
+    """Takes from the environment what makes a Weights & Biases run that run: a sweep's runs have ids of their own."""
+    there = [name for name in OF_ONE_WANDB_RUN if os.environ.pop(name, None) is not None]
+    if there:
+        log.warning("%s: of one Weights & Biases run; this sweep's have ids of their own", ", ".join(there))
 
 
 def _disk_time(folder: Path) -> float:

@@ -215,6 +215,8 @@ class WandbTracker:
             reinit="finish_previous",
             settings=settings,
         )
+        if run.id == os.environ.get("WANDB_RUN_ID") and "WANDB_SWEEP_ID" not in os.environ:  # else it is an agent's
+            log.warning("Weights & Biases: the run has the id of WANDB_RUN_ID, %s; it replaces what has it", run.id)
         if info.job_type == "patch":
             run.define_metric("layer")
             run.define_metric("effect/*", step_metric="layer")
