@@ -165,6 +165,11 @@ def series_of(summary: pd.DataFrame) -> list[str]:
     return ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
 
 
+def in_layer_order(summary: pd.DataFrame, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Rows of the summary from the first layer to the last, as they came within one layer."""
+    return rows[np.argsort(summary["layer"].to_numpy()[rows], kind="stable")]
+
+
 def metric_of(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.ndarray:
     """A base run's metric by image; the clean run's KL from itself is 0."""
     if metric is Metric.KL and base_run is BaseRun.CLEAN:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitpatch import evidence, panels, plots, profiles, stats
 from vitpatch.maps import also, image_pages, mean_maps, over_the_image
 from vitpatch.measure import singles_of
-from vitpatch.outcome import Outcome, PeakOfGroup, is_handover, series_of
+from vitpatch.outcome import Outcome, PeakOfGroup, in_layer_order, is_handover, series_of
 from vitpatch.resamples import Resamples
 from vitpatch.shown import Shown
 from vitpatch.spec import Direction, Donor, Estimate, counted
@@ -141,7 +141,7 @@ def _stability(group: PeakOfGroup, summary: pd.DataFrame, by_layer: bool) -> evi
 def _by_class(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
     """Class × layer, and a profile a class, of the series that the peak is in."""
     series = summary["series"].iloc[0] if outcome.peak is None else summary.loc[outcome.peak.name, "series"]
-    rows = np.flatnonzero(summary["series"] == series)
+    rows = in_layer_order(summary, np.flatnonzero(summary["series"] == series))
     classes = list(_classes(outcome, rows))
     if series:
         caption = also(caption, f": {series}")

@@ -211,7 +211,8 @@ def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) 
 
 def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
     """Mean effect, layer × head, a panel a token group; numbers in bold where the 95 % interval leaves 0 out."""
-    groups, layers, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "layer", "head"))
+    groups, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "head"))
+    layers = sorted(set(summary["layer"]))
     width, height = 1.6 + 0.5 * len(heads), 1.6 + 0.32 * len(layers)
     figure = Figure(figsize=(width * len(groups) + 1, height), layout="constrained")
     limit = float(summary["effect"].abs().max())
