@@ -48,18 +48,18 @@ def random_overrides(seed: int, inputs: Path) -> list[str]:
     overrides = ["model=hf", f"model.path={inputs / f'depth_{depth}'}", *_data(rng, inputs)]
     target, one_head = _target(rng, depth)
     window = _window(rng, depth, one_head)
-    overrides += [*target, *window, *_donor(rng)]
-    overrides += [f"corruption={rng.choice(('gray', 'gray', 'noise', 'blur', 'none', 'embedding_noise', 'occlude'))}"]
-    is_wide = window and window[0] != "window=1"
-    if not one_head and rng.random() < 0.4 and (is_wide or not window):
+    metric = rng.choice(("prob", "prob", "log_odds", "logit", "logit_diff", "kl"))
+    overrides += [*target, *window, *_donor(rng), f"metric={metric}"]
+    if not one_head and window != ["window=1"] and rng.random() < 0.5:
         overrides.append("synergy=true")
     least = rng.choice(("-1", "0", "0.01", "0.2"))
-    rules = ("all", "all", "clean_correct", "flipped", f"min_total_effect:{least}")
+    rules = ("all", "all", "all", "clean_correct", "flipped", f"min_total_effect:{least}")
     overrides.append(f"include={rng.choice(rules)}")
-    overrides.append(f"metric={rng.choice(('prob', 'prob', 'log_odds', 'logit', 'logit_diff', 'kl'))}")
+    corruptions = ("gray", "gray", "noise", "blur", "none", "embedding_noise", "occlude")
     for key, choices in {
+        "corruption": corruptions,
         "interval": ("percentile", "bca"),
-        "test": ("log_odds", "log_odds", "headline"),
+        "test": ("log_odds", "log_odds", "headline") if metric != "kl" else ("log_odds",) * 9 + ("headline",),
         "rival": ("corrupt", "clean"),
         "wanted_width": ("null", "null", "0.1"),
         "seed": ("0", "1"),
@@ -69,46 +69,44 @@ def random_overrides(seed: int, inputs: Path) -> list[str]:
 
 
 def _data(rng: random.Random, inputs: Path) -> list[str]:
-    labels = rng.choice(("even", "even", "lone", "single"))
-    cluster = rng.choice(("null", "null", "few", "one"))
+    labels = rng.choice(("even", "even", "even", "lone", "single"))
+    cluster = rng.choice(("null", "null", "null", "few", "few", "one"))
+    limit = rng.choice(("1", "2", "6", *["null"] * 7))
     overrides = ["data=parquet", f"data.path={inputs / labels}.parquet", "data.mask_column=mask"]
-    overrides += [f"data.cluster_column={cluster}", f"data.limit={rng.choice(('1', '2', '6', 'null', 'null'))}"]
-    return overrides + ["data.label_column=null"] * (rng.random() < 0.15)
+    overrides += [f"data.cluster_column={cluster}", f"data.limit={limit}"]
+    return overrides + ["data.label_column=null"] * (rng.random() < 0.1)
 
 
 def _target(rng: random.Random, depth: int) -> tuple[list[str], bool]:
     """What is patched, and whether it is single heads."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.1:
         return ["target=handover"], False
-    kinds = (("attn_out", "mlp_out"), STREAM, BY_HEAD)
-    site = rng.choice(rng.choice(kinds))
+    site = rng.choice(rng.choice((("attn_out", "mlp_out"), STREAM, BY_HEAD)))
     groups = ["all", "cls", "patches", "each", "grid", "object", "background", "random_object"]
-    tokens = [rng.choice(groups)] if rng.random() < 0.65 else rng.sample(groups, rng.choice((2, 3)))
-    if rng.random() < 0.3:
-        tokens = ["all"]
+    number = rng.choice((1, 1, 1, 2, 3))
+    tokens = ["all"] if rng.random() < 0.3 else rng.sample(groups, number)
     overrides = [f"target={site}", f"target.tokens=[{','.join(tokens)}]"]
     if "grid" in tokens:
         overrides.append(f"target.grid={rng.choice(('[1,2]', '[2,1]', '[2,2]', '[1,1]'))}")
-    layers = list(range(depth))
-    if rng.random() < 0.5:
-        overrides.append(f"target.layers={rng.sample(layers, rng.randint(1, depth))}".replace(" ", ""))
-    heads = "null"
+    if rng.random() < 0.6:
+        layers = rng.sample(range(depth), rng.randint(1, depth))
+        overrides.append(f"target.layers=[{','.join(map(str, layers))}]")
+    heads = rng.choice(("all", "joint", "joint", "[0]", "[0]" if depth == 1 else "[1,0]"))
     if site in BY_HEAD:
-        heads = rng.choice(("all", "joint", "[0]", "[0]" if depth == 1 else "[1,0]"))
-    overrides.append(f"target.heads={heads}")
-    return overrides, heads not in ("null", "joint")
+        overrides.append(f"target.heads={heads}")
+    return overrides, site in BY_HEAD and heads != "joint"
 
 
 def _window(rng: random.Random, depth: int, one_head: bool) -> list[str]:
     if one_head:
         return ["window=1"] * (rng.random() < 0.5)
-    sizes = [str(size) for size in range(1, depth + 1)] + ["prefix", "suffix"]
+    sizes = [*map(str, range(1, depth + 1)), "prefix", "suffix"]
     several = ",".join(rng.sample(sizes, rng.choice((2, 3))))
-    return [f"window={rng.choice((*sizes, f'[{several}]'))}"]
+    return [f"window={rng.choice((*sizes, f'[{several}]', f'[{several}]'))}"]
 
 
 def _donor(rng: random.Random) -> list[str]:
-    donor = rng.choice(("pair", "pair", "pair", "same_class", "other_class", "zero", "mean"))
+    donor = rng.choice(("pair", "pair", "pair", "pair", "same_class", "other_class", "zero", "mean"))
     overrides = [f"donor={donor}"]
     if donor == "pair":
         overrides.append(f"controls={rng.choice(('null', 'true', 'false'))}")

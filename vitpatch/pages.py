@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, cut, headline
+from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, colour_bar, cut, headline
 from vitpatch.spec import BaseRun, Metric
 
 MOST_MAPS = 12
@@ -106,9 +106,7 @@ def effect_maps(
         axes.set_title(f"layer {layer}{words}", fontsize=8)
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
-    bar = figure.colorbar(image, ax=list(panels), pad=0.02)
-    label = f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}"
-    bar.set_label("\n".join(textwrap.wrap(label, 12 * int(figure.get_figheight()))), fontsize=8)
+    colour_bar(figure, image, panels, f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}")
     headline(figure, caption.title, caption.sample)
     return figure
 
