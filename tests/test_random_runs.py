@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import random
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from random_configs import make_inputs, random_overrides
 
-from vitpatch import examples, run, store
-from vitpatch.compare import compare
+from vitpatch import comparison_figures, examples, run, store
+from vitpatch.compare import compare, lines
 from vitpatch.config import register_resolvers
 from vitpatch.patching import Patching
 from vitpatch.profiles import STRETCH
@@ -28,6 +30,16 @@ from vitpatch.store import RunFolder
 ALWAYS = {"layer_profile", "heatmap", "classes", "examples_random"}
 """Pictures of every run."""
 OF_SUITE, OF_LONG = 20, 220
+APART = (
+    ("seed=2",),
+    ("corruption=blur",),
+    ("corruption=none",),
+    ("data.limit=5",),
+    ("include=min_total_effect:-1",),
+    ("interval=bca", "test=log_odds"),
+    ("metric=prob", "test=log_odds"),
+)
+"""What a run beside another differs from it in."""
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +67,10 @@ def with_overrides(base: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 class Seen:
-    """What a run does: the images it computes, and its figures as they are saved."""
+    """What a run does: the images it computes, and its figures as they are saved, in ``make test-long`` laid out."""
 
-    def __init__(self) -> None:
-        self.images = 0
+    def __init__(self, is_long: bool) -> None:
+        self.is_long, self.images = is_long, 0
         self.problems: dict[str, list[str]] = {}
         self.limits: list[tuple[float, float]] = []
         """Of the y axes of the layer profile."""
@@ -67,8 +79,8 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch, request):
     """Small figures, to be quick; laid out, which takes longest, only in ``make test-long``."""
-    found, save, part = Seen(), RunFolder._save, Patching.part
     is_long = request.node.get_closest_marker("long") is not None
+    found, save, part = Seen(is_long), RunFolder._save, Patching.part
 
     def saved(folder, figure, name):
         if not is_long:
@@ -86,7 +98,7 @@ def seen(monkeypatch, request):
     monkeypatch.setattr(RunFolder, "_save", saved)
     monkeypatch.setattr(Patching, "part", computed)
     monkeypatch.setattr(store, "DPI", 30)
-    monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2)
+    monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2 if is_long else 1)
     return found
 
 
@@ -103,26 +115,25 @@ def make_run(cfg: DictConfig, folder: Path, seen: Seen) -> bool:
     assert manifest["counts"]["included"] > 0 and not any(map(NO_NUMBER.search, manifest["notes"]))
     assert set(seen.problems) >= ALWAYS
     assert not any(seen.problems.values()), {name: what for name, what in seen.problems.items() if what}
-    check_scale(pd.read_csv(folder / "summary.csv"), manifest, seen.limits)
+    check_scale(folder, manifest, seen.limits)
     for file in (folder / "figures").iterdir():
         with Image.open(file) as image:
             assert np.asarray(image.convert("L")).std() > 5, file.name
     return True
 
 
-def check_scale(summary: pd.DataFrame, manifest: dict, limits: list[tuple[float, float]]) -> None:
+def check_scale(folder: Path, manifest: dict, limits: list[tuple[float, float]]) -> None:
     """Effects are on their own scale, and each control is whole on some axis."""
-    controls = [f"effect_{donor}" for donor in manifest["donors"][1:]]
-    own = [name for name in summary if name.startswith(("effect", "effect_sim")) and not name.startswith("effect_macro")]
-    own = [name for name in own if name != "effect_se" and not name.startswith(tuple(controls) or ("-",))]
-    total = [manifest["total_effect"][name] or np.nan for name in ("mean", "low", "high")]
-    reach = np.ptp([x for x in (0, *summary[own].to_numpy().flat, *total) if np.isfinite(x)])
-    together = summary.attrs.get("together", 0)
+    summary, examples = pd.read_csv(folder / "summary.csv"), pd.read_parquet(folder / "examples.parquet")
+    own = summary.filter(regex="^effect(_sim)?(_low|_high|_unselected)?$").to_numpy().ravel()
+    total = [manifest["total_effect"][name] for name in ("mean", "low", "high")]
+    together = examples[examples["included"]].filter(regex="^effect_all_layers$").mean()
+    ends = np.array([0, *own, *total, *together], dtype=float)
     low, high = limits[0]
-    assert high - low <= max(1.2 * STRETCH * (reach + abs(together)), 0.2), (limits, reach)
-    for name in controls:
-        ends = summary[name].min(), summary[name].max()
-        assert np.isnan(ends[0]) or any(low <= ends[0] and ends[1] <= high for low, high in limits), (name, ends)
+    assert high - low <= 1.2 * STRETCH * max(np.ptp(ends[np.isfinite(ends)]), 0.05), (limits, ends)
+    for donor in manifest["donors"][1:]:
+        control = summary[f"effect_{donor}"].dropna()
+        assert any(control.between(*axis).all() for axis in limits), (donor, limits, control)
 
 
 def seeds(of_long: int, of_suite: int):
@@ -138,4 +149,51 @@ def test_a_run_ends_with_its_pictures_or_is_refused_at_once(inputs, base, seen, 
         assert not (said := [line for line in caplog.messages if NO_NUMBER.search(line)]), said
     except Exception as error:
         error.add_note(f"the run was: {' '.join(overrides)}")
+        raise
+
+
+@pytest.fixture
+def compared(monkeypatch, seen):
+    """Compares the runs below a folder; what is wrong with the figures and the page."""
+    found, save = {}, comparison_figures.save
+
+    def saved(figure, path):
+        if not seen.is_long:
+            figure.set_layout_engine("none")
+        save(figure, path)
+        found[path.name] = problems_of(figure, path.name) + (cut_off(figure) if seen.is_long else [])
+
+    monkeypatch.setattr(comparison_figures, "save", saved)
+    monkeypatch.setattr(comparison_figures, "DPI", 30)
+
+    def make(folder):
+        result = compare([folder])
+        found["lines"] = [line for line in lines(result) if NO_NUMBER.search(line)]
+        found["problems"] = list(result.problems)
+        assert (folder / "comparison" / "index.html").stat().st_size > 10_000
+        return {name: what for name, what in found.items() if what}
+
+    return make
+
+
+@pytest.mark.parametrize("seed", seeds(40, of_suite=2))
+def test_runs_beside_each_other_end_in_a_page(inputs, base, seen, compared, tmp_path, monkeypatch, seed):
+    """Two runs on the same images that differ in something, and one that differs in everything."""
+    monkeypatch.setattr(run, "draw", lambda *everything: {})
+    made, rng = {}, random.Random(seed)
+    for number in itertools.count(100 * seed):
+        overrides = random_overrides(number, inputs)
+        if len(made) == 1:
+            overrides = [*next(iter(made.values())), *rng.choice(APART)]
+        try:
+            run.run(with_overrides(base, overrides), tmp_path / f"run={number}")
+        except VitPatchError:
+            continue
+        made[number] = overrides
+        if len(made) == 3:
+            break
+    try:
+        assert not (problems := compared(tmp_path)), problems
+    except Exception as error:
+        error.add_note("the runs were:\n" + "\n".join(map(" ".join, made.values())))
         raise

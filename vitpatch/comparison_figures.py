@@ -16,7 +16,7 @@ from vitpatch.comparison import Comparison
 from vitpatch.facets import grids, least_to_most, lines
 from vitpatch.figure_words import INTERVALS, axis_words, labels_of, plain, sample, title_of
 from vitpatch.page_tables import largest, place_words
-from vitpatch.plots import BLUE, LEAST_HEIGHT, ORANGE, colour_bar, headline, legend_below
+from vitpatch.plots import BLUE, LEAST_HEIGHT, LEAST_LIMIT, ORANGE, colour_bar, headline, legend_below
 from vitpatch.profile_figures import grid_figure, overlay_figure, relative_depth_figure
 from vitpatch.run_labels import LONGEST, elided
 from vitpatch.store import DPI, written_beside
@@ -56,7 +56,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _colours(axes: Axes, values: np.ndarray, limit: float, rows: Sequence[str], columns: Sequence[Any]) -> Any:
     """A heatmap with named rows and columns, 0 white."""
-    limit = max(limit, 1e-12)
+    limit = max(limit, LEAST_LIMIT)
     image = axes.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vitpatch import pages, plots
 from vitpatch.outcome import Outcome, in_layer_order
 from vitpatch.shown import Shown, ShownImage
+from vitpatch.spec import window_word
 from vitpatch.tokens import cell
 
 
@@ -42,8 +43,10 @@ def over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
 
 def _first_of(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
     """What is shown of a run with several windows, heads or kinds of token groups, in words for a title."""
-    names = ("window", "head") if heads else ("window",)
-    words = [f"{name} {summary[name].loc[row]}" for name in names if summary[name].nunique() > 1]
+    said = {"window": window_word(summary["window"].loc[row])}
+    if heads:
+        said["head"] = summary["head"].loc[row]
+    words = [f"{name} {value}" for name, value in said.items() if summary[name].nunique() > 1]
     kinds = {name.partition(":")[0] for name in summary["tokens"]}
     if len(kinds) > 1:
         words.append(f"tokens {summary['tokens'].loc[row].partition(':')[0]}")

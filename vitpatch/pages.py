@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, colour_bar, cut, headline
+from vitpatch.plots import (
+    GREEN,
+    LEAST_LIMIT,
+    METRIC_NAMES,
+    MOST_LINES,
+    ORANGE,
+    STYLES,
+    Caption,
+    colour_bar,
+    cut,
+    headline,
+)
 from vitpatch.spec import BaseRun, Metric
 
 MOST_MAPS = 12
@@ -152,7 +163,7 @@ def _number(axes: Axes, map_axes: MapAxes) -> None:
 
 
 def _limit(maps: NDArray[np.floating]) -> float:
-    return max(float(np.nanmax(np.abs(maps))), 1e-12)
+    return max(float(np.nanmax(np.abs(maps))), LEAST_LIMIT)
 
 
 def _draw_map(axes: Axes, values: NDArray[np.floating], limit: float) -> AxesImage:

@@ -30,6 +30,8 @@ FEW_CLUSTERS = 5
 """A class of fewer has no interval to speak of."""
 LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2
 """Inches of a heatmap that a title and a colour bar have room in."""
+LEAST_LIMIT = 1e-6
+"""Effects below are what rounding leaves: no colour scale ends before."""
 LONGEST_NAME = 32
 """Letters of a class's name."""
 STYLES = tuple(
@@ -137,9 +139,10 @@ def width_for(layers: int) -> float:
 
 
 def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
-    """Ticks at the layers, of many at every second, third, …"""
+    """Ticks at the layers, of many at every second, third, …; half a layer is left beside the first and the last."""
     layers = sorted(set(layers))
     axes.set_xticks(layers[:: -(-len(layers) // most)])
+    axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
 
 
 def whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
@@ -210,7 +213,7 @@ def cut(name: str, longest: int = LONGEST_NAME) -> str:
 
 def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
     """Means as colours and numbers, rows × columns; ``limit`` is the colours' end on both sides of 0."""
-    limit = max(limit, 1e-12)
+    limit = max(limit, LEAST_LIMIT)
     means = np.array([[e.mean for e in row] for row in estimates])
     image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     for (row, column), value in np.ndenumerate(means):
