@@ -6,6 +6,8 @@ import itertools
 import json
 import logging
 import random
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,6 @@ from vitpatch.profiles import STRETCH
 from vitpatch.spec import VitPatchError
 from vitpatch.store import RunFolder
 
-ALWAYS = {"layer_profile", "heatmap", "classes", "examples_random"}
-"""Pictures of every run."""
 OF_SUITE, OF_LONG = 20, 220
 APART = (
     ("seed=2",),
@@ -113,13 +113,33 @@ def make_run(cfg: DictConfig, folder: Path, seen: Seen) -> bool:
         return False
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["counts"]["included"] > 0 and not any(map(NO_NUMBER.search, manifest["notes"]))
-    assert set(seen.problems) >= ALWAYS
+    summary = pd.read_csv(folder / "summary.csv")
+    assert set(seen.problems) == set(pictures_of(summary, manifest))
     assert not any(seen.problems.values()), {name: what for name, what in seen.problems.items() if what}
     check_scale(folder, manifest, seen.limits)
     for file in (folder / "figures").iterdir():
         with Image.open(file) as image:
             assert np.asarray(image.convert("L")).std() > 5, file.name
     return True
+
+
+def pictures_of(summary: pd.DataFrame, manifest: dict) -> Iterator[str]:
+    """The pictures that a run of this summary has."""
+    yield from ("layer_profile", "heatmap", "classes", "examples_random")
+    groups, heads = set(summary["tokens"]), manifest["identity"]["target"]["heads"]
+    has_peak, several_windows = manifest["peak_layer"] is not None, summary["window"].nunique() > 1
+    is_handover = summary["site"].iloc[0].startswith("resid") and {"cls", "patches"} <= groups and not several_windows
+    found = {
+        "examples_sorted": has_peak,
+        "examples_largest": manifest["total_effect"]["mean"] is not None,
+        "peak": has_peak and manifest["counts"]["clusters"] > 1,
+        "heads": heads not in (None, "joint") and len(groups) <= 4,
+        "windows": several_windows and summary["head"].nunique() == 1 and len(groups) <= 4,
+        "maps": any(re.search(r":\d+x\d+$", group) for group in groups),
+        "direct": summary["direct_log_odds"].notna().all(),
+        "handover": is_handover and summary["recovered"].notna().all(),
+    }
+    yield from (name for name, is_there in found.items() if is_there)
 
 
 def check_scale(folder: Path, manifest: dict, limits: list[tuple[float, float]]) -> None:

@@ -339,6 +339,8 @@ def _said_peak(outcome: Outcome, peak: pd.Series) -> list[str]:
 
 
 def _with_interval(estimate: Estimate) -> str:
+    if np.isnan(estimate.mean):
+        return "none: no included image has such a partner"
     if not estimate.known:
         return f"{estimate.mean:+.3f} (one cluster: no interval)"
     return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

@@ -58,10 +58,11 @@ def draw(outcome: Outcome, shown: Shown, manifest: Mapping[str, Any]) -> Drawn:
 
 
 def _beside(outcome: Outcome) -> profiles.Beside:
-    """What the profile is drawn beside, in words."""
+    """What the profile is drawn beside, in words; without controls that no included image has a partner for."""
     run = "clean" if outcome.study.direction is Direction.DENOISE else "corrupted"
-    own = f"donor: the image itself, {run} (mean effect)" if outcome.controls else "mean effect"
-    controls = {f"effect_{donor}": _said_control(outcome, donor) for donor in outcome.controls}
+    known = [donor for donor in outcome.controls if outcome.summary[f"effect_{donor}"].notna().any()]
+    own = f"donor: the image itself, {run} (mean effect)" if known else "mean effect"
+    controls = {f"effect_{donor}": _said_control(outcome, donor) for donor in known}
     everyone = ""
     if outcome.unselected is not None:
         images = counted(outcome.unselected.images, "image")

@@ -212,7 +212,8 @@ def _said(row: dict[str, Any], controls: Mapping[str, str]) -> str:
     """A row, its effect with interval and those of controls, in words."""
     interval = "" if np.isnan(row["effect_low"]) else f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
     donors = {column: column.removeprefix("effect_").replace("_", " ") for column in controls}
-    others = "".join(f"; {donor} {row[column]:+.3f}" for column, donor in donors.items())
+    known = {donor: row[column] for column, donor in donors.items() if not np.isnan(row[column])}
+    others = "".join(f"; {donor} {effect:+.3f}" for donor, effect in known.items())
     return f"layer {row['layer']}, {row['series']}: {row['effect']:+.3f}{interval}{others}"
 
 
