@@ -19,7 +19,7 @@ FALLS_BACK = "whole = direct"
 
 
 def problems_of(figure: Figure, name: str) -> list[str]:
-    """In words what cannot be so; the figure has been drawn."""
+    """In words what cannot be so, whether the figure is written yet or not."""
     words = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
     found = [f"says {text!r}" for text in words if NO_NUMBER.search(text)]
     for i, axes in enumerate(figure.axes):
