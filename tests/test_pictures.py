@@ -9,6 +9,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from vitpatch import evidence, examples, panels, pictures, plots, profiles, store
+from vitpatch.outcome import _with_interval
 from vitpatch.pictures import draw
 from vitpatch.redrawn import outcome_of, redraw
 from vitpatch.shown import Shown
@@ -111,6 +112,7 @@ def test_a_control_that_no_image_has_is_not_said():
     rows = a_summary(series=tuple(f"h{i}" for i in range(20)), layers=1).assign(effect_same_class=np.nan)
     words = words_of(profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION))
     assert any("other class -0.100" in one for one in words) and not any("same class" in one for one in words)
+    assert _with_interval(NONE) == "none: no included image has such a partner"
 
 
 def test_a_layer_by_itself_is_in_the_middle():
