@@ -385,6 +385,13 @@ def test_no_scale_is_of_nothing(read_page):
                     assert any(row[channel["field"]] is not None for row in rows), channel
 
 
+def test_a_cell_without_an_interval_has_no_dot(comparison):
+    unknown = comparison.profiles.assign(effect_low=np.nan, effect_high=np.nan)
+    for profiles, some in ((comparison.profiles.assign(effect_low=0.1, effect_high=0.2), True), (unknown, False)):
+        (chart, *_) = page_charts.heatmaps(replace(comparison, profiles=profiles))
+        assert any(row["sure"] for row in chart.spec["data"]["values"]) is some
+
+
 def test_cells_of_heatmaps_lead_to_their_runs(far, far_page):
     folders = set(far.overview["folder"].map(lambda folder: address(f"{folder}/")))
     for section in ("heatmap", "rank"):

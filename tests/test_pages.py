@@ -1,10 +1,14 @@
 """What the pages of single images say on their axes, and labels that look like formulas."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import pictures, write_parquet
 
-from vitpatch.pages import MapAxes, Trace, map_page
+from vitpatch.maps import over_the_image
+from vitpatch.pages import MapAxes, Trace, example_page, map_page
 from vitpatch.plots import Caption, layer_words
 from vitpatch.spec import PREFIX, SUFFIX, BaseRun, Metric
 
@@ -12,6 +16,27 @@ from vitpatch.spec import PREFIX, SUFFIX, BaseRun, Metric
 def trace(maps, beside=()):
     images = {run: np.zeros((4, 4, 3), np.uint8) for run in BaseRun}
     return Trace("cat", images, dict.fromkeys(BaseRun, "cat"), dict.fromkeys(BaseRun, 0.5), {}, maps, beside)
+
+
+def test_each_series_of_an_image_is_at_its_own_layers():
+    patched = {"w3": (np.array([1]), np.array([0.4])), "w1": (np.array([0, 1, 2]), np.array([0.1, 0.2, 0.3]))}
+    figure = example_page([replace(trace(None), patched=patched)], "layer", "", Caption("t", Metric.PROB, 1, 1))
+    lines = {line.get_label(): line for line in figure.axes[2].get_lines()}
+    for name, (layers, values) in patched.items():
+        line = lines[f"patched run, {name}"]
+        assert np.array_equal(line.get_xdata(), layers) and np.array_equal(line.get_ydata(), values)
+    assert list(figure.axes[2].get_xticks()) == [0, 1, 2]
+
+
+def test_maps_are_of_the_layers_of_one_window_in_order():
+    cells = [f"each:{row}x{column}" for row in range(2) for column in range(2)]
+    places = [(PREFIX, layer) for layer in (3, 1)] + [(1, layer) for layer in (1, 3, 0, 2)]
+    rows = [{"window": w, "layer": layer, "head": -1, "tokens": name} for w, layer in places for name in cells]
+    summary = pd.DataFrame(rows)
+    at = over_the_image(summary)
+    assert at.shape == (2, 2, 2) and set(summary["window"][at.ravel()]) == {PREFIX}
+    assert summary["layer"][at[:, 0, 0]].tolist() == [1, 3]
+    assert summary["tokens"][at[0].ravel()].tolist() == cells
 
 
 def texts(ticks):

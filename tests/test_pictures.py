@@ -9,6 +9,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from vitpatch import evidence, examples, panels, pictures, plots, profiles, store
+from vitpatch.outcome import _with_interval
 from vitpatch.pictures import draw
 from vitpatch.redrawn import outcome_of, redraw
 from vitpatch.shown import Shown
@@ -95,6 +96,34 @@ def test_controls_that_leave_the_axis_are_whole_below(deep, number):
     assert len(figure.axes) == number and (low < deep < high) == (number == 1)
     whole = figure.axes[-1]
     assert whole.get_ylim()[0] < deep and whiskers_of(whole, rows, "effect_other_class")
+
+
+@pytest.mark.parametrize("unknown", ["_low", "_high"])
+def test_a_control_without_an_interval_is_whole_below(unknown):
+    rows = a_summary(deep=-2.0)
+    known = profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION)
+    of_one = {f"effect_same_class{end}": np.nan for end in ("_low", "_high")} | {f"effect_other_class{unknown}": np.nan}
+    figure = profiles.layer_profile(rows.assign(**of_one), profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION)
+    above, below = figure.axes
+    assert above.get_ylim() == known.axes[0].get_ylim() and below.get_ylim()[0] < -2 < above.get_ylim()[0]
+
+
+def test_a_control_that_no_image_has_is_not_said():
+    rows = a_summary(series=tuple(f"h{i}" for i in range(20)), layers=1).assign(effect_same_class=np.nan)
+    words = words_of(profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION))
+    assert any("other class -0.100" in one for one in words) and not any("same class" in one for one in words)
+    assert _with_interval(NONE) == "none: no included image has such a partner"
+
+
+def test_a_layer_by_itself_is_in_the_middle():
+    beside = profiles.Beside(TOTAL, None, "own", CONTROLS)
+    assert profiles.layer_profile(a_summary(layers=1), beside, CAPTION).axes[0].get_xlim() == (-0.5, 0.5)
+
+
+def test_what_rounding_leaves_has_no_colour():
+    tiny = [plots.OfClass("cat", 9, 9, [Estimate(1e-8, np.nan, np.nan, np.nan)], 0.0)]
+    (image,) = plots.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
+    assert image.get_clim() == (-plots.LEAST_LIMIT, plots.LEAST_LIMIT)
 
 
 def test_donors_of_several_series_have_a_panel_each():

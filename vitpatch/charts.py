@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitpatch.cells import Link
+from vitpatch.plots import LEAST_LIMIT
 
 Spec = dict[str, Any]
 Row = Mapping[str, Any]
@@ -220,7 +221,7 @@ class Heatmap:
         }
         x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
         x["axis"] = {"labelLimit": 0, "labelAngle": 0 if self.column_title else -40}
-        limit = max(self.limit, 1e-9)
+        limit = max(self.limit, LEAST_LIMIT)
         scale = {"scheme": "redblue", "reverse": True, "domain": [_short(-limit), 0, _short(limit)], "type": "linear"}
         legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220, "titleLimit": 0}
         colour = {"field": "value", "type": "quantitative", "scale": scale, "title": self.title, "legend": legend}

@@ -16,7 +16,7 @@ from vitpatch.comparison import Comparison
 from vitpatch.facets import grids, least_to_most, lines
 from vitpatch.figure_words import INTERVALS, axis_words, labels_of, plain, sample, title_of
 from vitpatch.page_tables import largest, place_words
-from vitpatch.plots import BLUE, ORANGE, headline, legend_below
+from vitpatch.plots import BLUE, LEAST_HEIGHT, LEAST_LIMIT, ORANGE, colour_bar, headline, legend_below
 from vitpatch.profile_figures import grid_figure, overlay_figure, relative_depth_figure
 from vitpatch.run_labels import LONGEST, elided
 from vitpatch.store import DPI, written_beside
@@ -56,7 +56,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _colours(axes: Axes, values: np.ndarray, limit: float, rows: Sequence[str], columns: Sequence[Any]) -> Any:
     """A heatmap with named rows and columns, 0 white."""
-    limit = max(limit, 1e-12)
+    limit = max(limit, LEAST_LIMIT)
     image = axes.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns], fontsize=8)
@@ -74,7 +74,8 @@ def _heatmap(comparison: Comparison, metric: str) -> Figure:
         cells[name].unstack().reindex(index=names, columns=layers).to_numpy(float)
         for name in ("effect", "effect_low", "effect_high")
     )
-    figure = Figure(figsize=(4.2 + 0.34 * len(layers), 1.9 + 0.26 * len(names)), layout="constrained")
+    size = 4.2 + 0.34 * len(layers), max(1.9 + 0.26 * len(names), LEAST_HEIGHT)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     image = _colours(
         axes,
@@ -87,7 +88,7 @@ def _heatmap(comparison: Comparison, metric: str) -> Figure:
         ink = "white" if abs(effect[row, column]) > 0.6 * np.nanmax(np.abs(effect)) else "#444444"
         axes.plot(column, row, "o", color=ink, markersize=2)
     axes.set_xlabel("layer")
-    figure.colorbar(image, ax=axes, label=f"mean {axis_words(metric)}", pad=0.02)
+    colour_bar(figure, image, [axes], f"mean {axis_words(metric)}")
     more = f"; the first {MOST_ROWS}" if table["line"].nunique() > MOST_ROWS else ""
     headline(figure, *title_of(comparison, f"run × layer{more}", f"{sample(runs)}; dot: 95 % interval without 0"))
     return figure

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vitpatch import pages, plots
-from vitpatch.outcome import Outcome
+from vitpatch.outcome import Outcome, in_layer_order
 from vitpatch.shown import Shown, ShownImage
+from vitpatch.spec import window_word
 from vitpatch.tokens import cell
 
 
@@ -33,7 +34,7 @@ def over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
     first = summary[[name.startswith(f"{kinds[0]}:") and cell(name) is not None for name in summary["tokens"]]]
     first = first[(first["window"] == first["window"].iloc[0]) & (first["head"] == first["head"].iloc[0])]
     cells = [cell(name) for name in first["tokens"]]
-    layers = {layer: i for i, layer in enumerate(dict.fromkeys(first["layer"]))}
+    layers = {layer: i for i, layer in enumerate(sorted(set(first["layer"])))}
     at = np.empty((len(layers), *(max(c[axis] for c in cells) + 1 for axis in (0, 1))), dtype=np.intp)
     for row, layer, (y, x) in zip(first.index, first["layer"], cells, strict=True):
         at[layers[layer], y, x] = row
@@ -42,8 +43,10 @@ def over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
 
 def _first_of(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
     """What is shown of a run with several windows, heads or kinds of token groups, in words for a title."""
-    names = ("window", "head") if heads else ("window",)
-    words = [f"{name} {summary[name].loc[row]}" for name in names if summary[name].nunique() > 1]
+    said = {"window": window_word(summary["window"].loc[row])}
+    if heads:
+        said["head"] = summary["head"].loc[row]
+    words = [f"{name} {value}" for name, value in said.items() if summary[name].nunique() > 1]
     kinds = {name.partition(":")[0] for name in summary["tokens"]}
     if len(kinds) > 1:
         words.append(f"tokens {summary['tokens'].loc[row].partition(':')[0]}")
@@ -54,7 +57,7 @@ def _of_cls(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
     """The rows of ``each:cls`` by layer, of the window and head that maps are of; empty where there are none."""
     shown = summary.iloc[at.flat[0]]
     same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
-    rows = summary[same & (summary["tokens"] == "each:cls")].index
+    rows = summary[same & (summary["tokens"] == "each:cls")].sort_values("layer").index
     return rows.tolist() if len(rows) == len(at) else []
 
 
@@ -80,24 +83,25 @@ def image_pages(outcome: Outcome, shown: Shown, caption: plots.Caption, summary:
 def _page(
     traces: list[pages.Trace], outcome: Outcome, summary: pd.DataFrame, chosen: str, caption: plots.Caption
 ) -> Figure:
-    layers, over_image = list(dict.fromkeys(summary["layer"])), over_the_image(summary)
+    over_image = over_the_image(summary)
     if traces[0].maps is not None:
         row = 0 if over_image is None else over_image.flat[0]
         caption = also(caption, _first_of(summary, row, heads=over_image is not None))
     if over_image is not None:
-        return pages.map_page(traces, [f"layer {layer}" for layer in layers], None, chosen, caption)
+        names = [f"layer {layer}" for layer in summary["layer"].iloc[over_image[:, 0, 0]]]
+        return pages.map_page(traces, names, None, chosen, caption)
     if traces[0].maps is not None:
-        heads = list(dict.fromkeys(summary["head"]))
+        heads, layers = list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"]))
         return pages.map_page(traces, ["layer × head"], pages.MapAxes(heads, layers), chosen, caption)
-    return pages.example_page(traces, layers, plots.layer_words(set(summary["window"])), chosen, caption)
+    return pages.example_page(traces, plots.layer_words(set(summary["window"])), chosen, caption)
 
 
 def _maps_at(outcome: Outcome, summary: pd.DataFrame) -> NDArray[np.intp] | None:
     """Rows of the summary as maps of one image: over the image by layer, or one of layer × head."""
     over_image = over_the_image(summary)
     if over_image is None and outcome.study.target.one_head_at_a_time:
-        first = summary[summary["tokens"] == summary["tokens"].iloc[0]]
-        return first.index.to_numpy().reshape(1, first["layer"].nunique(), -1)
+        first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
+        return in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
     return over_image
 
 
@@ -105,8 +109,9 @@ def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFram
     """What is drawn of each image, from what was kept of it."""
     maps, over_image = _maps_at(outcome, summary), over_the_image(summary)
     of_cls = [] if over_image is None else _of_cls(summary, over_image)
-    series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
-    recipient, traces = outcome.study.direction.recipient, []
+    of_series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
+    of_series = {name: in_layer_order(summary, rows) for name, rows in of_series.items()}
+    recipient, layers, traces = outcome.study.direction.recipient, summary["layer"].to_numpy(), []
     for image in images:
         effects = image.patched - image.base[recipient]
         traces.append(
@@ -115,7 +120,7 @@ def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFram
                 pictures=image.pictures,
                 predictions=image.predicted,
                 base=image.base,
-                patched={name: image.patched[at] for name, at in series.items()},
+                patched={name: (layers[rows], image.patched[rows]) for name, rows in of_series.items()},
                 maps=None if maps is None else effects[maps],
                 said=_said(outcome, effects),
                 beside=tuple(f"CLS {effect:+.2f}" for effect in effects[of_cls]),

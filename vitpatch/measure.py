@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitpatch import inference, stats
 from vitpatch.config import Study
-from vitpatch.outcome import Outcome, PeakOfGroup, Unselected, groups_of, metric_of
+from vitpatch.outcome import Outcome, PeakOfGroup, Unselected, groups_of, in_layer_order, metric_of
 from vitpatch.plan import run_of
 from vitpatch.resamples import Array, Resamples, Spread
 from vitpatch.spec import Direction, Donor, Estimate, Metric, Tested, VitPatchError
@@ -280,7 +280,7 @@ def _marginals(
 def _peaks(summary: pd.DataFrame, effects: Array, towards: float, resamples: Resamples) -> Iterator[PeakOfGroup]:
     """Of each group of rows that layers are compared in: the rows that may be its peak, and its size."""
     for name, rows in groups_of(summary).items():
-        ordered = rows[np.argsort(summary["layer"].to_numpy()[rows], kind="stable")]
+        ordered = in_layer_order(summary, rows)
         values = effects[:, ordered]
         found = inference.peak_set(values, towards, resamples.clusters, resamples.seed)
         size = inference.peak_size(values, towards, resamples.clusters, resamples.seed)

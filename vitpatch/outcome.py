@@ -175,6 +175,11 @@ def series_of(summary: pd.DataFrame) -> list[str]:
     return ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
 
 
+def in_layer_order(summary: pd.DataFrame, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Rows of the summary from the first layer to the last, as they came within one layer."""
+    return rows[np.argsort(summary["layer"].to_numpy()[rows], kind="stable")]
+
+
 def metric_of(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.ndarray:
     """A base run's metric by image; the clean run's KL from itself is 0."""
     if metric is Metric.KL and base_run is BaseRun.CLEAN:
@@ -348,6 +353,8 @@ def _said_peak(outcome: Outcome, peak: pd.Series) -> list[str]:
 
 
 def _with_interval(estimate: Estimate) -> str:
+    if np.isnan(estimate.mean):
+        return "none: no included image has such a partner"
     if not estimate.known:
         return f"{estimate.mean:+.3f} (one cluster: no interval)"
     return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

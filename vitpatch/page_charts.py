@@ -172,8 +172,8 @@ def heatmaps(comparison: Comparison) -> list[Chart]:
     for metric in dict.fromkeys(metric_of):
         rows = _shortened(table[table["run"].map(metric_of) == metric])
         cells = [
-            one | {"row": one["line"], "column": one["layer"], "sure": not row_low <= 0 <= row_high}
-            for one, row_low, row_high in zip(records(rows), rows["effect_low"], rows["effect_high"], strict=True)
+            one | {"row": one["line"], "column": one["layer"], "sure": low > 0 or high < 0}
+            for one, low, high in zip(records(rows), rows["effect_low"], rows["effect_high"], strict=True)
         ]
         names, layers = list(dict.fromkeys(rows["line"])), sorted(set(rows["layer"]))
         limit = float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))

@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.plots import GREEN, METRIC_NAMES, MOST_LINES, ORANGE, STYLES, Caption, cut, headline
+from vitpatch.plots import (
+    GREEN,
+    LEAST_LIMIT,
+    METRIC_NAMES,
+    MOST_LINES,
+    ORANGE,
+    STYLES,
+    Caption,
+    colour_bar,
+    cut,
+    headline,
+)
 from vitpatch.spec import BaseRun, Metric
 
 MOST_MAPS = 12
@@ -24,16 +35,16 @@ MOST_MAPS = 12
 class Trace:
     """One image for an example page.
 
-    ``pictures`` (height, width, 3) uint8 and ``base``, the metric, by base run; ``patched`` the metric by series,
-    (layers,) each; or ``maps``, effects (layers, rows, columns) over the image, or one of layer × head; ``beside`` a
-    map, in words, what is not an image patch; ``said`` of the image, in words.
+    ``pictures`` (height, width, 3) uint8 and ``base``, the metric, by base run; ``patched`` by series its layers in
+    order and the metric there, (layers,) each; or ``maps``, effects (layers, rows, columns) over the image, or one of
+    layer × head; ``beside`` a map, in words, what is not an image patch; ``said`` of the image, in words.
     """
 
     name: str
     pictures: dict[BaseRun, NDArray[np.uint8]]
     predictions: dict[BaseRun, str]
     base: dict[BaseRun, float]
-    patched: dict[str, NDArray[np.floating]]
+    patched: dict[str, tuple[NDArray[np.integer], NDArray[np.floating]]]
     maps: NDArray[np.floating] | None = None
     beside: tuple[str, ...] = ()
     said: str = ""
@@ -47,9 +58,7 @@ class MapAxes:
     layers: Sequence[int]
 
 
-def example_page(
-    traces: Sequence[Trace], layers: Sequence[int], layer_words: str, chosen: str, caption: Caption
-) -> Figure:
+def example_page(traces: Sequence[Trace], layer_words: str, chosen: str, caption: Caption) -> Figure:
     """For each image: clean, corrupted, and the metric as each layer's window is patched, with both base runs as lines.
 
     ``layer_words`` name the axis, ``chosen`` says in words how the images were picked.
@@ -58,7 +67,7 @@ def example_page(
     grid = figure.subplots(len(traces), 3, width_ratios=(1, 1, 3.4), squeeze=False)
     for row, trace in zip(grid, traces, strict=True):
         _draw_pictures(row, trace)
-        _draw_trace(row[2], trace, layers, caption.metric)
+        _draw_trace(row[2], trace, caption.metric)
     grid[-1][2].set_xlabel(layer_words)
     handles, labels = grid[0][2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -77,15 +86,15 @@ def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
     row[0].set_ylabel(trace.said, fontsize=7)
 
 
-def _draw_trace(axes: Axes, trace: Trace, layers: Sequence[int], metric: Metric) -> None:
+def _draw_trace(axes: Axes, trace: Trace, metric: Metric) -> None:
     axes.axhline(trace.base[BaseRun.CLEAN], color=GREEN, linewidth=1.5, linestyle="-", label="clean run")
     axes.axhline(trace.base[BaseRun.CORRUPT], color=ORANGE, linewidth=1.5, linestyle="--", label="corrupted run")
-    for (colour, marker), (name, patched) in zip(STYLES, trace.patched.items(), strict=False):
+    for (colour, marker), (name, (layers, patched)) in zip(STYLES, trace.patched.items(), strict=False):
         label = f"patched run, {name}" if name else "patched run"
         axes.plot(layers, patched, f"{marker}-", color=colour, markersize=4, linewidth=1.2, label=label)
     if metric is Metric.PROB:
         axes.set_ylim(-0.03, 1.03)
-    axes.set_xticks(layers)
+    axes.set_xticks(sorted({int(layer) for layers, _ in trace.patched.values() for layer in layers}))
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", alpha=0.25)
     axes.set_ylabel(str(metric), fontsize=8)
@@ -108,9 +117,7 @@ def effect_maps(
         axes.set_title(f"layer {layer}{words}", fontsize=8)
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
-    bar = figure.colorbar(image, ax=list(panels), pad=0.02)
-    label = f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}"
-    bar.set_label("\n".join(textwrap.wrap(label, 12 * int(figure.get_figheight()))), fontsize=8)
+    colour_bar(figure, image, panels, f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}")
     headline(figure, caption.title, caption.sample)
     return figure
 
@@ -156,7 +163,7 @@ def _number(axes: Axes, map_axes: MapAxes) -> None:
 
 
 def _limit(maps: NDArray[np.floating]) -> float:
-    return max(float(np.nanmax(np.abs(maps))), 1e-12)
+    return max(float(np.nanmax(np.abs(maps))), LEAST_LIMIT)
 
 
 def _draw_map(axes: Axes, values: NDArray[np.floating], limit: float) -> AxesImage:

@@ -43,7 +43,8 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
     width = min(width_for(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
     rows = 2 if len(sums) else 1
     figure = Figure(figsize=(width, 4.4 + 2.6 * (rows - 1)), layout="constrained")
-    grid = figure.subplots(rows, len(groups), sharey="row", squeeze=False, height_ratios=(4.4, 2.6)[:rows])
+    shared = {"sharex": "col", "sharey": "row"}
+    grid = figure.subplots(rows, len(groups), squeeze=False, height_ratios=(4.4, 2.6)[:rows], **shared)
     for i, (panels, tokens) in enumerate(zip(grid.T, groups, strict=True)):
         of_group = summary[summary["tokens"] == tokens]
         references(panels[0], Beside(total))

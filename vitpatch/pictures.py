@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vitpatch import evidence, panels, plots, profiles, stats
 from vitpatch.maps import also, image_pages, mean_maps, over_the_image
 from vitpatch.measure import singles_of
-from vitpatch.outcome import Outcome, PeakOfGroup, is_handover, series_of
+from vitpatch.outcome import Outcome, PeakOfGroup, in_layer_order, is_handover, series_of
 from vitpatch.resamples import Resamples
 from vitpatch.shown import Shown, label_words
 from vitpatch.spec import Direction, Donor, Estimate, counted
@@ -58,10 +58,11 @@ def draw(outcome: Outcome, shown: Shown, manifest: Mapping[str, Any]) -> Drawn:
 
 
 def _beside(outcome: Outcome) -> profiles.Beside:
-    """What the profile is drawn beside, in words."""
+    """What the profile is drawn beside, in words; without controls that no included image has a partner for."""
     run = "clean" if outcome.study.direction is Direction.DENOISE else "corrupted"
-    own = f"donor: the image itself, {run} (mean effect)" if outcome.controls else "mean effect"
-    controls = {f"effect_{donor}": _said_control(outcome, donor) for donor in outcome.controls}
+    known = [donor for donor in outcome.controls if outcome.summary[f"effect_{donor}"].notna().any()]
+    own = f"donor: the image itself, {run} (mean effect)" if known else "mean effect"
+    controls = {f"effect_{donor}": _said_control(outcome, donor) for donor in known}
     everyone = ""
     if outcome.unselected is not None:
         images = counted(outcome.unselected.images, "image")
@@ -141,7 +142,7 @@ def _stability(group: PeakOfGroup, summary: pd.DataFrame, by_layer: bool) -> evi
 def _by_class(outcome: Outcome, summary: pd.DataFrame, caption: plots.Caption) -> dict[str, Figure]:
     """Class × layer, and a profile a class, of the series that the peak is in."""
     series = summary["series"].iloc[0] if outcome.peak is None else summary.loc[outcome.peak.name, "series"]
-    rows = np.flatnonzero(summary["series"] == series)
+    rows = in_layer_order(summary, np.flatnonzero(summary["series"] == series))
     classes = list(_classes(outcome, rows))
     if series:
         caption = also(caption, f": {series}")

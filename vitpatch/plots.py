@@ -28,6 +28,10 @@ NAMED = 5
 """Of dots, how many are named."""
 FEW_CLUSTERS = 5
 """A class of fewer has no interval to speak of."""
+LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2
+"""Inches of a heatmap that a title and a colour bar have room in."""
+LEAST_LIMIT = 1e-6
+"""Effects below are what rounding leaves: no colour scale ends before."""
 LONGEST_NAME = 32
 """Letters of a class's name."""
 STYLES = tuple(
@@ -38,6 +42,8 @@ CHARACTERS_AN_INCH = 13.0
 """Of a title."""
 LEGEND_ROW = 0.21
 """Inches."""
+LABEL_CHARACTERS_AN_INCH = 15
+"""Of a colour bar's label."""
 LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8
 """Of a legend's label; characters that a handle takes the room of."""
 
@@ -120,15 +126,23 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: S
     figure.legend(by_label.values(), labels, **place)
 
 
+def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], words: str) -> None:
+    """The colour bar of some axes, its name broken where the figure ends."""
+    bar = figure.colorbar(image, ax=list(axes), pad=0.02)
+    room = max(int((figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
+    bar.set_label("\n".join(textwrap.wrap(words, room)), fontsize=8)
+
+
 def width_for(layers: int) -> float:
     """Inches that a profile of so many layers is wide."""
     return float(np.clip(2.5 + 0.28 * layers, 8, 16))
 
 
 def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
-    """Ticks at the layers, of many at every second, third, …"""
+    """Ticks at the layers, of many at every second, third, …; half a layer is left beside the first and the last."""
     layers = sorted(set(layers))
     axes.set_xticks(layers[:: -(-len(layers) // most)])
+    axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
 
 
 def whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
@@ -178,14 +192,15 @@ def class_heatmap(classes: Sequence[OfClass], layers: Sequence[int], layer_axis:
     axis.
     """
     shown, some = with_most_images(classes)
-    figure = Figure(figsize=(2.6 + 0.62 * len(layers), 1.9 + 0.36 * len(shown)), layout="constrained")
+    size = max(2.6 + 0.62 * len(layers), LEAST_WIDTH), max(1.9 + 0.36 * len(shown), LEAST_HEIGHT)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     estimates = [one.effects for one in shown]
     image = _heatmap(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(shown)), [f"{cut(one.name)} (n = {one.images})" for one in shown])
     axes.set_xlabel(layer_axis)
-    figure.colorbar(image, ax=axes, label=f"mean {caption.effect}", pad=0.02)
+    colour_bar(figure, image, [axes], f"mean {caption.effect}")
     bold = f"bold: 95 % interval without 0, of classes in {FEW_CLUSTERS} clusters or more"
     headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
     return figure
@@ -198,7 +213,7 @@ def cut(name: str, longest: int = LONGEST_NAME) -> str:
 
 def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
     """Means as colours and numbers, rows × columns; ``limit`` is the colours' end on both sides of 0."""
-    limit = max(limit, 1e-12)
+    limit = max(limit, LEAST_LIMIT)
     means = np.array([[e.mean for e in row] for row in estimates])
     image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     for (row, column), value in np.ndenumerate(means):
@@ -211,9 +226,10 @@ def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) 
 
 def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
     """Mean effect, layer × head, a panel a token group; numbers in bold where the 95 % interval leaves 0 out."""
-    groups, layers, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "layer", "head"))
-    width, height = 1.6 + 0.5 * len(heads), 1.6 + 0.32 * len(layers)
-    figure = Figure(figsize=(width * len(groups) + 1, height), layout="constrained")
+    groups, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "head"))
+    layers = sorted(set(summary["layer"]))
+    width, height = (1.6 + 0.5 * len(heads)) * len(groups) + 1, 1.6 + 0.32 * len(layers)
+    figure = Figure(figsize=(max(width, LEAST_WIDTH), max(height, LEAST_HEIGHT)), layout="constrained")
     limit = float(summary["effect"].abs().max())
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, tokens in zip(panels, groups, strict=True):
@@ -224,7 +240,7 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
         axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
     panels[0].set_ylabel("layer")
-    figure.colorbar(image, ax=list(panels), label=f"mean {caption.effect}", pad=0.02)
+    colour_bar(figure, image, panels, f"mean {caption.effect}")
     headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
     return figure
 

@@ -100,10 +100,12 @@ def _series_below(summary: pd.DataFrame, series: Sequence[str], beside: Beside) 
 
 
 def _reach(summary: pd.DataFrame, columns: Sequence[str], beside: Beside) -> float:
-    """How far an axis reaches that holds 0, the total effect, columns and the ends of their intervals."""
+    """How far an axis reaches that holds 0, the total effect, columns and the ends of their intervals, as far as these
+    are known."""
     names = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
     values = summary[[name for name in names if name in summary]].to_numpy(float)
-    return float(np.nanmax([values.max(), beside.total.mean, 0]) - np.nanmin([values.min(), beside.total.mean, 0]))
+    ends = [0, beside.total.mean, *values.flat]
+    return float(np.nanmax(ends) - np.nanmin(ends))
 
 
 def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
@@ -210,7 +212,8 @@ def _said(row: dict[str, Any], controls: Mapping[str, str]) -> str:
     """A row, its effect with interval and those of controls, in words."""
     interval = "" if np.isnan(row["effect_low"]) else f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
     donors = {column: column.removeprefix("effect_").replace("_", " ") for column in controls}
-    others = "".join(f"; {donor} {row[column]:+.3f}" for column, donor in donors.items())
+    known = {donor: row[column] for column, donor in donors.items() if not np.isnan(row[column])}
+    others = "".join(f"; {donor} {effect:+.3f}" for donor, effect in known.items())
     return f"layer {row['layer']}, {row['series']}: {row['effect']:+.3f}{interval}{others}"
 
 
