@@ -203,7 +203,7 @@ def test_the_digest_is_of_the_content(made, tmp_path):
             "data.label_column 'y': the data have the columns image, label",
         ),
         ({"path": "images.parquet", "image_column": "label"}, "expected images"),
-        ({"path": "images.parquet", "label_column": "image"}, "expected names, whole numbers or ClassLabel"),
+        ({"path": "images.parquet", "label_column": "image"}, "expected a name, a whole number or a ClassLabel"),
         ({"path": "images.parquet", "mask_column": "m"}, "data.mask_column 'm'"),
         ({"path": "images.parquet", "cluster_column": "c"}, "data.cluster_column 'c'"),
         ({"path": "images.parquet", "limit": 0}, "data.limit 0"),
