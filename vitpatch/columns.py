@@ -124,17 +124,15 @@ def _is_class(number: float, end: int) -> bool:
 
 def _of_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
     named = ["" if value is None else plain(value) for value in values]
-    names = {name for name in (*named, *map(plain, more)) if name}
-    if names and all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in names):
-        if not all(name.isdecimal() for name in names):  # 1.0, or -1
-            named = [str(int(float(name))) if name else "" for name in named]
-            named = ["" if name == str(UNKNOWN) else name for name in named]
-        ordered = sorted({*named} - {""}, key=lambda name: (int(name), name))
-    else:
-        ordered = sorted(names)
+    names = {name: name for name in (*named, *map(plain, more)) if name}
+    are_numbers = all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in names)
+    if are_numbers and not all(name.isdecimal() for name in names):  # 1.0, or -1
+        names = {name: str(int(float(name))) for name in names}
+    classes = {*names.values()} - ({str(UNKNOWN)} if are_numbers else set())
+    ordered = sorted(classes, key=lambda name: (int(name), name) if are_numbers else name)
     at = {name: number for number, name in enumerate(ordered)}
-    numbers = np.array([at.get(name, UNKNOWN) for name in named], dtype=np.int64)
-    return Labels(numbers, tuple(ordered), alphabetical=not all(name.isdecimal() for name in ordered))
+    numbers = np.array([at.get(names.get(name), UNKNOWN) for name in named], dtype=np.int64)
+    return Labels(numbers, tuple(ordered), alphabetical=not are_numbers)
 
 
 def plain(name: str) -> str:

@@ -22,7 +22,7 @@ def is_visible(path: Path) -> bool:
 
 def files_below(folder: Path) -> list[Path]:
     """All visible files below a folder, at any depth, also behind links to folders; ascending."""
-    return sorted(_walk(folder, ()))
+    return sorted(_walk(folder, tuple(folder.resolve().parents)))
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:
