@@ -221,6 +221,19 @@ def test_labels_that_contradict_the_folders_are_refused_unless_asked_for(tmp_pat
     assert opened(parts).label_names == ("x", "y")
 
 
+def test_numbers_of_metadata_have_the_names_of_the_folders_that_they_are_of(tmp_path):
+    """Else a model that has these names in another order would be asked for its own numbers."""
+    folder = put(tmp_path / "f", *NINE)
+    numbers = {"a": 2, "b": 0, "c": 1}
+    images = opened(metadata(folder, "csv", file_name=NINE, label=[numbers[name[0]] for name in NINE]))
+    assert images.label_names == ("b", "c", "a") and images.labels.tolist() == [2, 2, 2, 0, 0, 0, 1, 1, 1]
+    other = put(tmp_path / "g", *NINE)  # folders that are no classes
+    assert opened(metadata(other, "csv", file_name=NINE, label=[0, 1, 2] * 3)).label_names is None
+    named = put(tmp_path / "h", "0/x.png", "1/x.png")
+    with pytest.raises(VitPatchError, match=r"metadata.csv calls 0/x.png '1', its folder '0'"):
+        opened(metadata(named, "csv", file_name=["0/x.png", "1/x.png"], label=[1, 0]))
+
+
 def test_metadata_name_classes_masks_and_other_columns_of_files(tmp_path):
     from datasets import ClassLabel, Dataset, Features, Value
 

@@ -146,6 +146,7 @@ class FolderImages(ImageSource):
         if self.label_column == AUTO and "label" in metadata.features:
             where = f"data.path {self.path}: {metadata.names}"
             _check_folders_agree(images, _as_text(metadata, "label"), folder, where)
+            return _named_by_folders(metadata, folder)
         return metadata
 
     def classes_without_images(self) -> tuple[str, ...]:
@@ -186,6 +187,20 @@ def _check_folders_agree(files: list[Path], labels: list[str | None], folder: Pa
                 f"{where} calls {inside} {label!r}, its folder {inside.parts[0]!r}; mend one of them, or say "
                 "data.label_column=label for what the file says"
             )
+
+
+def _named_by_folders(metadata: Metadata, folder: Path) -> Metadata:
+    """Labels that are numbers from 0 on, one for each folder, are called as the folders are."""
+    from datasets import ClassLabel, Features, Value
+
+    labels, files = metadata.columns["label"], [file.relative_to(folder) for file in metadata.images]
+    called = {(label, file.parts[0]) for label, file in zip(labels, files, strict=True) if len(file.parts) > 1}
+    numbers, names = ({pair[at] for pair in called} for at in (0, 1))
+    is_number = isinstance(kind := metadata.features["label"], Value) and kind.dtype.startswith(("int", "uint"))
+    if not is_number or {*labels} != {*range(len(called))} or not len(called) == len(numbers) == len(names) > 1:
+        return metadata
+    label = ClassLabel(names=[name for _, name in sorted(called)])
+    return replace(metadata, features=Features(metadata.features | {"label": label}))
 
 
 def _of_files(files: list[Path], labels: list[str] | None = None) -> datasets.Dataset:
