@@ -280,9 +280,10 @@ def test_files_that_no_row_lists_and_metadata_that_are_not_read_are_said(tmp_pat
     )
     shutil.move(folder / "metadata.csv", folder / "Metadata.tsv")
     assert len(opened(folder, on_error="skip")) == 9
-    assert any(
-        "Metadata.tsv is not read; metadata files are metadata.csv, metadata.jsonl" in m for m in caplog.messages
-    )
+    unread = [
+        m for m in caplog.messages if "Metadata.tsv is not read; metadata files are metadata.csv, metadata.jsonl" in m
+    ]
+    assert len(unread) == 1
 
 
 def test_rows_of_one_image_may_be_a_cluster_and_missing_files_may_be_skipped(tmp_path):

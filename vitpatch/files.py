@@ -12,7 +12,7 @@ from vitpatch.data import ColumnNames
 from vitpatch.folders import files_below, images_below, images_in, is_image, is_visible, visible_matches
 from vitpatch.labels import fold
 from vitpatch.metadata import NAMES as METADATA_NAMES
-from vitpatch.metadata import Metadata, check_files, read_metadata
+from vitpatch.metadata import Metadata, check_files, log_unread, read_metadata
 from vitpatch.selection import AUTO
 from vitpatch.sources import ImageSource
 from vitpatch.spec import VitPatchError
@@ -95,6 +95,7 @@ class FolderImages(ImageSource):
                 f"data.path {self.path}: no such folder; give a folder with one folder of images a class, or an image"
             )
         folder = self._of_split(path)
+        log_unread(folder, path)
         if (metadata := read_metadata(folder, path)) is not None:
             check_files(metadata, folder, missing=self.on_error == "raise", twice=self.cluster_column is None)
             return self._with_labels(metadata, folder).rows()

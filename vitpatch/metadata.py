@@ -64,13 +64,8 @@ def read_metadata(folder: Path, top: Path) -> Metadata | None:
 
     They lie at any depth below it, or above it up to ``top``. Raises ``VitPatchError`` for what cannot be read.
     """
-    above = [parent for parent in folder.parents if parent == top or top in parent.parents]
-    there = [*(file for parent in above for file in sorted(filter(is_visible, parent.iterdir()))), *files_below(folder)]
-    there = [file for file in there if file.stem.lower() == "metadata" and file.is_file()]
-    for file in there:
-        if file.name not in NAMES:
-            log.warning("data.path %s: %s is not read; metadata files are %s", top, file.name, ", ".join(NAMES))
-    parts = [part for file in there if file.name in NAMES if (part := _read(file, folder, top)) is not None]
+    files = [file for file in _called_metadata(folder, top) if file.name in NAMES]
+    parts = [part for file in files if (part := _read(file, folder, top)) is not None]
     if not parts:
         return None
     first = parts[0]
@@ -80,6 +75,20 @@ def read_metadata(folder: Path, top: Path) -> Metadata | None:
     columns = {name: [value for part in parts for value in part.columns[name]] for name in first.columns}
     names = " and ".join(dict.fromkeys(part.names for part in parts)) if len(parts) < 3 else f"{len(parts)} files"
     return Metadata(columns, first.features, first.of_files, names)
+
+
+def log_unread(folder: Path, top: Path) -> None:
+    """Logs the files that are called metadata in a form that is not read."""
+    for file in _called_metadata(folder, top):
+        if file.name not in NAMES:
+            log.warning("data.path %s: %s is not read; metadata files are %s", top, file.name, ", ".join(NAMES))
+
+
+def _called_metadata(folder: Path, top: Path) -> list[Path]:
+    """The files called metadata, in any form, below ``folder`` and above it up to ``top``."""
+    above = [parent for parent in folder.parents if parent == top or top in parent.parents]
+    there = [*(file for parent in above for file in sorted(filter(is_visible, parent.iterdir()))), *files_below(folder)]
+    return [file for file in there if file.stem.lower() == "metadata" and file.is_file()]
 
 
 def _read(file: Path, folder: Path, top: Path) -> Metadata | None:
