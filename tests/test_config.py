@@ -55,6 +55,12 @@ def test_training_keys_are_those_of_their_class(key):
     assert set(keys) - HYDRAS == set(inspect.signature(get_object(keys._target_)).parameters)
 
 
+@pytest.mark.parametrize("entry", ["patch", "train_eval"])
+def test_the_runs_seed_is_the_datas(entry):
+    data = composed(entry, "seed=7").data
+    assert (data.seed, data.shuffle_seed) == (7, "auto")
+
+
 def test_defaults_are_the_contracts():
     cfg = composed("patch")
     assert (cfg.window, cfg.direction, cfg.metric, cfg.rival) == (3, "denoise", "prob", "corrupt")

@@ -4,13 +4,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, pictures, write_parquet
+from conftest import NAMES, ROOT, pictures, write_parquet
 from PIL import Image
 
 from vitpatch.data import BadImage, ImageDataModule
 from vitpatch.files import DiskImages, FolderImages, ParquetImages
 from vitpatch.sources import HubImages
 from vitpatch.spec import VitPatchError
+from vitpatch.training_images import training_images
 
 
 def to_input(image):
@@ -203,7 +204,7 @@ def test_the_digest_is_of_the_content(made, tmp_path):
             "data.label_column 'y': the data have the columns image, label",
         ),
         ({"path": "images.parquet", "image_column": "label"}, "expected images"),
-        ({"path": "images.parquet", "label_column": "image"}, "expected names, whole numbers or ClassLabel"),
+        ({"path": "images.parquet", "label_column": "image"}, "expected a name, a whole number or a ClassLabel"),
         ({"path": "images.parquet", "mask_column": "m"}, "data.mask_column 'm'"),
         ({"path": "images.parquet", "cluster_column": "c"}, "data.cluster_column 'c'"),
         ({"path": "images.parquet", "limit": 0}, "data.limit 0"),
@@ -329,6 +330,9 @@ def test_each_key_of_the_selection_by_itself(many):
         ({"per_class": 0}, r"data.per_class 0"),
         ({"shuffle_seed": -1}, r"data.shuffle_seed -1"),
         ({"shuffle_seed": True}, r"data.shuffle_seed True"),
+        ({"shuffle_seed": "sorted"}, r"data.shuffle_seed 'sorted': expected auto, a whole number"),
+        ({"seed": -1}, r"data.seed -1"),
+        ({"seed": None}, r"data.seed None"),
         ({"classes": ["class_3"]}, r"selection is empty"),
         ({"label_column": None, "per_class": 2}, r"have no labels"),
         ({"label_column": None, "label_map": {"a": 1}}, r"have no labels"),
@@ -339,6 +343,108 @@ def test_a_wrong_selection_is_one_line(many, keys, says):
     with pytest.raises(VitPatchError, match=says) as error:
         ParquetImages(path=str(many), **keys).open()
     assert "\n" not in str(error.value)
+
+
+# --- a limit of rows that are sorted by class ---
+
+
+@pytest.fixture(scope="module")
+def in_blocks(tmp_path_factory):
+    """Two shards of 30 images in 3 classes, each sorted by class; ids from 0 to 59."""
+    folder = tmp_path_factory.mktemp("blocks")
+    for part in range(2):
+        write_parquet(folder / f"test-{part}.parquet", pictures(30, seed=part), np.repeat([0, 1, 2], 10).tolist())
+    return folder
+
+
+def test_a_limit_of_sorted_rows_is_of_all_classes_and_shards(in_blocks, caplog):
+    caplog.set_level("INFO", "vitpatch")
+    keys = dict(path=str(in_blocks), split="test")
+    images = ParquetImages(**keys, limit=12, seed=1).open()
+    assert np.bincount(images.labels).tolist() == [4, 4, 4] and images.ids.max() > 30
+    line = f"data {in_blocks}, split test: rows are sorted by class; 12 of 60 are taken in rounds over the classes by"
+    assert any(message.startswith(f"{line} seed 1") for message in caplog.messages)
+    assert set(images.ids) < set(ParquetImages(**keys, limit=24, seed=1).open().ids)
+    assert ParquetImages(**keys, limit=12, shuffle_seed=None).open().ids.tolist() == list(range(12))
+    assert ParquetImages(**keys, limit=12, seed=1, label_column=None).open().ids.tolist() == list(range(12))
+    assert ParquetImages(**keys, limit=12, seed=2).open().digest != images.digest
+    assert len({ParquetImages(**keys, seed=seed).open().digest for seed in (1, 2)}) == 1  # all rows: no seed in them
+    assert sum("in rounds" in message for message in caplog.messages) == 3
+
+
+@pytest.mark.parametrize("left_out", [{"class_0": None}, {0: None}, {"class_0": None, "class_2": None}])
+def test_a_limit_is_of_images_that_label_map_keeps(in_blocks, left_out):
+    for shuffle_seed in ("auto", None, 3):
+        keys = dict(path=str(in_blocks), split="test", limit=10, label_map=left_out, shuffle_seed=shuffle_seed)
+        labels = ParquetImages(**keys).open().labels
+        assert len(labels) == 10 and 0 not in labels
+
+
+def test_the_first_of_a_stream_are_taken_and_it_is_said_where_they_are_of_few_classes(in_blocks, caplog):
+    keys = dict(path=str(in_blocks), split="test", streaming=True)
+    assert HubImages(**keys, limit=8).open().ids.tolist() == list(range(8))
+    assert (
+        "the first 8 images of the stream are all of one class; data.shuffle_seed=0 draws from all of it" in caplog.text
+    )
+    HubImages(**keys, limit=25).open()
+    assert "the first 25 images of the stream are sorted by class" in caplog.text
+    caplog.clear()
+    HubImages(**keys, limit=8, shuffle_seed=None).open()  # asked for
+    assert len(np.unique(HubImages(**keys, limit=8, shuffle_seed=0).open().labels)) > 1
+    assert len(HubImages(**keys).open()) == 60 and not caplog.messages
+    left = HubImages(**keys, limit=8, label_map={"class_0": None}).open()
+    assert left.labels.tolist() == [1] * 8
+
+
+def test_training_images_of_a_stream_say_so_too(in_blocks, caplog):
+    source = HubImages(path=str(in_blocks), split="test", streaming=True)
+    assert len(training_images(source, "test", 6)) == 6
+    assert "the first 6 images of the stream are all of one class" in caplog.text
+
+
+def test_the_shipped_images_are_in_no_order_of_classes(caplog):
+    caplog.set_level("INFO", "vitpatch")
+    path = str(ROOT / "vitpatch" / "assets" / "emoji")
+    for split, limit in (("test", 256), ("train", 32)):
+        rows = ParquetImages(
+            path=path, split=split, limit=limit, seed=5, mask_column="mask", cluster_column="base"
+        ).open()
+        assert rows.ids.tolist() == list(range(limit))
+    assert not any("sorted" in message for message in caplog.messages)
+
+
+# --- clusters ---
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "says"),
+    [
+        (["p", "q", "p", "q"], [0, 1, 0, 1], None),
+        (["p", None, "p", None], [0, 1, 0, 2], "'c': 2 of 4 images have no value; each is a cluster of its own"),
+        ([None] * 4, [0, 1, 2, 3], "'c': 4 of 4 images have no value"),
+        (["p"] * 4, [0, 0, 0, 0], "'c': all 4 images are one cluster; there is no interval and no p of one"),
+    ],
+)
+def test_what_is_odd_about_clusters_is_said(tmp_path, caplog, values, clusters, says):
+    path = write_parquet(tmp_path / "c.parquet", pictures(1) * 4, [0, 1, 0, 1], c=values)
+    assert ParquetImages(path=str(path), cluster_column="c").open().clusters.tolist() == clusters
+    assert (says in caplog.text) if says else not caplog.messages
+
+
+def test_labels_as_clusters_are_said(many, caplog):
+    images = ParquetImages(path=str(many), cluster_column="label").open()
+    assert len(set(images.clusters.tolist())) == len(set(images.labels.tolist()))
+    assert "'label' is the label column: each class is one cluster" in caplog.text
+
+
+def test_rows_without_a_label_are_refused_unless_they_are_not_taken(tmp_path):
+    path = save(tmp_path, image=("i", pictures(1) * 4), label=("n", [0, 1, -1, None]))
+    with pytest.raises(
+        VitPatchError, match=r"'label': 2 of 4 rows have no label, the first is row 2; data.classes takes"
+    ):
+        ParquetImages(path=str(path)).open()
+    assert ParquetImages(path=str(path), classes=[0, 1]).open().ids.tolist() == [0, 1]
+    assert len(ParquetImages(path=str(path), label_column=None).open()) == 4
 
 
 # --- other places ---

@@ -69,7 +69,8 @@ class LabelledImages:
     """The selected rows of a source, in order of their ids.
 
     ``ids`` (images,) int64, their numbers in the split; ``labels`` (images,) int64, ``UNKNOWN`` of an image without;
-    ``label_names`` by label or ``None``; ``clusters`` (images,) int64, numbered by first appearance; ``digest``
+    ``label_names`` by label or ``None``, and whether labels are only their places in ``alphabetical`` order;
+    ``clusters`` (images,) int64, numbered by first appearance; ``digest``
     identifies ids, images, labels and clusters, whatever their files are called – of a ``fingerprint``, where images
     are not to be read for it. ``on_error`` and ``num_workers`` are the source's. ``left_out`` counts the images whose
     label is mapped to no class.
@@ -87,7 +88,9 @@ class LabelledImages:
         fingerprint: str | None = None,
         on_error: str = "raise",
         num_workers: int = 0,
+        alphabetical: bool = False,
     ) -> None:
+        self.alphabetical = alphabetical
         self._rows, self.columns, self.ids, self.labels, self.label_names = rows, columns, ids, labels, label_names
         self._where, self.on_error, self.num_workers = where, on_error, num_workers
         numbers: dict[Any, int] = {}
@@ -117,7 +120,7 @@ class LabelledImages:
             if (index := classes[label]) != LEFT_OUT:  # several may be of one class
                 own[index] += f" / {self.label_names[label]}" if own[index] else self.label_names[label]
         named = [here or there for here, there in zip(own, named, strict=True)]
-        new.labels, new.label_names = of_label[self.labels][kept], tuple(named)
+        new.labels, new.label_names, new.alphabetical = of_label[self.labels][kept], tuple(named), False
         new.ids, new._kept, new.left_out = self.ids[kept], self._kept[kept], len(self) - len(kept)
         new.digest = hashlib.sha256(f"{self.digest} {list(classes)}".encode()).hexdigest()[:16]
         _, first, again = np.unique(self.clusters[kept], return_index=True, return_inverse=True)

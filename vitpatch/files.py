@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from vitpatch.columns import AUTO
 from vitpatch.data import ColumnNames
+from vitpatch.folders import files_below, images_below, images_in, is_image, is_visible, visible_matches
+from vitpatch.labels import fold
+from vitpatch.metadata import NAMES as METADATA_NAMES
+from vitpatch.metadata import Metadata, check_files, log_unread, read_metadata
+from vitpatch.selection import AUTO
 from vitpatch.sources import ImageSource
 from vitpatch.spec import VitPatchError
 
@@ -31,7 +32,7 @@ class ParquetImages(ImageSource):
 
         path = Path(self.path).expanduser()
         if path.is_file():
-            if path.suffix.lower() in _image_suffixes():
+            if is_image(path):
                 raise VitPatchError(f"data.path {self.path}: is an image; use data=imagefolder data.path={self.path}")
             if self.split is not None:
                 raise VitPatchError(f"data.split {self.split}: data.path {self.path} is one file; leave it null")
@@ -39,8 +40,7 @@ class ParquetImages(ImageSource):
         elif path.is_dir():
             files = self._in_folder(path)
         else:
-            root = Path(path.anchor)
-            files = sorted(root.glob(str(path.relative_to(root))))
+            files = visible_matches(path)
         if not files:
             raise VitPatchError(
                 f"data.path {self.path}: no such file or folder; give a parquet file, a glob, or a folder of them and "
@@ -55,7 +55,7 @@ class ParquetImages(ImageSource):
 
     def _in_folder(self, folder: Path) -> list[Path]:
         """The files of the split; without one, all, where they are not of several."""
-        files = sorted(folder.glob("*.parquet"))
+        files = sorted(filter(is_visible, folder.glob("*.parquet")))
         splits = sorted({found[1] for file in files if (found := re.match(_OF_A_SPLIT, file.name))})
         if self.split is None and len(splits) > 1:
             raise VitPatchError(f"data.split null: the data have {', '.join(splits)}; choose one")
@@ -78,11 +78,13 @@ _CALLED = {"validation": ("val", "valid", "dev"), "train": ("training",), "test"
 class FolderImages(ImageSource):
     """A folder with one folder of images a class, or with such a folder for each split; one image; a folder of images.
 
-    A single image, and loose ones with ``label_column=None``, have no labels.
+    A class folder without any file is a class that has no images here. Files and folders whose names begin with a dot,
+    and those that systems leave behind, are not of the data (``vitpatch.folders``). ``metadata`` files give columns to
+    the images that they list. A single image, and loose ones with ``label_column=None``, have no labels.
     """
 
     def rows(self) -> datasets.Dataset:
-        """The rows in order of class, then file name."""
+        """The rows in order of class, then file name; of metadata in their order."""
         path = Path(self.path).expanduser()
         if path.is_file():
             if self.split is not None:
@@ -93,13 +95,16 @@ class FolderImages(ImageSource):
                 f"data.path {self.path}: no such folder; give a folder with one folder of images a class, or an image"
             )
         folder = self._of_split(path)
-        if self.label_column is None:
-            return _of_files(_images_below(folder))
-        return self._by_class(folder)
+        log_unread(folder, path)
+        if (metadata := read_metadata(folder, path)) is not None:
+            check_files(metadata, folder, missing=self.on_error == "raise", twice=self.cluster_column is None)
+            return self._with_labels(metadata, folder).rows()
+        files = images_below(folder)
+        return _of_files(files, None if self.label_column is None else self._class_names(files, folder))
 
     def _of_split(self, path: Path) -> Path:
         """The folder of the split, or ``path`` itself where it has the classes."""
-        inside = sorted(folder for folder in path.iterdir() if folder.is_dir() and _images_below(folder))
+        inside = [folder for folder in _folders_in(path) if images_below(folder)]
         names = ", ".join(folder.name for folder in inside) or "no folder of images"
         if self.split is not None:
             called = (self.split, *_CALLED.get(self.split, ()))
@@ -109,8 +114,9 @@ class FolderImages(ImageSource):
                     f"data.split {self.split}: the data have {names}; choose one, or null for all of it"
                 )
             return found
-        flat = [bool(_images_in(folder)) for folder in inside]
-        if self.label_column is None or _images_in(path) or all(flat):
+        flat = [bool(images_in(folder)) for folder in inside]
+        listed = any((path / name).is_file() for name in METADATA_NAMES)
+        if self.label_column is None or images_in(path) or all(flat) or listed:
             return path
         if any(flat):
             raise VitPatchError(
@@ -120,47 +126,94 @@ class FolderImages(ImageSource):
             raise VitPatchError(f"data.split null: the data have {names}; choose one")
         return inside[0]
 
-    def _by_class(self, folder: Path) -> datasets.Dataset:
-        """Images by the folder that they are in; a ``metadata`` file beside them is read as ``datasets`` does."""
-        from datasets import load_dataset
-
-        if any(folder.glob("metadata.*")):
-            return load_dataset("imagefolder", data_dir=str(folder), data_files="**", split="train")
-        classes = sorted(f for f in folder.iterdir() if f.is_dir() and _images_below(f))
-        if _images_in(folder) or not classes:
-            what = "a loose image?" if classes or _images_in(folder) else "no image is below it"
+    def _class_names(self, files: list[Path], folder: Path) -> list[str]:
+        """The name of the folder, of those in ``folder``, that each image is in."""
+        if not files or any(file.parent == folder for file in files):
+            what = "a loose image?" if files else "no image is below it"
             raise VitPatchError(
                 f"data.path {self.path}: its images are not in one folder a class ({what}); without labels: "
                 "data.label_column=null"
             )
-        files = [_images_below(of_class) for of_class in classes]
-        labels = [label for label, of_class in enumerate(files) for _ in of_class]
-        return _of_files([file for of_class in files for file in of_class], labels, [f.name for f in classes])
+        return [file.relative_to(folder).parts[0] for file in files]
+
+    def _with_labels(self, metadata: Metadata, folder: Path) -> Metadata:
+        """Labels are the metadata's, else the folders'; raises ``VitPatchError`` where they contradict each other."""
+        from datasets import Features, Value
+
+        images = metadata.images
+        if self.label_column in (AUTO, "label") and not metadata.has_labels:
+            columns = metadata.columns | {"label": self._class_names(images, folder)}
+            return replace(metadata, columns=columns, features=Features(metadata.features | {"label": Value("string")}))
+        if self.label_column == AUTO and "label" in metadata.features:
+            where = f"data.path {self.path}: {metadata.names}"
+            _check_folders_agree(images, _as_text(metadata, "label"), folder, where)
+            return _named_by_folders(metadata, folder)
+        return metadata
+
+    def classes_without_images(self) -> tuple[str, ...]:
+        """The names of class folders that have no file at all, where labels are folders."""
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            return ()
+        folder = self._of_split(path)
+        if images_in(folder) or read_metadata(folder, path) is not None:
+            return ()
+        return tuple(inside.name for inside in _folders_in(folder) if not files_below(inside))
 
     def asked(self, features: Mapping[str, Any]) -> ColumnNames:
-        """The columns as the keys name them; loose images have no labels."""
+        """The columns as the keys name them; a single image has no label."""
         columns = super().asked(features)
-        return replace(columns, label=None) if columns.label == AUTO and "label" not in features else columns
+        one = columns.label == AUTO and Path(self.path).expanduser().is_file()
+        return replace(columns, label=None) if one else columns
 
 
-def _of_files(files: list[Path], labels: list[int] | None = None, names: list[str] | None = None) -> datasets.Dataset:
-    """Rows of image files, with labels where they have some."""
-    from datasets import ClassLabel, Dataset, Features
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(inside for inside in folder.iterdir() if inside.is_dir() and is_visible(inside))
+
+
+def _as_text(metadata: Metadata, column: str) -> list[str | None]:
+    """A column of names, of ClassLabel too, as text."""
+    names = getattr(metadata.features[column], "names", None)
+    values = metadata.columns[column]
+    return [None if v is None else names[v] if names and 0 <= v < len(names) else str(v) for v in values]
+
+
+def _check_folders_agree(files: list[Path], labels: list[str | None], folder: Path, where: str) -> None:
+    """Folders that are called like labels hold these labels' images."""
+    called = {fold(label) for label in labels if label is not None}
+    for file, label in zip(files, labels, strict=True):
+        inside = file.relative_to(folder)
+        if label is not None and len(inside.parts) > 1 and fold(inside.parts[0]) in called - {fold(label)}:
+            raise VitPatchError(
+                f"{where} calls {inside} {label!r}, its folder {inside.parts[0]!r}; mend one of them, or say "
+                "data.label_column=label for what the file says"
+            )
+
+
+def _named_by_folders(metadata: Metadata, folder: Path) -> Metadata:
+    """Labels that are numbers from 0 on, one for each folder, are called as the folders are."""
+    from datasets import ClassLabel, Features, Value
+
+    labels, files = metadata.columns["label"], [file.relative_to(folder) for file in metadata.images]
+    called = {(label, file.parts[0]) for label, file in zip(labels, files, strict=True) if len(file.parts) > 1}
+    numbers, names = ({pair[at] for pair in called} for at in (0, 1))
+    is_number = isinstance(kind := metadata.features["label"], Value) and kind.dtype.startswith(("int", "uint"))
+    if not is_number or {*labels} != {*range(len(called))} or not len(called) == len(numbers) == len(names) > 1:
+        return metadata
+    label = ClassLabel(names=[name for _, name in sorted(called)])
+    return replace(metadata, features=Features(metadata.features | {"label": label}))
+
+
+def _of_files(files: list[Path], labels: list[str] | None = None) -> datasets.Dataset:
+    """Rows of image files, with the names of their classes where they have some."""
+    from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
 
     columns: dict[str, Any] = {"image": [{"bytes": None, "path": str(file)} for file in files]}
     features = {"image": ImageFeature(decode=False)}
     if labels is not None:
-        columns, features = columns | {"label": labels}, features | {"label": ClassLabel(names=names)}
+        columns, features = columns | {"label": labels}, features | {"label": Value("string")}
     return Dataset.from_dict(columns, features=Features(features))
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _image_suffixes())
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _image_suffixes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +241,3 @@ def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
         asked = "null" if source.split is None else source.split
         raise VitPatchError(f"data.split {asked}: the data have {', '.join(splits)}; choose one")
     return wanted
-
-
-@cache
-def _image_suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}

@@ -110,12 +110,12 @@ def _index(key: str, said: Any, names: Sequence[str] | None, number: int, whose:
     raise VitPatchError(f"{key} {said!r}: none of {whose}; {hint}")
 
 
-def chosen(said: Any, names: Sequence[str] | None, number: int) -> list[int]:
-    """``data.classes`` as numbers of the data's labels."""
+def chosen(said: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
+    """What a key (``data.classes``) says of the data's labels, as their numbers."""
     classes = [said] if isinstance(said, str | int) else list(said)
     if not classes:
-        raise VitPatchError("data.classes: empty; give names or numbers of labels, or null for all")
-    return [_index("data.classes", one, names, number, "the data's labels") for one in classes]
+        raise VitPatchError(f"{key}: empty; give names or numbers of labels, or null for all")
+    return [_index(key, one, names, number, "the data's labels") for one in classes]
 
 
 def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int | None]:

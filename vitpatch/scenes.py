@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpatch.columns import AUTO
 from vitpatch.files import ParquetImages
+from vitpatch.selection import AUTO
 from vitpatch.spec import VitPatchError
 
 if TYPE_CHECKING:

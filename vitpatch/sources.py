@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -15,14 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpatch.columns import AUTO, found_in, is_text, numbered
+from vitpatch.columns import Labels, cluster_values, found_in, is_text, numbered
 from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
+from vitpatch.folders import files_below
 from vitpatch.hub import commit_of, downloaded, explain, resolve
+from vitpatch.hub_folders import check_images_of_splits, check_same_classes
 from vitpatch.labels import chosen
+from vitpatch.selection import AUTO, is_sorted_by_class, rows_taken
 from vitpatch.spec import VitPatchError
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "skip")
 
@@ -38,9 +44,11 @@ class ImageSource(ABC):
     independent.
 
     Rows, in this order: ``shuffle_seed`` (``None`` = as they come), ``classes`` (names or numbers of labels),
-    ``per_class`` (the first so many of each), ``limit`` (the first so many). ``label_map`` {label: the model's class}
-    where names differ, ``None`` = left out. An image that cannot be read stops the run, or with ``on_error="skip"`` is
-    left out and counted.
+    ``per_class`` (the first so many of each), ``limit`` (the first so many, of labels that are not left out). With
+    ``shuffle_seed`` ``auto`` rows stay as they come, but where ``limit`` takes a part of rows that are sorted by class
+    it takes them in rounds over the classes: one of each, then the next of each, by ``seed``, the run's. A stream is
+    not read to its end for that. ``label_map`` {label: the model's class} where names differ, ``None`` = left out. An
+    image that cannot be read stops the run, or with ``on_error="skip"`` is left out and counted.
     """
 
     path: str
@@ -53,7 +61,8 @@ class ImageSource(ABC):
     classes: Any = None
     per_class: int | None = None
     limit: int | None = None
-    shuffle_seed: int | None = None
+    shuffle_seed: int | str | None = AUTO
+    seed: int = 0
     label_map: Any = None
     num_workers: int = 0
     on_error: str = "raise"
@@ -81,10 +90,15 @@ class ImageSource(ABC):
         """Whether rows are read from where they are, one after the other."""
         return False
 
+    def classes_without_images(self) -> tuple[str, ...]:
+        """The names of classes that the source knows, though no image is of them."""
+        return ()
+
     def open(self) -> LabelledImages:
         """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
         _check_keys(self)
-        return _open(self)
+        seed_matters = self.shuffle_seed == AUTO and self.limit is not None
+        return _open(self if seed_matters else replace(self, seed=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +115,7 @@ class HubImages(ImageSource):
 
     def rows(self) -> datasets.Dataset | datasets.IterableDataset:
         """The rows of the split, downloaded or from the cache, or a stream of them."""
-        from datasets import enable_progress_bars, load_dataset
+        from datasets import enable_progress_bars
 
         if not isinstance(self.streaming, bool):
             raise VitPatchError(f"data.streaming {self.streaming!r}: expected true or false")
@@ -113,13 +127,21 @@ class HubImages(ImageSource):
                 raise VitPatchError(f"data.revision {self.revision}: {self.path} is a local folder; leave it null")
         else:  # a download may take long
             enable_progress_bars()
-        how = {"split": self.split, "streaming": self.streaming}
         try:
-            return load_dataset(where, self.config_name, revision=self.revision, **how)
+            return self._load(where, self.revision)
         except ConnectionError:  # datasets looks for what it prepared itself, not for what was downloaded
             if (copy := downloaded(where, self.revision, "dataset")) is None:
                 raise
-        return load_dataset(str(copy), self.config_name, **how)
+        return self._load(str(copy), None)
+
+    def _load(self, where: str, revision: str | None) -> datasets.Dataset | datasets.IterableDataset:
+        from datasets import load_dataset, load_dataset_builder
+
+        if Path(where).is_dir():
+            of_splits = load_dataset_builder(where, self.config_name).config.data_files or {}
+            check_images_of_splits(Path(where), of_splits)
+            check_same_classes([Path(file) for file in of_splits.get(self.split, ()) if file.endswith(".parquet")])
+        return load_dataset(where, self.config_name, revision=revision, split=self.split, streaming=self.streaming)
 
     @property
     def streams(self) -> bool:
@@ -132,7 +154,7 @@ class HubImages(ImageSource):
         if not path.is_dir():
             commit = commit_of(self.path, self.revision, "dataset") or self.revision
             return f"{self.path} {self.config_name} {self.split} {commit}"
-        files = sorted(f for f in path.rglob("*") if f.is_file())
+        files = [file for file in files_below(path) if file.is_file()]
         return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
 
@@ -178,20 +200,29 @@ def _open(source: ImageSource) -> LabelledImages:
         if columns.label is None and any(key is not None for key in of_labels):
             raise VitPatchError("data.classes, data.per_class and data.label_map: the images have no labels")
         values, number = _read(source, rows, [column for column in (columns.label, columns.cluster) if column])
-    labels, names = np.full(number, UNKNOWN, dtype=np.int64), None
+    labels = Labels(np.full(number, UNKNOWN, dtype=np.int64), None)
     if columns.label is not None:
-        labels, names = numbered(values[columns.label], rows.features[columns.label], columns.label)
-    ids = _selected(source, labels, names)
+        more = source.classes_without_images()
+        if more:
+            log.info("data.path %s: %s: a class without images", source.path, ", ".join(more))
+        labels = numbered(values[columns.label], rows.features[columns.label], columns.label, more)
+    ids = _selected(source, labels)
     if not len(ids):
         raise VitPatchError(f"data {source.path}: the selection is empty; there is no image to patch")
+    if columns.label is not None:
+        _check_labels(source, labels.numbers, ids, columns.label)
+    clusters: Sequence[Any] = ids.tolist()
+    if columns.cluster is not None:
+        clusters = _clusters(values[columns.cluster], rows.features[columns.cluster], ids, columns)
     here = StreamedRows(rows, ids) if source.streams else rows.select(ids)
     return LabelledImages(
         rows=here,
         columns=columns,
         ids=ids,
-        labels=labels[ids],
-        label_names=names,
-        clusters=[values[columns.cluster][i] for i in ids] if columns.cluster else ids.tolist(),
+        labels=labels.numbers[ids],
+        label_names=labels.names,
+        alphabetical=labels.alphabetical,
+        clusters=clusters,
         where=source.path,
         fingerprint=source.fingerprint() if source.streams else None,
         on_error=source.on_error,
@@ -206,9 +237,13 @@ def _check_keys(source: ImageSource) -> None:
         value = getattr(source, key)
         if value is not None and (type(value) is not int or value < 1):
             raise VitPatchError(f"data.{key} {value!r}: expected a whole number, 1 or more, or null for all")
-    seed = source.shuffle_seed
-    if seed is not None and (type(seed) is not int or seed < 0):
-        raise VitPatchError(f"data.shuffle_seed {seed!r}: expected a whole number, 0 or more, or null for no shuffling")
+    shuffle = source.shuffle_seed
+    if shuffle not in (None, AUTO) and (type(shuffle) is not int or shuffle < 0):
+        raise VitPatchError(
+            f"data.shuffle_seed {shuffle!r}: expected auto, a whole number, 0 or more, or null for rows as they come"
+        )
+    if type(source.seed) is not int or source.seed < 0:
+        raise VitPatchError(f"data.seed {source.seed!r}: expected a whole number, 0 or more; it is the run's seed")
     if type(source.num_workers) is not int or source.num_workers < 0:
         raise VitPatchError(f"data.num_workers {source.num_workers!r}: expected a whole number, 0 or more")
     if not source.path:
@@ -226,28 +261,73 @@ def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, 
     """The values of columns, and the number of rows; of a stream whose order is kept only of as many as are taken."""
     if not source.streams:
         return {column: rows[column][:] for column in wanted}, len(rows)
-    keys = (source.shuffle_seed, source.classes, source.per_class)
-    few = all(key is None for key in keys) and not any(is_text(rows.features[column]) for column in wanted)
+    in_order = source.shuffle_seed in (None, AUTO) and source.classes is None and source.per_class is None
+    few = in_order and not _left_out(source) and not any(is_text(rows.features[column]) for column in wanted)
     one = wanted or list(rows.features)[:1]
     there = list(islice(rows.select_columns(one), source.limit if few else None))
     return {column: [row[column] for row in there] for column in wanted}, len(there)
 
 
-def _selected(source: ImageSource, labels: NDArray[np.int64], names: tuple[str, ...] | None) -> NDArray[np.int64]:
+def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
     """The rows that are taken, ascending."""
-    rows = np.arange(len(labels))
-    if source.shuffle_seed is not None:
-        rows = np.random.default_rng(source.shuffle_seed).permutation(rows)
-    if source.classes is not None:
-        number = len(names) if names is not None else int(labels.max(initial=0)) + 1
-        rows = rows[np.isin(labels[rows], chosen(source.classes, names, number))]
-    if source.per_class is not None:
-        rank = np.empty(len(rows), dtype=np.int64)
-        for label in np.unique(labels[rows]):
-            of_class = labels[rows] == label
-            rank[of_class] = np.arange(of_class.sum())
-        rows = rows[rank < source.per_class]
-    return np.sort(rows[: source.limit])
+    number = len(labels.names) if labels.names is not None else int(labels.numbers.max(initial=0)) + 1
+    left_out = _left_out(source)
+    past = max([number - 1, *(label for label in left_out if type(label) is int)]) + 1
+    taken = rows_taken(
+        labels.numbers,
+        classes=None if source.classes is None else chosen(source.classes, labels.names, number),
+        left_out=chosen(left_out, labels.names, past, "data.label_map") if left_out else (),
+        per_class=source.per_class,
+        limit=source.limit,
+        shuffle_seed=None if source.streams and source.shuffle_seed == AUTO else source.shuffle_seed,
+        seed=source.seed,
+        where=_where(source),
+    )
+    if source.streams and source.shuffle_seed == AUTO and len(taken) == source.limit:
+        _warn_of_order(source, labels.numbers[taken])
+    return taken
+
+
+def _left_out(source: ImageSource) -> list[Any]:
+    """The labels whose images ``label_map`` leaves out."""
+    return [label for label, of_model in source.label_map or () if of_model is None]
+
+
+def _where(source: ImageSource) -> str:
+    return f"data {source.path}" + (f", split {source.split}" if source.split is not None else "")
+
+
+def _warn_of_order(source: ImageSource, labels: NDArray[np.int64]) -> None:
+    """Says where the first images of a stream look as if those of other classes came later."""
+    one = len(labels) > 1 and len(np.unique(labels)) == 1 and labels[0] != UNKNOWN
+    if one or is_sorted_by_class(labels):
+        log.warning(
+            "%s: the first %d images of the stream are %s; data.shuffle_seed=0 draws from all of it, read once more",
+            _where(source), len(labels), "all of one class" if one else "sorted by class",
+        )  # fmt: skip
+
+
+def _check_labels(source: ImageSource, labels: NDArray[np.int64], ids: NDArray[np.int64], column: str) -> None:
+    without = ids[labels[ids] == UNKNOWN]
+    if len(without):
+        raise VitPatchError(
+            f"data.label_column {column!r}: {len(without)} of {len(ids)} rows have no label, the first is row "
+            f"{without[0]}; data.classes takes only rows of classes, data.label_column=null needs no labels"
+        )
+
+
+def _clusters(values: Sequence[Any], kind: Any, ids: NDArray[np.int64], columns: ColumnNames) -> list[Hashable]:
+    """The cluster of each image that is taken; what is odd about them is said."""
+    found, without = cluster_values(values, kind)
+    clusters = [found[row] for row in ids]
+    where, single = f"data.cluster_column {columns.cluster!r}", sum(without[row] for row in ids)
+    if single:
+        log.warning("%s: %d of %d images have no value; each is a cluster of its own", where, single, len(ids))
+    if columns.cluster == columns.label:
+        log.warning("%s is the label column: each class is one cluster, no image has a partner of its class", where)
+    elif len(ids) > 1 and len(set(clusters)) == 1:
+        log.warning("%s: all %d images are one cluster; there is no interval and no p of one", where, len(ids))
+    return clusters
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch.utils.data import DataLoader
 
 from vitpatch.data import BadImage, Decoded, LabelledImages, collate
+from vitpatch.selection import AUTO
 from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
 
@@ -23,7 +24,7 @@ def training_images(source: ImageSource, split: str | None, limit: int | None) -
 
     Raises ``VitPatchError`` where the data have no such split.
     """
-    seed = None if source.streams else SHUFFLE_SEED
+    seed = AUTO if source.streams else SHUFFLE_SEED
     try:
         images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open()
     except VitPatchError as error:

@@ -1,0 +1,68 @@
+"""Files in folders of images: which are of the data, and which a system or an editor left there."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir")
+"""Folders that macOS puts into archives and network disks beside images, full of files that are named like images."""
+
+
+def is_visible(path: Path) -> bool:
+    """Whether a file or folder is of the data: its name does not begin with a dot, and no system left it there.
+
+    ``datasets`` passes over these too, and over every folder that begins with two underscores: here ``__background__``
+    is a class.
+    """
+    return not path.name.startswith(".") and path.name not in LEFT_BY_SYSTEMS
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All visible files below a folder, at any depth, also behind links to folders; ascending."""
+    return sorted(_walk(folder, tuple(folder.resolve().parents)))
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it lies in
+        return []
+    found = []
+    for entry in filter(is_visible, folder.iterdir()):
+        found += _walk(entry, (*above, real)) if entry.is_dir() else [entry]  # a broken link is a file, and is reported
+    return found
+
+
+def is_image(path: Path) -> bool:
+    """Whether the suffix of a file, in upper or lower case, is one of an image that Pillow opens."""
+    return path.suffix.lower() in _image_suffixes()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The visible images that lie in a folder itself, ascending."""
+    return sorted(f for f in folder.iterdir() if is_visible(f) and is_image(f) and not f.is_dir())
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The visible images at any depth below a folder, ascending."""
+    return [file for file in files_below(folder) if is_image(file)]
+
+
+def visible_matches(path: Path) -> list[Path]:
+    """The files that a pattern matches, ascending; hidden ones only where the pattern itself names them."""
+    root = Path(path.anchor)
+    pattern = path.relative_to(root)
+    hidden = _hidden_parts(pattern)
+    return sorted(file for file in root.glob(str(pattern)) if _hidden_parts(file.relative_to(root)) == hidden)
+
+
+def _hidden_parts(path: Path) -> int:
+    return sum(not is_visible(Path(part)) for part in path.parts)
+
+
+@cache
+def _image_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
