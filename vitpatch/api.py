@@ -17,7 +17,8 @@ from torch.nn.modules import module as torch_module
 
 from vitpatch import stats
 from vitpatch.anatomy import family_of
-from vitpatch.config import one_of, whole_number, window_of
+from vitpatch.checks import one_of, whole_number
+from vitpatch.config import window_of
 from vitpatch.cost import cost_of, memory_limit
 from vitpatch.effects import total_effect
 from vitpatch.execute import execute

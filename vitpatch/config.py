@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import operator
 import os
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 
+from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number
 from vitpatch.spec import (
     EVERY_HEAD,
     EVERYONE,
@@ -38,8 +40,6 @@ from vitpatch.spec import (
     VitPatchError,
 )
 
-E = TypeVar("E", bound=StrEnum)
-
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
 
@@ -48,12 +48,67 @@ UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_wo
 LONGEST_NAME = 120
 
 
+Name = Annotated[str | int | float, Expected("a name")]
+"""A name that may look like a number."""
+PATCH_GROUPS = ("model", "data", "corruption", "target", "trainer", "logger")
+TRAIN_GROUPS = ("model", "architecture", "data", "trainer", "recipe", "augment")
+
+
 class MatmulPrecision(StrEnum):
     """How float32 matrix products are rounded inside (``torch.set_float32_matmul_precision``)."""
 
     HIGHEST = "highest"
     HIGH = "high"
     MEDIUM = "medium"
+
+
+class PatchKeys(TypedDict):
+    """The keys of ``conf/patch.yaml``; of type ``Any`` those that a function of their own reads."""
+
+    window: Any
+    direction: Direction
+    donor: Donor
+    controls: bool | None
+    include: Any
+    synergy: bool
+    interval: Interval
+    test: Tested
+    wanted_width: Annotated[Positive, "in the metric's unit"] | None
+    metric: Metric
+    rival: BaseRun
+    calibrate: Any
+    train_split: str | None
+    train_limit: Annotated[Count | None, "for all"]
+    batch_size: Count
+    seed: Seed
+    sweep: Name
+    overwrite: bool
+    dry_run: bool
+    memory_gb: Annotated[Positive | None, "for what is free"]
+    matmul_precision: MatmulPrecision
+
+
+class TrainKeys(TypedDict):
+    """The keys of ``conf/train_eval.yaml``."""
+
+    corruptions: Any
+    train_split: str | None
+    train_limit: Annotated[Count | None, "for all"]
+    save_to: str | None
+    seed: Seed
+    sweep: Name
+
+
+def check_keys(cfg: DictConfig, declared: type, groups: Sequence[str]) -> None:
+    """Raises ``VitPatchError`` for a key that is missing or not known, or a value that is not of the declared type."""
+    types = get_type_hints(declared, include_extras=True)
+    for key in cfg:
+        if key not in types and key not in groups:
+            raise VitPatchError(f"{key}: there is no such key; {among(key, [*types, *groups])}")
+    for key, kind in types.items():
+        if key not in cfg:
+            raise VitPatchError(f"{key} is missing: add {key}=… to the command")
+        check(key, cfg[key], kind)
 
 
 @dataclass(frozen=True)
@@ -82,6 +137,7 @@ class Study:
 
 def read_study(cfg: DictConfig) -> Study:
     """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
+    check_keys(cfg, PatchKeys, PATCH_GROUPS)
     layers = cfg.target.layers
     if layers != "all":
         if isinstance(layers, str):
@@ -95,24 +151,20 @@ def read_study(cfg: DictConfig) -> Study:
         grid=_grid(cfg.target.grid),
     )
     target.check_grid()
-    for key in ("overwrite", "dry_run", "synergy"):
-        if not isinstance(cfg[key], bool):
-            raise VitPatchError(f"{key} {cfg[key]!r}: expected true or false")
-    one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
     study = Study(
         target=target,
         windows=tuple(dict.fromkeys(window_of(window) for window in _listed("window", cfg.window))),
-        direction=one_of("direction", cfg.direction, Direction),
-        metric=one_of("metric", cfg.metric, Metric),
-        rival=one_of("rival", cfg.rival, BaseRun),
-        seed=whole_number("seed", cfg.seed, least=0),
-        donor=one_of("donor", cfg.donor, Donor),
-        controls=_true_false_or_null("controls", cfg.controls),
+        direction=Direction(cfg.direction),
+        metric=Metric(cfg.metric),
+        rival=BaseRun(cfg.rival),
+        seed=cfg.seed,
+        donor=Donor(cfg.donor),
+        controls=cfg.controls,
         include=read_inclusion(cfg.include),
         synergy=cfg.synergy,
-        interval=one_of("interval", cfg.interval, Interval),
-        test=one_of("test", cfg.test, Tested),
-        wanted_width=_width(cfg.wanted_width),
+        interval=Interval(cfg.interval),
+        test=Tested(cfg.test),
+        wanted_width=cfg.wanted_width,
     )
     _check_donor(study)
     return study
@@ -130,12 +182,6 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
 
 
-def _width(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise VitPatchError(f"wanted_width {value!r}: expected a number above 0, in the metric's unit, or null")
-    return value
-
-
 def read_inclusion(value: Any) -> Inclusion:
     """The rule that ``include`` asks for. Raises ``VitPatchError``."""
     rule, colon, least = str(value).partition(":")
@@ -149,12 +195,6 @@ def read_inclusion(value: Any) -> Inclusion:
         known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
         raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
     return Inclusion(Include(rule), number)
-
-
-def _true_false_or_null(key: str, value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise VitPatchError(f"{key} {value!r}: expected true, false or null")
-    return value
 
 
 def _listed(key: str, value: Any) -> list[Any]:
@@ -189,18 +229,56 @@ def _grid(value: Any) -> tuple[int, int] | None:
     return rows, columns
 
 
-def whole_number(key: str, value: Any, least: int) -> int:
-    """``value`` where it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise VitPatchError(f"{key} {value!r}: expected a whole number, {least} or more")
-    return value
+def construct_option(cfg: DictConfig, group: str, kind: type) -> Any:
+    """The object that the option of a group stands for. Raises ``VitPatchError`` as ``check_option`` does."""
+    check_option(cfg, group, kind)
+    return construct(cfg[group])
 
 
-def one_of(key: str, value: Any, kind: type[E]) -> E:
-    """``value`` as a member of ``kind``."""
-    if not isinstance(value, str) or value not in list(kind):
-        raise VitPatchError(f"{key} {value!r}: expected one of {', '.join(kind)}")
-    return kind(value)
+def check_option(cfg: DictConfig, group: str, kind: type) -> None:
+    """Raises ``VitPatchError`` where the option of a group is no class of this ``kind`` with keys that it takes."""
+    option = cfg.get(group)
+    if not OmegaConf.is_dict(option) or "_target_" not in option:
+        where = "conf/train_eval.yaml" if group in ("recipe", "augment") else f"an option: {group}=NAME (conf/{group})"
+        got = "is missing" if option is None else repr(option)
+        raise VitPatchError(f"{group} {got}: expected {where}")
+    found = _class_of(option, group, kind)
+    parameters = inspect.signature(found).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        for key in option:
+            if key not in parameters and not key.startswith("_"):
+                raise VitPatchError(f"{group}.{key}: {found.__name__} has no such key; {among(key, parameters)}")
+    if not option.get("_partial_"):
+        for key, one in parameters.items():
+            if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and key not in option:
+                raise VitPatchError(f"{group}.{key} is missing: add {group}.{key}=… to the command")
+
+
+def _class_of(option: DictConfig, group: str, kind: type) -> type:
+    """The class that ``_target_`` names; nothing of another kind is called."""
+    target = option._target_
+    try:
+        found = get_object(target)
+    except Exception as error:  # whatever the user's module raises when it is imported
+        reason = " ".join(str(error).split())[:200]
+        raise VitPatchError(f"{group}._target_ {target!r}: cannot be imported ({reason})") from error
+    if not isinstance(found, type) or not issubclass(found, kind):
+        what = "a class whose objects can be called" if kind is Callable else f"{kind.__name__} or a class of its kind"
+        raise VitPatchError(f"{group}._target_ {target!r}: expected {what}")
+    return found
+
+
+def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
+    """A copy in which keys that an option leaves out have the defaults of its class: what depends on them is in it."""
+    new = cfg.copy()
+    with open_dict(new):
+        for group in groups:
+            parameters = inspect.signature(get_object(new[group]._target_)).parameters
+            for key, one in parameters.items():
+                if key not in new[group] and one.default is not one.empty:
+                    default = str(one.default) if isinstance(one.default, StrEnum) else one.default
+                    new[group][key] = list(default) if isinstance(default, tuple) else default
+    return new
 
 
 def construct(cfg: DictConfig) -> Any:
