@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -99,7 +99,7 @@ class TrainKeys(TypedDict):
     sweep: Name
 
 
-def check_keys(cfg: DictConfig, declared: type, groups: Sequence[str]) -> None:
+def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) -> None:
     """Raises ``VitPatchError`` for a key that is missing or not known, or a value that is not of the declared type."""
     types = get_type_hints(declared, include_extras=True)
     for key in cfg:
@@ -138,22 +138,9 @@ class Study:
 def read_study(cfg: DictConfig) -> Study:
     """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
     check_keys(cfg, PatchKeys, PATCH_GROUPS)
-    layers = cfg.target.layers
-    if layers != "all":
-        if isinstance(layers, str):
-            raise VitPatchError(f"target.layers {layers!r}: expected all, a layer, or a list of layers such as [0,3]")
-        layers = tuple(whole_number("target.layers", layer, least=0) for layer in _listed("target.layers", layers))
-    target = Target(
-        site=one_of("target.site", cfg.target.site, Site),
-        layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
-        tokens=tuple(one_of("target.tokens", g, TokenGroup) for g in _listed("target.tokens", cfg.target.tokens)),
-        heads=_heads(cfg.target.heads),
-        grid=_grid(cfg.target.grid),
-    )
-    target.check_grid()
     study = Study(
-        target=target,
-        windows=tuple(dict.fromkeys(window_of(window) for window in _listed("window", cfg.window))),
+        target=read_target(cfg.target),
+        windows=read_windows(cfg.window),
         direction=Direction(cfg.direction),
         metric=Metric(cfg.metric),
         rival=BaseRun(cfg.rival),
@@ -168,6 +155,29 @@ def read_study(cfg: DictConfig) -> Study:
     )
     _check_donor(study)
     return study
+
+
+def read_target(target: DictConfig) -> Target:
+    """What ``target`` asks for. Raises ``VitPatchError``."""
+    layers = target.layers
+    if layers != "all":
+        if isinstance(layers, str):
+            raise VitPatchError(f"target.layers {layers!r}: expected all, a layer, or a list of layers such as [0,3]")
+        layers = tuple(whole_number("target.layers", layer, least=0) for layer in _listed("target.layers", layers))
+    found = Target(
+        site=one_of("target.site", target.site, Site),
+        layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
+        tokens=tuple(one_of("target.tokens", group, TokenGroup) for group in _listed("target.tokens", target.tokens)),
+        heads=_heads(target.heads),
+        grid=_grid(target.grid),
+    )
+    found.check_grid()
+    return found
+
+
+def read_windows(value: Any) -> tuple[int, ...]:
+    """What ``window`` asks for, each once. Raises ``VitPatchError``."""
+    return tuple(dict.fromkeys(window_of(window) for window in _listed("window", value)))
 
 
 def _check_donor(study: Study) -> None:

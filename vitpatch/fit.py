@@ -107,7 +107,7 @@ def check_config(cfg: DictConfig) -> Checked:
     is_new = bool(cfg.get("architecture"))  # the option none is empty
     architecture = _architecture(cfg) if is_new else None
     checkpoint = None if is_new else construct_option(cfg, "model", Checkpoint)
-    corruptions = {name: _of_pixels(name) for name in _listed(cfg.corruptions)}
+    corruptions = read_corruptions(cfg.corruptions)
     make_trainer = make_trainer_of(cfg)
     devices_of(make_trainer)
     cfg = with_defaults(cfg, ("data", "recipe"))
@@ -126,12 +126,17 @@ class ArchitectureKeys(TypedDict, total=False):
     initializer_range: Annotated[float, Interval(ge=0, le=100)]
 
 
+def check_architecture(sizes: Mapping[str, Any]) -> None:
+    """Raises ``VitPatchError`` for a size that no model can have."""
+    check_values("architecture.", sizes, get_type_hints(ArchitectureKeys, include_extras=True))
+
+
 def _architecture(cfg: DictConfig) -> Any:
     """The config of a new model, of which it is tried here that a model can be built."""
     from transformers import AutoModelForImageClassification, PreTrainedConfig
 
     check_option(cfg, "architecture", PreTrainedConfig)
-    check_values("architecture.", cfg.architecture, get_type_hints(ArchitectureKeys, include_extras=True))
+    check_architecture(cfg.architecture)
     try:
         config = construct(cfg.architecture)
         for key in cfg.architecture:
@@ -165,8 +170,10 @@ def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     write_json(file, settings)
 
 
-def _listed(names: Any) -> list[str]:
-    return [] if names is None else list(names) if is_list(names) else [names]
+def read_corruptions(names: Any) -> dict[str, Corruption]:
+    """What ``corruptions`` asks for: one name, several, or none."""
+    listed = [] if names is None else list(names) if is_list(names) else [names]
+    return {name: _of_pixels(name) for name in listed}
 
 
 def _of_pixels(name: str) -> Corruption:

@@ -66,7 +66,7 @@ class ImageSource(ABC):
         if type(self.path) is int:  # a folder called 2024
             object.__setattr__(self, "path", str(self.path))
         if isinstance(self.label_map, Mapping):  # Hydra gives its own kinds of list and dict, which have no hash
-            object.__setattr__(self, "label_map", tuple(self.label_map.items()))
+            object.__setattr__(self, "label_map", tuple(self.label_map.items()) or None)
         if is_list(self.classes):
             object.__setattr__(self, "classes", tuple(self.classes))
         if self.path in (None, ""):
