@@ -121,6 +121,7 @@ LEVELS = {
     "workspace": 3,
     "secrets": 1,
     "checks": 0,
+    "model_formats": 0,
     "spec": -1,
 }
 

@@ -145,9 +145,17 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None) -> PatchableViT
     if size != patchable.input_size:
         raise VitPatchError(
             f"model {checkpoint.path}: its image processor gives {size} pixels, the model takes {patchable.input_size}"
+            f"{_resized(patchable.input_size, preprocessing)}"
         )
     prove(patchable)
     return patchable
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> str:
+    """What to type so that images are resized to the model's size, normalised as before."""
+    given = {"image_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
+    keys = [f"model.{key}=[{','.join(f'{number:g}' for number in numbers)}]" for key, numbers in given.items()]
+    return f"; to resize images to that: {' '.join(keys)}"
 
 
 def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:

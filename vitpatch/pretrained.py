@@ -14,6 +14,7 @@ import torch
 
 from vitpatch.checks import check_fields
 from vitpatch.hub import commit_of, explain, files_of_model, resolve
+from vitpatch.model_formats import check_names, check_not_quantised, check_path
 from vitpatch.preprocessing import by_pillow
 from vitpatch.spec import VitPatchError
 
@@ -57,6 +58,7 @@ class Pretrained:
 
     @cached_property
     def _where(self) -> str:
+        check_path(self.path)
         return resolve(self.path, "model.path")
 
     @cached_property
@@ -81,7 +83,9 @@ class Pretrained:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it would ask on the terminal whether to run a repository's code
         where, asked = self._where, {"revision": self.revision} if self.revision else {}
         with one_line(self.path):
-            return AutoConfig.from_pretrained(where, **asked)  # by its name: the cache then knows what that stands for
+            config = AutoConfig.from_pretrained(where, **asked)  # by its name: the cache then knows what that is
+        check_not_quantised(config, self.path)
+        return config
 
     def model(self, config: Any, kind: str) -> Any:
         """The model of a kind of ``Auto`` class with all its weights, or untrained."""
@@ -112,7 +116,7 @@ class Pretrained:
         if is_pickle and not self.allow_bin:
             raise VitPatchError(_PICKLE.format(path=self.path))
         with one_line(self.path):
-            return getattr(transformers, kind).from_pretrained(
+            model, info = getattr(transformers, kind).from_pretrained(
                 self._where,
                 dtype=DTYPES[self.dtype],
                 use_safetensors=not is_pickle,
@@ -122,6 +126,8 @@ class Pretrained:
                 **head,
                 **self._arguments,
             )
+        check_names(info["missing_keys"], info["unexpected_keys"], self.path)
+        return model, info
 
     def processor(self) -> Any:
         """The image processor; an ``OSError`` and others of transformers where there is none.
