@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
-from vitpatch import config, fit
+from vitpatch import config, fit, setup
 from vitpatch.calibration import read_asked
 from vitpatch.spec import VitPatchError
 from vitpatch.trainers import make_trainer_of
@@ -131,3 +131,116 @@ def test_a_key_takes_what_it_can_be_and_says_so_of_all_else(where):
             ):
                 wrong[f"{called}={name}"] = said
     assert not wrong
+
+
+CHECKS = {"patch": setup.check_config, "train_eval": fit.check_config}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return {"patch": composed("patch", "logger=none"), "train_eval": composed("train_eval", "corruptions=[]")}
+
+
+def refused(entry, cfg):
+    with pytest.raises(VitPatchError) as error:
+        CHECKS[entry](cfg)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    return str(error.value)
+
+
+WRONG_GROUPS = {
+    "missing": None,
+    "has no _target_": {},
+    "'x'": "x",
+    "cannot be imported": {"_target_": "no.Where"},
+    "'os.getcwd': expected": {"_target_": "os.getcwd"},
+    "'fractions.Fraction': expected": {"_target_": "fractions.Fraction"},
+    "_target_ 5": {"_target_": 5},
+}
+
+
+@pytest.mark.parametrize("entry", CHECKS)
+def test_a_group_is_an_option_of_its_kind(whole, entry):
+    names = config.PATCH_GROUPS if entry == "patch" else ("data", "trainer", "recipe", "augment")
+    for group in names:
+        new = whole[entry].copy()
+        for says, value in WRONG_GROUPS.items():
+            OmegaConf.update(new, group, value, merge=False)
+            if group == "logger" and value is None:
+                continue
+            said = refused(entry, new)
+            assert said.startswith(group) and says in said, said
+        new = whole[entry].copy()
+        with open_dict(new):
+            new[group].odd = 1
+        assert f"{group}.odd: " in refused(entry, new)
+        with open_dict(new):
+            del new[group]
+        if group == "logger":
+            CHECKS[entry](new)
+        else:
+            assert f"{group} is missing" in refused(entry, new)
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "says"),
+    [
+        ("patch", "windows", "windows: there is no such key; did you mean window?"),
+        ("patch", "recipe", "recipe: there is no such key"),
+        ("patch", "corruptions", "corruptions: there is no such key; did you mean corruption?"),
+        ("train_eval", "window", "window: there is no such key"),
+        ("train_eval", "corruption", "corruption: there is no such key; did you mean corruptions?"),
+    ],
+)
+def test_a_key_of_another_command_or_mistyped_in_an_experiment_is_named(whole, entry, key, says):
+    new = whole[entry].copy()
+    with open_dict(new):
+        new[key] = 3
+    assert says in refused(entry, new)
+
+
+def test_what_an_option_leaves_out_has_the_default_of_its_class(whole):
+    cfg = whole["patch"].copy()
+    with open_dict(cfg):
+        cfg.data = {"_target_": "vitpatch.files.ParquetImages", "path": "x", "mask_column": "mask"}
+        cfg.corruption = {"_target_": "vitpatch.counterfactuals.BackgroundSwap"}
+        cfg.model = {"_target_": "vitpatch.checkpoint.Checkpoint", "path": "x"}
+    checked = setup.check_config(cfg)
+    assert checked.cfg.data.on_error == "raise" and checked.cfg.model.revision is None
+    assert dict(checked.cfg.corruption) == {"_target_": cfg.corruption._target_, "kind": "other_class", "amount": 1.0}
+
+
+@pytest.mark.parametrize("missing", ["data.path", "model.path", "recipe.epochs"])
+def test_what_has_no_default_is_asked_for(whole, missing):
+    entry, (group, key) = "train_eval" if missing == "recipe.epochs" else "patch", missing.split(".")
+    new = whole[entry].copy()
+    with open_dict(new):
+        del new[group][key]
+    assert f"{missing} is missing" in refused(entry, new)
+
+
+@pytest.mark.parametrize("value", [5, [], "x"])
+def test_an_architecture_is_an_option_or_none(whole, value):
+    new = whole["train_eval"].copy()
+    OmegaConf.update(new, "architecture", value, merge=False)
+    assert refused("train_eval", new).startswith("architecture")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_size", 95), ("patch_size", 64), ("odd", 1), ("attention_probs_dropout_prob", "x")]
+)
+def test_an_architecture_of_which_no_model_can_be_built_is_one_line(whole, key, value):
+    new = whole["train_eval"].copy()
+    with open_dict(new):
+        new.architecture[key] = value
+    assert refused("train_eval", new).startswith("architecture")
+
+
+def test_no_logger_is_the_logger_none(cli, made, tmp_path):
+    """Also a key that cannot be resolved is one line."""
+    where = [f"model.path={made / 'vit'}", f"data.path={made / 'images.parquet'}", f"hydra.run.dir={tmp_path}"]
+    tiny = ["model=hf", "data=parquet", *where, "trainer=cpu", "window=1"]
+    code, printed = cli(*tiny, "~logger", "corruption=noise", "corruption.std=${oc.env:NOWHERE_SET}")
+    assert code == 1 and "error: corruption.std: " in printed and "Traceback" not in printed, printed
+    code, printed = cli(*tiny, "~logger")
+    assert code == 0 and (tmp_path / "manifest.json").exists(), printed

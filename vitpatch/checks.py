@@ -11,7 +11,7 @@ import difflib
 import inspect
 import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, wraps
@@ -97,10 +97,11 @@ def one_of(key: str, value: Any, kind: type[E]) -> E:
     return kind(check(key, value, kind))
 
 
-def among(key: Any, known: Iterable[str]) -> str:
+def among(key: Any, known: Collection[str]) -> str:
     """What to say of an unknown key: the nearest of those that are known, or all of them."""
     near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+    some = [*known][:12] + ["…"] * (len(known) > 12)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(some) or 'none'}"
 
 
 def is_of(value: Any, declared: Any) -> bool:

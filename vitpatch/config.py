@@ -7,6 +7,7 @@ import inspect
 import math
 import operator
 import os
+import pkgutil
 import re
 import shlex
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 
 from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number
@@ -249,9 +250,10 @@ def check_option(cfg: DictConfig, group: str, kind: type) -> None:
     """Raises ``VitPatchError`` where the option of a group is no class of this ``kind`` with keys that it takes."""
     option = cfg.get(group)
     if not OmegaConf.is_dict(option) or "_target_" not in option:
-        where = "conf/train_eval.yaml" if group in ("recipe", "augment") else f"an option: {group}=NAME (conf/{group})"
-        got = "is missing" if option is None else repr(option)
-        raise VitPatchError(f"{group} {got}: expected {where}")
+        in_file = "a mapping with _target_, as in conf/train_eval.yaml"
+        expected = in_file if group in ("recipe", "augment") else f"an option of conf/{group}: {group}=NAME"
+        got = "is missing" if option is None else "has no _target_" if OmegaConf.is_dict(option) else repr(option)
+        raise VitPatchError(f"{group} {got}: expected {expected}")
     found = _class_of(option, group, kind)
     parameters = inspect.signature(found).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
@@ -260,15 +262,19 @@ def check_option(cfg: DictConfig, group: str, kind: type) -> None:
                 raise VitPatchError(f"{group}.{key}: {found.__name__} has no such key; {among(key, parameters)}")
     if not option.get("_partial_"):
         for key, one in parameters.items():
-            if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and key not in option:
+            if one.default is one.empty and one.kind in _NAMED and key not in option:
                 raise VitPatchError(f"{group}.{key} is missing: add {group}.{key}=… to the command")
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that a key can be."""
 
 
 def _class_of(option: DictConfig, group: str, kind: type) -> type:
     """The class that ``_target_`` names; nothing of another kind is called."""
     target = option._target_
     try:
-        found = get_object(target)
+        found = pkgutil.resolve_name(target)
     except Exception as error:  # whatever the user's module raises when it is imported
         reason = " ".join(str(error).split())[:200]
         raise VitPatchError(f"{group}._target_ {target!r}: cannot be imported ({reason})") from error
@@ -283,7 +289,7 @@ def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
     new = cfg.copy()
     with open_dict(new):
         for group in groups:
-            parameters = inspect.signature(get_object(new[group]._target_)).parameters
+            parameters = inspect.signature(pkgutil.resolve_name(new[group]._target_)).parameters
             for key, one in parameters.items():
                 if key not in new[group] and one.default is not one.empty:
                     default = str(one.default) if isinstance(one.default, StrEnum) else one.default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
@@ -37,7 +37,7 @@ from vitpatch.devices import devices_of
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.model import PatchableViT
 from vitpatch.options import corruption_option
-from vitpatch.preprocessing import Preprocessing
+from vitpatch.preprocessing import Preprocessing, pair
 from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import write_json, written_beside
@@ -102,9 +102,9 @@ class Checked:
 def check_config(cfg: DictConfig) -> Checked:
     """Raises ``VitPatchError`` for what is wrong with a composed config whatever the data are."""
     check_keys(cfg, TrainKeys, TRAIN_GROUPS)
-    recipe, augment = construct_option(cfg, "recipe", Recipe), construct_option(cfg, "augment", Callable)
+    recipe, augment = construct_option(cfg, "recipe", Recipe), construct_option(cfg, "augment", Augment)
     source = construct_option(cfg, "data", ImageSource)
-    is_new = bool(cfg.get("architecture"))  # the option none is empty
+    is_new = cfg.get("architecture") not in (None, {})  # the option none is empty
     architecture = _architecture(cfg) if is_new else None
     checkpoint = None if is_new else construct_option(cfg, "model", Checkpoint)
     corruptions = read_corruptions(cfg.corruptions)
@@ -132,7 +132,7 @@ def check_architecture(sizes: Mapping[str, Any]) -> None:
 
 
 def _architecture(cfg: DictConfig) -> Any:
-    """The config of a new model, of which it is tried here that a model can be built."""
+    """The config of a new model, of which it is tried here, without memory, that a model can be built and run."""
     from transformers import AutoModelForImageClassification, PreTrainedConfig
 
     check_option(cfg, "architecture", PreTrainedConfig)
@@ -143,7 +143,8 @@ def _architecture(cfg: DictConfig) -> Any:
             if not key.startswith("_") and not hasattr(type(config)(), key):
                 raise VitPatchError(f"{key}: {type(config).__name__} has no such key")
         with torch.device("meta"):
-            AutoModelForImageClassification.from_config(config)
+            model = AutoModelForImageClassification.from_config(config)
+            model(pixel_values=torch.zeros(1, 3, *pair(config.image_size)))
     except Exception as error:  # of transformers and torch, of any class
         raise VitPatchError(f"architecture: {' '.join(str(error).split())[:300]}") from error
     return config

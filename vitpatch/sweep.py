@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.interrupt import SIGNALS
 from vitpatch.job import INTERRUPTED, STOPPED, of_the_disk
@@ -201,7 +201,10 @@ def jobs_of(config: DictConfig) -> Jobs | None:
 
 def _refuse_secrets(config: DictConfig) -> None:
     """Ends the program with one line where the command holds a secret, before Hydra writes it down."""
-    given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+    try:
+        given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+    except InterpolationResolutionError:  # the job says which key cannot be resolved
+        return
     try:
         for key, _, value in given:
             check_no_secret({key.lstrip("+~"): value})
