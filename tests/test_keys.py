@@ -226,9 +226,7 @@ def test_an_architecture_is_an_option_or_none(whole, value):
     assert refused("train_eval", new).startswith("architecture")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("hidden_size", 95), ("patch_size", 64), ("odd", 1), ("attention_probs_dropout_prob", "x")]
-)
+@pytest.mark.parametrize(("key", "value"), [("patch_size", 64), ("odd", 1), ("attention_probs_dropout_prob", "x")])
 def test_an_architecture_of_which_no_model_can_be_built_is_one_line(whole, key, value):
     new = whole["train_eval"].copy()
     with open_dict(new):
