@@ -106,10 +106,17 @@ def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) ->
     for key in cfg:
         if key not in types and key not in groups:
             raise VitPatchError(f"{key}: there is no such key; {among(key, [*types, *groups])}")
-    for key, kind in types.items():
+    for key in types:
         if key not in cfg:
             raise VitPatchError(f"{key} is missing: add {key}=… to the command")
-        check(key, cfg[key], kind)
+    check_types(cfg, declared)
+
+
+def check_types(cfg: Mapping[str, Any], declared: type) -> None:
+    """Raises ``VitPatchError`` for a value that is not of the type that ``declared`` has for its key."""
+    for key, kind in get_type_hints(declared, include_extras=True).items():
+        if key in cfg:
+            check(key, cfg[key], kind)
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ class Study:
 
 def read_study(cfg: DictConfig) -> Study:
     """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
-    check_keys(cfg, PatchKeys, PATCH_GROUPS)
+    check_types(cfg, PatchKeys)
     study = Study(
         target=read_target(cfg.target),
         windows=read_windows(cfg.window),

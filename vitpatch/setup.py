@@ -18,7 +18,16 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.adjustable import Adjustable, adjustable
 from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.config import Study, check_option, construct_option, read_study, with_defaults
+from vitpatch.config import (
+    PATCH_GROUPS,
+    PatchKeys,
+    Study,
+    check_keys,
+    check_option,
+    construct_option,
+    read_study,
+    with_defaults,
+)
 from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
@@ -181,6 +190,7 @@ def check_config(cfg: DictConfig) -> Checked:
     corruption = construct_option(cfg, "corruption", Callable)
     checkpoint, source = construct_option(cfg, "model", Checkpoint), construct_option(cfg, "data", ImageSource)
     cfg = with_defaults(cfg, ("model", "data", "corruption", "target"))
+    check_keys(cfg, PatchKeys, PATCH_GROUPS)
     study = read_study(cfg)
     if study.test is Tested.HEADLINE:
         check_signed(study.metric, study.direction)
