@@ -115,7 +115,7 @@ def test_what_cannot_be_asked(value):
 def test_what_can_be_asked():
     assert read_asked(None) is None
     assert [str(read_asked(v)) for v in ("match", "accuracy_drop:0.10")] == ["match", "accuracy_drop:0.1"]
-    with pytest.raises(VitPatchError, match=r"'logit_drop': expected one of prob_drop, accuracy_drop"):
+    with pytest.raises(VitPatchError, match=r"'logit_drop': expected prob_drop or accuracy_drop"):
         read_asked("logit_drop:1")
 
 

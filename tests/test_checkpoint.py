@@ -170,7 +170,7 @@ def test_without_an_image_processor_the_keys_say_it(saved, tmp_path):
         (dict(image_size=64), "model.mean and model.std: both are needed"),
         (
             dict(mean=[127] * 3, std=[58] * 3),
-            r"model.mean and model.std \[127, .*expected numbers on the \[0, 1\] scale",
+            r"model.mean \(127, .*one number a colour on the \[0, 1\] scale",
         ),
         (dict(revision="main"), "model.revision main: .* is a local folder"),
         (dict(head_path=5), "model.head_path 5: expected a name"),

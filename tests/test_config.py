@@ -77,7 +77,7 @@ def test_defaults_are_the_contracts():
         ("window=-1", "window -1"),
         ("window=2.5", "window 2.5"),
         ("window=true", "window True"),
-        ("direction=up", "direction 'up'.*denoise, noise"),
+        ("direction=up", "direction 'up'.*denoise or noise"),
         ("metric=loss", "metric 'loss'.*prob, log_odds"),
         ("rival=both", "rival 'both'"),
         ("seed=-1", "seed -1"),

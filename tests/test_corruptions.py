@@ -144,7 +144,7 @@ def test_low_pass_is_a_butterworth_filter_of_the_cosine_transform(height, width)
     want = idctn(spectrum, axes=(2, 3)).clip(0, 1)
     out = LowPass(3.0)(ImageBatch(images, torch.arange(2), torch.arange(2)), 0)
     assert np.abs(out.numpy() - want).max() < 2e-6
-    with pytest.raises(VitPatchError, match=r"corruption.cutoff 0: expected a number > 0, in cycles per image"):
+    with pytest.raises(VitPatchError, match=r"cutoff 0: expected a number from 0.01 to 10,000, in cycles per image"):
         LowPass(0)
 
 

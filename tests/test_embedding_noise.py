@@ -60,7 +60,7 @@ def test_the_pixels_are_left_alone_and_only_it_is_on_embeddings():
     ("wrong", "says"),
     [
         ({"std": -1.0}, "corruption.std -1.0"),
-        ({"scale": "layer"}, "corruption.scale 'layer'.*global, channel"),
+        ({"scale": "layer"}, "corruption.scale 'layer'.*global or channel"),
         ({"draws": 0}, "corruption.draws 0"),
         ({"draws": True}, "corruption.draws True"),
     ],

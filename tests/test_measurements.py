@@ -251,8 +251,8 @@ def test_without_partners_or_labels_there_are_no_controls(patched, tmp_path, cap
         (("synergy=true", "window=1"), "use window=3"),
         (("synergy=true", "target=z"), "single heads"),
         (("test=headline", "metric=kl", "direction=noise"), "≥ 0 by construction"),
-        (("test=kl",), "test 'kl': expected one of log_odds, headline"),
-        (("interval=normal",), "interval 'normal': expected one of percentile, bca"),
+        (("test=kl",), "test 'kl': expected log_odds or headline"),
+        (("interval=normal",), "interval 'normal': expected percentile or bca"),
         (("wanted_width=0",), "expected a number above 0"),
     ],
 )

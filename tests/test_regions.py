@@ -186,8 +186,8 @@ def test_the_partner_is_of_the_kind_that_is_asked_for(kind):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Silhouette("red"), r"corruption.fill 'red': expected one of mean, black"),
-        (lambda: Silhouette(bg="none"), r"corruption.bg 'none': expected one of white, keep"),
+        (lambda: Silhouette("red"), r"corruption.fill 'red': expected mean or black"),
+        (lambda: Silhouette(bg="none"), r"corruption.bg 'none': expected white or keep"),
         (lambda: ObjectOnly("blue"), r"corruption.fill 'blue': expected one of mean, gray, white, black"),
         (lambda: OtherImage("twin"), r"corruption.kind 'twin': expected one of same_class, other_class, nearest_lum"),
         (lambda: BackgroundSwap(3), r"corruption.kind 3: expected one of"),

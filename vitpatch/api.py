@@ -17,12 +17,14 @@ from torch.nn.modules import module as torch_module
 
 from vitpatch import stats
 from vitpatch.anatomy import family_of
-from vitpatch.config import one_of, whole_number, window_of
+from vitpatch.checks import one_of, whole_number
+from vitpatch.config import window_of
 from vitpatch.cost import cost_of, memory_limit
 from vitpatch.effects import total_effect
 from vitpatch.execute import execute
 from vitpatch.measure import Read, summarized
 from vitpatch.model import PatchableViT
+from vitpatch.model_formats import check_bare
 from vitpatch.plan import Plan, make_plan
 from vitpatch.proof import is_itself, prove
 from vitpatch.resamples import Resamples
@@ -188,6 +190,7 @@ _PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int, set[Site
 
 def _patchable(model: nn.Module, images: Any) -> PatchableViT:
     """The model with named sites; proven once, and again where modules or hooks are other ones."""
+    check_bare(model)
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")

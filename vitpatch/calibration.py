@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vitpatch.config import one_of
+from vitpatch.checks import one_of
 from vitpatch.spec import Estimate, VitPatchError
 
 POINTS = 9

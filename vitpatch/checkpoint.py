@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from vitpatch.anatomy import Family, family_from_yaml, family_of
+from vitpatch.checks import Count, Expected, Interval, Share, is_list
 from vitpatch.classifiers import BackboneClassifier, ZeroShot, take_square_images
 from vitpatch.configs import vision_config
 from vitpatch.hub import explain
@@ -21,6 +22,10 @@ from vitpatch.preprocessing import Preprocessing, explicit, of_processor, of_tim
 from vitpatch.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
 from vitpatch.proof import prove
 from vitpatch.spec import VitPatchError
+
+CropShare = Annotated[float, Interval(gt=0, le=1), "a share of the shorter edge"]
+Deviation = Annotated[float, Interval(gt=0, le=1)]
+OneAColour = Expected("one number a colour on the [0, 1] scale of the pixels, std above 0, such as [0.5,0.5,0.5]")
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,17 @@ class Checkpoint(Pretrained):
     readout: str | None = None
     head_path: str | None = None
     anatomy: str | None = None
-    image_size: Any = None
-    crop_share: float | None = None
-    resample: str | None = None
-    mean: Any = None
-    std: Any = None
+    image_size: Annotated[Count | tuple[Count, Count] | None, Expected("pixels, such as 224 or [224,224]")] = None
+    crop_share: CropShare | None = None
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = None
+    mean: Annotated[tuple[Share, Share, Share] | None, OneAColour] = None
+    std: Annotated[tuple[Deviation, Deviation, Deviation] | None, OneAColour] = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for key in ("image_size", "mean", "std", "prompts"):
-            value = getattr(self, key, None)
-            if value is not None and not isinstance(value, int | float | str | tuple):
+            if is_list(value := getattr(self, key, None)):
                 object.__setattr__(self, key, tuple(value))  # Hydra gives its own kind of list, which has no hash
+        super().__post_init__()
 
     @property
     def needs_names(self) -> bool:
@@ -57,10 +61,7 @@ class Checkpoint(Pretrained):
 
     def load(self, names: Sequence[str] | None = None) -> PatchableViT:
         """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
-        self.check()
-        for key in ("readout", "head_path", "anatomy", "resample"):
-            if getattr(self, key) is not None and not isinstance(getattr(self, key), str):
-                raise VitPatchError(f"model.{key} {getattr(self, key)!r}: expected a name, or null")
+        self.check_path()
         return _load(self, tuple(names) if self.needs_names and names else None)
 
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
@@ -94,7 +95,16 @@ class ZeroShotCheckpoint(Checkpoint):
     ``prompts`` are templates, ``{}`` standing for a label's name; a class is the mean of its texts' directions.
     """
 
-    prompts: Any = ("a photo of a {}.",)
+    prompts: Annotated[str | tuple[str, ...], Expected("templates such as 'a photo of a {}.'")] = ("a photo of a {}.",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(prompt.count("{}") == 1 for prompt in self._prompts):
+            raise VitPatchError(f"model.prompts {list(self._prompts)}: expected templates such as 'a photo of a {{}}.'")
+
+    @property
+    def _prompts(self) -> tuple[str, ...]:
+        return self.prompts if isinstance(self.prompts, tuple) else (self.prompts,)
 
     @property
     def needs_names(self) -> bool:
@@ -102,9 +112,6 @@ class ZeroShotCheckpoint(Checkpoint):
         return True
 
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
-        prompts = self.prompts if isinstance(self.prompts, tuple) else (self.prompts,)
-        if not prompts or not all(isinstance(prompt, str) and prompt.count("{}") == 1 for prompt in prompts):
-            raise VitPatchError(f"model.prompts {list(prompts)}: expected templates such as 'a photo of a {{}}.'")
         if names is None:
             raise VitPatchError("this model takes its classes from the data's label names; the data have none")
         if all(name.isdecimal() for name in names):
@@ -121,7 +128,7 @@ class ZeroShotCheckpoint(Checkpoint):
         family = family_from_yaml(self.anatomy) if self.anatomy else family_of(config.model_type, self.path)
         preprocessing = _preprocessing_of(self, config)
         model = self.model(config, "AutoModel")
-        texts = _embedded(self, model, names, prompts)
+        texts = _embedded(self, model, names, self._prompts)
         if config.model_type == "siglip2":
             take_square_images(model.vision_model)
         return ZeroShot(model, texts, names), preprocessing, family
@@ -138,9 +145,17 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None) -> PatchableViT
     if size != patchable.input_size:
         raise VitPatchError(
             f"model {checkpoint.path}: its image processor gives {size} pixels, the model takes {patchable.input_size}"
+            f"{_resized(patchable.input_size, preprocessing)}"
         )
     prove(patchable)
     return patchable
+
+
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> str:
+    """What to type so that images are resized to the model's size, normalised as before."""
+    given = {"image_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
+    keys = [f"model.{key}=[{','.join(f'{number:g}' for number in numbers)}]" for key, numbers in given.items()]
+    return f"; to resize images to that: {' '.join(keys)}"
 
 
 def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:
@@ -241,19 +256,7 @@ def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
     if checkpoint.mean is None or checkpoint.std is None:
         raise VitPatchError("model.mean and model.std: both are needed where one of these or of model.image_size, "
                             "model.crop_share and model.resample is given; such as [0.5,0.5,0.5]")  # fmt: skip
-    for key in ("mean", "std"):
-        value = getattr(checkpoint, key)
-        if not isinstance(value, tuple) or len(value) != 3 or not all(isinstance(x, int | float) for x in value):
-            raise VitPatchError(f"model.{key} {value!r}: expected one number a colour, such as [0.5,0.5,0.5]")
-    if min(checkpoint.std) <= 0:
-        raise VitPatchError(f"model.std {list(checkpoint.std)}: expected numbers above 0")
-    if not 0 <= min(checkpoint.mean) <= max(checkpoint.mean) <= 1 or max(checkpoint.std) > 1:
-        given = f"{list(checkpoint.mean)} and {list(checkpoint.std)}"
-        raise VitPatchError(f"model.mean and model.std {given}: expected numbers on the [0, 1] scale of the pixels")
-    share = checkpoint.crop_share
-    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
-        raise VitPatchError(f"model.crop_share {share!r}: expected a share of the shorter edge, above 0 and at most 1")
-    return tuple(pixels), checkpoint.mean, checkpoint.std, checkpoint.resample or "bicubic", share
+    return tuple(pixels), checkpoint.mean, checkpoint.std, checkpoint.resample or "bicubic", checkpoint.crop_share
 
 
 def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
+import pkgutil
 import re
 import shlex
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 
+from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number
 from vitpatch.run_names import run_name
 from vitpatch.spec import (
     EVERY_HEAD,
@@ -37,10 +41,14 @@ from vitpatch.spec import (
     VitPatchError,
 )
 
-E = TypeVar("E", bound=StrEnum)
-
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
+
+
+Name = Annotated[str | int | float, Expected("a name")]
+"""A name that may look like a number."""
+PATCH_GROUPS = ("model", "data", "corruption", "target", "trainer", "logger")
+TRAIN_GROUPS = ("model", "architecture", "data", "trainer", "recipe", "augment")
 
 
 class MatmulPrecision(StrEnum):
@@ -49,6 +57,62 @@ class MatmulPrecision(StrEnum):
     HIGHEST = "highest"
     HIGH = "high"
     MEDIUM = "medium"
+
+
+class PatchKeys(TypedDict):
+    """The keys of ``conf/patch.yaml``; of type ``Any`` those that a function of their own reads."""
+
+    window: Any
+    direction: Direction
+    donor: Donor
+    controls: bool | None
+    include: Any
+    synergy: bool
+    interval: Interval
+    test: Tested
+    wanted_width: Annotated[Positive, "in the metric's unit"] | None
+    metric: Metric
+    rival: BaseRun
+    calibrate: Any
+    train_split: str | None
+    train_limit: Annotated[Count | None, "for all"]
+    batch_size: Count
+    seed: Seed
+    sweep: Name
+    overwrite: bool
+    dry_run: bool
+    memory_gb: Annotated[Positive | None, "for what is free"]
+    matmul_precision: MatmulPrecision
+
+
+class TrainKeys(TypedDict):
+    """The keys of ``conf/train_eval.yaml``."""
+
+    corruptions: Any
+    train_split: str | None
+    train_limit: Annotated[Count | None, "for all"]
+    save_to: str | None
+    seed: Seed
+    sweep: Name
+
+
+def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) -> None:
+    """Raises ``VitPatchError`` for a key that is missing or not known, or a value that is not of the declared type."""
+    types = get_type_hints(declared, include_extras=True)
+    for key in cfg:
+        if key not in types and key not in groups:
+            raise VitPatchError(f"{key}: there is no such key; {among(key, [*types, *groups])}")
+    for key in types:
+        if key not in cfg:
+            raise VitPatchError(f"{key} is missing: add {key}=… to the command")
+    check_types(cfg, declared)
+
+
+def check_types(cfg: Mapping[str, Any], declared: type) -> None:
+    """Raises ``VitPatchError`` for a value that is not of the type that ``declared`` has for its key."""
+    for key, kind in get_type_hints(declared, include_extras=True).items():
+        if key in cfg:
+            check(key, cfg[key], kind)
 
 
 @dataclass(frozen=True)
@@ -91,40 +155,47 @@ def depends_on_corruption(
 
 def read_study(cfg: DictConfig) -> Study:
     """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
-    layers = cfg.target.layers
+    check_types(cfg, PatchKeys)
+    study = Study(
+        target=read_target(cfg.target),
+        windows=read_windows(cfg.window),
+        direction=Direction(cfg.direction),
+        metric=Metric(cfg.metric),
+        rival=BaseRun(cfg.rival),
+        seed=cfg.seed,
+        donor=Donor(cfg.donor),
+        controls=cfg.controls,
+        include=read_inclusion(cfg.include),
+        synergy=cfg.synergy,
+        interval=Interval(cfg.interval),
+        test=Tested(cfg.test),
+        wanted_width=cfg.wanted_width,
+    )
+    _check_donor(study)
+    return study
+
+
+def read_target(target: DictConfig) -> Target:
+    """What ``target`` asks for. Raises ``VitPatchError``."""
+    layers = target.layers
     if layers != "all":
         if isinstance(layers, str):
             raise VitPatchError(f"target.layers {layers!r}: expected all, a layer, or a list of layers such as [0,3]")
         layers = tuple(whole_number("target.layers", layer, least=0) for layer in _listed("target.layers", layers))
-    target = Target(
-        site=one_of("target.site", cfg.target.site, Site),
+    found = Target(
+        site=one_of("target.site", target.site, Site),
         layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
-        tokens=tuple(one_of("target.tokens", g, TokenGroup) for g in _listed("target.tokens", cfg.target.tokens)),
-        heads=_heads(cfg.target.heads),
-        grid=_grid(cfg.target.grid),
+        tokens=tuple(one_of("target.tokens", group, TokenGroup) for group in _listed("target.tokens", target.tokens)),
+        heads=_heads(target.heads),
+        grid=_grid(target.grid),
     )
-    target.check_grid()
-    for key in ("overwrite", "dry_run", "synergy"):
-        if not isinstance(cfg[key], bool):
-            raise VitPatchError(f"{key} {cfg[key]!r}: expected true or false")
-    one_of("matmul_precision", cfg.matmul_precision, MatmulPrecision)
-    study = Study(
-        target=target,
-        windows=tuple(dict.fromkeys(window_of(window) for window in _listed("window", cfg.window))),
-        direction=one_of("direction", cfg.direction, Direction),
-        metric=one_of("metric", cfg.metric, Metric),
-        rival=one_of("rival", cfg.rival, BaseRun),
-        seed=whole_number("seed", cfg.seed, least=0),
-        donor=one_of("donor", cfg.donor, Donor),
-        controls=_true_false_or_null("controls", cfg.controls),
-        include=read_inclusion(cfg.include),
-        synergy=cfg.synergy,
-        interval=one_of("interval", cfg.interval, Interval),
-        test=one_of("test", cfg.test, Tested),
-        wanted_width=_width(cfg.wanted_width),
-    )
-    _check_donor(study)
-    return study
+    found.check_grid()
+    return found
+
+
+def read_windows(value: Any) -> tuple[int, ...]:
+    """What ``window`` asks for, each once. Raises ``VitPatchError``."""
+    return tuple(dict.fromkeys(window_of(window) for window in _listed("window", value)))
 
 
 def _check_donor(study: Study) -> None:
@@ -137,12 +208,6 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError("synergy true with single heads: these have no windows; use target.heads=joint")
     if study.synergy and set(study.windows) == {1}:
         raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
-
-
-def _width(value: Any) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise VitPatchError(f"wanted_width {value!r}: expected a number above 0, in the metric's unit, or null")
-    return value
 
 
 def read_inclusion(value: Any) -> Inclusion:
@@ -158,12 +223,6 @@ def read_inclusion(value: Any) -> Inclusion:
         known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
         raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
     return Inclusion(Include(rule), number)
-
-
-def _true_false_or_null(key: str, value: Any) -> bool | None:
-    if value is not None and not isinstance(value, bool):
-        raise VitPatchError(f"{key} {value!r}: expected true, false or null")
-    return value
 
 
 def _listed(key: str, value: Any) -> list[Any]:
@@ -198,18 +257,61 @@ def _grid(value: Any) -> tuple[int, int] | None:
     return rows, columns
 
 
-def whole_number(key: str, value: Any, least: int) -> int:
-    """``value`` where it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise VitPatchError(f"{key} {value!r}: expected a whole number, {least} or more")
-    return value
+def construct_option(cfg: DictConfig, group: str, kind: type) -> Any:
+    """The object that the option of a group stands for. Raises ``VitPatchError`` as ``check_option`` does."""
+    check_option(cfg, group, kind)
+    return construct(cfg[group])
 
 
-def one_of(key: str, value: Any, kind: type[E]) -> E:
-    """``value`` as a member of ``kind``."""
-    if not isinstance(value, str) or value not in list(kind):
-        raise VitPatchError(f"{key} {value!r}: expected one of {', '.join(kind)}")
-    return kind(value)
+def check_option(cfg: DictConfig, group: str, kind: type) -> None:
+    """Raises ``VitPatchError`` where the option of a group is no class of this ``kind`` with keys that it takes."""
+    option = cfg.get(group)
+    if not OmegaConf.is_dict(option) or "_target_" not in option:
+        in_file = "a mapping with _target_, as in conf/train_eval.yaml"
+        expected = in_file if group in ("recipe", "augment") else f"an option of conf/{group}: {group}=NAME"
+        got = "is missing" if option is None else "has no _target_" if OmegaConf.is_dict(option) else repr(option)
+        raise VitPatchError(f"{group} {got}: expected {expected}")
+    found = _class_of(option, group, kind)
+    parameters = inspect.signature(found).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        for key in option:
+            if key not in parameters and not key.startswith("_"):
+                raise VitPatchError(f"{group}.{key}: {found.__name__} has no such key; {among(key, parameters)}")
+    if not option.get("_partial_"):
+        for key, one in parameters.items():
+            if one.default is one.empty and one.kind in _NAMED and key not in option:
+                raise VitPatchError(f"{group}.{key} is missing: add {group}.{key}=… to the command")
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+"""Kinds of parameters that a key can be."""
+
+
+def _class_of(option: DictConfig, group: str, kind: type) -> type:
+    """The class that ``_target_`` names; nothing of another kind is called."""
+    target = option._target_
+    try:
+        found = pkgutil.resolve_name(target)
+    except Exception as error:  # whatever the user's module raises when it is imported
+        reason = " ".join(str(error).split())[:200]
+        raise VitPatchError(f"{group}._target_ {target!r}: cannot be imported ({reason})") from error
+    if not isinstance(found, type) or not issubclass(found, kind):
+        what = "a class whose objects can be called" if kind is Callable else f"{kind.__name__} or a class of its kind"
+        raise VitPatchError(f"{group}._target_ {target!r}: expected {what}")
+    return found
+
+
+def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
+    """A copy in which keys that an option leaves out have the defaults of its class: what depends on them is in it."""
+    new = cfg.copy()
+    with open_dict(new):
+        for group in groups:
+            parameters = inspect.signature(pkgutil.resolve_name(new[group]._target_)).parameters
+            for key, one in parameters.items():
+                if key not in new[group] and one.default is not one.empty:
+                    default = str(one.default) if isinstance(one.default, StrEnum) else one.default
+                    new[group][key] = list(default) if isinstance(default, tuple) else default
+    return new
 
 
 def construct(cfg: DictConfig) -> Any:

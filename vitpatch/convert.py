@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         if said.folder.exists():
             raise VitPatchError(f"{said.folder}: is there already; name a new folder")
         checkpoint = Pretrained(said.model, said.revision, allow_bin=True)
-        checkpoint.check()
+        checkpoint.check_path()
         written = checkpoint.saved_again(said.folder)
     except VitPatchError as error:
         sys.exit(f"error: {error}")

@@ -15,12 +15,11 @@ Here: the protocol, colour, noise, blur, and the chain. Others: ``frequencies``,
 
 from __future__ import annotations
 
-import math
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,9 +27,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitpatch.checks import Interval, Share, check_arguments
 from vitpatch.spec import BT601_LUMA, ImageBatch, Partner, VitPatchError
 
 Corruption = Callable[[ImageBatch, int], Tensor]
+Strength = Annotated[float, Interval(ge=0, le=1000)]
+"""Far more than does anything, and far less than overflows."""
 
 USE_ALONE = "corruption.steps: {} is added inside the model, after all pixels; use it alone"
 
@@ -104,27 +106,6 @@ def uniform(batch: ImageBatch, seed: int, *shape: int) -> Tensor:
     return torch.stack([torch.rand(shape, generator=generator) for generator in _generators(batch, seed)])
 
 
-def strength(key: str, value: float, unit: str, most: float = math.inf) -> float:
-    """``value`` where it is a finite number from 0 to ``most``."""
-    number = not isinstance(value, bool) and isinstance(value, int | float)
-    if not number or not 0 <= value <= most or value == math.inf:
-        expected = "a number ≥ 0" if most == math.inf else f"a number from 0 to {most:g}"
-        raise VitPatchError(f"corruption.{key} {value!r}: expected {expected}, {unit}")
-    return float(value)
-
-
-def share(value: float, unit: str) -> float:
-    """``amount``, from 0 to 1."""
-    return strength("amount", value, unit, most=1.0)
-
-
-def choice(key: str, value: str, *choices: str) -> str:
-    """``value`` where it is one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        raise VitPatchError(f"corruption.{key} {value!r}: expected one of {', '.join(choices)}")
-    return value
-
-
 def as_option(name: str) -> str:
     """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
@@ -183,8 +164,9 @@ class Gray:
 
     strength_key, strongest = "amount", 1.0
 
-    def __init__(self, amount: float = 1.0) -> None:
-        self.amount = share(amount, "the share of colour taken away")
+    @check_arguments("corruption")
+    def __init__(self, amount: Annotated[Share, "the share of colour taken away"] = 1.0) -> None:
+        self.amount = float(amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape, at amount 1 three equal channels."""
@@ -200,10 +182,9 @@ class Noise:
 
     strength_key, strongest = "std", 1.0
 
-    def __init__(self, std: float, clip: bool = True) -> None:
-        if not isinstance(clip, bool):
-            raise VitPatchError(f"corruption.clip {clip!r}: expected true or false")
-        self.std, self.clip = strength("std", std, "on the [0, 1] scale of the pixels"), clip
+    @check_arguments("corruption")
+    def __init__(self, std: Annotated[Strength, "on the [0, 1] scale of the pixels"], clip: bool = True) -> None:
+        self.std, self.clip = float(std), clip
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -222,8 +203,9 @@ class Blur:
 
     strength_key, strongest = "sigma", 40.0
 
-    def __init__(self, sigma: float) -> None:
-        self.sigma = strength("sigma", sigma, "in pixels")
+    @check_arguments("corruption")
+    def __init__(self, sigma: Annotated[Strength, "in pixels"]) -> None:
+        self.sigma = float(sigma)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -241,8 +223,13 @@ class Chain:
 
     strength_key, strongest = "amount", 1.0
 
-    def __init__(self, steps: Sequence[Corruption], amount: float = 1.0) -> None:
-        self.amount = share(amount, "the share of the chain's result in the image")
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        steps: Sequence[Corruption],
+        amount: Annotated[Share, "the share of the chain's result in the image"] = 1.0,
+    ) -> None:
+        self.amount = float(amount)
         self.steps = tuple(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else (steps,)
         wrong = [step for step in self.steps if not callable(step)]
         if wrong or not self.steps:

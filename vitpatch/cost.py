@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from vitpatch.checks import Positive, check
 from vitpatch.memory import free_bytes
 from vitpatch.model import PatchableViT
 from vitpatch.plan import RECIPIENT, Plan
@@ -158,9 +160,7 @@ def memory_limit(memory_gb: float | None, device: torch.device) -> float:
     """Bytes that may be taken: what is asked for, or what is free less a margin."""
     if memory_gb is None:
         return MARGIN * free_bytes(device)
-    if isinstance(memory_gb, bool) or not isinstance(memory_gb, int | float) or not 0 < memory_gb < math.inf:
-        raise VitPatchError(f"memory_gb {memory_gb!r}: expected a number above 0, or null for what is free")
-    return memory_gb * GB
+    return check("memory_gb", memory_gb, Annotated[Positive | None, "for what is free"]) * GB
 
 
 def described(plan: Plan, cost: Cost, room: Room) -> str:

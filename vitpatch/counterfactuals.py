@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from vitpatch.corruptions import called, choice, no_masks, share
+from vitpatch.checks import Share, check_arguments
+from vitpatch.corruptions import called, no_masks
 from vitpatch.regions import infilled, masks_of
 from vitpatch.spec import ImageBatch, Partner, VitPatchError
 
@@ -19,9 +22,8 @@ class _FromPartner:
 
     strength_key, strongest = "amount", 1.0
 
-    def __init__(self, kind: str, amount: float, unit: str) -> None:
-        self.partner = Partner(choice("kind", kind, *Partner))
-        self.amount = share(amount, unit)
+    def __init__(self, kind: Partner, amount: float) -> None:
+        self.partner, self.amount = Partner(kind), float(amount)
 
     def _others(self, batch: ImageBatch) -> ImageBatch:
         if batch.others is None:
@@ -38,8 +40,13 @@ class OtherImage(_FromPartner):
     ``amount`` mixes the two: 0 the identity, 1 the partner.
     """
 
-    def __init__(self, kind: str = "other_class", amount: float = 1.0) -> None:
-        super().__init__(kind, amount, "the share of the partner in the image")
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        kind: Partner = Partner.OTHER_CLASS,
+        amount: Annotated[Share, "the share of the partner in the image"] = 1.0,
+    ) -> None:
+        super().__init__(kind, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape, at amount 1 the partners' images."""
@@ -56,8 +63,13 @@ class BackgroundSwap(_FromPartner):
 
     needs_masks = True
 
-    def __init__(self, kind: str = "other_class", amount: float = 1.0) -> None:
-        super().__init__(kind, amount, "the share of the partner's background")
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        kind: Partner = Partner.OTHER_CLASS,
+        amount: Annotated[Share, "the share of the partner's background"] = 1.0,
+    ) -> None:
+        super().__init__(kind, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""

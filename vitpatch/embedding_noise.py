@@ -10,17 +10,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitpatch.corruptions import USE_ALONE, OnEmbeddings, called, strength
+from vitpatch.checks import Count, check_arguments
+from vitpatch.corruptions import USE_ALONE, OnEmbeddings, Strength, called
 from vitpatch.spec import ImageBatch, VitPatchError
 
-SCALES = ("global", "channel")
 APART = 1
 """Sets these draws apart from those of pixel noise with the same seed and id."""
 
@@ -35,13 +35,14 @@ class EmbeddingNoise:
 
     strength_key, strongest = "std", 10.0
 
-    def __init__(self, std: float = 3.0, scale: str = "global", draws: int = 1) -> None:
-        if scale not in SCALES:
-            raise VitPatchError(f"corruption.scale {scale!r}: expected one of {', '.join(SCALES)}")
-        if type(draws) is not int or draws < 1:
-            raise VitPatchError(f"corruption.draws {draws!r}: expected a whole number, 1 or more")
-        self.std = strength("std", std, "in standard deviations of patch embeddings")
-        self.scale, self.draws = scale, draws
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        std: Annotated[Strength, "in standard deviations of patch embeddings"] = 3.0,
+        scale: Literal["global", "channel"] = "global",
+        draws: Count = 1,
+    ) -> None:
+        self.std, self.scale, self.draws = float(std), scale, draws
         self._spread: Tensor | None = None
 
     def with_spread(self, spread: float | NDArray[np.floating]) -> EmbeddingNoise:

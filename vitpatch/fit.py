@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import lightning
 import numpy as np
@@ -19,22 +19,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
-from vitpatch.config import construct, typed
+from vitpatch.checks import Interval, check_values, is_list
+from vitpatch.config import (
+    TRAIN_GROUPS,
+    TrainKeys,
+    check_keys,
+    check_option,
+    construct,
+    construct_option,
+    typed,
+    with_defaults,
+)
 from vitpatch.controls import check_all, found_of
 from vitpatch.corruptions import Corruption, corrupted, no_masks, traits
 from vitpatch.data import BadImage, Decoded, Item, LabelledImages, Positions, collate
+from vitpatch.devices import devices_of
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.model import PatchableViT
 from vitpatch.name_overrides import check_names
 from vitpatch.options import corruption_option
-from vitpatch.preprocessing import Preprocessing
+from vitpatch.preprocessing import Preprocessing, pair
 from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
 from vitpatch.store import write_json, written_beside
-from vitpatch.trainers import quiet, trainer_of
+from vitpatch.trainers import make_trainer_of, quiet, trainer_of
 from vitpatch.training import Augment, ClassifierTraining, Recipe
 
 log = logging.getLogger(__name__)
+
+Size = Annotated[int, Interval(ge=1, le=100_000)]
 
 
 def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None) -> None:
@@ -43,27 +56,26 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     Started again on the same folder it goes on from its last checkpoint.
     """
     check_names(cfg)
+    checked = check_config(cfg)
+    recipe, augment, source, cfg = checked.recipe, checked.augment, checked.source, checked.cfg
     settings = _settings(cfg)
     _check_same_training(folder, settings)
     for earlier in ("manifest.json", "failed.json"):
         (folder / earlier).unlink(missing_ok=True)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    recipe, augment = construct(cfg.recipe), construct(cfg.augment)
-    source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    corruptions = {name: _of_pixels(name, test) for name in _listed(cfg.corruptions)}
+    _check_masks(checked.corruptions, test)
     names = _class_names(train, test)
-    if cfg.get("architecture"):  # the option none is empty
-        model, preprocessing = new_classifier(construct(cfg.architecture), names)
+    if checked.checkpoint is None:
+        model, preprocessing = new_classifier(checked.architecture, names)
     else:
-        checkpoint: Checkpoint = construct(cfg.model)
-        model, preprocessing = pretrained_classifier(checkpoint, names)
-    _partners(corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
-    trained, device = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
+        model, preprocessing = pretrained_classifier(checked.checkpoint, names)
+    _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
+    trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
     preprocessing.processor.save_pretrained(target)
-    table = evaluate(Checkpoint(str(target)).load().to(device), test, corruptions, cfg.seed, recipe.batch_size)
+    table = evaluate(Checkpoint(str(target)).load().to(device), test, checked.corruptions, cfg.seed, recipe.batch_size)
     text = f"{len(test)} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
     for path in (folder, target):
         with written_beside(path / "evaluation.csv") as beside:
@@ -73,6 +85,71 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     log.info("%s", text)
     write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
     log.info("saved: python patch.py model=hf %s", typed("model.path", str(target)))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a config says; either ``architecture`` or ``checkpoint`` is given. Nothing of it is loaded."""
+
+    cfg: DictConfig
+    recipe: Recipe
+    augment: Augment
+    source: ImageSource
+    architecture: Any
+    checkpoint: Checkpoint | None
+    corruptions: Mapping[str, Corruption]
+    make_trainer: Any
+
+
+def check_config(cfg: DictConfig) -> Checked:
+    """Raises ``VitPatchError`` for what is wrong with a composed config whatever the data are."""
+    check_keys(cfg, TrainKeys, TRAIN_GROUPS)
+    recipe, augment = construct_option(cfg, "recipe", Recipe), construct_option(cfg, "augment", Augment)
+    source = construct_option(cfg, "data", ImageSource)
+    is_new = cfg.get("architecture") not in (None, {})  # the option none is empty
+    architecture = _architecture(cfg) if is_new else None
+    checkpoint = None if is_new else construct_option(cfg, "model", Checkpoint)
+    corruptions = read_corruptions(cfg.corruptions)
+    make_trainer = make_trainer_of(cfg)
+    devices_of(make_trainer)
+    cfg = with_defaults(cfg, ("data", "recipe"))
+    return Checked(cfg, recipe, augment, source, architecture, checkpoint, corruptions, make_trainer)
+
+
+class ArchitectureKeys(TypedDict, total=False):
+    """Sizes that all families have; other keys are for the class of ``transformers`` to check."""
+
+    image_size: Size | tuple[Size, Size]
+    patch_size: Size | tuple[Size, Size]
+    hidden_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    intermediate_size: Size
+    initializer_range: Annotated[float, Interval(ge=0, le=100)]
+
+
+def check_architecture(sizes: Mapping[str, Any]) -> None:
+    """Raises ``VitPatchError`` for a size that no model can have."""
+    check_values("architecture.", sizes, get_type_hints(ArchitectureKeys, include_extras=True))
+
+
+def _architecture(cfg: DictConfig) -> Any:
+    """The config of a new model, of which it is tried here, without memory, that a model can be built and run."""
+    from transformers import AutoModelForImageClassification, PreTrainedConfig
+
+    check_option(cfg, "architecture", PreTrainedConfig)
+    check_architecture(cfg.architecture)
+    try:
+        config = construct(cfg.architecture)
+        for key in cfg.architecture:
+            if not key.startswith("_") and not hasattr(type(config)(), key):
+                raise VitPatchError(f"{key}: {type(config).__name__} has no such key")
+        with torch.device("meta"):
+            model = AutoModelForImageClassification.from_config(config)
+            model(pixel_values=torch.zeros(1, 3, *pair(config.image_size)))
+    except Exception as error:  # of transformers and torch, of any class
+        raise VitPatchError(f"architecture: {' '.join(str(error).split())[:300]}") from error
+    return config
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
@@ -96,18 +173,24 @@ def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     write_json(file, settings)
 
 
-def _listed(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])
+def read_corruptions(names: Any) -> dict[str, Corruption]:
+    """What ``corruptions`` asks for: one name, several, or none."""
+    listed = [] if names is None else list(names) if is_list(names) else [names]
+    return {name: _of_pixels(name) for name in listed}
 
 
-def _of_pixels(name: str, images: LabelledImages) -> Corruption:
-    """The corruption of pixels that ``patch.py corruption=NAME`` takes, where these images have what it needs."""
+def _of_pixels(name: str) -> Corruption:
+    """The corruption of pixels that ``patch.py corruption=NAME`` takes."""
     corruption = construct(corruption_option(name, "corruptions"))
     if isinstance(corruption, OnEmbeddings):
         raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
-    if traits(corruption).needs_masks and images.columns.mask is None:
-        raise no_masks(corruption)
     return corruption
+
+
+def _check_masks(corruptions: Mapping[str, Corruption], images: LabelledImages) -> None:
+    for corruption in corruptions.values():
+        if traits(corruption).needs_masks and images.columns.mask is None:
+            raise no_masks(corruption)
 
 
 def _partners(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from vitpatch.corruptions import share, strength, uniform
-from vitpatch.spec import ImageBatch, VitPatchError
+from vitpatch.checks import Interval, Share, check_arguments
+from vitpatch.corruptions import uniform
+from vitpatch.spec import ImageBatch
 
 
 class LowPass:
@@ -23,11 +25,13 @@ class LowPass:
     strength_key, strongest = "amount", 1.0
     ORDER = 3
 
-    def __init__(self, cutoff: float, amount: float = 1.0) -> None:
-        self.cutoff = strength("cutoff", cutoff, "in cycles per image")
-        if self.cutoff == 0:
-            raise VitPatchError(f"corruption.cutoff {cutoff!r}: expected a number > 0, in cycles per image")
-        self.amount = share(amount, "the share of the finer content taken away")
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        cutoff: Annotated[float, Interval(ge=0.01, le=10_000), "in cycles per image"],
+        amount: Annotated[Share, "the share of the finer content taken away"] = 1.0,
+    ) -> None:
+        self.cutoff, self.amount = float(cutoff), float(amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -61,8 +65,9 @@ class PhaseScramble:
 
     strength_key, strongest = "width", 180.0
 
-    def __init__(self, width: float = 180.0) -> None:
-        self.width = strength("width", width, "in degrees of phase", most=180.0)
+    @check_arguments("corruption")
+    def __init__(self, width: Annotated[float, Interval(ge=0, le=180), "in degrees of phase"] = 180.0) -> None:
+        self.width = float(width)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError
 
 from vitpatch.launch import place
 from vitpatch.spec import VitPatchError
@@ -120,6 +121,8 @@ def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
         run()
     except VitPatchError as error:
         return str(error).replace("\n", " ")
+    except InterpolationResolutionError as error:
+        return f"{error.full_key}: {' '.join(str(error.msg).split())}"
     except OSError as error:
         return of_the_disk(error, folder.path)
     except (Interrupted, KeyboardInterrupt, SystemExit) as error:

@@ -25,7 +25,7 @@ CONF = Path(__file__).parents[1] / "conf"
 def resolved(cfg: DictConfig) -> DictConfig:
     """A copy of a whole config in which no step of ``corruption`` is a name: what it depends on is all in it."""
     new = cfg.copy()
-    if OmegaConf.is_dict(new.corruption) and new.corruption.get("_target_") == CHAIN:
+    if OmegaConf.is_dict(new.get("corruption")) and new.corruption.get("_target_") == CHAIN:
         new.corruption = _with_steps(new.corruption, ())
     return new
 

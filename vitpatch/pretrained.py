@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from vitpatch.checks import check_fields
 from vitpatch.hub import commit_of, explain, files_of_model, resolve
+from vitpatch.model_formats import check_names, check_not_quantised, check_path
 from vitpatch.preprocessing import by_pillow
 from vitpatch.spec import VitPatchError
 
@@ -34,36 +36,29 @@ class Pretrained:
     All methods raise ``VitPatchError``.
     """
 
-    path: str | None
+    path: str
     revision: str | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     random_init: bool = False
     allow_bin: bool = False
 
     def __post_init__(self) -> None:
         if type(self.path) is int:  # a folder called 2024
             object.__setattr__(self, "path", str(self.path))
-
-    def check(self) -> None:
-        """What is wrong without having looked at the path."""
-        if not self.path:
+        if self.path in (None, ""):
             raise VitPatchError("model.path is missing: give a hub id or a folder written by save_pretrained")
-        for key in ("path", "revision"):
-            value = getattr(self, key)
-            if value is not None and not isinstance(value, str):
-                raise VitPatchError(f"model.{key} {value!r}: expected a name")
+        check_fields(self, "model")
+
+    def check_path(self) -> None:
+        """Raises ``VitPatchError`` where the path cannot be what the other keys take it for."""
         if self.revision is not None and Path(self._where).is_dir():
             raise VitPatchError(
                 f"model.revision {self.revision}: model.path {self.path} is a local folder; leave it null"
             )
-        if self.dtype not in DTYPES:
-            raise VitPatchError(f"model.dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}")
-        for key in ("random_init", "allow_bin"):
-            if not isinstance(getattr(self, key), bool):
-                raise VitPatchError(f"model.{key} {getattr(self, key)!r}: expected true or false")
 
     @cached_property
     def _where(self) -> str:
+        check_path(self.path)
         return resolve(self.path, "model.path")
 
     @cached_property
@@ -88,7 +83,9 @@ class Pretrained:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it would ask on the terminal whether to run a repository's code
         where, asked = self._where, {"revision": self.revision} if self.revision else {}
         with one_line(self.path):
-            return AutoConfig.from_pretrained(where, **asked)  # by its name: the cache then knows what that stands for
+            config = AutoConfig.from_pretrained(where, **asked)  # by its name: the cache then knows what that is
+        check_not_quantised(config, self.path)
+        return config
 
     def model(self, config: Any, kind: str) -> Any:
         """The model of a kind of ``Auto`` class with all its weights, or untrained."""
@@ -119,7 +116,7 @@ class Pretrained:
         if is_pickle and not self.allow_bin:
             raise VitPatchError(_PICKLE.format(path=self.path))
         with one_line(self.path):
-            return getattr(transformers, kind).from_pretrained(
+            model, info = getattr(transformers, kind).from_pretrained(
                 self._where,
                 dtype=DTYPES[self.dtype],
                 use_safetensors=not is_pickle,
@@ -129,6 +126,8 @@ class Pretrained:
                 **head,
                 **self._arguments,
             )
+        check_names(info["missing_keys"], info["unexpected_keys"], self.path)
+        return model, info
 
     def processor(self) -> Any:
         """The image processor; an ``OSError`` and others of transformers where there is none.

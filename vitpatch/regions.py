@@ -8,13 +8,16 @@ in all channels, ``white``, ``black``. Means are of the stored (gamma) values.
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from vitpatch.corruptions import choice, gaussian_blur, luma, no_masks, share, uniform
+from vitpatch.checks import Share, check_arguments
+from vitpatch.corruptions import gaussian_blur, luma, no_masks, uniform
 from vitpatch.spec import ImageBatch
 
+Fill = Literal["mean", "gray", "white", "black"]
 FILLS = {"gray": 0.5, "white": 1.0, "black": 0.0}
 """Colours that are the same for all images."""
 TOUCHED = 0.05
@@ -58,8 +61,9 @@ class _Desaturate:
 
     strength_key, strongest, needs_masks = "amount", 1.0, True
 
-    def __init__(self, amount: float = 1.0) -> None:
-        self.amount = share(amount, "the share of colour taken away")
+    @check_arguments("corruption")
+    def __init__(self, amount: Annotated[Share, "the share of colour taken away"] = 1.0) -> None:
+        self.amount = float(amount)
 
     def _desaturated(self, images: Tensor, where: Tensor) -> Tensor:
         return torch.lerp(images, luma(images).expand_as(images), (self.amount * where).expand_as(images))
@@ -91,9 +95,14 @@ class Silhouette:
 
     strength_key, strongest, needs_masks = "amount", 1.0, True
 
-    def __init__(self, fill: str = "mean", bg: str = "white", amount: float = 1.0) -> None:
-        self.fill, self.bg = choice("fill", fill, "mean", "black"), choice("bg", bg, "white", "keep")
-        self.amount = share(amount, "the share of the silhouette in the image")
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        fill: Literal["mean", "black"] = "mean",
+        bg: Literal["white", "keep"] = "white",
+        amount: Annotated[Share, "the share of the silhouette in the image"] = 1.0,
+    ) -> None:
+        self.fill, self.bg, self.amount = fill, bg, float(amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -109,8 +118,8 @@ class _Removal:
 
     strength_key, strongest, needs_masks = "amount", 1.0, True
 
-    def __init__(self, fill: str, amount: float, unit: str) -> None:
-        self.fill, self.amount = choice("fill", fill, "mean", *FILLS), share(amount, unit)
+    def __init__(self, fill: Fill, amount: float) -> None:
+        self.fill, self.amount = fill, float(amount)
 
     def _filled(self, batch: ImageBatch, where: Tensor) -> Tensor:
         images, masks = batch.images, masks_of(batch, self)
@@ -124,8 +133,11 @@ class ObjectOnly(_Removal):
     ``amount`` is the share of the way there: 0 the identity, 1 no background.
     """
 
-    def __init__(self, fill: str = "mean", amount: float = 1.0) -> None:
-        super().__init__(fill, amount, "the share of the background taken away")
+    @check_arguments("corruption")
+    def __init__(
+        self, fill: Fill = "mean", amount: Annotated[Share, "the share of the background taken away"] = 1.0
+    ) -> None:
+        super().__init__(fill, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""
@@ -139,8 +151,11 @@ class BackgroundOnly(_Removal):
     share of the way there: 0 the identity, 1 no object.
     """
 
-    def __init__(self, fill: str = "mean", amount: float = 1.0) -> None:
-        super().__init__(fill, amount, "the share of the object taken away")
+    @check_arguments("corruption")
+    def __init__(
+        self, fill: Fill = "mean", amount: Annotated[Share, "the share of the object taken away"] = 1.0
+    ) -> None:
+        super().__init__(fill, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; outside of the box, where the mask is 0, the same values."""
@@ -156,8 +171,11 @@ class Occlude(_Removal):
     covers it, mid-gray by default.
     """
 
-    def __init__(self, fill: str = "gray", amount: float = 1.0) -> None:
-        super().__init__(fill, amount, "the share of the object's area that is covered")
+    @check_arguments("corruption")
+    def __init__(
+        self, fill: Fill = "gray", amount: Annotated[Share, "the share of the object's area that is covered"] = 1.0
+    ) -> None:
+        super().__init__(fill, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; where the mask is 0, the same values."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vitpatch.compare import Compared, compare
-from vitpatch.config import construct
 from vitpatch.tracking import Compared as Shown
-from vitpatch.tracking import RunInfo
+from vitpatch.tracking import RunInfo, tracker_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def report(root: Path, cfg: DictConfig, track: bool) -> None:
     if not track:
         return
     info = RunInfo(compared.folder, str(cfg.sweep), _config(compared, cfg), job_type="compare")
-    with construct(cfg.logger).run(info) as tracked:
+    with tracker_of(cfg).run(info) as tracked:
         tracked.log_comparison(_shown(compared))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)

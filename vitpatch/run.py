@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
 from vitpatch.calibrate import about, informed, roughly
-from vitpatch.config import construct
 from vitpatch.devices import Devices, devices_of
 from vitpatch.examples import chosen
 from vitpatch.measure import measure
@@ -32,8 +31,8 @@ from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Begun, Shards, differing
 from vitpatch.spec import VitPatchError
 from vitpatch.store import RunFolder
-from vitpatch.tracking import NoTracker, Results, RunInfo, WandbTracker
-from vitpatch.trainers import on_threads
+from vitpatch.tracking import Results, RunInfo, Tracker, tracker_of
+from vitpatch.trainers import make_trainer_of, on_threads
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
     check_names(cfg)
     started = time.monotonic()
-    tracker, make_trainer = construct(cfg.logger), construct(cfg.trainer)
+    tracker, make_trainer = tracker_of(cfg), make_trainer_of(cfg)
     calibrations = folder_of(path)
     setup = prepare(cfg, calibrations)
     folder = RunFolder(path)
@@ -74,7 +73,7 @@ def _make(
     setup: Setup,
     folder: RunFolder,
     shards: Shards,
-    tracker: NoTracker | WandbTracker,
+    tracker: Tracker,
     make_trainer: Callable[..., lightning.Trainer],
     devices: Devices,
     started: float,

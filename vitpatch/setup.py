@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,20 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.adjustable import Adjustable, adjustable
 from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
-from vitpatch.config import Study, construct, read_study, whole_number
+from vitpatch.config import (
+    PATCH_GROUPS,
+    PatchKeys,
+    Study,
+    check_keys,
+    check_option,
+    construct_option,
+    read_study,
+    with_defaults,
+)
 from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
+from vitpatch.devices import devices_of
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.inference import check_signed
 from vitpatch.labels import matched
@@ -28,10 +39,12 @@ from vitpatch.model import PatchableViT
 from vitpatch.options import resolved
 from vitpatch.peers import read_corruptions
 from vitpatch.plan import Plan, make_plan
+from vitpatch.sources import ImageSource
 from vitpatch.spec import (
     EVERYONE,
     JOINT,
     Donor,
+    Target,
     Tested,
     TokenGroup,
     VitPatchError,
@@ -41,6 +54,8 @@ from vitpatch.spec import (
 )
 from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.tokens import needs_masks
+from vitpatch.tracking import tracker_of
+from vitpatch.trainers import make_trainer_of
 from vitpatch.training_images import training_images
 
 log = logging.getLogger(__name__)
@@ -154,21 +169,45 @@ class Setup:
         return {"training": self.training.digest} | asked
 
 
-def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
-    """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
+@dataclass(frozen=True)
+class Checked:
+    """What a config says, with all that it leaves out; nothing of it is loaded."""
+
+    cfg: DictConfig
+    study: Study
+    corruption: Corruption
+    asked: Asked | None
+    checkpoint: Checkpoint
+    source: ImageSource
+
+
+def check_config(cfg: DictConfig) -> Checked:
+    """Raises ``VitPatchError`` for what is wrong with a composed config of ``patch.py`` whatever model and data are."""
     cfg = resolved(cfg)
+    make_trainer = make_trainer_of(cfg)
+    tracker_of(cfg)
+    check_option(cfg, "target", Target)
+    corruption = construct_option(cfg, "corruption", Callable)
+    checkpoint, source = construct_option(cfg, "model", Checkpoint), construct_option(cfg, "data", ImageSource)
+    cfg = with_defaults(cfg, ("model", "data", "corruption", "target"))
+    check_keys(cfg, PatchKeys, PATCH_GROUPS)
     study = read_study(cfg)
     if study.test is Tested.HEADLINE:
         check_signed(study.metric, study.direction)
-    whole_number("batch_size", cfg.batch_size, least=1)
-    corruption = construct(cfg.corruption)
     asked = read_asked(cfg.calibrate)
-    adjustables = _adjustables(cfg, asked, calibrations)
-    checkpoint: Checkpoint = construct(cfg.model)
-    source = construct(cfg.data)
-    if traits(corruption).needs_masks and not cfg.data.get("mask_column"):
+    if traits(corruption).needs_masks and not cfg.data.mask_column:
         raise no_masks(corruption)
     _check_precision(cfg, checkpoint)
+    devices_of(make_trainer)
+    return Checked(cfg, study, corruption, asked, checkpoint, source)
+
+
+def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
+    """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
+    checked = check_config(cfg)
+    cfg, study, corruption, source = checked.cfg, checked.study, checked.corruption, checked.source
+    asked, checkpoint = checked.asked, checked.checkpoint
+    adjustables = _adjustables(cfg, asked, calibrations)
     model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
     model.require(study.target.site)
     make_plan(study.target, study.windows, study.direction, model.sizes)  # says what is wrong before data are read
@@ -242,7 +281,7 @@ def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
         raise VitPatchError(
             f"trainer.precision {asked}: expected one of {', '.join(PRECISIONS)}; weights below float32: model.dtype"
         )
-    on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    on_cpu = cfg.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
     if _precision(cfg) == "16-mixed" and on_cpu:
         raise VitPatchError("trainer.precision 16-mixed: a CPU has none; use bf16-mixed or 32")
     if checkpoint.dtype != "float32" and _precision(cfg) != "32":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitpatch.corruptions import luma, share, uniform
+from vitpatch.checks import Ge, Share, check_arguments
+from vitpatch.corruptions import luma, uniform
 from vitpatch.spec import ImageBatch, VitPatchError
 
 
@@ -20,8 +23,9 @@ class Edges:
 
     strength_key, strongest = "amount", 1.0
 
-    def __init__(self, amount: float = 1.0) -> None:
-        self.amount = share(amount, "the share of the drawing in the image")
+    @check_arguments("corruption")
+    def __init__(self, amount: Annotated[Share, "the share of the drawing in the image"] = 1.0) -> None:
+        self.amount = float(amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape, at amount 1 three equal channels."""
@@ -42,10 +46,13 @@ class PatchShuffle:
 
     strength_key, strongest = "amount", 1.0
 
-    def __init__(self, grid: int = 4, amount: float = 1.0) -> None:
-        if isinstance(grid, bool) or not isinstance(grid, int) or grid < 2:
-            raise VitPatchError(f"corruption.grid {grid!r}: expected a whole number, 2 or more, of cells a side")
-        self.grid, self.amount = grid, share(amount, "the share of cells that move")
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        grid: Annotated[int, Ge(2), "of cells a side"] = 4,
+        amount: Annotated[Share, "the share of cells that move"] = 1.0,
+    ) -> None:
+        self.grid, self.amount = grid, float(amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""

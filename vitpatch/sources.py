@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitpatch.checks import Count, Expected, Index, Seed, check_fields, is_list
 from vitpatch.columns import Labels, cluster_values, found_in, is_text, numbered
 from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.folders import files_below
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ON_ERROR = ("raise", "skip")
+Classes = Annotated[
+    str | int | tuple[str | int, ...] | None, Expected("names or numbers of labels, such as [cat,dog], or null for all")
+]
+LabelMap = Annotated[tuple[tuple[str | int, str | int | None], ...] | None, Expected("{label: class}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +57,32 @@ class ImageSource(ABC):
 
     path: str
     split: str | None = None
-    image_column: str = AUTO
-    label_column: str | None = AUTO
+    image_column: Annotated[str, Expected("the name of a column, or auto")] = AUTO
+    label_column: Annotated[str | None, Expected("the name of a column, auto, or null for none")] = AUTO
     mask_column: str | None = None
     cluster_column: str | None = None
     pair_column: str | None = None
-    classes: Any = None
-    per_class: int | None = None
-    limit: int | None = None
-    shuffle_seed: int | str | None = AUTO
-    seed: int = 0
-    label_map: Any = None
-    num_workers: int = 0
-    on_error: str = "raise"
+    classes: Classes = None
+    per_class: Annotated[Count | None, "for all"] = None
+    limit: Annotated[Count | None, "for all"] = None
+    shuffle_seed: Annotated[
+        Index | Literal["auto"] | None, Expected("auto, a whole number, 0 or more, or null for rows as they come")
+    ] = AUTO
+    seed: Seed = 0
+    label_map: LabelMap = None
+    num_workers: Index = 0
+    on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
         if type(self.path) is int:  # a folder called 2024
             object.__setattr__(self, "path", str(self.path))
         if isinstance(self.label_map, Mapping):  # Hydra gives its own kinds of list and dict, which have no hash
-            object.__setattr__(self, "label_map", tuple(self.label_map.items()))
-        if self.classes is not None and not isinstance(self.classes, str | int):
+            object.__setattr__(self, "label_map", tuple(self.label_map.items()) or None)
+        if is_list(self.classes):
             object.__setattr__(self, "classes", tuple(self.classes))
+        if self.path in (None, ""):
+            raise VitPatchError("data.path is missing: say where the images are")
+        check_fields(self, "data")
 
     @abstractmethod
     def rows(self) -> datasets.Dataset | datasets.IterableDataset:
@@ -96,7 +105,6 @@ class ImageSource(ABC):
 
     def open(self) -> LabelledImages:
         """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
-        _check_keys(self)
         seed_matters = self.shuffle_seed == AUTO and self.limit is not None
         return _open(self if seed_matters else replace(self, seed=0))
 
@@ -117,8 +125,6 @@ class HubImages(ImageSource):
         """The rows of the split, downloaded or from the cache, or a stream of them."""
         from datasets import enable_progress_bars
 
-        if not isinstance(self.streaming, bool):
-            raise VitPatchError(f"data.streaming {self.streaming!r}: expected true or false")
         where = resolve(self.path, "data.path")
         if self.split is None:
             raise VitPatchError("data.split is missing: name the split, such as data.split=test")
@@ -228,33 +234,6 @@ def _open(source: ImageSource) -> LabelledImages:
         on_error=source.on_error,
         num_workers=min(source.num_workers, 1 if source.streams else os.cpu_count() or 1),
     )
-
-
-def _check_keys(source: ImageSource) -> None:
-    if source.on_error not in ON_ERROR:
-        raise VitPatchError(f"data.on_error {source.on_error!r}: expected one of {', '.join(ON_ERROR)}")
-    for key in ("limit", "per_class"):
-        value = getattr(source, key)
-        if value is not None and (type(value) is not int or value < 1):
-            raise VitPatchError(f"data.{key} {value!r}: expected a whole number, 1 or more, or null for all")
-    shuffle = source.shuffle_seed
-    if shuffle not in (None, AUTO) and (type(shuffle) is not int or shuffle < 0):
-        raise VitPatchError(
-            f"data.shuffle_seed {shuffle!r}: expected auto, a whole number, 0 or more, or null for rows as they come"
-        )
-    if type(source.seed) is not int or source.seed < 0:
-        raise VitPatchError(f"data.seed {source.seed!r}: expected a whole number, 0 or more; it is the run's seed")
-    if type(source.num_workers) is not int or source.num_workers < 0:
-        raise VitPatchError(f"data.num_workers {source.num_workers!r}: expected a whole number, 0 or more")
-    if not source.path:
-        raise VitPatchError("data.path is missing: say where the images are")
-    for key in ("path", "split"):
-        if not isinstance(getattr(source, key), str | None):
-            raise VitPatchError(f"data.{key} {getattr(source, key)!r}: expected a name")
-    if source.label_map is not None and not isinstance(source.label_map, tuple):
-        raise VitPatchError(f"data.label_map {source.label_map!r}: expected {{label: class}}")
-    if not isinstance(source.image_column, str):
-        raise VitPatchError(f"data.image_column {source.image_column!r}: expected the name of a column, or auto")
 
 
 def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, list[Any]], int]:

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.interrupt import SIGNALS
 from vitpatch.job import INTERRUPTED, STOPPED, of_the_disk
@@ -267,7 +267,10 @@ def _in_one_line() -> Iterator[None]:
 
 def _check_no_secrets(config: DictConfig) -> None:
     """Raises ``VitPatchError`` where the command holds a secret."""
-    given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+    try:
+        given = [override.partition("=") for override in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+    except InterpolationResolutionError:  # the job says which key cannot be resolved
+        return
     for key, _, value in given:
         check_no_secret({key.lstrip("+~"): value})
 

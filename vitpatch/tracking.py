@@ -12,18 +12,20 @@ import os
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import pandas as pd
+from omegaconf import DictConfig
 
+from vitpatch.checks import Interval, check_arguments
+from vitpatch.config import construct_option
 from vitpatch.spec import Donor, VitPatchError
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "offline", "online")
 MODES_OF_WANDB = ("online", "offline", "disabled", "dryrun")
 INIT_TIMEOUT_S = 15.0
 """How long a run's start waits for the server; wandb itself takes up to 5 s more to give up."""
@@ -119,6 +121,19 @@ class NoTracker:
         yield Silent()
 
 
+@runtime_checkable
+class Tracker(Protocol):
+    """What ``logger`` can be."""
+
+    def run(self, info: RunInfo) -> AbstractContextManager[Silent]:
+        """A tracked run for the length of the block."""
+
+
+def tracker_of(cfg: DictConfig) -> Tracker:
+    """The tracker that a config asks for; where it names none, that is ``logger=none``."""
+    return NoTracker() if cfg.get("logger") is None else construct_option(cfg, "logger", Tracker)
+
+
 class WandbTracker:
     """``logger=wandb``: a Weights & Biases run in the project ``project``, its group the sweep.
 
@@ -130,13 +145,14 @@ class WandbTracker:
 
     unreachable: ClassVar[bool] = False
 
+    @check_arguments("logger")
     def __init__(
-        self, mode: str = "auto", project: str = "vitpatch", entity: str | None = None, finish_timeout: float = 60.0
+        self,
+        mode: Literal["auto", "offline", "online"] = "auto",
+        project: str = "vitpatch",
+        entity: str | None = None,
+        finish_timeout: Annotated[float, Interval(gt=0, le=86_400), "in seconds"] = 60.0,
     ) -> None:
-        if mode not in MODES:
-            raise VitPatchError(f"logger.mode {mode!r}: expected one of {', '.join(MODES)}")
-        if isinstance(finish_timeout, bool) or not isinstance(finish_timeout, int | float) or finish_timeout <= 0:
-            raise VitPatchError(f"logger.finish_timeout {finish_timeout!r}: expected a number of seconds above 0")
         self.mode, self.project, self.entity, self.finish_timeout = mode, project, entity, float(finish_timeout)
 
     @contextmanager

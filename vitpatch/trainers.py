@@ -6,20 +6,32 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 import lightning
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
 
+from vitpatch.checks import Count, Expected, Index, check_values
+from vitpatch.config import check_option, construct
 from vitpatch.spec import VitPatchError
 
 QUIETLY = {
     "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False
 }  # fmt: skip
 """Arguments of a trainer that only computes."""
+
+
+class TrainerKeys(TypedDict):
+    """The keys of ``conf/trainer``; others are Lightning's to check."""
+
+    accelerator: str
+    strategy: str
+    devices: Annotated[Count | Literal["auto"] | tuple[Index, ...], Expected("how many, their numbers, or auto")]
+    num_nodes: Count
+    precision: Annotated[str | int, Expected("32, bf16-mixed or 16-mixed")]
 
 
 def quiet() -> None:
@@ -56,11 +68,21 @@ def on_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def make_trainer_of(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
+    """The trainer that a config asks for, still without our arguments. Raises ``VitPatchError`` for its keys."""
+    check_option(cfg, "trainer", lightning.Trainer)
+    if cfg.trainer.get("_partial_") is not True:
+        raise VitPatchError(f"trainer._partial_ {cfg.trainer.get('_partial_')!r}: expected true")
+    types = get_type_hints(TrainerKeys, include_extras=True)
+    check_values("trainer.", {key: cfg.trainer[key] for key in types if key in cfg.trainer}, types)
+    return construct(cfg.trainer)
+
+
 def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
     """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for a device that is not there."""
     try:
         return make_trainer(**arguments)
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except Exception as error:  # Lightning's, of any class: what the user said is not checked before it is used
         raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitpatch.checks import Count, Interval, Share, check_fields
 from vitpatch.corruptions import BT601_LUMA
-from vitpatch.spec import ImageBatch, VitPatchError
+from vitpatch.spec import ImageBatch
+
+Rate = Annotated[float, Interval(ge=0, le=100)]
+Part = Annotated[float, Interval(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -26,29 +31,20 @@ class Recipe:
     in bfloat16 on a CPU.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    label_smoothing: float = 0.0
-    average: float = 0.0
+    epochs: Count
+    batch_size: Count
+    learning_rate: Rate
+    weight_decay: Rate = 0.05
+    warmup: Part = 0.1
+    label_smoothing: Part = 0.0
+    average: Part = 0.0
     balanced: bool = True
-    validation: float = 0.0
-    patience: int | None = None
-    attention: str = "sdpa"
+    validation: Part = 0.0
+    patience: Count | None = None
+    attention: Literal["eager", "sdpa"] = "sdpa"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise VitPatchError(f"recipe.{name} {value!r}: expected a whole number, {least} or more")
-        for name in ("learning_rate", "weight_decay", "warmup", "label_smoothing", "average", "validation"):
-            value, most = getattr(self, name), math.inf if name in ("learning_rate", "weight_decay") else 1
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
-                raise VitPatchError(
-                    f"recipe.{name} {value!r}: expected a number ≥ 0" + (" and < 1" if most == 1 else "")
-                )
+        check_fields(self, "recipe")
 
 
 @dataclass(frozen=True)
@@ -61,13 +57,16 @@ class Augment:
     image is white.
     """
 
-    rotate: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
-    jitter: float = 0.0
-    gray: float = 0.0
-    erase: float = 0.0
+    rotate: Annotated[float, Interval(ge=0, le=180), "in degrees"] = 0.0
+    scale: Share = 0.0
+    shear: Share = 0.0
+    shift: Share = 0.0
+    jitter: Share = 0.0
+    gray: Share = 0.0
+    erase: Share = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "augment")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] → the same shape and range; draws from torch's own generator."""

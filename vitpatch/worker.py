@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from vitpatch.config import construct
 from vitpatch.crew import OFTEN_S, Board, Follower, Order, Outside, read_order
 from vitpatch.devices import share
 from vitpatch.embedding_noise import OnEmbeddings
@@ -28,7 +27,7 @@ from vitpatch.predict import data_of, follow
 from vitpatch.setup import Setup, prepare
 from vitpatch.shards import Shards
 from vitpatch.spec import VitPatchError
-from vitpatch.trainers import on_threads
+from vitpatch.trainers import make_trainer_of, on_threads
 
 LATE_S = 120.0
 """What a shared disk may take to show a file on another machine."""
@@ -43,7 +42,7 @@ def obey(order: Order, follower: Follower, local_rank: int, shards: Shards) -> N
             data = data_of(setup, order.batch_size)
             data.numbers = numbers
             with on_threads(order.threads):
-                follow(setup, data, construct(setup.cfg.trainer), shards, follower, local_rank)
+                follow(setup, data, make_trainer_of(setup.cfg), shards, follower, local_rank)
         follower.end("done")
     except (Interrupted, KeyboardInterrupt, SystemExit):  # the last is Lightning's for the second CTRL-C
         follower.end("stopped")

@@ -1,0 +1,184 @@
+"""Checks a value against a declared type; what is wrong becomes one line: the key, what was got, what is expected.
+
+A class says what its parameters may be by their types: ``float``, ``int``, ``bool``, ``str``, a ``StrEnum``,
+``Literal``, ``tuple[T, ...]`` (a list of at least one), unions of these, and ``Annotated`` with bounds
+(``annotated_types``) and a text for the error, such as a unit. Other types are not checked. Light: no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, wraps
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+from vitpatch.spec import VitPatchError
+
+E = TypeVar("E", bound=StrEnum)
+
+LARGEST_INT = 2**63 - 1
+
+NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Count = Annotated[int, Ge(1)]
+Index = Annotated[int, Ge(0)]
+Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Stands in ``Annotated`` for the words that the type itself would be described by."""
+
+    words: str
+
+
+def check(key: str, value: Any, declared: Any) -> Any:
+    """``value`` where it is of the ``declared`` type. Raises ``VitPatchError`` where it is not."""
+    if not is_of(value, declared):
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:79] + "…"
+        raise VitPatchError(f"{key} {shown}: expected {described(declared)}")
+    return value
+
+
+def check_values(prefix: str, values: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    """Checks each value whose name has a declared type; keys in errors are ``prefix`` and the name."""
+    for name, value in values.items():
+        if name in declared:
+            check(prefix + name, value, declared[name])
+
+
+def check_fields(instance: Any, group: str) -> None:
+    """Checks the fields of a dataclass: the keys of ``conf/<group>``."""
+    check_values(f"{group}.", vars(instance), _types_of(type(instance)))
+
+
+def check_arguments(group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorates a constructor, whose parameters are the keys of ``conf/<group>``, so that its arguments are checked."""
+
+    def decorate(constructor: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(constructor)
+
+        @wraps(constructor)
+        def checked(*args: Any, **kwargs: Any) -> None:
+            check_values(f"{group}.", signature.bind(*args, **kwargs).arguments, _types_of(constructor))
+            constructor(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+@cache
+def _types_of(declaring: Any) -> dict[str, Any]:
+    """The declared types of a class's fields or a function's parameters; none where some cannot be resolved."""
+    try:
+        return get_type_hints(declaring, include_extras=True)
+    except NameError:  # a user's class whose types are imported for type checkers only
+        return {}
+
+
+def whole_number(key: str, value: Any, least: int) -> int:
+    """``value`` where it is an integer of at least ``least``."""
+    return check(key, value, Annotated[int, Ge(least)])
+
+
+def one_of(key: str, value: Any, kind: type[E]) -> E:
+    """``value`` as a member of ``kind``."""
+    return kind(check(key, value, kind))
+
+
+def among(key: Any, known: Collection[str]) -> str:
+    """What to say of an unknown key: the nearest of those that are known, or all of them."""
+    near = difflib.get_close_matches(str(key), list(known), n=1)
+    some = [*known][:12] + ["…"] * (len(known) > 12)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(some) or 'none'}"
+
+
+def is_of(value: Any, declared: Any) -> bool:
+    """Whether a value is of a type; ``true`` is no number, and a number is finite and fits 64 bits."""
+    origin, args = get_origin(declared), get_args(declared)
+    if origin is Annotated:
+        return is_of(value, args[0]) and all(_within(value, bound) for bound in args[1:])
+    if origin in (Union, UnionType):
+        return any(is_of(value, one) for one in args)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin is tuple:
+        kinds = [args[0]] * len(value) if is_list(value) and args[-1] is ... else args
+        return is_list(value) and 0 < len(kinds) == len(value) and all(map(is_of, value, kinds))
+    if declared is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if declared is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
+    if declared is str:
+        return isinstance(value, str) and bool(value.strip())
+    if isinstance(declared, type) and issubclass(declared, StrEnum):
+        return isinstance(value, str) and value in list(declared)
+    return isinstance(value, declared) if declared in (bool, NoneType) else True
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list, a tuple, or Hydra's own kind of list."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _within(value: Any, bound: Any) -> bool:
+    if isinstance(bound, Interval):
+        return all(_within(value, one) for one in bound)
+    if isinstance(bound, _BOUNDS):
+        name = type(bound).__name__.lower()
+        return getattr(operator, name)(value, getattr(bound, name))
+    return True
+
+
+def described(declared: Any) -> str:
+    """A type in words, as they follow "expected"."""
+    origin, args = get_origin(declared), get_args(declared)
+    if origin is Annotated:
+        instead = [one.words for one in args[1:] if isinstance(one, Expected)]
+        notes = [one for one in args[1:] if isinstance(one, str)]
+        if NoneType in get_args(args[0]):  # a note on what may be null says what null is
+            return instead[0] if instead else " ".join([described(args[0]), *notes])
+        words = instead[0] if instead else described(args[0]) + _bounds(args[0], args[1:])
+        return ", ".join([words, *notes])
+    if origin in (Union, UnionType):
+        return _alternatives([described(one) for one in args])
+    if origin is Literal or (isinstance(declared, type) and issubclass(declared, StrEnum)):
+        words = list(args or declared)
+        return " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+    if origin is tuple:
+        return f"a list ({described(args[0])} each)"
+    return {float: "a number", int: "a whole number", bool: "true or false", str: "a name", NoneType: "null"}[declared]
+
+
+def _alternatives(words: list[str]) -> str:
+    *others, last = words
+    if others == ["true or false"]:
+        return f"true, false or {last}"
+    return ", ".join(others) + f", or {last}"
+
+
+def _bounds(kind: type, metadata: Sequence[Any]) -> str:
+    """The bounds of a number in words."""
+    bounds = [one for bound in metadata for one in (bound if isinstance(bound, Interval) else [bound])]
+    at = {type(bound): getattr(bound, type(bound).__name__.lower()) for bound in bounds if isinstance(bound, _BOUNDS)}
+    if Ge in at and Le in at:
+        return f" from {at[Ge]:g} to {at[Le]:,g}" if kind is float else f" from {at[Ge]} to {at[Le]}"
+    if kind is int:
+        return f", {at[Ge]} or more" if Ge in at else ""
+    low = f" ≥ {at[Ge]:g}" if Ge in at else f" above {at[Gt]:g}" if Gt in at else ""
+    high = f"< {at[Lt]:g}" if Lt in at else f"at most {at[Le]:g}" if Le in at else ""
+    return low + (f" and {high}" if high else "")
+
+
+_BOUNDS = (Ge, Gt, Le, Lt)
