@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -85,6 +86,7 @@ def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Fi
         rows = summary[summary["series"] == name]
         _draw_whole(panel, rows, beside, series, name)
         finish(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
+        panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
     legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, conventions(summary, len(series)))
     headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
