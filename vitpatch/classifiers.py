@@ -54,10 +54,11 @@ class Similarity(nn.Module):
 
 
 class ZeroShot(nn.Module):
-    """The vision side of CLIP or SigLIP, its classes those of ``texts`` (classes, width)."""
+    """The vision side of CLIP or SigLIP, its classes those of ``texts`` (classes, width); ``notes`` on its answers."""
 
-    def __init__(self, model: Any, texts: Tensor, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, texts: Tensor, names: Sequence[str], notes: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.notes = notes
         self.vision_model = model.vision_model
         bias = getattr(model, "logit_bias", torch.zeros(()))
         self.similarity = Similarity(texts, model.logit_scale.exp(), bias, getattr(model, "visual_projection", None))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
+from vitpatch.classes import Classes, as_classes, classes_of_training
 from vitpatch.config import construct, typed
 from vitpatch.controls import check_all, found_of
 from vitpatch.corruptions import Corruption, corrupted, no_masks, traits
@@ -50,12 +51,21 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
     corruptions = {name: _of_pixels(name, test) for name in _listed(cfg.corruptions)}
-    names = _class_names(train, test)
-    if cfg.get("architecture"):  # the option none is empty
-        model, preprocessing = new_classifier(construct(cfg.architecture), names)
+    checkpoint: Checkpoint | None = (
+        None if cfg.get("architecture") else construct(cfg.model)
+    )  # the option none is empty
+    own = checkpoint and Classes.of(checkpoint.config())
+    training = classes_of_training(train, source.label_map, own, test)
+    classes = training.classes
+    train, test = (
+        as_classes(train, classes, source.label_map, beside=test),
+        as_classes(test, classes, source.label_map, beside=train),
+    )
+    if checkpoint is None:
+        model, preprocessing = new_classifier(construct(cfg.architecture), classes.names)
     else:
-        checkpoint: Checkpoint = construct(cfg.model)
-        model, preprocessing = pretrained_classifier(checkpoint, names)
+        log.info("%s", training.line)
+        model, preprocessing = pretrained_classifier(checkpoint, classes.names, training.keeps_head)
     _partners(corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
     trained, device = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
@@ -69,7 +79,9 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
         with written_beside(path / "evaluation.md") as beside:
             beside.write_text(text, encoding="utf-8")
     log.info("%s", text)
-    write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
+    write_json(
+        folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target), **training.described}
+    )
     log.info("saved: python patch.py model=hf %s", typed("model.path", str(target)))
 
 
@@ -118,16 +130,6 @@ def _partners(
             found[kind] = found_of(kind, images, seed, preprocessing)
             check_all(name, kind, found[kind], images)
     return found
-
-
-def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:
-    if not (train.has_labels and test.has_labels):
-        raise VitPatchError("data.label_column=null: training needs labels")
-    if train.label_names != test.label_names:
-        raise VitPatchError("data: the training and the test split have different label names")
-    if train.label_names is not None:
-        return train.label_names
-    return [f"LABEL_{i}" for i in range(int(max(train.labels.max(), test.labels.max())) + 1)]
 
 
 class TrainingImages(torch.utils.data.Dataset):
@@ -249,7 +251,7 @@ def evaluate(
             pixels = batch.images if run == "clean" else corrupted(corruptions[run], batch, seed)
             found.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
     truth = torch.cat(labels)
-    names = images.label_names or model.label_names or tuple(map(str, range(model.classes)))
+    names = model.label_names or images.label_names or tuple(map(str, range(model.classes)))
     return pd.concat(
         [_table(run, torch.cat(found), truth, names) for run, found in predictions.items()], ignore_index=True
     )
