@@ -111,6 +111,25 @@ def test_a_checkpoint_is_fine_tuned_to_other_labels(cli, arguments, splits, tmp_
     assert list(config["id2label"].values()) == NAMES and config["model_type"] == "deit"
 
 
+def test_a_kept_head_keeps_its_names_and_a_map_is_read_as_in_patching(cli, arguments, splits, tmp_path):
+    names = NAMES[3::-1]  # as many as are left, in another order
+    base = save_model(tmp_path / "base", "vit", names=names, size=16)
+    rest = [a for a in arguments if not a.startswith("architecture")]
+    chosen = ["architecture=none", "model=hf", f"model.path={base}", "data.label_map={class_4: null}"]
+    code, printed = cli(*rest, *chosen, "recipe.epochs=1", "recipe.learning_rate=0.0", script="train_eval")
+    assert code == 0 and "the checkpoint's head is kept: its classes are class_3, class_2" in printed, printed
+    saved = Checkpoint(str(tmp_path / "out" / "model")).load()
+    assert saved.label_names == tuple(names) and saved.weights_digest == Checkpoint(str(base)).load().weights_digest
+    table = pd.read_csv(tmp_path / "out" / "evaluation.csv")
+    clean = table[table["run"] == "clean"].set_index("class")
+    assert clean.index.tolist() == [*names, "balanced", "all"] and clean.loc["all", "n"] == 8  # of 10
+    where = ["data=parquet", f"data.path={splits}", "data.split=test", "data.label_map={class_4: null}", "window=1"]
+    code, printed = cli("model=hf", f"model.path={base}", *where, "logger=none", f"hydra.run.dir={tmp_path / 'run'}")
+    examples = pd.read_parquet(tmp_path / "run" / "examples.parquet")
+    by_class = examples.groupby("label_name")["prob_clean"].mean()
+    assert code == 0 and by_class.to_dict() == pytest.approx(clean.loc[names, "prob"].to_dict(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
