@@ -156,13 +156,13 @@ def of_training(train, label_map=None, own=None, test=None):
 
 def test_a_training_has_the_classes_that_its_labels_make():
     abc = images([0, 1, 2], "abc")
-    assert of_training(abc).classes.names == ("a", "b", "c")
-    assert of_training(abc, [("c", None)]).classes.names == ("a", "b")
-    assert of_training(abc, [("a", "letter"), ("b", "letter")]).classes.names == ("letter", "c")
-    assert of_training(abc, [("a", "C")]).classes.names == ("c", "b")  # a label's own spelling
-    assert of_training(abc, [("a", 10), ("b", 9), ("c", 9)]).classes.names == ("9", "10")
-    assert of_training(images([0, 2, 1])).classes.names == ("LABEL_0", "LABEL_1", "LABEL_2")
-    numbered = of_training(images([0, 2, 1]), [(0, None)]).classes
+    assert of_training(abc)[0].names == ("a", "b", "c")
+    assert of_training(abc, [("c", None)])[0].names == ("a", "b")
+    assert of_training(abc, [("a", "letter"), ("b", "letter")])[0].names == ("letter", "c")
+    assert of_training(abc, [("a", "C")])[0].names == ("c", "b")  # a label's own spelling
+    assert of_training(abc, [("a", 10), ("b", 9), ("c", 9)])[0].names == ("9", "10")
+    assert of_training(images([0, 2, 1]))[0].names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    numbered = of_training(images([0, 2, 1]), [(0, None)])[0]
     assert numbered.names == ("1", "2")
     assert as_classes(images([2, 0, 1]), numbered, [(0, None)]).labels.tolist() == [1, 0]
     with pytest.raises(VitPatchError, match="one class, a; a classifier needs two"):
@@ -192,13 +192,12 @@ def test_a_training_has_the_classes_that_its_labels_make():
 )
 def test_a_head_is_kept_for_its_own_classes_only(own, train, label_map, names, kept):
     label_map = list(label_map.items()) if isinstance(label_map, dict) else label_map
-    found = of_training(train, label_map, own)
-    assert found.classes.names == tuple(names) and found.keeps_head == kept
-    assert ("kept" if kept else "replaced by a new one") in found.line
-    labelled = as_classes(train, found.classes, label_map)
+    found, why = of_training(train, label_map, own)
+    assert found.names == tuple(names) and (why is None) == kept
+    labelled = as_classes(train, found, label_map)
     wanted = [dict(label_map or ()).get(name, name) for name in train.label_names or names]
     asked = [name for name in wanted if name is not None]
-    got = [found.classes.names[label] for label in labelled.labels]
+    got = [found.names[label] for label in labelled.labels]
     assert [str(name).casefold().replace(" ", "_") for name in asked] == [name.casefold() for name in got]
 
 
@@ -206,12 +205,13 @@ def test_a_head_is_kept_for_its_own_classes_only(own, train, label_map, names, k
 def test_a_new_head_of_the_same_size_is_new_and_a_kept_one_the_old(made, family):
     checkpoint = Checkpoint(str(made / family))
     torch.manual_seed(0)
-    kept, new = (pretrained_classifier(checkpoint, NAMES, keeps)[0] for keeps in (True, False))
-    old = checkpoint.load().model
-    for name, weight in old.named_parameters():
+    (kept, _, is_kept), (new, _, is_new) = (pretrained_classifier(checkpoint, NAMES, keeps) for keeps in (True, False))
+    assert (is_kept, is_new) == (True, False)
+    for name, weight in checkpoint.load().model.named_parameters():
         assert torch.equal(kept.get_parameter(name), weight)
         if name.endswith("weight"):  # biases begin as 0
             assert torch.equal(new.get_parameter(name), weight) == ("classifier" not in name), name
+    assert not pretrained_classifier(checkpoint, NAMES[:3], True)[2]  # of another size
 
 
 def test_what_is_fine_tuned_says_its_own_labels(tmp_path):

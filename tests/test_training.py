@@ -117,7 +117,7 @@ def test_a_kept_head_keeps_its_names_and_a_map_is_read_as_in_patching(cli, argum
     rest = [a for a in arguments if not a.startswith("architecture")]
     chosen = ["architecture=none", "model=hf", f"model.path={base}", "data.label_map={class_4: null}"]
     code, printed = cli(*rest, *chosen, "recipe.epochs=1", "recipe.learning_rate=0.0", script="train_eval")
-    assert code == 0 and "the checkpoint's head is kept: its classes are class_3, class_2" in printed, printed
+    assert code == 0 and "the checkpoint's head is kept, its classes are class_3, class_2" in printed, printed
     saved = Checkpoint(str(tmp_path / "out" / "model")).load()
     assert saved.label_names == tuple(names) and saved.weights_digest == Checkpoint(str(base)).load().weights_digest
     table = pd.read_csv(tmp_path / "out" / "evaluation.csv")

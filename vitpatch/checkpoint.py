@@ -285,22 +285,29 @@ def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
     return tuple(pixels), checkpoint.mean, checkpoint.std, checkpoint.resample or "bicubic", share
 
 
-def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str], keeps_head: bool) -> tuple[Any, Preprocessing]:
-    """A checkpoint to fine-tune to the classes ``names``; its head is drawn anew, unless it is one of these classes."""
+def pretrained_classifier(
+    checkpoint: Checkpoint, names: Sequence[str], keeps_head: bool
+) -> tuple[Any, Preprocessing, bool]:
+    """A checkpoint to fine-tune to the classes ``names``, and whether its head is the checkpoint's own or a new one.
+
+    ``keeps_head``: its own classes are these, in this order; the head is kept where the checkpoint has one.
+    """
     from transformers import AutoModelForImageClassification
 
     config = checkpoint.config()
     family = family_of(config.model_type, checkpoint.path)
     preprocessing = _preprocessing_of(checkpoint, config)
-    old = config.num_labels
     name_classes(config, names)
-    model, _ = checkpoint.loaded("AutoModelForImageClassification", config)
-    if not keeps_head and len(names) == old:  # of another size it is new already
+    model, info = checkpoint.loaded("AutoModelForImageClassification", config)
+    drawn = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    modules = dict(model.named_modules())
+    heads = {head for readout in family.readouts for head in readout.heads} & set(modules)
+    has_own = not any(f"{head}.{name}" in drawn for head in heads for name, _ in modules[head].named_parameters())
+    if has_own and not keeps_head:
         fresh = AutoModelForImageClassification.from_config(config)
-        for head in {head for readout in family.readouts for head in readout.heads}:
-            if (module := dict(model.named_modules()).get(head)) is not None:
-                module.load_state_dict(fresh.get_submodule(head).state_dict())
-    return model, preprocessing
+        for head in heads:
+            modules[head].load_state_dict(fresh.get_submodule(head).state_dict())
+    return model, preprocessing, has_own and keeps_head
 
 
 def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessing]:

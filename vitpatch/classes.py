@@ -79,27 +79,14 @@ def labels_of(images: LabelledImages) -> list[str]:
     return list(map(str, range(1 + int(images.labels.max()))))
 
 
-@dataclass(frozen=True)
-class Training:
-    """The ``classes`` of a training, and of a checkpoint whether its head is kept, and a line on why."""
-
-    classes: Classes
-    keeps_head: bool = False
-    line: str | None = None
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """In the manifest's words."""
-        return {"classes": list(self.classes.names or ()), "head": self.line or "new"}
-
-
 def classes_of_training(
     train: LabelledImages, label_map: Sequence[tuple[Any, Any]] | None, own: Classes | None, test: LabelledImages
-) -> Training:
-    """The classes that a training has: those of its checkpoint (``own``) where its labels are just these, else its own.
+) -> tuple[Classes, str | None]:
+    """The classes of a training, and why its checkpoint's head, of the classes ``own``, is none for them.
 
-    Its own are the labels of ``train``, with ``label_map`` what that makes of them. Raises ``VitPatchError`` where
-    there are fewer than two, or images without labels.
+    They are ``own`` where the labels of ``train``, with ``label_map`` what that makes of them, are just these by name;
+    else those labels, and the reason is said (``None``: there is none). Raises ``VitPatchError`` where there are fewer
+    than two, or images without labels.
     """
     if not (train.has_labels and test.has_labels):
         raise VitPatchError("data.label_column=null: training needs labels")
@@ -109,28 +96,23 @@ def classes_of_training(
         names = [f"LABEL_{name}" for name in names]
     if len(names) < 2:
         raise VitPatchError(f"the training images have one class, {', '.join(names)}; a classifier needs two or more")
-    if own is None:
-        return Training(Classes(len(names), tuple(names)))
-    why = _another_head(own, names)
-    if why is not None:
-        line = f"the checkpoint's head is replaced by a new one for {_some(names)}: {why}"
-        return Training(Classes(len(names), tuple(names)), line=line)
-    kept = own.names or tuple(names)
-    return Training(Classes(len(kept), kept), True, f"the checkpoint's head is kept: its classes are {_some(kept)}")
+    why = None if own is None else _other_classes(own, names)
+    names = own.names if own is not None and own.names and why is None else tuple(names)
+    return Classes(len(names), names), why
 
 
-def _another_head(own: Classes, names: Sequence[str]) -> str | None:
+def _other_classes(own: Classes, names: Sequence[str]) -> str | None:
     """Why a training has other classes than its checkpoint; ``None`` where they are the same."""
     if own.doubt is not None and not are_numbers(names):
-        return own.doubt
+        return f"has no sure names for its classes ({own.doubt})"
     theirs = "has no names for its classes" if own.names is None else f"has the classes {_some(own.names)}"
     if own.number != len(names) or are_numbers(names) != (own.names is None or are_numbers(own.names)):
-        return f"it {theirs}, {own.number} of them"
+        return f"{theirs}, {own.number} of them"
     try:
         found = matched(names, own.names, own.number)
     except VitPatchError:
         found = [0]
-    return None if found is None or sorted(found) == list(range(own.number)) else f"it {theirs}"
+    return None if found is None or sorted(found) == list(range(own.number)) else theirs
 
 
 def _some(names: Sequence[str]) -> str:

@@ -43,29 +43,27 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     Started again on the same folder it goes on from its last checkpoint.
     """
     settings = _settings(cfg)
-    _check_same_training(folder, settings)
-    for earlier in ("manifest.json", "failed.json"):
-        (folder / earlier).unlink(missing_ok=True)
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     recipe, augment = construct(cfg.recipe), construct(cfg.augment)
     source: ImageSource = construct(cfg.data)
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
     corruptions = {name: _of_pixels(name, test) for name in _listed(cfg.corruptions)}
-    checkpoint: Checkpoint | None = (
-        None if cfg.get("architecture") else construct(cfg.model)
-    )  # the option none is empty
-    own = checkpoint and Classes.of(checkpoint.config())
-    training = classes_of_training(train, source.label_map, own, test)
-    classes = training.classes
+    is_new = bool(cfg.get("architecture"))  # the option none is empty
+    checkpoint: Checkpoint | None = None if is_new else construct(cfg.model)
+    own = None if is_new else Classes.of(checkpoint.config())
+    classes, why = classes_of_training(train, source.label_map, own, test)
+    settings["classes"] = list(classes.names)
+    _check_same_training(folder, settings)
+    for earlier in ("manifest.json", "failed.json"):
+        (folder / earlier).unlink(missing_ok=True)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     train, test = (
-        as_classes(train, classes, source.label_map, beside=test),
-        as_classes(test, classes, source.label_map, beside=train),
+        as_classes(images, classes, source.label_map, beside) for images, beside in ((train, test), (test, train))
     )
-    if checkpoint is None:
+    if is_new:
         model, preprocessing = new_classifier(construct(cfg.architecture), classes.names)
     else:
-        log.info("%s", training.line)
-        model, preprocessing = pretrained_classifier(checkpoint, classes.names, training.keeps_head)
+        model, preprocessing, kept = pretrained_classifier(checkpoint, classes.names, keeps_head=why is None)
+        log.info("%s", _about_head(kept, classes.names, why))
     _partners(corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
     trained, device = fit(model, preprocessing, train, folder, construct(cfg.trainer), recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
@@ -79,10 +77,16 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
         with written_beside(path / "evaluation.md") as beside:
             beside.write_text(text, encoding="utf-8")
     log.info("%s", text)
-    write_json(
-        folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target), **training.described}
-    )
+    write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
     log.info("saved: python patch.py model=hf %s", typed("model.path", str(target)))
+
+
+def _about_head(kept: bool, names: Sequence[str], why: str | None) -> str:
+    """Whether a checkpoint's head is kept."""
+    some = ", ".join(names[:5]) + ", …" * (len(names) > 5)
+    if kept:
+        return f"the checkpoint's head is kept, its classes are {some}"
+    return f"the head is a new one, for {some}: the checkpoint {why or 'has none of this size'}"
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
@@ -99,7 +103,8 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
 def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     """Raises ``VitPatchError`` where the folder's checkpoints are of a training with other settings."""
     file, last = (folder / "checkpoints" / name for name in ("settings.json", "last.ckpt"))
-    if last.exists() and file.exists() and (earlier := json.loads(file.read_text(encoding="utf-8"))) != settings:
+    earlier = json.loads(file.read_text(encoding="utf-8")) if last.exists() and file.exists() else settings
+    if settings != (earlier := {"classes": settings["classes"]} | earlier):  # older ones do not say their classes
         other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
         raise VitPatchError(f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir")
     file.parent.mkdir(parents=True, exist_ok=True)
