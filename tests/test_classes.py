@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import NAMES, save_model
+from families import checkpoint_of
+from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from vitpatch import VitPatchError, api
-from vitpatch.checkpoint import Checkpoint, pretrained_classifier
+from vitpatch.checkpoint import Checkpoint, _load, pretrained_classifier
 from vitpatch.classes import Classes, as_classes, classes_of_training, notes_on
 from vitpatch.configs import class_names, name_classes
 from vitpatch.data import ColumnNames, LabelledImages
@@ -248,7 +250,10 @@ def test_from_python_too(caplog):
     assert "do not exclude each other" in caplog.text
     with_sigmoid = model_of(num_labels=3)
     with_sigmoid.classifier = torch.nn.Sequential(with_sigmoid.classifier, torch.nn.Sigmoid())
+    replaced = model_of(num_labels=3)
+    replaced.classifier = torch.nn.Linear(8, 7)
     for model, says in (
+        (replaced, "its classifier has 7 outputs, its config 3 classes"),
         (model_of(problem_type="regression", num_labels=3), "problem_type regression: its outputs are values"),
         (model_of(problem_type="regression", num_labels=1), "problem_type regression"),
         (model_of(num_labels=1), "has 1 class; an effect needs two or more"),
@@ -257,3 +262,27 @@ def test_from_python_too(caplog):
         with pytest.raises(VitPatchError, match=says) as error:
             api.patch(model, pixels, pixels, [0, 1], window=1)
         assert "\n" not in str(error.value)
+
+
+def test_texts_that_are_one_to_the_model_are_said(saved):
+    model = checkpoint_of(saved("clip_zero_shot"), "clip_zero_shot").load(["class_0", "class 0", "class_1"])
+    assert [note.partition(", whose")[0] for note in model.notes] == ["the model cannot tell apart 'class_0' and 'class 0'"]
+    pixels = torch.rand(1, 3, *model.input_size)
+    assert torch.equal(*model(pixels)[0, :2])
+    assert checkpoint_of(saved("clip_zero_shot"), "clip_zero_shot").load(NAMES).notes == ()
+    with pytest.raises(VitPatchError, match="they are numbers"):
+        checkpoint_of(saved("clip_zero_shot"), "clip_zero_shot").load(["LABEL_0", "LABEL_1"])
+    (note,) = checkpoint_of(saved("siglip_zero_shot"), "siglip_zero_shot").load(NAMES).notes
+    assert "sigmoid" in note and "softmax over the data's labels" in note
+
+
+def test_names_of_a_backbone_are_its_heads_only_where_they_are_as_many(saved, tmp_path, caplog):
+    folder = shutil.copytree(saved("dinov3"), tmp_path / "backbone")
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | {"id2label": ABC}))
+    for classes, names in ((3, ("a", "b", "c")), (5, None)):
+        save_file({"weight": torch.randn(classes, 32)}, tmp_path / "head.safetensors")
+        model = Checkpoint(str(folder), head_path=str(tmp_path / "head.safetensors")).load()
+        assert (model.classes, model.label_names) == (classes, names)
+        _load.cache_clear()
+    assert "its config names 3 classes, model.head_path has 5" in caplog.text

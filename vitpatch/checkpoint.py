@@ -95,8 +95,8 @@ OF_SIGMOIDS = (
     "over the data's labels; metric=logit takes the label's own logit alone"
 )
 SAME_TEXT = (
-    "the model cannot tell apart {}, whose texts are the same to it: it shares their probability among them; "
-    "data.label_map={{label: other label}} makes one class of two"
+    "the model cannot tell apart {}, whose texts are the same to it: each has its share of one probability; "
+    "other names in the data tell them apart"
 )
 
 

@@ -56,6 +56,7 @@ ONE_OUTPUT = (
     "{}: has {} class; an effect needs two or more; a yes/no model with one logit (a sigmoid) is the same as one with "
     "two outputs, logits 0 and its own"
 )
+OTHER_HEAD = "{}: its {} has {} outputs, its config {} classes; set num_labels and id2label in its config"
 NO_LOGITS = "{}: its {} ends in {}, so its outputs are no logits; take the classifier without it"
 
 
@@ -70,6 +71,8 @@ def classes_of(model: nn.Module, heads: Collection[str]) -> int:
         last = list(module.modules())[-1] if path in heads else None
         if isinstance(last, nn.Sigmoid | nn.Softmax):
             raise VitPatchError(NO_LOGITS.format(name, path, type(last).__name__))
+        if isinstance(last, nn.Linear) and last is module and last.out_features != number:
+            raise VitPatchError(OTHER_HEAD.format(name, path, last.out_features, number))
     return number
 
 
