@@ -90,6 +90,13 @@ def classes_of_training(
     """
     if not (train.has_labels and test.has_labels):
         raise VitPatchError("data.label_column=null: training needs labels")
+    named = [split.label_names is not None and not are_numbers(split.label_names) for split in (train, test)]
+    if named[0] != named[1]:
+        with_names = "training" if named[0] else "test"
+        raise VitPatchError(
+            f"data: the {with_names} split's labels have names, the other's are numbers; give both the same kind of "
+            "labels (data.label_column), for which number is which name is not known"
+        )
     given = _of_split(dict(label_map or ()), train, test)
     names = class_names_of(labels_of(train), given)
     if train.label_names is None and not given:
