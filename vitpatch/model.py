@@ -169,11 +169,6 @@ class PatchableViT(nn.Module):
             block.by_heads = is_so
 
     @property
-    def is_multi_label(self) -> bool:
-        """Whether the classes do not exclude each other."""
-        return self.model.config.problem_type == configs.MULTI_LABEL
-
-    @property
     def weights_digest(self) -> str:
         """Sixteen hex digits of all weights by name, type, shape and value."""
         if not hasattr(self, "_weights_digest"):

@@ -19,6 +19,7 @@ from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
 from vitpatch.classes import Classes, as_classes, notes_on
 from vitpatch.config import Study, construct, read_study, whole_number
+from vitpatch.configs import MULTI_LABEL
 from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
@@ -105,7 +106,7 @@ class Setup:
     def _model_words(self) -> str:
         """The model's name, and what is not as its checkpoint has it."""
         also = ["untrained"] * self.checkpoint.random_init + [self.model.head] * (self.model.head is not None)
-        also += ["multi-label"] * self.model.is_multi_label
+        also += ["multi-label"] * (self.model.model.config.problem_type == MULTI_LABEL)
         return short(self.cfg.model.path) + (f" ({', '.join(also)})" if also else "")
 
     @property
