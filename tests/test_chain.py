@@ -167,9 +167,9 @@ def test_nor_for_training_and_calibration(own_options):
     with pytest.raises(VitPatchError, match=IS_INSIDE):
         adjustable(OmegaConf.to_container(corruption_option("inner", "corruption")))
     with pytest.raises(VitPatchError, match=IS_INSIDE):
-        fit._of_pixels("inner", images=None)
+        fit.read_corruptions(["inner"])
     with pytest.raises(VitPatchError, match=r"embedding_noise leaves the pixels alone; only patch\.py takes it"):
-        fit._of_pixels("embedding_noise", images=None)
+        fit.read_corruptions(["embedding_noise"])
 
 
 def test_nor_in_python_and_whatever_calls_it_as_a_corruption_of_pixels_is_told():

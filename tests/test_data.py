@@ -326,7 +326,7 @@ def test_each_key_of_the_selection_by_itself(many):
     [
         ({"classes": ["class_9"]}, r"data.classes 'class_9': none of the data's labels; did you mean 'class_"),
         ({"classes": [5]}, r"data.classes 5: none of the data's labels; names, or numbers from 0 to 4"),
-        ({"classes": []}, r"data.classes: empty"),
+        ({"classes": []}, r"data.classes \(\): expected names or numbers of labels"),
         ({"per_class": 0}, r"data.per_class 0"),
         ({"shuffle_seed": -1}, r"data.shuffle_seed -1"),
         ({"shuffle_seed": True}, r"data.shuffle_seed True"),

@@ -101,3 +101,55 @@ def test_a_map_says_the_rest():
     ):
         with pytest.raises(VitPatchError, match=says):
             matched(["retriever", "tabby"], PETS, 4, label_map)
+
+
+LABELS = [f"LABEL_{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "classes", "label_map", "found"),
+    [
+        (["Cat", "cat"], ["cat", "Cat"], 2, None, [1, 0]),  # names that differ by case only
+        (["cat"], ["Cat", "cat"], 2, None, [1]),
+        (["A", "A-"], ["A-", "A"], 2, None, [1, 0]),
+        (["-1", "1"], ["1", "-1"], 2, None, [1, 0]),
+        (["_", "-"], ["-", "_"], 2, None, [1, 0]),
+        (["stage2", "stage1"], ["stage1", "stage2"], 2, None, [1, 0]),
+        (sorted(LABELS), None, 12, None, [LABELS.index(name) for name in sorted(LABELS)]),  # LABEL_10 before LABEL_2
+        (["LABEL_1", "LABEL_2"], None, 3, None, [1, 2]),
+        (["label_2", "label_0"], ["a", "b", "c"], 3, None, [2, 0]),
+        (None, ["LABEL_1", "LABEL_0"], 2, None, [1, 0]),
+        (["2", "0"], ["LABEL_0", "LABEL_2", "LABEL_1"], 3, None, [1, 0]),
+        (["a", "b", "c"], None, 3, {"c": None}, [0, 1, -1]),
+        (["a", "b"], None, 7, {"a": 6, "b": 2}, [6, 2]),
+        (["tabby cat", "tabby"], ["dog", "tabby, tabby cat"], 2, {"tabby": "dog"}, [1, 0]),
+    ],
+)
+def test_neighbours_of_names_and_numbers(data, model, classes, label_map, found):
+    used = None if data else range(classes)
+    assert matched(data, model, classes, label_map, used) == found
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "label_map", "says"),
+    [
+        (["1", "01"], None, None, "'1' and '01' are both the model's class 1"),
+        (["0", "1"], ["0", "0", "1"], None, "1 of the data's 2 labels are none"),
+        (["-1", "0"], ["0", "1"], None, "1 of the data's 2 labels are none.*'-1'"),
+        (["cat", "1"], ["0", "1"], None, "1 of the data's 2 labels are none.*'cat'"),
+        (["a", "b", "c"], None, {"a": 1}, "data.label_map leaves 'b', 'c' without a class"),
+        (["a", "b"], None, {"a": None}, "the data have 2 classes, the model 3 without names"),
+        (["a", "b"], None, {"a": "x", "b": 0}, "data.label_map 'x': none of the classes; numbers from 0 to 2"),
+        (["a", "b"], ["a", "b", "c"], {"a": 1, 0: 2}, "data.label_map: 0 is the label 'a', which it names twice"),
+        (["tabby", "tabby cat", "x"], ["tabby, tabby cat", "x"], {"x": None}, "'tabby' and 'tabby cat' are both"),
+        (["stage1", "x"], ["stage", "x"], None, "1 of the data's 2 labels are none.*'stage1'"),
+        (["cat"], ["Cat", "CAT"], None, r"'cat' \(several classes have the first one's name\)"),
+        (["a", "b"], ["a", "b"], {None: 0}, "data.label_map None: none of the data's labels"),
+        (["a", "b"], ["a", "b"], {"a": 0.5}, "data.label_map 0.5: none of the classes"),
+        (["a", "b"], ["a", "b"], {"a": True}, "data.label_map True: none of the classes"),
+    ],
+)
+def test_neighbours_that_are_one_line(data, model, label_map, says):
+    with pytest.raises(VitPatchError, match=says) as error:
+        matched(data, model, len(model) if model else 3, label_map)
+    assert "\n" not in str(error.value)

@@ -1,7 +1,5 @@
 """train_eval.py: trains, resumes, evaluates, and leaves a model that patch.py takes."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +7,7 @@ import torch
 from conftest import CLASSES, NAMES, pictures, save_model, write_parquet
 
 from vitpatch.checkpoint import Checkpoint
+from vitpatch.files import ParquetImages
 from vitpatch.fit import _split, evaluate
 from vitpatch.training import Augment
 
@@ -100,15 +99,24 @@ def test_it_stops_early_when_it_gets_no_better(cli, arguments, tmp_path):
     assert torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] < 3
 
 
-def test_a_checkpoint_is_fine_tuned_to_other_labels(cli, arguments, splits, tmp_path):
-    names = ["cat", "dog"]
-    base = save_model(tmp_path / "base", "deit", names=names, size=16)
+def test_a_kept_head_keeps_its_names_and_a_map_is_read_as_in_patching(cli, arguments, splits, tmp_path):
+    names = NAMES[3::-1]  # as many as are left, in another order
+    base = save_model(tmp_path / "base", "vit", names=names, size=16)
     rest = [a for a in arguments if not a.startswith("architecture")]
-    chosen = ["architecture=none", "model=hf", f"model.path={base}", "recipe.epochs=1"]
-    code, printed = cli(*rest, *chosen, script="train_eval")
-    assert code == 0, printed
-    config = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
-    assert list(config["id2label"].values()) == NAMES and config["model_type"] == "deit"
+    chosen = ["architecture=none", "model=hf", f"model.path={base}", "data.label_map={class_4: null}"]
+    code, printed = cli(*rest, *chosen, "recipe.epochs=1", "recipe.learning_rate=0.0", script="train_eval")
+    assert code == 0 and "the checkpoint's head is kept, its classes are class_3, class_2" in printed, printed
+    saved = Checkpoint(str(tmp_path / "out" / "model")).load()
+    assert saved.label_names == tuple(names) and saved.weights_digest == Checkpoint(str(base)).load().weights_digest
+    table = pd.read_csv(tmp_path / "out" / "evaluation.csv")
+    clean = table[table["run"] == "clean"].set_index("class")
+    assert clean.index.tolist() == [*names, "balanced", "all"] and clean.loc["all", "n"] == 8  # of 10
+    images = ParquetImages(path=str(splits), split="test").open()
+    pixels = torch.stack([saved.preprocessing.to_input(images.image(row)) for row in range(10)])
+    probs = saved(saved.normalize(pixels)).softmax(-1)
+    for name in names:
+        rows = np.flatnonzero(images.labels == NAMES.index(name))
+        assert clean.loc[name, "prob"] == pytest.approx(float(probs[rows, names.index(name)].mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,6 @@ def test_augmentation_of_nothing_changes_nothing_and_of_all_stays_in_range():
 
 def test_the_evaluation_table_counts(made):
     from vitpatch.corruptions import Identity
-    from vitpatch.files import ParquetImages
 
     images = ParquetImages(path=str(made / "images.parquet")).open()
     table = evaluate(Checkpoint(str(made / "vit")).load(), images, {"none": Identity()}, seed=0, batch_size=4)

@@ -136,8 +136,8 @@ def patch(
     finally:
         for module, mode in was_training.items():
             module.training = mode
-    if (caveat := patchable.caveat(target_.site)) is not None:
-        log.warning("%s", caveat)
+    for line in filter(None, (patchable.caveat(target_.site), *patchable.notes)):
+        log.warning("%s", line)
     return _table(parts, plan, metric, clusters)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,14 +15,16 @@ import torch.nn.functional as F
 from vitpatch.anatomy import Family, family_from_yaml, family_of
 from vitpatch.checks import Count, Expected, Interval, Share, is_list
 from vitpatch.classifiers import BackboneClassifier, ZeroShot, take_square_images
-from vitpatch.configs import vision_config
+from vitpatch.configs import class_names, name_classes, vision_config
 from vitpatch.hub import explain
-from vitpatch.labels import fold, spoken
+from vitpatch.labels import SHOWN, are_numbers, fold, spoken
 from vitpatch.model import PatchableViT
 from vitpatch.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
 from vitpatch.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
 from vitpatch.proof import prove
 from vitpatch.spec import VitPatchError
+
+log = logging.getLogger(__name__)
 
 CropShare = Annotated[float, Interval(gt=0, le=1), "a share of the shorter edge"]
 Deviation = Annotated[float, Interval(gt=0, le=1)]
@@ -75,7 +78,7 @@ class Checkpoint(Pretrained):
         kind = "AutoModel" if is_backbone else "AutoModelForImageClassification"
         model = self.model(config, kind)
         if is_backbone:
-            model = BackboneClassifier(model, _head(self, config), _named(config))
+            model = BackboneClassifier(model, *_head_and_names(self, config))
         if config.model_type == "siglip2":
             take_square_images(model.vision_model)
         return model, preprocessing, family
@@ -86,6 +89,16 @@ _HEAD_NEEDED = (
     "(classes, width or twice it) and bias"
 )
 _HEAD_SPARE = "model.head_path is for backbones without a classifier, such as DINOv3; {} models bring their own"
+
+
+OF_SIGMOIDS = (
+    "SigLIP is trained to answer each text by itself, with a sigmoid; prob, log_odds and kl here are of the softmax "
+    "over the data's labels; metric=logit takes the label's own logit alone"
+)
+SAME_TEXT = (
+    "the model cannot tell apart {}, whose texts are the same to it: each has its share of one probability; "
+    "other names in the data tell them apart"
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ class ZeroShotCheckpoint(Checkpoint):
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
         if names is None:
             raise VitPatchError("this model takes its classes from the data's label names; the data have none")
-        if all(name.isdecimal() for name in names):
+        if are_numbers(names):
             raise VitPatchError(
                 f"this model reads the data's label names, and they are numbers ({', '.join(names[:3])}); give it words"
             )
@@ -129,9 +142,10 @@ class ZeroShotCheckpoint(Checkpoint):
         preprocessing = _preprocessing_of(self, config)
         model = self.model(config, "AutoModel")
         texts = _embedded(self, model, names, self._prompts)
+        notes = (OF_SIGMOIDS,) * config.model_type.startswith("siglip") + _alike(names, texts)
         if config.model_type == "siglip2":
             take_square_images(model.vision_model)
-        return ZeroShot(model, texts, names), preprocessing, family
+        return ZeroShot(model, texts, names, notes), preprocessing, family
 
 
 @lru_cache(maxsize=2)
@@ -186,10 +200,15 @@ def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:
     return head.to(DTYPES[checkpoint.dtype])
 
 
-def _named(config: Any) -> list[str] | None:
-    """A backbone's config has labels only where somebody gave them."""
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+def _head_and_names(checkpoint: Checkpoint, config: Any) -> tuple[torch.nn.Linear, Sequence[str] | None]:
+    """The head of ``head_path`` and the names that the backbone's config has for as many classes, if it has them."""
+    head = _head(checkpoint, config)
+    names, doubt = class_names(config)
+    if names is not None and len(names) != head.out_features:
+        doubt = f"its config names {len(names)} classes, model.head_path has {head.out_features}"
+    if doubt is not None:
+        log.warning("model %s: the classes of model.head_path have no names: %s", checkpoint.path, doubt)
+    return head, None if doubt else names
 
 
 @torch.no_grad()
@@ -212,6 +231,16 @@ def _embedded(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompt
         found = found if isinstance(found, torch.Tensor) else found.pooler_output
         directions.append(F.normalize(F.normalize(found.float(), dim=-1).mean(0), dim=-1))
     return torch.stack(directions).to(DTYPES[checkpoint.dtype])
+
+
+def _alike(names: Sequence[str], texts: torch.Tensor) -> tuple[str, ...]:
+    """A line on the labels that have the same direction; ``texts`` (classes, width)."""
+    groups: dict[bytes, list[str]] = {}
+    for name, direction in zip(names, texts, strict=True):
+        groups.setdefault(direction.float().numpy().tobytes(), []).append(name)
+    several = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    some = "; ".join(several[:SHOWN]) + "; …" * (len(several) > SHOWN)
+    return (SAME_TEXT.format(some),) if several else ()
 
 
 def _check_read(checkpoint: Checkpoint, other: str, name: str) -> None:
@@ -259,13 +288,29 @@ def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
     return tuple(pixels), checkpoint.mean, checkpoint.std, checkpoint.resample or "bicubic", checkpoint.crop_share
 
 
-def pretrained_classifier(checkpoint: Checkpoint, names: Sequence[str]) -> tuple[Any, Preprocessing]:
-    """A checkpoint to fine-tune, its head replaced where its labels are not ``names``."""
+def pretrained_classifier(
+    checkpoint: Checkpoint, names: Sequence[str], keeps_head: bool
+) -> tuple[Any, Preprocessing, bool]:
+    """A checkpoint to fine-tune to the classes ``names``, and whether its head is the checkpoint's own or a new one.
+
+    ``keeps_head``: its own classes are these, in this order; the head is kept where the checkpoint has one.
+    """
+    from transformers import AutoModelForImageClassification
+
     config = checkpoint.config()
-    family_of(config.model_type, checkpoint.path)
+    family = family_of(config.model_type, checkpoint.path)
     preprocessing = _preprocessing_of(checkpoint, config)
-    model, _ = checkpoint.loaded("AutoModelForImageClassification", **_labels(names))
-    return model, preprocessing
+    name_classes(config, names)
+    model, info = checkpoint.loaded("AutoModelForImageClassification", config)
+    drawn = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    modules = dict(model.named_modules())
+    heads = {head for readout in family.readouts for head in readout.heads} & set(modules)
+    has_own = not any(f"{head}.{name}" in drawn for head in heads for name, _ in modules[head].named_parameters())
+    if has_own and not keeps_head:
+        fresh = AutoModelForImageClassification.from_config(config)
+        for head in heads:
+            modules[head].load_state_dict(fresh.get_submodule(head).state_dict())
+    return model, preprocessing, has_own and keeps_head
 
 
 def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessing]:
@@ -273,13 +318,8 @@ def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessin
     from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
     family_of(config.model_type, type(config).__name__)
-    for key, value in _labels(names).items():
-        setattr(config, key, value)
+    name_classes(config, names)
     height, width = pair(config.image_size)
     half = [0.5, 0.5, 0.5]
     processor = ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
     return AutoModelForImageClassification.from_config(config), of_processor(processor)
-
-
-def _labels(names: Sequence[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}

@@ -57,14 +57,16 @@ class Similarity(nn.Module):
 class ZeroShot(nn.Module):
     """The vision side of CLIP or SigLIP, its classes those of ``texts`` (classes, width).
 
-    ``text_digest``: of the weights beside the vision tower's, which made the texts and are not kept.
+    ``notes`` on its answers; ``text_digest``: of the weights beside the vision tower's, which made the texts and are
+    not kept.
     """
 
     made_of_labels = ("similarity.texts",)
     """Names of weights that are not the checkpoint's, but made from the labels of the data."""
 
-    def __init__(self, model: Any, texts: Tensor, names: Sequence[str]) -> None:
+    def __init__(self, model: Any, texts: Tensor, names: Sequence[str], notes: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.notes = notes
         of_vision = [name for name in model.state_dict() if name.startswith("vision_model.")]
         self.text_digest = digest_of_weights(model, without=frozenset(of_vision))
         self.vision_model = model.vision_model

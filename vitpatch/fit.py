@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.checks import Interval, check_values, is_list
+from vitpatch.classes import Classes, as_classes, classes_of_training
 from vitpatch.config import (
     TRAIN_GROUPS,
     TrainKeys,
@@ -59,17 +60,24 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     checked = check_config(cfg)
     recipe, augment, source, cfg = checked.recipe, checked.augment, checked.source, checked.cfg
     settings = _settings(cfg)
+    train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
+    _check_masks(checked.corruptions, test)
+    checkpoint = checked.checkpoint
+    own = None if checkpoint is None else Classes.of(checkpoint.config())
+    classes, why = classes_of_training(train, source.label_map, own, test)
+    settings["classes"] = list(classes.names)
     _check_same_training(folder, settings)
     for earlier in ("manifest.json", "failed.json"):
         (folder / earlier).unlink(missing_ok=True)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    _check_masks(checked.corruptions, test)
-    names = _class_names(train, test)
-    if checked.checkpoint is None:
-        model, preprocessing = new_classifier(checked.architecture, names)
+    train, test = (
+        as_classes(images, classes, source.label_map, beside) for images, beside in ((train, test), (test, train))
+    )
+    if checkpoint is None:
+        model, preprocessing = new_classifier(checked.architecture, classes.names)
     else:
-        model, preprocessing = pretrained_classifier(checked.checkpoint, names)
+        model, preprocessing, kept = pretrained_classifier(checkpoint, classes.names, keeps_head=why is None)
+        log.info("%s", _about_head(kept, classes.names, why))
     _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
     trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
@@ -152,6 +160,14 @@ def _architecture(cfg: DictConfig) -> Any:
     return config
 
 
+def _about_head(kept: bool, names: Sequence[str], why: str | None) -> str:
+    """Whether a checkpoint's head is kept."""
+    some = ", ".join(names[:5]) + ", …" * (len(names) > 5)
+    if kept:
+        return f"the checkpoint's head is kept, its classes are {some}"
+    return f"the head is a new one, for {some}: the checkpoint {why or 'has none of this size'}"
+
+
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What makes a training another one; how many epochs it has and when it stops do not."""
     kept = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
@@ -166,7 +182,8 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
 def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     """Raises ``VitPatchError`` where the folder's checkpoints are of a training with other settings."""
     file, last = (folder / "checkpoints" / name for name in ("settings.json", "last.ckpt"))
-    if last.exists() and file.exists() and (earlier := json.loads(file.read_text(encoding="utf-8"))) != settings:
+    earlier = json.loads(file.read_text(encoding="utf-8")) if last.exists() and file.exists() else settings
+    if settings != (earlier := {"classes": settings["classes"]} | earlier):  # older ones do not say their classes
         other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
         raise VitPatchError(f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -203,16 +220,6 @@ def _partners(
             found[kind] = found_of(kind, images, seed, preprocessing)
             check_all(name, kind, found[kind], images)
     return found
-
-
-def _class_names(train: LabelledImages, test: LabelledImages) -> Sequence[str]:
-    if not (train.has_labels and test.has_labels):
-        raise VitPatchError("data.label_column=null: training needs labels")
-    if train.label_names != test.label_names:
-        raise VitPatchError("data: the training and the test split have different label names")
-    if train.label_names is not None:
-        return train.label_names
-    return [f"LABEL_{i}" for i in range(int(max(train.labels.max(), test.labels.max())) + 1)]
 
 
 class TrainingImages(torch.utils.data.Dataset):
@@ -334,7 +341,7 @@ def evaluate(
             pixels = batch.images if run == "clean" else corrupted(corruptions[run], batch, seed)
             found.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
     truth = torch.cat(labels)
-    names = images.label_names or model.label_names or tuple(map(str, range(model.classes)))
+    names = model.label_names or images.label_names or tuple(map(str, range(model.classes)))
     return pd.concat(
         [_table(run, torch.cat(found), truth, names) for run, found in predictions.items()], ignore_index=True
     )

@@ -39,10 +39,11 @@ class PatchableViT(nn.Module):
 
     ``readout`` is one of the model's heads (default: all of the classifier's). ``input_size`` (height, width) of the
     pixels, where it is not the config's. Of the result: ``blocks``; ``label_names`` by class index, or ``None`` where
-    the checkpoint has none; ``sizes`` are what a plan must know; ``reader`` is the first of the family's readouts that
-    this model has the modules of, until the proof has found the one that gives its logits; ``stepwise`` says whether
-    the parts do; ``missing`` are sites without a module, or whose module is never run. Raises ``VitPatchError`` where
-    the family's row does not fit the modules.
+    the checkpoint has none or there is a ``label_doubt``; ``notes`` on what its probabilities are; ``sizes`` are what a
+    plan must know; ``reader`` is the first of the family's readouts that this model has the modules of, until the proof
+    has found the one that gives its logits; ``stepwise`` says whether the parts do; ``missing`` are sites without a
+    module, or whose module is never run. Raises ``VitPatchError`` where the family's row does not fit the modules, or
+    the outputs are no logits of classes.
     """
 
     def __init__(
@@ -56,10 +57,9 @@ class PatchableViT(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.family, self.preprocessing, self.head = family, preprocessing, readout
-        self.classes = int(model.config.num_labels)
-        if self.classes < 2:
-            raise VitPatchError(f"{type(model).__name__}: has {self.classes} class; an effect needs two or more")
-        self.label_names = configs.label_names(model.config)
+        self.classes = configs.classes_of(model, {head for readout in family.readouts for head in readout.heads})
+        self.label_names, self.label_doubt = configs.class_names(model.config)
+        self.notes = configs.notes_on(model)
         self._modules_of_blocks = self._find_blocks()
         self.family = family = _of_this_version(family, self._modules_of_blocks[0])
         size, patch = configs.geometry(model)

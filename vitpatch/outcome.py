@@ -293,8 +293,8 @@ def _of_peak(outcome: Outcome, column: str) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def lines(outcome: Outcome, folder: RunFolder, title: str) -> list[str]:
-    """The few lines that end a run."""
+def lines(outcome: Outcome, folder: RunFolder, title: str, notes: Sequence[str] = ()) -> list[str]:
+    """The few lines that end a run; ``notes`` are those on its labels and probabilities."""
     peak, values = outcome.peak, scalars(outcome)
     corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
     said = [
@@ -303,7 +303,7 @@ def lines(outcome: Outcome, folder: RunFolder, title: str) -> list[str]:
         f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
         f"  total effect  {_said_total(outcome)}, n = {_sample(outcome)}",
     ]
-    said += [f"  note          {note}" for note in _notes(outcome)]
+    said += [f"  note          {note}" for note in [*notes, *_notes(outcome)]]
     if peak is None:
         said.append("  peak layer    none: the mean total effect is 0")
     else:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from vitpatch.checks import check_fields
+from vitpatch.configs import keep_labels, labels_of
 from vitpatch.hub import commit_of, explain, files_of_model, resolve
 from vitpatch.model_formats import check_names, check_not_quantised, check_path
 from vitpatch.preprocessing import by_pillow
@@ -74,7 +75,7 @@ class Pretrained:
     def config(self) -> Any:
         """The model's config."""
         from huggingface_hub.utils import enable_progress_bars
-        from transformers import AutoConfig, dynamic_module_utils
+        from transformers import AutoConfig, PretrainedConfig, dynamic_module_utils
         from transformers.utils import logging as hf_logging
 
         hf_logging.disable_progress_bar()  # of reading what is here
@@ -83,8 +84,11 @@ class Pretrained:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it would ask on the terminal whether to run a repository's code
         where, asked = self._where, {"revision": self.revision} if self.revision else {}
         with one_line(self.path):
-            config = AutoConfig.from_pretrained(where, **asked)  # by its name: the cache then knows what that is
+            file, _ = PretrainedConfig.get_config_dict(where, **asked)  # by its name: the cache then knows it
+            labels_of(file)  # says what is wrong with them
+            config = AutoConfig.from_pretrained(where, **asked)
         check_not_quantised(config, self.path)
+        keep_labels(config, file)
         return config
 
     def model(self, config: Any, kind: str) -> Any:
@@ -95,7 +99,7 @@ class Pretrained:
             with torch.random.fork_rng(devices=[]), one_line(self.path):
                 torch.manual_seed(UNTRAINED_SEED)
                 return getattr(transformers, kind).from_config(config).to(DTYPES[self.dtype])
-        model, info = self.loaded(kind)
+        model, info = self.loaded(kind, config)
         if missing := sorted(key for key in info["missing_keys"] if not key.endswith(_UNUSED)):
             hint = "; by its texts it classifies without: model=clip_zero_shot" if config.model_type in OF_TEXTS else ""
             some = ", ".join(missing[:3])
@@ -108,8 +112,8 @@ class Pretrained:
             raise VitPatchError(f"model {self.path}: its config has no place for the weights {', '.join(spare[:3])}")
         return model
 
-    def loaded(self, kind: str, **head: Any) -> tuple[Any, Mapping[str, Any]]:
-        """Model, and what transformers says of the weights; ``head`` changes the labels."""
+    def loaded(self, kind: str, config: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Model of a config, and what transformers says of the weights."""
         import transformers
 
         is_pickle = self._has_only_pickle()
@@ -118,12 +122,12 @@ class Pretrained:
         with one_line(self.path):
             model, info = getattr(transformers, kind).from_pretrained(
                 self._where,
+                config=config,
                 dtype=DTYPES[self.dtype],
                 use_safetensors=not is_pickle,
                 weights_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in the info
-                **head,
                 **self._arguments,
             )
         check_names(info["missing_keys"], info["unexpected_keys"], self.path)

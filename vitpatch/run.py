@@ -51,6 +51,8 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     tracker, make_trainer = tracker_of(cfg), make_trainer_of(cfg)
     calibrations = folder_of(path)
     setup = prepare(cfg, calibrations)
+    for note in setup.notes:  # also before, for it may be a reason to stop
+        log.warning("note: %s", note)
     folder = RunFolder(path)
     if cfg.dry_run:
         setup = roughly(setup)
@@ -115,7 +117,7 @@ def _make(
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
         tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
     shards.drop()
-    for line in lines(outcome, folder, setup.title):
+    for line in lines(outcome, folder, setup.title, setup.notes):
         log.info("%s", line)
     if done.skipped:
         log.info("  skipped       %d of %d images could not be read", done.skipped, len(setup.images))
@@ -125,7 +127,7 @@ def _make(
 
 def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done) -> dict[str, Any]:
     """What the manifest says, but for times."""
-    cfg = setup.cfg
+    cfg, found = setup.cfg, described(outcome)
     return {
         "run_id": setup.run_id,
         "donors": [str(donor) for donor in outcome.donors],
@@ -138,11 +140,13 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
             "weights": setup.model.weights_digest,
             "checkpoint": setup.model.checkpoint_digest,
             "layers": setup.plan.sizes.depth,
+            "problem_type": setup.model.model.config.problem_type,
         },
         "identity": setup.identity,
         "data": {"digest": setup.images.digest},
         "counts": _counts(setup, outcome, done.skipped),
-        **described(outcome),
+        **found,
+        "notes": [*setup.notes, *found["notes"]],
         "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
         "precision_error": done.precision_error,
     }

@@ -18,6 +18,7 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.adjustable import Adjustable, adjustable
 from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
+from vitpatch.classes import Classes, as_classes, notes_on
 from vitpatch.config import (
     PATCH_GROUPS,
     PatchKeys,
@@ -28,13 +29,13 @@ from vitpatch.config import (
     read_study,
     with_defaults,
 )
+from vitpatch.configs import MULTI_LABEL
 from vitpatch.controls import donors_of, partners_of
 from vitpatch.corruptions import Corruption, no_masks, traits
 from vitpatch.data import LabelledImages, Positions
 from vitpatch.devices import devices_of
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.inference import check_signed
-from vitpatch.labels import matched
 from vitpatch.model import PatchableViT
 from vitpatch.options import resolved
 from vitpatch.peers import read_corruptions
@@ -68,6 +69,7 @@ class Setup:
     ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
     is taken from them. ``adjustables``: the run's corruption, whose strength is ``asked`` of them, then the others it
     is matched with. What was taken: ``calibration``, and ``spread``, the standard deviation of patch embeddings.
+    ``notes`` say what a reader must know of labels and probabilities.
     """
 
     cfg: DictConfig
@@ -83,6 +85,7 @@ class Setup:
     adjustables: tuple[Adjustable, ...] = ()
     calibration: Calibration | None = None
     spread: NDArray[np.floating] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_reduced(self) -> bool:
@@ -118,6 +121,7 @@ class Setup:
     def _model_words(self) -> str:
         """The model's name, and what is not as its checkpoint has it."""
         also = ["untrained"] * self.checkpoint.random_init + [self.model.head] * (self.model.head is not None)
+        also += ["multi-label"] * (self.model.model.config.problem_type == MULTI_LABEL)
         return short(self.cfg.model.path) + (f" ({', '.join(also)})" if also else "")
 
     @property
@@ -211,7 +215,9 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
     model.require(study.target.site)
     make_plan(study.target, study.windows, study.direction, model.sizes)  # says what is wrong before data are read
-    images = _as_classes(source.open(), model, source.label_map)
+    opened, classes = source.open(), Classes.of(model.model.config)
+    images = as_classes(opened, classes, source.label_map)
+    notes = (*model.notes, *notes_on(opened, classes, source.label_map))
     partners = partners_of(study, corruption, images, model.preprocessing)
     donors = donors_of(study, partners)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
@@ -227,8 +233,11 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         )
     training = None
     if asked is not None or isinstance(corruption, OnEmbeddings) or study.donor is Donor.MEAN:
-        training = _as_classes(training_images(source, cfg.train_split, cfg.train_limit), model, source.label_map)
-    return Setup(cfg, study, model, corruption, images, plan, checkpoint, partners, training, asked, adjustables)
+        training = training_images(source, cfg.train_split, cfg.train_limit)
+        training = as_classes(training, classes, source.label_map, beside=opened)
+    return Setup(
+        cfg, study, model, corruption, images, plan, checkpoint, partners, training, asked, adjustables, notes=notes
+    )
 
 
 def _adjustables(cfg: DictConfig, asked: Asked | None, calibrations: Path | None) -> tuple[Adjustable, ...]:
@@ -243,24 +252,6 @@ def _adjustables(cfg: DictConfig, asked: Asked | None, calibrations: Path | None
         if one not in found:
             found.append(one)
     return tuple(found)
-
-
-def _as_classes(images: LabelledImages, model: PatchableViT, label_map: tuple | None) -> LabelledImages:
-    """The images with the model's classes for labels, matched by name where both have names."""
-    if not images.has_labels:
-        return images
-    low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0:
-        raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
-    used = set(images.labels.tolist())
-    classes = matched(images.label_names, model.label_names, model.classes, dict(label_map or ()), used)
-    if classes is not None:
-        return images.as_classes(classes, model.label_names, model.classes)
-    if high >= model.classes:
-        raise VitPatchError(
-            f"the data have labels from {low} to {high}; the model's {model.classes} go from 0 to {model.classes - 1}"
-        )
-    return images
 
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
