@@ -67,7 +67,7 @@ def test_machines_are_started_by_a_launcher_and_as_many_as_the_trainer_says(monk
 def test_a_process_computes_by_the_threads_of_its_order(monkeypatch, tmp_path):
     follower, seen, before = Mock(rank=1), [], torch.get_num_threads()
     order = Order(run_id="", config={}, batch_size=1, numbers=[0, 1], processes=2, threads=before + 1)
-    for name in ("_setup", "data_of", "construct"):
+    for name in ("_setup", "data_of", "make_trainer_of"):
         monkeypatch.setattr(worker, name, Mock())
     monkeypatch.setattr(worker, "follow", lambda *arguments: seen.append(torch.get_num_threads()))
     worker.obey(order, follower, 1, Shards(tmp_path))

@@ -124,16 +124,16 @@ def test_the_two_sizes_remedy_works(copied):
 
 def test_fine_tuning_does_not_begin_from_layers_without_weights(copied):
     """transformers draws anew what it does not find; of the layers that would be a training from nothing."""
-    pretrained_classifier(Checkpoint(str(copied)), ["cat", "dog"])
+    pretrained_classifier(Checkpoint(str(copied)), ["cat", "dog"], keeps_head=False)
     weights = load_file(copied / "model.safetensors")
     kept = {name: w for name, w in weights.items() if ".layer.1." not in name}
     assert len(kept) < len(weights)
     save_file(kept, copied / "model.safetensors", {"format": "pt"})
     with pytest.raises(VitPatchError, match=r"no weights for vit.layers.1"):
-        pretrained_classifier(Checkpoint(str(copied)), ["cat", "dog"])
+        pretrained_classifier(Checkpoint(str(copied)), ["cat", "dog"], keeps_head=False)
     renamed(copied, "_orig_mod.")
     with pytest.raises(VitPatchError, match=r"weights are called _orig_mod"):
-        pretrained_classifier(Checkpoint(str(copied)), ["cat", "dog"])
+        pretrained_classifier(Checkpoint(str(copied)), ["cat", "dog"], keeps_head=False)
 
 
 class Held(torch.nn.Module):

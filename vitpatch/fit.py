@@ -173,7 +173,8 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     kept = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
     settings = {key: OmegaConf.to_container(cfg, resolve=True).get(key) for key in kept}
     settings["recipe"] = {k: v for k, v in settings["recipe"].items() if k not in ("epochs", "patience")}
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("split", "limit", "num_workers")}
+    unsaid = ["split", "limit", "num_workers"] + ["seed"] * (settings["data"].get("seed") == settings["seed"])
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in unsaid}
     if settings["architecture"]:
         settings.pop("model")  # it is built, not loaded
     return settings
