@@ -28,7 +28,7 @@ def run(run_id, weights, data="d0", checkpoint=None, **model):
     return FinishedRun(run_id, "", RunFolder(Path(run_id)), manifest, pd.DataFrame())
 
 
-ZERO = {"_target_": ZERO_SHOT, "prompts": ["a photo of a {}."]}
+ZERO = {"_target_": f"vitpatch.checkpoint.{ZERO_SHOT}", "prompts": ["a photo of a {}."]}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from vitpatch.comparison import FinishedRun
-from vitpatch.spec import digest
+from vitpatch.spec import class_name, digest
 from vitpatch.titles import data_words, short
 
 NO_NUMBER = ("num_workers", "on_error")
@@ -14,7 +14,7 @@ NO_WEIGHTS = (
     "name", "allow_bin", "readout", "anatomy", "image_size", "crop_share", "resample", "mean", "std", "prompts",
 )  # fmt: skip
 """Keys of ``model`` that do not say which weights a checkpoint has."""
-ZERO_SHOT = "vitpatch.checkpoint.ZeroShotCheckpoint"
+ZERO_SHOT = "ZeroShotCheckpoint"
 
 
 def disagreements(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ def _asked_weights(run: FinishedRun) -> str:
     without it, and say nothing of runs on other data.
     """
     model = run.manifest["config"]["model"]
-    if model.get("_target_") == ZERO_SHOT and "checkpoint" not in run.manifest["model"]:
+    if class_name(model["_target_"]) == ZERO_SHOT and "checkpoint" not in run.manifest["model"]:
         return digest([model, run.manifest["identity"]["data"]])
     return digest({key: of for key, of in model.items() if key not in NO_WEIGHTS})
 

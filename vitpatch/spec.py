@@ -352,6 +352,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def class_name(target: str) -> str:
+    """What a ``_target_`` is known by: the bare name of a class of this package, the full path of a user's own."""
+    return target.rpartition(".")[2] if target.startswith("vitpatch.") else target
+
+
 def option_identity(config: Any) -> Any:
     """The config of an option as it enters ``run_id``: the class by its name, wherever in this package it stands.
 
@@ -361,10 +366,7 @@ def option_identity(config: Any) -> Any:
     if isinstance(config, Mapping):
         named = {key: option_identity(value) for key, value in config.items() if key != "_target_"}
         target = config.get("_target_")
-        if target is None:
-            return named
-        is_ours = str(target).startswith("vitpatch.")
-        return {"class": str(target).rpartition(".")[2] if is_ours else str(target)} | named
+        return named if target is None else {"class": class_name(str(target))} | named
     return [option_identity(value) for value in config] if isinstance(config, list | tuple) else config
 
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from vitpatch import corruptions, counterfactuals, embedding_noise, frequencies, regions, shapes
 from vitpatch.corruptions import as_option
-from vitpatch.options import CHAIN
+from vitpatch.spec import class_name
 
-IDENTITY = "vitpatch.corruptions.Identity"
-SCENES = "vitpatch.scenes.TexturedScenes"
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""
 MOST_LISTED = 8
@@ -29,7 +27,7 @@ def short(path: str) -> str:
 
 def data_words(data: Mapping[str, Any]) -> str:
     """The data by the last part of their path, and what is made of them."""
-    return short(data["path"]) + " scenes" * (data["_target_"] == SCENES)
+    return short(data["path"]) + " scenes" * (class_name(data["_target_"]) == "TexturedScenes")
 
 
 def corruption_words(corruption: Mapping[str, Any]) -> str:
@@ -44,9 +42,9 @@ def corruption_name(corruption: Mapping[str, Any]) -> str:
     A class of somebody's own that is called as one of vitpatch's is named with its module.
     """
     target = str(corruption["_target_"])
-    if target == CHAIN:
+    if class_name(target) == "Chain":
         return " then ".join(map(_step_words, corruption["steps"]))
-    if target == IDENTITY:
+    if class_name(target) == "Identity":
         return "no corruption"
     name = target.rpartition(".")[2]
     if not target.startswith("vitpatch.") and name.lower() in _own_names():
@@ -56,7 +54,7 @@ def corruption_name(corruption: Mapping[str, Any]) -> str:
 
 def _step_words(step: Mapping[str, Any]) -> str:
     """A step of a chain; a chain with a strength of its own in brackets, so that it is seen whose strength that is."""
-    if step["_target_"] == CHAIN and strength_words(step):
+    if class_name(step["_target_"]) == "Chain" and strength_words(step):
         return f"[{corruption_name(step)}] ({strength_words(step)})"
     return corruption_words(step)
 
@@ -72,7 +70,7 @@ def _own_names() -> frozenset[str]:
 def strength_words(corruption: Mapping[str, Any]) -> str:
     """The corruption's parameters, ``key=value``; an ``amount`` of 1 is unsaid."""
     unsaid = {*HYDRA_KEYS, *(["amount"] if corruption.get("amount") == 1 else [])}
-    unsaid |= {"steps"} if corruption["_target_"] == CHAIN else set()
+    unsaid |= {"steps"} if class_name(corruption["_target_"]) == "Chain" else set()
     return ", ".join(f"{key}={_value_words(value)}" for key, value in corruption.items() if key not in unsaid)
 
 
