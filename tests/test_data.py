@@ -380,6 +380,17 @@ def test_a_limit_is_of_images_that_label_map_keeps(in_blocks, left_out):
         assert len(labels) == 10 and 0 not in labels
 
 
+def test_rows_are_sorted_by_the_classes_that_label_map_makes(tmp_path):
+    """Breeds take turns, their species do not."""
+    names = ["tabby", "siamese", "beagle", "pug"]
+    write_parquet(tmp_path / "data.parquet", pictures(24), [0, 1] * 6 + [2, 3] * 6, names)
+    species = {"tabby": "cat", "siamese": "cat", "beagle": "dog", "pug": "dog"}
+    for label_map in (species, {**species, "kitten": None}):  # kitten: a label of another split
+        labels = ParquetImages(path=str(tmp_path / "data.parquet"), limit=8, label_map=label_map).open().labels
+        assert np.count_nonzero(labels < 2) == 4
+    assert np.count_nonzero(ParquetImages(path=str(tmp_path / "data.parquet"), limit=8).open().labels < 2) == 8
+
+
 def test_the_first_of_a_stream_are_taken_and_it_is_said_where_they_are_of_few_classes(in_blocks, caplog):
     keys = dict(path=str(in_blocks), split="test", streaming=True)
     assert HubImages(**keys, limit=8).open().ids.tolist() == list(range(8))

@@ -205,7 +205,8 @@ def test_without_labels_of_their_own_metadata_leave_them_to_the_folders(tmp_path
     assert not opened(folder, label_column=None, cluster_column="who").has_labels
     assert opened(folder, label_column="who").label_names == ("x", "y", "z")
     flat = metadata(put(tmp_path / "flat", "0.png"), "csv", file_name=["0.png"], text=["a cat"])
-    with pytest.raises(VitPatchError, match=r"not in one folder a class .*data.label_column=null"):
+    named = r"not in one folder a class .*metadata.csv with labels: text; without labels: data.label_column=null"
+    with pytest.raises(VitPatchError, match=named):
         opened(flat)
 
 

@@ -84,7 +84,7 @@ def read_grouped(group):
     seen = set()
     nodes = [OmegaConf.load(path) for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
     for node in nodes or [composed("train_eval")[group]]:
-        for key in (node.keys() if node else ()):
+        for key in node.keys() if node else ():
             field = getattr(get_object(node._target_), "__dataclass_fields__", {}).get(key)
             place = (key, node._target_ if field is None or group == "architecture" else str(field.type))
             if not key.startswith("_") and place not in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,7 +19,7 @@ from vitpatch.spec import VitPatchError
 TEXT = ("string", "large_string", "string_view")
 MOST_CLASSES = 1_000_000
 """Larger whole numbers are not a class's."""
-NO_VALUE = frozenset({"", "nan", "nat", "none", "null", "<na>"})
+NO_VALUE = frozenset({"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "#n/a"})
 """What is written, in any case, where a column of text has no value."""
 
 
@@ -140,13 +141,13 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", str(name)).strip()
 
 
-def cluster_values(values: Sequence[Any], kind: Any) -> tuple[list[Hashable], list[bool]]:
+def cluster_values(values: Sequence[Any]) -> tuple[list[Hashable], list[bool]]:
     """What is equal of images that are one cluster, of each image; and which images have no value: each is its own.
 
-    No value: null, NaN, no date, −1 of a ClassLabel, text that is empty or one of ``NO_VALUE``.
+    No value: null, NaN, infinity, no date, −1 (of a ClassLabel, and what clustering calls noise), text that is empty or
+    one of ``NO_VALUE``.
     """
-    has_names = hasattr(kind, "names")
-    without = [_is_none(value) or (has_names and value == UNKNOWN) for value in values]
+    without = [_is_none(value) for value in values]
     found = (plain(value) if isinstance(value, str) else value for value in values)
     return [("row", row) if without[row] else ("value", value) for row, value in enumerate(found)], without
 
@@ -154,4 +155,4 @@ def cluster_values(values: Sequence[Any], kind: Any) -> tuple[list[Hashable], li
 def _is_none(value: Any) -> bool:
     if isinstance(value, str):
         return plain(value).lower() in NO_VALUE
-    return value is None or value != value  # NaN
+    return value is None or value != value or value in (UNKNOWN, math.inf, -math.inf)

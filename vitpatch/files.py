@@ -126,12 +126,16 @@ class FolderImages(ImageSource):
             raise VitPatchError(f"data.split null: the data have {names}; choose one")
         return inside[0]
 
-    def _class_names(self, files: list[Path], folder: Path) -> list[str]:
+    def _class_names(self, files: list[Path], folder: Path, metadata: Metadata | None = None) -> list[str]:
         """The name of the folder, of those in ``folder``, that each image is in."""
         if not files or any(file.parent == folder for file in files):
             what = "a loose image?" if files else "no image is below it"
+            says = ""
+            if metadata is not None and metadata.features:
+                says = f"; data.label_column names the column of {metadata.names} with labels: "
+                says += ", ".join(metadata.features)
             raise VitPatchError(
-                f"data.path {self.path}: its images are not in one folder a class ({what}); without labels: "
+                f"data.path {self.path}: its images are not in one folder a class ({what}){says}; without labels: "
                 "data.label_column=null"
             )
         return [file.relative_to(folder).parts[0] for file in files]
@@ -142,7 +146,7 @@ class FolderImages(ImageSource):
 
         images = metadata.images
         if self.label_column in (AUTO, "label") and not metadata.has_labels:
-            columns = metadata.columns | {"label": self._class_names(images, folder)}
+            columns = metadata.columns | {"label": self._class_names(images, folder, metadata)}
             return replace(metadata, columns=columns, features=Features(metadata.features | {"label": Value("string")}))
         if self.label_column == AUTO and "label" in metadata.features:
             where = f"data.path {self.path}: {metadata.names}"

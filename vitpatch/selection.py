@@ -54,6 +54,7 @@ def number_in_class(labels: Numbers) -> Numbers:
 def rows_taken(
     labels: Numbers,
     *,
+    merged: Numbers | None = None,
     classes: Collection[int] | None = None,
     left_out: Collection[int] = (),
     per_class: int | None = None,
@@ -67,7 +68,7 @@ def rows_taken(
     In this order: shuffled by ``shuffle_seed``, of ``classes``, the first ``per_class`` of each, the first ``limit``,
     for which labels that are ``left_out`` do not count. With ``shuffle_seed`` ``AUTO`` rows stay as they come, but
     where ``limit`` takes a part of rows that are sorted by class, it takes them in rounds over the classes by
-    ``seed``, which is logged. ``where`` names the data there.
+    ``seed``, which is logged. Classes are there what is ``merged`` of the labels, (images,). ``where`` names the data.
     """
     rows = np.arange(len(labels))
     if shuffle_seed not in (None, AUTO):
@@ -79,11 +80,12 @@ def rows_taken(
     if limit is None:
         return np.sort(rows)
     rows = rows[~np.isin(labels[rows], list(left_out))]
-    if shuffle_seed == AUTO and limit < len(rows) and is_sorted_by_class(labels[rows]):
+    of_rows = (labels if merged is None else merged)[rows]
+    if shuffle_seed == AUTO and limit < len(rows) and is_sorted_by_class(of_rows):
         log.info(
             "%s: rows are sorted by class; %d of %d are taken in rounds over the classes by seed %d "
             "(data.shuffle_seed=null: the first)",
             where, limit, len(rows), seed,
         )  # fmt: skip
-        rows = rows[in_rounds(labels[rows], seed)]
+        rows = rows[in_rounds(of_rows, seed)]
     return np.sort(rows[:limit])

@@ -22,7 +22,7 @@ from vitpatch.data import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.folders import files_below
 from vitpatch.hub import commit_of, downloaded, explain, resolve
 from vitpatch.hub_folders import check_images_of_splits, check_same_classes
-from vitpatch.labels import chosen
+from vitpatch.labels import chosen, indices_of
 from vitpatch.selection import AUTO, is_sorted_by_class, rows_taken
 from vitpatch.spec import VitPatchError
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger(__name__)
+
+LEFT_OUT_NAME = ""
+"""Stands for the class of labels whose images ``label_map`` leaves out; no class is called so."""
 
 Classes = Annotated[
     str | int | tuple[str | int, ...] | None, Expected("names or numbers of labels, such as [cat,dog], or null for all")
@@ -219,7 +222,7 @@ def _open(source: ImageSource) -> LabelledImages:
         _check_labels(source, labels.numbers, ids, columns.label)
     clusters: Sequence[Any] = ids.tolist()
     if columns.cluster is not None:
-        clusters = _clusters(values[columns.cluster], rows.features[columns.cluster], ids, columns)
+        clusters = _clusters(values[columns.cluster], ids, columns)
     here = StreamedRows(rows, ids) if source.streams else rows.select(ids)
     return LabelledImages(
         rows=here,
@@ -241,7 +244,8 @@ def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, 
     if not source.streams:
         return {column: rows[column][:] for column in wanted}, len(rows)
     in_order = source.shuffle_seed in (None, AUTO) and source.classes is None and source.per_class is None
-    few = in_order and not _left_out(source) and not any(is_text(rows.features[column]) for column in wanted)
+    leaves_out = any(of_model is None for _, of_model in source.label_map or ())
+    few = in_order and not leaves_out and not any(is_text(rows.features[column]) for column in wanted)
     one = wanted or list(rows.features)[:1]
     there = list(islice(rows.select_columns(one), source.limit if few else None))
     return {column: [row[column] for row in there] for column in wanted}, len(there)
@@ -250,12 +254,12 @@ def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, 
 def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
     """The rows that are taken, ascending."""
     number = len(labels.names) if labels.names is not None else int(labels.numbers.max(initial=0)) + 1
-    left_out = _left_out(source)
-    past = max([number - 1, *(label for label in left_out if type(label) is int)]) + 1
+    classes = _mapped(source, labels, number)
     taken = rows_taken(
         labels.numbers,
+        merged=np.where(labels.numbers == UNKNOWN, UNKNOWN, np.unique(classes, return_inverse=True)[1][labels.numbers]),
         classes=None if source.classes is None else chosen(source.classes, labels.names, number),
-        left_out=chosen(left_out, labels.names, past, "data.label_map") if left_out else (),
+        left_out=[label for label, name in enumerate(classes) if name == LEFT_OUT_NAME],
         per_class=source.per_class,
         limit=source.limit,
         shuffle_seed=None if source.streams and source.shuffle_seed == AUTO else source.shuffle_seed,
@@ -267,9 +271,14 @@ def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
     return taken
 
 
-def _left_out(source: ImageSource) -> list[Any]:
-    """The labels whose images ``label_map`` leaves out."""
-    return [label for label, of_model in source.label_map or () if of_model is None]
+def _mapped(source: ImageSource, labels: Labels, number: int) -> list[str]:
+    """By label its name, or the class that ``label_map`` makes of it; what it says of labels that are not here is not
+    looked at."""
+    names = list(labels.names) if labels.names is not None else list(map(str, range(max(number, 1))))
+    label_map = dict(source.label_map or ())
+    for key, label in indices_of(label_map, names).items():
+        names[label] = LEFT_OUT_NAME if label_map[key] is None else str(label_map[key])
+    return names
 
 
 def _where(source: ImageSource) -> str:
@@ -295,9 +304,9 @@ def _check_labels(source: ImageSource, labels: NDArray[np.int64], ids: NDArray[n
         )
 
 
-def _clusters(values: Sequence[Any], kind: Any, ids: NDArray[np.int64], columns: ColumnNames) -> list[Hashable]:
+def _clusters(values: Sequence[Any], ids: NDArray[np.int64], columns: ColumnNames) -> list[Hashable]:
     """The cluster of each image that is taken; what is odd about them is said."""
-    found, without = cluster_values(values, kind)
+    found, without = cluster_values(values)
     clusters = [found[row] for row in ids]
     where, single = f"data.cluster_column {columns.cluster!r}", sum(without[row] for row in ids)
     if single:
