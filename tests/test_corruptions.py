@@ -6,7 +6,7 @@ import torch
 from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter, sobel
 
-from vitpatch.corruptions import Blur, Chain, Gray, Identity, Noise, called, luma, traits, uniform
+from vitpatch.corruptions import Blur, Chain, Gray, Identity, Noise, called, corrupted, luma, traits, uniform
 from vitpatch.counterfactuals import BackgroundSwap, OtherImage
 from vitpatch.frequencies import LowPass, PhaseScramble, odd_field
 from vitpatch.regions import (
@@ -246,3 +246,21 @@ def test_draws_are_spread_over_the_unit_interval():
     assert float(draws.mean()) == pytest.approx(0.5, abs=0.01) and float(draws.std()) == pytest.approx(
         12**-0.5, abs=0.01
     )
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda images: (images * 255).byte(), "gave uint8; expected floating-point pixels"),
+        (lambda images: images * 255, r"gave pixels up to 2\d\d; expected .* on the \[0, 1\] scale"),
+        (lambda images: images / torch.tensor([1.0, 0.0, 1.0])[:, None, None, None], "not finite, of image 1"),
+    ],
+)
+def test_pixels_of_a_users_class_are_on_the_scale_of_images(act, says):
+    pixels = torch.rand(3, 3, 8, 8)
+    pixels[0, 0, 0, 0] = 1.0
+    images = ImageBatch(pixels, torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(VitPatchError, match=says):
+        corrupted(lambda images, seed: act(images.images), images, 0)
+    assert corrupted(lambda images, seed: 3 * images.images - 1, images, 0).max() > 1  # noise may leave it
+    assert corrupted(Noise(std=40.0, clip=False), images, 0).abs().max() > 30

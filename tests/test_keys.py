@@ -183,6 +183,13 @@ def test_a_group_is_an_option_of_its_kind(whole, entry):
             assert f"{group} is missing" in refused(entry, new)
 
 
+@pytest.mark.parametrize("entry", CHECKS)
+def test_a_wrong_seed_is_named_as_it_was_typed(whole, entry):
+    new = whole[entry].copy()
+    new.seed = -1
+    assert refused(entry, new).startswith("seed -1: expected")
+
+
 @pytest.mark.parametrize(
     ("entry", "key", "says"),
     [

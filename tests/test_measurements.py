@@ -374,6 +374,28 @@ def test_a_class_that_moves_in_the_package_keeps_its_run_id(config, monkeypatch)
     assert here == there != plain
 
 
+def test_a_users_class_that_is_edited_is_another_run(config, tmp_path, monkeypatch):
+    import sys
+
+    from vitpatch.setup import prepare
+
+    file = tmp_path / "edited_by_its_user.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = "class Darker:\n    def __call__(self, batch, seed):\n        return batch.images * {}\n"
+    identities = []
+    for factor, steps in ((0.5, "corruption"), (0.25, "corruption"), (0.25, "chain")):
+        file.write_text(code.format(factor))
+        sys.modules.pop(file.stem, None)
+        target = f"{{_target_:{file.stem}.Darker}}"
+        own = ["~corruption", f"+corruption={target}"]
+        if steps == "chain":
+            own = ["corruption=chain", f"corruption.steps=[gray,{target}]"]
+        identities.append(prepare(config(*own)).identity)
+    codes = [identity["corruption_code"][f"{file.stem}.Darker"] for identity in identities]
+    assert codes[0] != codes[1] == codes[2]
+    assert "corruption_code" not in prepare(config("corruption=gray")).identity
+
+
 def test_one_question_has_one_run_id(config):
     from vitpatch.setup import prepare
 

@@ -28,7 +28,7 @@ def aspects(run: FinishedRun) -> dict[str, Aspect]:
     """What a run's effects are made of, by name; what only adds to them (controls, synergy, how p is taken) is not."""
     identity, config = run.manifest["identity"], run.manifest["config"]
     target, of_model = identity["target"], ("weights", "architecture", "readout", "row", "preprocessing")
-    calibrated = {key: identity.get(key) for key in ("calibrate", "matched")}
+    calibrated = {key: identity.get(key) for key in ("calibrate", "matched", "corruption_code")}
     found = {
         "model": ([identity.get(key) for key in of_model], short(config["model"]["path"])),
         "precision": (identity["precision"], _words(identity["precision"])),

@@ -31,6 +31,8 @@ from vitpatch.checks import Interval, Share, check_arguments
 from vitpatch.spec import BT601_LUMA, ImageBatch, Partner, VitPatchError
 
 Corruption = Callable[[ImageBatch, int], Tensor]
+FAR_OUT = 30.0
+"""Pixels of a user's class beyond this are on a scale to 255."""
 Strength = Annotated[float, Interval(ge=0, le=1000)]
 """Far more than does anything, and far less than overflows."""
 
@@ -83,7 +85,20 @@ def corrupted(corruption: Corruption, images: ImageBatch, seed: int) -> Tensor:
     if not isinstance(result, Tensor) or result.shape != images.images.shape:
         got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise VitPatchError(f"corruption {name} gave {got}; expected {tuple(images.images.shape)}")
+    if wrong := _wrong_pixels(result, images, is_own=type(corruption).__module__.startswith("vitpatch.")):
+        raise VitPatchError(f"corruption {name} gave {wrong}; expected floating-point pixels on the [0, 1] scale")
     return result
+
+
+def _wrong_pixels(pixels: Tensor, images: ImageBatch, is_own: bool) -> str:
+    """What pixels are, where they cannot be meant; "" = nothing. Noise may leave [0, 1], but not by far."""
+    if not pixels.is_floating_point():
+        return str(pixels.dtype).removeprefix("torch.")
+    finite = pixels.isfinite().flatten(1).all(1)
+    if not finite.all():
+        return f"pixels that are not finite, of image {images.ids[(~finite).nonzero()[0, 0]]}"
+    largest = float(pixels.abs().max())
+    return f"pixels up to {largest:.3g}" if largest > FAR_OUT and not is_own else ""
 
 
 def _generators(batch: ImageBatch, seed: int) -> Iterator[torch.Generator]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +31,29 @@ def resolved(cfg: DictConfig) -> DictConfig:
     if OmegaConf.is_dict(new.get("corruption")) and new.corruption.get("_target_") == CHAIN:
         new.corruption = _with_steps(new.corruption, ())
     return new
+
+
+def code_identity(corruption: Any) -> dict[str, dict[str, str]]:
+    """``corruption_code``: of a user's own classes in a corruption's config the digests of the files they are in.
+
+    Empty where all are this package's, whose code ``NUMBERS_VERSION`` stands for.
+    """
+    digests = {}
+    for target in _targets(corruption):
+        with suppress(TypeError, OSError):  # no Python file has it
+            file = inspect.getsourcefile(hydra.utils.get_object(target))
+            digests[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return {"corruption_code": digests} if digests else {}
+
+
+def _targets(config: Any) -> Iterator[str]:
+    """What a config names that is not this package's, at any depth."""
+    if isinstance(config, Mapping):
+        if not str(config.get("_target_", "vitpatch.")).startswith("vitpatch."):
+            yield config["_target_"]
+        config = list(config.values())
+    for each in config if isinstance(config, list | tuple) else ():
+        yield from _targets(each)
 
 
 def corruption_option(name: str, key: str) -> DictConfig:

@@ -18,6 +18,7 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.adjustable import Adjustable, adjustable
 from vitpatch.calibration import Asked, Calibration, read_asked
 from vitpatch.checkpoint import Checkpoint
+from vitpatch.checks import Seed, check
 from vitpatch.classes import Classes, as_classes, notes_on
 from vitpatch.config import (
     PATCH_GROUPS,
@@ -37,7 +38,7 @@ from vitpatch.devices import devices_of
 from vitpatch.embedding_noise import OnEmbeddings
 from vitpatch.inference import check_signed
 from vitpatch.model import PatchableViT
-from vitpatch.options import resolved
+from vitpatch.options import code_identity, resolved
 from vitpatch.peers import read_corruptions
 from vitpatch.plan import Plan, make_plan
 from vitpatch.sources import ImageSource
@@ -138,6 +139,7 @@ class Setup:
             "data": self.images.digest,
             "selection": {"on_error": cfg["data"]["on_error"]},
             "corruption": option_identity(self.adjustables[0].config if self.asked else cfg["corruption"]),
+            **code_identity(cfg["corruption"]),
             "target": asdict(self.study.target),
             "window": self.study.windows,
             **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
@@ -188,6 +190,8 @@ class Checked:
 def check_config(cfg: DictConfig) -> Checked:
     """Raises ``VitPatchError`` for what is wrong with a composed config of ``patch.py`` whatever model and data are."""
     cfg = resolved(cfg)
+    if "seed" in cfg:
+        check("seed", cfg.seed, Seed)  # before data.seed, which is the same
     make_trainer = make_trainer_of(cfg)
     tracker_of(cfg)
     check_option(cfg, "target", Target)
