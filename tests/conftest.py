@@ -129,6 +129,15 @@ def patched(config, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def tables_only(monkeypatch):
+    """Comparisons without figures and page, which take longest."""
+    from vitpatch import comparison_figures, page
+
+    monkeypatch.setattr(comparison_figures, "draw", lambda *everything: {})
+    monkeypatch.setattr(page, "write_page", lambda *everything: None)
+
+
+@pytest.fixture
 def cli(monkeypatch, capfd):
     """``python patch.py …`` in this process, without figures unless asked: (exit code, what it printed)."""
 

@@ -6,6 +6,8 @@ from hand_made import NOISE, rows, save_run
 
 from vitpatch.compare import compare, lines
 
+pytestmark = pytest.mark.usefixtures("tables_only")
+
 
 @pytest.fixture
 def rng():

@@ -12,6 +12,8 @@ from vitpatch.pairs import same_clusters
 from vitpatch.resamples import RESAMPLES
 from vitpatch.sides import same_patches
 
+pytestmark = pytest.mark.usefixtures("tables_only")
+
 
 @pytest.fixture
 def rng():

@@ -37,7 +37,7 @@ def _asked_weights(run: FinishedRun) -> str:
     without it, and say nothing of runs on other data.
     """
     model = run.manifest["config"]["model"]
-    if class_name(model["_target_"]) == ZERO_SHOT and "checkpoint" not in run.manifest["model"]:
+    if class_name(str(model.get("_target_"))) == ZERO_SHOT and "checkpoint" not in run.manifest["model"]:
         return digest([model, run.manifest["identity"]["data"]])
     return digest({key: of for key, of in model.items() if key not in NO_WEIGHTS})
 
