@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import CLASSES, NAMES, SIZE
+from conftest import CLASSES, NAMES, SIZE, save_model
 from families import NAMES as FAMILY_NAMES
 from families import Brute, checkpoint_of
 from PIL import Image
@@ -20,6 +20,15 @@ from vitpatch.spec import Site
 @pytest.fixture(scope="module")
 def pixels():
     return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+
+
+def test_a_model_that_is_saved_over_another_is_loaded_anew(tmp_path):
+    loaded = []
+    for seed in (0, 1, 1):
+        if len(loaded) < 2:
+            save_model(tmp_path / "model", "vit", seed=seed)
+        loaded.append(Checkpoint(str(tmp_path / "model")).load())
+    assert loaded[0].weights_digest != loaded[1].weights_digest and loaded[1] is loaded[2]
 
 
 def test_each_head_of_a_distilled_model_by_itself(saved, pixels):

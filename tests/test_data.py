@@ -391,6 +391,13 @@ def test_rows_are_sorted_by_the_classes_that_label_map_makes(tmp_path):
     assert np.count_nonzero(ParquetImages(path=str(tmp_path / "data.parquet"), limit=8).open().labels < 2) == 8
 
 
+def test_a_class_of_several_labels_has_the_models_name(tmp_path):
+    write_parquet(tmp_path / "data.parquet", pictures(6), [0, 1, 2] * 2, ["tabby", "siamese", "beagle"])
+    images = ParquetImages(path=str(tmp_path / "data.parquet")).open()
+    assert images.as_classes([1, 1, 0], ["dog", "cat", "cow"], 3).label_names == ("beagle", "cat", "cow")
+    assert images.as_classes([1, 1, 0], None, 3).label_names == ("beagle", "tabby / siamese", "2")
+
+
 def test_the_first_of_a_stream_are_taken_and_it_is_said_where_they_are_of_few_classes(in_blocks, caplog):
     keys = dict(path=str(in_blocks), split="test", streaming=True)
     assert HubImages(**keys, limit=8).open().ids.tolist() == list(range(8))

@@ -87,10 +87,15 @@ def test_a_mistyped_start_does_not_hold_the_folder(cli, arguments):
     assert code == 0, printed
 
 
-def test_a_sweep_of_trainings_ends_well(cli, arguments, tmp_path):
-    where = ["seed=0,1", "recipe.epochs=1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    code, printed = cli("-m", *arguments, *where, script="train_eval")
+def test_a_sweep_of_trainings_saves_no_model_over_another(cli, arguments, tmp_path):
+    where = ["seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    code, printed = cli("-m", *arguments, *where, f"save_to={tmp_path / 'model'}", script="train_eval")
+    assert code == 1 and "2 runs would save their models there, each over the one before" in printed, printed
+    assert not (tmp_path / "sweep").exists() and not (tmp_path / "model").exists()
+    apart = ["recipe.epochs=1", f"save_to={tmp_path}/of_${{seed}}"]
+    code, printed = cli("-m", *arguments, *where, *apart, script="train_eval")
     assert code == 0 and "2 of 2 runs finished" in printed, printed
+    assert (tmp_path / "of_0").exists() and (tmp_path / "of_1").exists()
 
 
 def test_it_stops_early_when_it_gets_no_better(cli, arguments, tmp_path):

@@ -63,9 +63,20 @@ class Checkpoint(Pretrained):
         return False
 
     def load(self, names: Sequence[str] | None = None) -> PatchableViT:
-        """The model, loaded once per process. Raises ``VitPatchError`` for whatever is wrong with the path."""
+        """The model, loaded once per process while its files stay as they are.
+
+        Raises ``VitPatchError`` for whatever is wrong with the path.
+        """
         self.check_path()
-        return _load(self, tuple(names) if self.needs_names and names else None)
+        return _load(self, tuple(names) if self.needs_names and names else None, self._files())
+
+    def _files(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, size and time of each local file that the model is read from: a training may save over another."""
+        folder = Path(self._where)
+        files = [file for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
+        files += [Path(path).expanduser() for path in (self.head_path, self.anatomy) if path is not None]
+        there = [(str(file), file.stat()) for file in sorted(files) if file.exists()]
+        return tuple((name, of.st_size, of.st_mtime_ns) for name, of in there)
 
     def _open(self, names: tuple[str, ...] | None) -> tuple[Any, Preprocessing, Family]:
         """The classifier, its preprocessing and its row."""
@@ -149,7 +160,8 @@ class ZeroShotCheckpoint(Checkpoint):
 
 
 @lru_cache(maxsize=2)
-def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None) -> PatchableViT:
+def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, files: tuple[Any, ...]) -> PatchableViT:
+    """``files`` tells apart what lies at one path at different times."""
     model, preprocessing, family = checkpoint._open(names)
     try:
         size = preprocessing.input_size

@@ -115,11 +115,12 @@ class LabelledImages:
         kept = np.flatnonzero(of_label[self.labels] != LEFT_OUT)
         if not len(kept):
             raise VitPatchError("data.label_map: leaves all images out")
-        named, own = list(names or map(str, range(number))), [""] * number
+        own: list[list[str]] = [[] for _ in range(number)]
         for label in np.unique(self.labels) if self.label_names is not None else ():
-            if (index := classes[label]) != LEFT_OUT:  # several may be of one class
-                own[index] += f" / {self.label_names[label]}" if own[index] else self.label_names[label]
-        named = [here or there for here, there in zip(own, named, strict=True)]
+            if classes[label] != LEFT_OUT:
+                own[classes[label]].append(self.label_names[label])
+        theirs = names or [" / ".join(of_class) or str(index) for index, of_class in enumerate(own)]
+        named = [of_class[0] if len(of_class) == 1 else theirs[index] for index, of_class in enumerate(own)]
         new.labels, new.label_names, new.alphabetical = of_label[self.labels][kept], tuple(named), False
         new.ids, new._kept, new.left_out = self.ids[kept], self._kept[kept], len(self) - len(kept)
         new.digest = hashlib.sha256(f"{self.digest} {list(classes)}".encode()).hexdigest()[:16]

@@ -125,6 +125,7 @@ class SweepCallback(Callback):
         record = record_of(overrides, jobs and jobs.overrides, before)
         config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.naming={as_value(record.naming())}")
         self._folders = jobs and jobs.folders(record.naming())
+        _check_one_model_a_folder(config, self._folders or ())
         if is_follower():
             return
         is_replaced = config.get("overwrite") is True and before and set(before.runs) <= set(self._folders or ())
@@ -285,6 +286,16 @@ def _check_sweep_name(config: DictConfig, overrides: Sequence[Override]) -> None
     if not parts or Path(name).is_absolute() or ".." in parts or config.get("sweep") is None:
         raise VitPatchError(
             f"sweep '{name}': expected the name of a folder below multirun/; for one elsewhere hydra.sweep.dir"
+        )
+
+
+def _check_one_model_a_folder(config: DictConfig, runs: Sequence[str]) -> None:
+    """Raises ``VitPatchError`` where several trainings would save their models in one folder."""
+    save_to = OmegaConf.to_container(config, resolve=False).get("save_to")
+    if save_to and "${" not in str(save_to) and len(runs) > 1:
+        raise VitPatchError(
+            f"save_to {save_to}: {len(runs)} runs would save their models there, each over the one before; leave it "
+            "out (a run's folder has its model), or let it name what is swept: 'save_to=models/${seed}'"
         )
 
 
