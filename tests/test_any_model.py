@@ -88,7 +88,7 @@ def test_a_part_of_the_models_classes_and_a_map(patched, made, tmp_path):
     examples, _ = tables(patched(f"data.path={path}", "data.label_map={second: class_1}"))
     assert set(zip(examples["label"], examples["label_name"], strict=True)) == {(4, "Class 4"), (1, "second")}
     merged = patched(f"data.path={path}", "data.label_map={second: 'Class 4'}", folder="merged")
-    assert set(next(tables(merged))["label_name"]) == {"Class 4 / second"}  # not one for the other
+    assert set(next(tables(merged))["label_name"]) == {"class_4"}  # the model's name: neither one for the other
     left = patched(f"data.path={path}", "data.label_map={second: null}", folder="left")
     counts = json.loads((left / "manifest.json").read_text())["counts"]
     assert (counts["images"], counts["read"], counts["dropped"]) == (13, 7, {"left out by label_map": 6})

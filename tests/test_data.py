@@ -7,7 +7,7 @@ import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from PIL import Image
 
-from vitpatch.data import BadImage, ImageDataModule
+from vitpatch.data import BadImage, ImageDataModule, start_method
 from vitpatch.files import DiskImages, FolderImages, ParquetImages
 from vitpatch.sources import HubImages
 from vitpatch.spec import VitPatchError
@@ -396,6 +396,14 @@ def test_a_class_of_several_labels_has_the_models_name(tmp_path):
     images = ParquetImages(path=str(tmp_path / "data.parquet")).open()
     assert images.as_classes([1, 1, 0], ["dog", "cat", "cow"], 3).label_names == ("beagle", "cat", "cow")
     assert images.as_classes([1, 1, 0], None, 3).label_names == ("beagle", "tabby / siamese", "2")
+
+
+def test_worker_processes_are_forked_where_joblib_would_start_them(monkeypatch):
+    import multiprocessing
+
+    assert start_method(2) is None
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "loky")
+    assert start_method(2) == "fork" and start_method(0) is None
 
 
 def test_the_first_of_a_stream_are_taken_and_it_is_said_where_they_are_of_few_classes(in_blocks, caplog):

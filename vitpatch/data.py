@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import math
+import multiprocessing
 import signal
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -301,6 +302,14 @@ def _leave_stopping_to_the_run(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
 
 
+def start_method(workers: int) -> str | None:
+    """How a loader's worker processes are started; ``None`` = as Python does.
+
+    In joblib's processes that is by loky, which starts none for a loader of torch.
+    """
+    return "fork" if workers and multiprocessing.get_start_method() == "loky" else None
+
+
 def collate(items: Sequence[Item | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
     """The readable items as a batch (``None`` where there is none), and the others."""
     bad = [item for item in items if isinstance(item, BadImage)]
@@ -352,6 +361,7 @@ class ImageDataModule(lightning.LightningDataModule):
             batch_size=self.batch_size,
             shuffle=False,
             num_workers=self.images.num_workers,
+            multiprocessing_context=start_method(self.images.num_workers),
             collate_fn=collate,
             worker_init_fn=_leave_stopping_to_the_run,
         )

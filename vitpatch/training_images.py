@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch.utils.data import DataLoader
 
-from vitpatch.data import BadImage, Decoded, LabelledImages, collate
+from vitpatch.data import BadImage, Decoded, LabelledImages, collate, start_method
 from vitpatch.selection import AUTO
 from vitpatch.sources import ImageSource
 from vitpatch.spec import ImageBatch, VitPatchError
@@ -41,7 +41,10 @@ def batches_of(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None,
     Raises ``VitPatchError`` where none can be read.
     """
     images, readable = decoded.images, 0
-    for batch, bad in DataLoader(decoded, size, num_workers=images.num_workers, collate_fn=collate):
+    workers = images.num_workers
+    how = start_method(workers)
+    loader = DataLoader(decoded, size, num_workers=workers, multiprocessing_context=how, collate_fn=collate)
+    for batch, bad in loader:
         if bad and images.on_error == "raise":
             raise VitPatchError(f"training images: {bad[0].reason}")
         readable += 0 if batch is None else len(batch)
