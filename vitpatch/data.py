@@ -305,7 +305,7 @@ def _leave_stopping_to_the_run(worker: int) -> None:
 def start_method(workers: int) -> str | None:
     """How a loader's worker processes are started; ``None`` = as Python does.
 
-    In joblib's processes that is by loky, which starts none for a loader of torch.
+    In processes of a launcher that is by loky, which starts none for a loader of torch.
     """
     return "fork" if workers and multiprocessing.get_start_method() == "loky" else None
 
