@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LEFT_OUT_NAME = ""
-"""Stands for the class of labels whose images ``label_map`` leaves out; no class is called so."""
-
 Classes = Annotated[
     str | int | tuple[str | int, ...] | None, Expected("names or numbers of labels, such as [cat,dog], or null for all")
 ]
@@ -254,12 +251,12 @@ def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, 
 def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
     """The rows that are taken, ascending."""
     number = len(labels.names) if labels.names is not None else int(labels.numbers.max(initial=0)) + 1
-    classes = _mapped(source, labels, number)
+    classes, left_out = _mapped(source, labels, number)
     taken = rows_taken(
         labels.numbers,
         merged=np.where(labels.numbers == UNKNOWN, UNKNOWN, np.unique(classes, return_inverse=True)[1][labels.numbers]),
         classes=None if source.classes is None else chosen(source.classes, labels.names, number),
-        left_out=[label for label, name in enumerate(classes) if name == LEFT_OUT_NAME],
+        left_out=left_out,
         per_class=source.per_class,
         limit=source.limit,
         shuffle_seed=None if source.streams and source.shuffle_seed == AUTO else source.shuffle_seed,
@@ -271,14 +268,17 @@ def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
     return taken
 
 
-def _mapped(source: ImageSource, labels: Labels, number: int) -> list[str]:
-    """By label its name, or the class that ``label_map`` makes of it; what it says of labels that are not here is not
-    looked at."""
+def _mapped(source: ImageSource, labels: Labels, number: int) -> tuple[list[str], list[int]]:
+    """By label its name, or the class that ``label_map`` makes of it; and the labels that it leaves out.
+
+    What it says of labels that are not here is not looked at.
+    """
     names = list(labels.names) if labels.names is not None else list(map(str, range(max(number, 1))))
     label_map = dict(source.label_map or ())
-    for key, label in indices_of(label_map, names).items():
-        names[label] = LEFT_OUT_NAME if label_map[key] is None else str(label_map[key])
-    return names
+    given = indices_of(label_map, names)
+    for key, label in given.items():
+        names[label] = str(label_map[key])
+    return names, [label for key, label in given.items() if label_map[key] is None]
 
 
 def _where(source: ImageSource) -> str:
