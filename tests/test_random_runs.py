@@ -43,6 +43,9 @@ APART = (
 )
 """What a run beside another differs from it in."""
 
+FLAT = 1.1 * 0.1
+"""How long matplotlib's axis of nothing but 0 is: from -0.05 to 0.05, and its margins."""
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -155,7 +158,9 @@ def check_scale(folder: Path, manifest: dict, limits: list[tuple[float, float]])
     together = examples[examples["included"]].filter(regex="^effect_all_layers$").mean()
     ends = np.array([0, *own, *total, *together], dtype=float)
     low, high = limits[0]
-    assert high - low <= 1.2 * STRETCH * max(np.ptp(ends[np.isfinite(ends)]), 0.05), (limits, ends)
+    reach = np.ptp(ends[np.isfinite(ends)])
+    widest = 1.2 * STRETCH * max(reach, 0.05) if reach else FLAT
+    assert high - low <= widest + 1e-9, (limits, ends)
     is_dots = len(set(series_of(summary))) > MOST_LINES  # whose controls are said in the legend
     for donor in () if is_dots else manifest["donors"][1:]:
         control = summary[f"effect_{donor}"].dropna()
