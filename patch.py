@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from vitpatch.config import register_resolvers
-from vitpatch.job import job
-from vitpatch.sweep import to_the_end
+from vitpatch.cli.job import job
+from vitpatch.cli.sweep import to_the_end
+from vitpatch.runs.config import register_resolvers
 
 register_resolvers()
 
@@ -13,7 +13,7 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="conf", config_name="patch")
 def main(cfg: DictConfig) -> None:
     """Runs the job that Hydra composed."""
-    job("vitpatch.run", cfg)
+    job("vitpatch.runs.run", cfg)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/calibration_of_tests.py        # CPU, one thread: a few minutes
 
-The long version of the last tests of ``tests/test_ground_truth.py``: the same model, in which 12 heads have a mean
-effect of 0 and one has a known one, patched once; data sets are drawn from its images by clusters of 1 to 5
-(``tests/repeated.py``). A rate is given beside the band in which a rate as it should be lies, to four standard errors
-of the binomial.
+The long version of the last tests of ``tests/stats/test_ground_truth.py``: the same model, in which 12 heads have a
+mean effect of 0 and one has a known one, patched once; data sets are drawn from its images by clusters of 1 to 5
+(``tests/helpers/repeated.py``). A rate is given beside the band in which a rate as it should be lies, to four standard
+errors of the binomial.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 import torch
 from measure import RESULTS, report

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 from measure import RESULTS, in_turn, medians, report
 
-from vitpatch import inference, stats
-from vitpatch.resamples import Resamples
+from vitpatch.stats import inference
+from vitpatch.stats import summary as stats
+from vitpatch.stats.bootstrap import Resamples
 
 CASES = [
     {"images": 1000, "clusters": 1000, "patches": 12},

@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import RESULTS, in_turn, medians, pixels, report, synchronize, vit_b16
 
-from vitpatch.cost import cost_of, memory_limit
-from vitpatch.execute import execute
-from vitpatch.model import PatchableViT
-from vitpatch.plan import Plan, make_plan
-from vitpatch.spec import BaseRun, Direction, Site, Target
-from vitpatch.tokens import token_masks
+from vitpatch.models.vit import PatchableViT
+from vitpatch.patching.cost import cost_of, memory_limit
+from vitpatch.patching.executor import execute
+from vitpatch.patching.plan import Plan, make_plan
+from vitpatch.patching.tokens import token_masks
+from vitpatch.types import BaseRun, Direction, Site, Target
 
 CLEAN, CORRUPT = BaseRun.CLEAN, BaseRun.CORRUPT
 CASES = {

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine import CLEAN, case, engine, plan_of
 from measure import RESULTS, pixels, report, synchronize, table, vit_b16
 
-from vitpatch.cost import cost_of
-from vitpatch.model import PatchableViT
+from vitpatch.models.vit import PatchableViT
+from vitpatch.patching.cost import cost_of
 
 PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 250

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the package is not i
 import torch
 import transformers
 
-from vitpatch.anatomy import FAMILIES
-from vitpatch.model import PatchableViT
-from vitpatch.spec import BaseRun
+from vitpatch.models.families import FAMILIES
+from vitpatch.models.vit import PatchableViT
+from vitpatch.types import BaseRun
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -73,11 +73,11 @@ def run(options: dict[str, Any], device_name: str) -> dict[str, Any]:
     import torch
     from measure import pixels, vit_b16
 
-    from vitpatch.cost import cost_of
-    from vitpatch.execute import execute
-    from vitpatch.plan import make_plan
-    from vitpatch.spec import BaseRun, Direction, Site, Target, TokenGroup
-    from vitpatch.tokens import token_masks
+    from vitpatch.patching.cost import cost_of
+    from vitpatch.patching.executor import execute
+    from vitpatch.patching.plan import make_plan
+    from vitpatch.patching.tokens import token_masks
+    from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup
 
     device = torch.device(device_name)
     shape = {"hidden_size": options["width"], "num_attention_heads": 3, "intermediate_size": 4 * options["width"]}

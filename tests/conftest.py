@@ -100,7 +100,7 @@ def config(made):
     """Composes patch.yaml on the made model and images, without a tracker; overrides come last."""
     from hydra import compose, initialize_config_dir
 
-    from vitpatch.config import register_resolvers
+    from vitpatch.runs.config import register_resolvers
 
     register_resolvers()
 
@@ -116,7 +116,7 @@ def config(made):
 @pytest.fixture
 def patched(config, tmp_path, monkeypatch):
     """Makes a run in this process; the run's folder. Its pictures, which take longest, only where they are wanted."""
-    from vitpatch import run as room
+    from vitpatch.runs import run as room
 
     draw = room.draw
 
@@ -131,7 +131,7 @@ def patched(config, tmp_path, monkeypatch):
 @pytest.fixture
 def tables_only(monkeypatch):
     """Comparisons without figures and page, which take longest."""
-    from vitpatch import comparison_figures, page
+    from vitpatch.compare import comparison_figures, page
 
     monkeypatch.setattr(comparison_figures, "draw", lambda *everything: {})
     monkeypatch.setattr(page, "write_page", lambda *everything: None)
@@ -146,8 +146,9 @@ def cli(monkeypatch, capfd):
         import runpy
         import signal
 
-        from vitpatch import comparison_figures, run
-        from vitpatch.interrupt import SIGNALS
+        from vitpatch.compare import comparison_figures
+        from vitpatch.runs import run
+        from vitpatch.runs.interrupt import SIGNALS
 
         if not pictures:
             for room in (run, comparison_figures):

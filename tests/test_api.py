@@ -9,8 +9,8 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ResNetFo
 
 import vitpatch
 from vitpatch import VitPatchError
-from vitpatch.corruptions import BT601_LUMA
-from vitpatch.store import EFFECTS_SCHEMA
+from vitpatch.corruptions.pixels import BT601_LUMA
+from vitpatch.runs.folder import EFFECTS_SCHEMA
 
 
 @pytest.fixture(scope="module")

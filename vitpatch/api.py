@@ -15,21 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from vitpatch import stats
-from vitpatch.anatomy import family_of
 from vitpatch.checks import one_of, whole_number
-from vitpatch.config import window_of
-from vitpatch.cost import cost_of, memory_limit
-from vitpatch.effects import total_effect
-from vitpatch.execute import execute
-from vitpatch.measure import Read, summarized
-from vitpatch.model import PatchableViT
-from vitpatch.model_formats import check_bare
-from vitpatch.plan import Plan, make_plan
-from vitpatch.proof import is_itself, prove
-from vitpatch.resamples import Resamples
-from vitpatch.rows import Columns, columns, joined
-from vitpatch.spec import (
+from vitpatch.models.families import family_of
+from vitpatch.models.formats import check_bare
+from vitpatch.models.verify import is_itself, prove
+from vitpatch.models.vit import PatchableViT
+from vitpatch.patching.cost import cost_of, memory_limit
+from vitpatch.patching.executor import execute
+from vitpatch.patching.metrics import total_effect
+from vitpatch.patching.plan import Plan, make_plan
+from vitpatch.patching.table import Columns, columns, joined
+from vitpatch.patching.tokens import token_masks
+from vitpatch.runs.config import window_of
+from vitpatch.runs.folder import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
+from vitpatch.stats import summary as stats
+from vitpatch.stats.bootstrap import Resamples
+from vitpatch.stats.measure import Read, summarized
+from vitpatch.types import (
     EVERY_HEAD,
     JOINT,
     BaseRun,
@@ -40,8 +42,6 @@ from vitpatch.spec import (
     TokenGroup,
     VitPatchError,
 )
-from vitpatch.store import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
-from vitpatch.tokens import token_masks
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def patch(
     - ``clean``, ``corrupt`` (images, 3, height, width): ``pixel_values`` as the model takes them, normalised;
       ``labels`` (images,): class indices.
     - ``target``: ``resid_pre``, ``attn_out``, ``resid_mid``, ``mlp_out``, ``resid_post``, or by head ``z``, ``q``,
-      ``k``, ``v``, ``pattern`` (``vitpatch.spec.Site``); ``heads`` of these: ``"all"``, one at a time (default), a
+      ``k``, ``v``, ``pattern`` (``vitpatch.types.Site``); ``heads`` of these: ``"all"``, one at a time (default), a
       list, or ``"joint"``. ``layers``: a list of 0-based indices, the windows' centres (default: all).
     - ``window``: a number of layers (default 3, at most the depth; 1 where single heads are patched), ``"prefix"``,
       ``"suffix"``, or a list of these.
@@ -90,7 +90,7 @@ def patch(
 
     The model is left as it was, on its device, in its mode.
 
-    Returns the columns of ``effects.parquet`` (its docstring is ``vitpatch.store.EFFECTS_SCHEMA``'s), after
+    Returns the columns of ``effects.parquet`` (its docstring is ``vitpatch.runs.folder.EFFECTS_SCHEMA``'s), after
     ``example_id`` also ``label``, ``cluster``, ``total_effect`` and the base runs' metrics (``prob_clean``, …).
     Raises ``VitPatchError`` for what does not fit the model. ``vitpatch.summarize`` has the means.
     """

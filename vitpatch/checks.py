@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from vitpatch.spec import VitPatchError
+from vitpatch.types import VitPatchError
 
 E = TypeVar("E", bound=StrEnum)
 

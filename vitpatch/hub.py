@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from vitpatch.spec import VitPatchError
+from vitpatch.types import VitPatchError
 
 PATIENCE_S = 3.0
 

@@ -1,0 +1,462 @@
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
+from hand_made import NOISE, rows, save_run
+from PIL import Image
+
+from vitpatch.compare import page_charts, page_gallery, page_tables, profile_figures
+from vitpatch.compare.cells import NONE, address, estimate, number, p_value
+from vitpatch.compare.compared import compared
+from vitpatch.compare.comparison_figures import FIGURES, draw, save
+from vitpatch.compare.layout import grids
+from vitpatch.compare.load import found_below, read
+from vitpatch.compare.page import ASSETS, LIBRARIES, embedded, page, write_page
+from vitpatch.compare.run_labels import elided, run_labels
+from vitpatch.compare.thumbnails import data_url
+from vitpatch.plots.example_images import Page
+
+VERSIONS = {
+    "vega.min.js": "8f6a3587cf8d4f42c7e08120e3eb05d067e746d554e39d2dcf52acc0bd5ba28f",
+    "vega-lite.min.js": "35a9821df838825b05a6a73e9414b58747a1b18321583858ed903c66393a5c7e",
+    "vega-embed.min.js": "b1455caba2fb1a72fb46025ba0ba1316e2dbc7f0dd40a3f6040172bf9c08ba91",
+    "sortable.auto.min.js": "8ccfb076f8831d1f4f5e7863c0b8960eb642e6bfdc2690115810daf273623e77",
+}
+SECTIONS = "what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()
+
+
+class Reader(HTMLParser):
+    """What a browser would find: elements with attributes, words, specifications, scripts and tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.scripts, self.specs, self.inside = [], [], [], [], []
+        self.rows = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "wbr"):
+            self.inside.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append((dict(attrs).get("data-sort"), ""))
+
+    def handle_endtag(self, tag):
+        assert self.inside.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, attrs = self.inside[-1] if self.inside else ("", {})
+        if tag == "script":
+            (self.specs if attrs.get("type") == "application/json" else self.scripts).append(data)
+        elif tag != "style":
+            self.words.append(data)
+            if self.rows and any(name in ("td", "th") for name, _ in self.inside):
+                sort, words = self.rows[-1][-1]
+                self.rows[-1][-1] = sort, words + data
+
+    def attributes(self, tag, name):
+        return [attrs[name] for of, attrs in self.tags if of == tag and name in attrs]
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    return hostile(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def read_page(comparison):
+    return Reader(page(comparison))
+
+
+def test_nothing_breaks_out_of_the_page(read_page):
+    assert len(read_page.scripts) == len(LIBRARIES) + 1
+    assert not any("alert(1)" in script for script in read_page.scripts)
+    assert not any(attrs.get("src") == "x" for _, attrs in read_page.tags)
+    assert not [name for _, attrs in read_page.tags for name in attrs if name.startswith("on")]
+    words = "".join(read_page.words)
+    assert f"weights differ: {EVIL}" in words and f"drawn by lot {EVIL}" in words
+    assert IN_A_FOLDER.split(",")[0] in words
+
+
+def test_only_its_own_scripts_may_run_and_nothing_is_fetched(read_page):
+    (policy,) = [a["content"] for t, a in read_page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe-eval" not in policy
+    script = re.search("script-src ([^;]*);", policy)[1]
+    assert "unsafe-inline" not in script and script.count("sha256-") == len(read_page.scripts)
+    for attribute, of in (("src", "img script"), ("href", "link")):
+        for tag in of.split():
+            assert all(value.startswith("data:") for value in read_page.attributes(tag, attribute))
+    urls = [value for value in read_page.attributes("a", "href") if not value.startswith(("#", "../", "./"))]
+    assert set(urls) == {"https://wandb.ai/a?b=1&c=<2>"}
+
+
+def test_links_lead_to_files_that_are_there(comparison, tmp_path_factory, read_page):
+    from urllib.parse import unquote
+
+    folders = [value for value in read_page.attributes("a", "href") if value.startswith("../")]
+    place = comparison.runs[0].folder.path.parents[1] / "comparison"
+    assert folders and all((place / unquote(value)).exists() for value in folders)
+    named = [value for value in folders if "script" in value]
+    assert named and not any(letter in value for value in named for letter in "<>\"'?#&")
+
+
+def test_sections_contents_and_charts(comparison, read_page):
+    ids = read_page.attributes("section", "id")
+    assert ids == SECTIONS
+    assert [value[1:] for value in read_page.attributes("a", "href") if value.startswith("#")] == ids
+    specs = [json.loads(text) for text in read_page.specs]
+    assert len(specs) == len([a for _, a in read_page.tags if a.get("class") == "chart"]) > 10
+    assert all(spec["$schema"].endswith("vega-lite/v6.json") and spec["width"] == "container" for spec in specs)
+    assert all(label for label in read_page.attributes("div", "aria-label"))
+
+
+def test_cells_show_rounded_and_sort_by_the_true_value(comparison, read_page):
+    row = comparison.overview.iloc[0]
+    shown = estimate(row["peak_effect"], row["peak_effect_low"], row["peak_effect_high"])
+    assert (shown.sort, shown.text) in [cell for cells in read_page.rows for cell in cells]
+    assert float(shown.sort) == row["peak_effect"] != float(shown.text.split()[0])
+    assert ("", NONE) in [cell for cells in read_page.rows for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("tests", "heading"), [(["prob"] * 2, "p of prob, corrected"), (["prob", "log_odds"], "p, corrected")]
+)
+def test_a_p_says_what_it_is_of(tmp_path, tests, heading):
+    for name, tested in zip("ab", tests, strict=True):
+        manifest = save_run(tmp_path / name, effects(6), weights=name) / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"statistics": {"tests": tested}}))
+    comparison = compared([read(one) for one in found_below([tmp_path])], tmp_path)
+    assert heading in page_tables.peaks(comparison).headings
+
+
+def test_cells():
+    assert number(-0.25, "+.1f").text == "−0.2" and number(float("nan")).sort == ""
+    assert estimate(0.5, np.nan, np.nan).text == "+0.500"
+    assert p_value(0.00004).text == "< 0.001" and float(p_value(0.00004).sort) == 0.00004
+    assert address("javascript:alert(1)") == "./javascript%3Aalert%281%29"
+    assert address("//host/x") == "./host/x" and address("../a b") == "../a%20b"
+
+
+def test_labels():
+    names = ["A/gray,limit=4,window=1", "A/gray,limit=4,window=3"]
+    assert list(run_labels(names).values()) == ["window=1", "window=3"]
+    assert run_labels(["a,b", "a"]) == {"a,b": "a,b", "a": "a"}
+    assert run_labels(["x"]) == {"x": "x"}
+    assert elided(["a" * 30 + "1", "a" * 30 + "2"], 10) == {"a" * 30 + n: f"aaaa…aaaa{n}" for n in "12"}
+
+
+def test_labels_are_the_names_with_their_slashes():
+    names = ["s1/gray,limit=4,window=1", "s2/gray,limit=4,window=1", "s2/noise,limit=4,window=1"]
+    assert list(run_labels(names).values()) == ["s1/gray", "s2/gray", "s2/noise"]
+    assert run_labels(["a/b,c", "a/d,c", "a/d/e,c"])["a/d/e,c"] == "d/e"
+    assert run_labels(["a/b,c=1", "d/b,c=2"]) == {"a/b,c=1": "a/c=1", "d/b,c=2": "d/c=2"}
+
+
+@pytest.mark.parametrize("at", [0, 20, 40, 60, 99])
+def test_elided_names_keep_what_differs(at):
+    names = [f"{'a' * at}{n}{'b' * (100 - at)}" for n in range(10)]
+    short = list(elided(names, 12).values())
+    assert len(set(short)) == 10 and all(len(name) < 60 for name in short)
+    assert elided(["x" * 30, "y"], 12)["y"] == "y"
+
+
+def test_every_run_is_an_entry_of_its_own_in_a_legend(tmp_path):
+    """Also where matplotlib would leave it out, set it as a formula, or draw boxes for its letters."""
+    groups = ["_a", "$a$", "a", "数据", "图像", "Данные"]
+    for name in groups:
+        save_run(tmp_path / name / "window=3", effects(6, 1), corruption=NOISE)
+    runs = [read(found) for found in found_below([tmp_path])]
+    figures = draw(compared(runs, tmp_path))
+    figure = figures["grid"]
+    figure.draw_without_rendering()  # a letter without a glyph is a warning, which is an error here
+    (legend,) = figure.legends
+    told = {text.get_text().strip() for text in legend.get_texts()} - {"total effect, in its run's colour"}
+    assert told >= {"_a", r"\$a\$", "a", r"\u6570\u636e", r"\u56fe\u50cf", "Данные"} and len(told) == len(groups)
+    names = [label.get_text().partition("\n")[0] for label in figures["peaks"].axes[0].get_yticklabels()]
+    assert len(set(names)) == len(groups)
+
+
+def test_folders_of_one_name_are_groups_of_their_own(tmp_path):
+    places = [tmp_path / place for place in ("a/x", "b/x", "c/x (1)")]
+    for place in places:
+        save_run(place / "run", effects(2, 1))
+    assert len({found.name for found in found_below(places)}) == 3
+
+
+def _far(folder):
+    """Runs of two depths, corruptions and windows in three folders, whose long names differ at both ends."""
+    for group, depth in (("shallow", 6), ("deep", 12), ("again", 12)):
+        for window in (1, 3) if group != "again" else (3,):
+            for word, corruption in (("gray", {}), ("noise", {"corruption": NOISE})):
+                name = f"corruption={word},model.path={'x' * 40}{group},window={window}"
+                patches, images = rows(range(depth), window=window, depth=depth), 12 - 2 * (word == "noise")
+                seed = len(group) * window
+                save_run(
+                    folder / group / name,
+                    effects(depth, seed, images),
+                    patches,
+                    total=np.full(images, 0.3 + seed / 50),
+                    depth=depth,
+                    path=f"some/{depth}",
+                    weights=f"w{depth}",
+                    window=[window],
+                    seed=seed,
+                    **corruption,
+                )
+    groups = [folder / name for name in ("shallow", "deep", "again")]
+    return compared([read(one) for one in found_below(groups)], folder)
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory):
+    return _far(tmp_path_factory.mktemp("far"))
+
+
+def test_every_line_of_a_figure_is_in_its_legend(far):
+    figures = draw(far)
+    for name, figure in figures.items():
+        assert FIGURES.fullmatch(f"{name}.svg")  # so that a later comparison removes it
+        figure.draw_without_rendering()
+        box = figure.bbox
+        for legend in figure.legends:
+            assert box.x0 <= legend.get_window_extent().x0 and legend.get_window_extent().x1 <= box.x1, name
+    for name in ("relative_depth", "overlay_1", "overlay_2", "grid_2"):
+        (legend,) = figures[name].legends
+        labels = [words.get_text() for words in legend.get_texts()]
+        handles = {_look(handle): label for handle, label in zip(legend.legend_handles, labels, strict=True)}
+        assert len(set(labels)) == len(labels), name
+        for axes in figures[name].axes:
+            profiles = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 2]
+            assert len(profiles) == 1 or {_look(line) for line in profiles} <= set(handles), name
+        for axes in figures[name].axes:
+            for line in axes.lines:
+                if not line.get_label().startswith("_"):
+                    assert handles[_look(line)].replace("\n", " ") == line.get_label()
+
+
+def _look(line):
+    return line.get_color(), line.get_marker()
+
+
+def test_lines_of_an_overlay_say_their_images(far):
+    (legend,) = draw(far)["overlay_1"].legends
+    said = [words.get_text() for words in legend.get_texts()]
+    assert all(("gray" in words) == words.endswith("(n = 12)") for words in said)
+    assert all(("noise" in words) == words.endswith("(n = 10)") for words in said)
+
+
+def test_total_effects_of_several_runs_have_their_colours(far):
+    figure = draw(far)["grid_2"]
+    dashed = [[line for line in axes.lines if line.is_dashed()] for axes in figure.axes]
+    assert [len(lines) for lines in dashed] == [1, 2, 1, 2]
+    for axes, lines in zip(figure.axes, dashed, strict=True):
+        own = {line.get_color() for line in axes.lines if len(line.get_xdata()) > 2}
+        assert len(lines) == 1 or {line.get_color() for line in lines} == own
+
+
+def test_a_legend_is_bounded_and_says_so(far, monkeypatch):
+    monkeypatch.setattr(profile_figures, "MOST_BESIDE", 3)
+    figures = draw(far)
+    assert len(figures["relative_depth"].legends[0].get_texts()) == 3
+    assert "first 3 of 10" in figures["relative_depth"].get_suptitle()
+    assert len(figures["overlay_2"].legends[0].get_texts()) == 3
+    assert "the first 3 of 6 lines" in figures["overlay_2"].get_suptitle()
+
+
+def test_every_patch_is_in_one_panel(comparison):
+    found = grids(comparison)
+    rows = [row for grid in found for panel in grid.panels.values() for row in panel.rows.index]
+    assert sorted(rows) == list(comparison.profiles.index)
+    assert len(found) == 3  # of two models, and of heads
+    for grid in found:
+        for panel in grid.panels.values():
+            assert not panel.rows.duplicated(["line", "layer"]).any()
+
+
+def test_one_scale_and_hollow_markers(read_page):
+    specs = [json.loads(text) for text in read_page.specs]
+    profiles = [spec for spec in specs if spec["height"] == 170]
+    scales = {
+        json.dumps(layer["encoding"]["y"]["scale"]) for s in profiles for layer in s["layer"] if "near" in str(layer)
+    }
+    assert len(scales) == 1 and "domain" in scales.pop()
+    clipped = [row for spec in profiles for row in spec["data"]["values"] if row["clipped"]]
+    assert {row["layers patched"] for row in clipped} == {"0–1", "4–5"}
+
+
+def test_a_single_run_has_no_empty_sections(tmp_path):
+    one = Reader(page(single(tmp_path)))
+    assert one.attributes("section", "id") == ["what", "grid", "heatmap", "peaks"]
+    assert "relative_depth" not in draw(single(tmp_path / "again"))
+
+
+def test_images_within_the_budget(comparison, monkeypatch):
+    made, _ = page_gallery.albums(comparison)
+    assert len(made) == 1 and made[0].cards[0].name == EVIL
+    monkeypatch.setattr(page_gallery, "BUDGET", 10)
+    made, _ = page_gallery.albums(comparison)
+    assert not made
+
+
+def test_thumbnails_are_small():
+    big = data_url(np.random.default_rng(0).integers(0, 255, (400, 300, 3)).astype(np.uint8))
+    assert big.startswith("data:image/jpeg") and len(big) < 40_000
+    assert data_url(np.zeros((32, 32, 3), np.uint8)).startswith("data:image/png")
+
+
+def test_figures_of_hostile_runs(comparison, tmp_path):
+    import xml.dom.minidom
+
+    figures = draw(comparison)
+    wanted = {"grid_1", "grid_2", "grid_3", "overlay_1", "heatmap", "peaks", "rank_correlation", "relative_depth"}
+    assert wanted | {"differences_recovered"} <= set(figures)
+    for name in ("grid_1", "heatmap", "relative_depth"):
+        save(figures[name], tmp_path / name)
+        xml.dom.minidom.parse(str(tmp_path / f"{name}.svg"))
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 400
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 3 + [".svg"] * 3
+
+
+def _specs(text, section):
+    part = text[text.index(f'<section id="{section}"') :]
+    return [json.loads(one) for one in Reader(part[: part.index("</section>")]).specs]
+
+
+@pytest.fixture(scope="module")
+def far_page(far):
+    return page(far)
+
+
+def test_every_line_of_a_chart_is_in_its_legend_by_a_name_of_its_own(far, far_page):
+    for section, numbers in (("overlay", [2, 2, 2, 4]), ("depth", [10])):
+        specs = _specs(far_page, section)
+        assert [len({row["line"] for row in spec["data"]["values"]}) for spec in specs] == numbers
+        for spec in specs:
+            colour = next(layer["encoding"]["color"] for layer in spec["layer"] if layer.get("params"))
+            lines = {row["line"] for row in spec["data"]["values"]}
+            assert set(colour["scale"]["domain"]) == lines and colour["legend"]["labelLimit"] == 0
+            assert all(re.search(r"\(n = 1[02]\)$", line) for line in lines)
+    for section in ("heatmap", "rank"):
+        (spec,) = _specs(far_page, section)
+        axes = [spec["layer"][0]["encoding"][name] for name in "xy"]
+        assert all(axis["axis"]["labelLimit"] == 0 for axis in axes) and len(set(axes[1]["sort"])) == len(far.runs)
+
+
+def test_a_chart_of_many_lines_says_what_it_leaves_out(far, monkeypatch):
+    monkeypatch.setattr(page_charts, "MOST_BESIDE", 3)
+    text = page(far)
+    assert "the first 3 of 10 lines" in text and "window 3; the first 3 of 4 lines" in text
+    assert {len({row["line"] for row in spec["data"]["values"]}) for spec in _specs(text, "depth")} == {3}
+
+
+def test_names_are_those_of_the_tables_with_their_slashes(far, far_page):
+    words = "".join(Reader(far_page).words)
+    assert far.runs[0].name.startswith("shallow/corruption=gray,")
+    assert "shallow/corruption=gray" in words and "shallow,corruption" not in far_page
+
+
+def test_total_effects_of_several_runs_are_in_their_lines_colours(far_page):
+    found = {}
+    for spec in _specs(far_page, "grid"):
+        (dashed,) = (layer for layer in spec["layer"] if layer["mark"].get("strokeDash"))
+        lines = [row["line"] for row in dashed["data"]["values"]]
+        found.setdefault(len(lines), []).append(dashed["encoding"]["color"])
+        assert set(lines) == {row["line"] for row in spec["data"]["values"]}
+    assert set(found) == {1, 2} and all("value" in colour for colour in found[1])
+    assert all(colour["field"] == "line" and len(colour["scale"]["domain"]) == 2 for colour in found[2])
+
+
+def test_no_scale_is_of_nothing(read_page):
+    """Vega warns of it, and numbers such an axis at random."""
+    for spec in map(json.loads, read_page.specs):
+        for layer in spec["layer"]:
+            rows = (layer.get("data") or spec["data"])["values"]
+            channels = [one for name, one in layer["encoding"].items() if name != "tooltip"]
+            for channel in channels:
+                if channel.get("type") == "quantitative" and "field" in channel:
+                    assert any(row[channel["field"]] is not None for row in rows), channel
+
+
+def test_a_cell_without_an_interval_has_no_dot(comparison):
+    unknown = comparison.profiles.assign(effect_low=np.nan, effect_high=np.nan)
+    for profiles, some in ((comparison.profiles.assign(effect_low=0.1, effect_high=0.2), True), (unknown, False)):
+        (chart, *_) = page_charts.heatmaps(replace(comparison, profiles=profiles))
+        assert any(row["sure"] for row in chart.spec["data"]["values"]) is some
+
+
+def test_cells_of_heatmaps_lead_to_their_runs(far, far_page):
+    folders = set(far.overview["folder"].map(lambda folder: address(f"{folder}/")))
+    for section in ("heatmap", "rank"):
+        (spec,) = _specs(far_page, section)
+        (found,) = (step["from"] for step in spec["transform"] if step.get("lookup") == "row")
+        leads = {row["row"]: row["href"] for row in found["data"]["values"]}
+        assert {row["row"] for row in spec["data"]["values"]} == set(leads)
+        assert set(leads.values()) == folders and len(leads) == len(folders)
+        assert all(layer["encoding"]["href"]["field"] == "href" for layer in spec["layer"])
+    (spec,) = _specs(far_page, "peaks")
+    leads = {row["run"]: row["href"] for row in spec["data"]["values"]}
+    assert leads == {row["run"]: address(f"{row['folder']}/") for row in far.overview.to_dict("records")}
+
+
+def test_an_album_says_how_many_images_it_shows(comparison, monkeypatch):
+    (run,) = (run for run in comparison.runs if run.folder.pages.exists())
+    (image,) = run.shown().of_run[0].images
+    chosen = [replace(image, example_id=i, name=f"image {i}") for i in range(6)]
+    pages = Page("sorted", "6 images from the largest to the smallest effect", chosen)
+    monkeypatch.setattr(page_gallery, "_first_page", lambda of: pages if of is run else None)
+    (album,), _ = page_gallery.albums(comparison)
+    assert album.chosen == "4 of 6 images from the largest to the smallest effect"
+    assert [card.name for card in album.cards] == ["image 0", "image 2", "image 3", "image 5"]
+    monkeypatch.setattr(page_gallery, "OF_A_RUN", 6)
+    (album,), _ = page_gallery.albums(comparison)
+    assert len(album.cards) == 6 and album.chosen == pages.chosen
+
+
+@pytest.mark.long
+def test_forty_runs_fit(tmp_path):
+    for i in range(40):
+        corruption = NOISE | {"std": i // 4 / 10 + 0.1}
+        save_run(tmp_path / f"std={i // 4},seed={i % 4}", effects(12, i), depth=12, seed=i % 4, corruption=corruption)
+    comparison = compared([read(one) for one in found_below([tmp_path])], tmp_path)
+    write_page(comparison, tmp_path / "index.html")
+    assert (tmp_path / "index.html").stat().st_size < 5_000_000
+    assert not list(tmp_path.glob(".*"))
+    words = "".join(Reader((tmp_path / "index.html").read_text()).words)
+    assert "300 of 780 rows; all are in differences.csv" in words
+
+
+def test_a_page_too_large_says_what_it_leaves_out(comparison, tmp_path, monkeypatch):
+    from vitpatch.compare import page as room
+
+    monkeypatch.setattr(room, "MOST_BYTES", len(page(comparison).encode()) - 1)
+    write_page(comparison, tmp_path / "index.html")
+    smaller = Reader((tmp_path / "index.html").read_text())
+    assert smaller.attributes("section", "id") == SECTIONS[:-1]
+    assert "so that the page stays small: gallery." in "".join(smaller.words)
+
+
+def test_heads_are_dots_of_one_colour(read_page):
+    specs = [json.loads(text) for text in read_page.specs]
+    dots = [spec for spec in specs if len({row.get("line") for row in spec["data"]["values"]}) > 8]
+    points = [layer["encoding"] for spec in dots for layer in spec["layer"] if "shape" in layer["encoding"]]
+    assert points and all("value" in encoding["color"] for encoding in points)
+
+
+def test_json_cannot_end_its_element():
+    assert "<" not in embedded(EVIL) and json.loads(embedded(EVIL)) == EVIL
+
+
+def test_libraries_are_as_published():
+    assert set(VERSIONS) == set(LIBRARIES)
+    for name, digest in VERSIONS.items():
+        content = (ASSETS / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == digest, f"{name}: change README.md and this table with it"
+        assert b"</script" not in content.lower()

@@ -1,0 +1,86 @@
+"""What is said of a run is of what ran: its corruption, where that plays a part, and its doubt."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hand_made import NOISE, save_run
+
+from vitpatch.compare.load import found_below, read
+from vitpatch.compare.overview import overview
+from vitpatch.corruptions.pixels import Gray, called
+from vitpatch.patching.plan import run_of
+from vitpatch.runs.config import depends_on_corruption, read_inclusion
+from vitpatch.runs.setup import prepare
+from vitpatch.stats import result as outcome
+from vitpatch.stats.result import Outcome
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric
+
+
+@pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))
+def test_a_corruption_plays_a_part_where_its_run_does(donor, direction):
+    def said(metric=Metric.PROB, rival=BaseRun.CORRUPT, include="all"):
+        return depends_on_corruption(donor, direction, metric, rival, read_inclusion(include))
+
+    is_patched = BaseRun.CORRUPT in (direction.recipient, run_of(donor, direction))
+    assert said() == said(include="clean_correct") == said(Metric.LOGIT_DIFF, BaseRun.CLEAN) == is_patched
+    for chosen in ("flipped", "min_total_effect:0.1"):
+        assert said(include=chosen)
+    assert said(Metric.LOGIT_DIFF, BaseRun.CORRUPT)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "corruption"),
+    [
+        ((), "gray"),
+        (("direction=noise",), "gray"),
+        (("donor=same_class",), "gray"),
+        (("donor=same_class", "direction=noise"), ""),
+        (("donor=zero",), ""),
+        (("donor=zero", "include=flipped"), "gray"),
+        (("donor=other_class", "direction=noise", "metric=logit_diff"), "gray"),
+        (("donor=other_class", "direction=noise", "metric=logit_diff", "rival=clean"), ""),
+    ],
+)
+def test_a_title_names_a_corruption_that_plays_a_part(config, overrides, corruption):
+    words = prepare(config(*overrides)).title.split(", ")
+    assert words[0] == "vit on images" and words[1] == (corruption or "attn_out")
+
+
+def test_so_does_the_comparison(tmp_path):
+    save_run(tmp_path / "x" / "own", np.full((4, 3), 0.1), corruption=NOISE)
+    save_run(tmp_path / "x" / "zero", np.full((4, 3), 0.1), corruption=NOISE, donors=["zero"], direction="noise")
+    table = overview([read(one) for one in found_below([tmp_path / "x"])], tmp_path).set_index("run")
+    assert table.loc["own", ["corruption", "strength"]].tolist() == ["noise", "std=0.2, clip=True"]
+    assert table.loc["zero", ["corruption", "strength"]].tolist() == ["none: zero as donor", ""]
+
+
+@pytest.mark.parametrize(
+    ("donor", "direction", "says"),
+    [
+        (Donor.PAIR, Direction.DENOISE, outcome.DOES_NOT_MOVE),
+        (Donor.PAIR, Direction.NOISE, outcome.DOES_NOT_MOVE),
+        (Donor.SAME_CLASS, Direction.NOISE, outcome.DOES_NOT_DIFFER),
+        (Donor.SAME_CLASS, Direction.DENOISE, outcome.NO_MORE_THAN),
+        (Donor.OTHER_CLASS, Direction.NOISE, outcome.NO_MORE_THAN),
+    ],
+)
+def test_doubt_is_of_the_corruption_where_it_is_what_differs(donor, direction, says):
+    total = Estimate(0.0, 0.1, -0.2, 0.2)
+    of = SimpleNamespace(study=SimpleNamespace(donor=donor, direction=direction), total=total)
+    assert Outcome.doubt.fget(of) == says
+    of.total = Estimate(0.5, 0.1, 0.3, 0.7)
+    assert Outcome.doubt.fget(of) == ""
+
+
+def darken(batch, seed, by=0.5):
+    return batch.images * by
+
+
+def test_errors_name_a_function_that_is_a_corruption():
+    from functools import partial
+
+    assert [called(of) for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
+        *("gray", "darken", "darken", "gray"),
+    ]

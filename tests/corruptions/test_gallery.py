@@ -1,0 +1,83 @@
+"""The contact sheet: which rows it has, what is drawn in a cell, and what is wrong in a line."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from vitpatch.cli import gallery
+from vitpatch.corruptions.pixels import corrupted
+from vitpatch.runs.config import construct
+from vitpatch.runs.options import corruption_option
+from vitpatch.types import VitPatchError
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return gallery.scenes(seed=0)
+
+
+def test_every_class_has_a_row_and_no_strength_two():
+    shown = gallery.shown_options()
+    options = {
+        path.stem: re.search("_target_: (.*)", path.read_text())[1]
+        for path in (ROOT / "conf" / "corruption").glob("*.yaml")
+    }
+    unseen = {"vitpatch.corruptions.Identity", "vitpatch.corruptions.EmbeddingNoise"}
+    assert {options[name] for name in shown} == set(options.values()) - unseen
+    assert "noise" in shown and not {"noise_low", "noise_high", "occlude_half", "none"} & set(shown)
+
+
+def test_a_row_is_clean_and_rising_and_each_cell_is_what_its_title_says(batch):
+    figure = gallery.sheet(["noise", "phase_scramble", "background_swap"], batch, seed=0)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[:6] == ["", "clean", *(f"std {share} of [0, 1]" for share in ("0.25", "0.5", "0.75", "1"))]
+    assert titles[8:12] == ["width 45°", "width 90°", "width 135°", "width 180°"]
+    assert [text.get_text() for text in figure.axes[12].texts] == ["background_swap\nkind=other_class"]
+    option = corruption_option("noise", "corruption")
+    option.std = 0.5
+    want = corrupted(construct(option), batch, 0)
+    drawn = torch.from_numpy(np.asarray(figure.axes[3].images[0].get_array())).permute(2, 0, 1)
+    for i in range(len(batch)):
+        left = i * 34 + 1
+        assert torch.equal(drawn[:, :, left : left + 32], want[i])
+
+
+def test_a_row_that_cannot_be_drawn_says_why(batch):
+    from dataclasses import replace
+
+    figure = gallery.sheet(["silhouette"], replace(batch, masks=None), seed=0)
+    assert "silhouette needs object masks" in figure.axes[2].texts[0].get_text().replace("\n", " ")
+
+
+def test_the_sheet_is_written(batch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gallery, "shown_options", lambda: ["gray"])
+    gallery.main([str(tmp_path / "sheet.png")])
+    assert (tmp_path / "sheet.png").stat().st_size > 5000 and capsys.readouterr().out == f"{tmp_path / 'sheet.png'}\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("sheet.gif", r"sheet.gif: expected a file name that ends in .png, .svg, .pdf"),
+        ("sheet", r"sheet: expected a file name that .*"),
+        ("none/sheet.png", r"sheet.png: there is no folder .*none; make it first"),
+        ("folder.png", r"folder.png: cannot be written \(Is a directory\)"),
+    ],
+)
+def test_a_wrong_path_is_one_line(out, says, tmp_path, monkeypatch):
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(gallery, "shown_options", lambda: ["gray"])
+    with pytest.raises(SystemExit, match=f"^error: .*{says}$"):
+        gallery.main([str(tmp_path / out)])
+    with pytest.raises(VitPatchError):
+        gallery.write(tmp_path / "sheet.png", seed=-1)
+
+
+def test_help_is_short_and_says_what_is_drawn(capsys):
+    with pytest.raises(SystemExit):
+        gallery.main(["--help"])
+    out = capsys.readouterr().out
+    assert "OUT.png" in out and "--seed" in out and len(out.splitlines()) < 20

@@ -1,0 +1,156 @@
+import json
+
+import pytest
+import torch
+import transformers as hf
+from conftest import DEPTH, NAMES, save_model
+from oracle import walk
+
+from vitpatch.models.checkpoint import Checkpoint
+from vitpatch.models.verify import prove
+from vitpatch.models.vit import HOOKED
+from vitpatch.types import Site, VitPatchError
+
+ORACLE = ["attn_out", "mlp_out", "resid_post"]
+FAMILIES = ["vit", "deit", "deit_with_teacher"]
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sites_are_what_the_blocks_add_and_leave(made, family):
+    model = Checkpoint(str(made / family)).load()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    seen = {}
+    want = walk(model.model, family.split("_")[0], pixels, seen=seen)
+    places = tuple((Site(site), layer) for site in ORACLE for layer in range(DEPTH))
+    with torch.no_grad(), model.reading(places) as values:
+        got = model(pixels)
+    assert torch.allclose(got, want, atol=1e-5)
+    assert set(values) == set(places)
+    for (site, layer), value in values.items():
+        assert torch.allclose(value, seen[str(site), layer], atol=1e-5), (site, layer)  # attention by its formula
+
+
+def test_putting_values_back_changes_nothing_and_leaves_no_hook(made):
+    model = Checkpoint(str(made / "vit")).load()
+    before, pixels = hooks_of(model), torch.randn(3, 3, 32, 32)
+    places = tuple((site, layer) for site in HOOKED for layer in range(DEPTH))
+    with torch.no_grad():
+        with model.reading(places) as values:
+            plain = model(pixels)
+        with model.replacing(values):
+            assert torch.equal(model(pixels), plain)
+    assert hooks_of(model) == before
+
+
+def test_an_exception_in_the_middle_leaves_no_hook(made):
+    model = Checkpoint(str(made / "vit")).load()
+    before = hooks_of(model)
+    wrong = {(Site.ATTN_OUT, 2): torch.zeros(1, 3, 5)}
+    with pytest.raises(RuntimeError), model.replacing(wrong):
+        model(torch.zeros(1, 3, 32, 32))
+    assert hooks_of(model) == before
+
+
+def test_a_row_that_is_not_true_of_the_model_is_found_out(made):
+    model = Checkpoint(str(made / "vit")).load()
+    block = model.model.vit.layers[1]
+
+    def doubled(module, args, output):
+        return output * 2
+
+    handle = block.register_forward_hook(doubled, prepend=True)
+    try:
+        with pytest.raises(VitPatchError, match="block 1 is not input"):
+            prove(model)
+    finally:
+        handle.remove()
+    prove(model)
+
+
+def test_a_model_is_loaded_once_per_process(made):
+    assert Checkpoint(str(made / "vit")).load() is Checkpoint(str(made / "vit")).load()
+
+
+def test_weights_have_a_digest_of_their_values(made, tmp_path):
+    copy = Checkpoint(str(save_model(tmp_path / "copy", "vit"))).load()
+    other = Checkpoint(str(save_model(tmp_path / "other", "vit", seed=1))).load()
+    original = Checkpoint(str(made / "vit")).load()
+    assert copy.weights_digest == original.weights_digest != other.weights_digest
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("./nowhere", "model.path ./nowhere: no such folder"),
+        ("/nowhere/at/all", "no such folder"),
+        ("owner/name", r"cannot be loaded: the hub cannot be reached.*hf download owner/name.*model.path=FOLDER"),
+        ("", "model.path is missing"),
+    ],
+)
+def test_a_model_that_is_not_there(path, says):
+    with pytest.raises(VitPatchError, match=says) as error:
+        Checkpoint(path).load()
+    assert "\n" not in str(error.value)
+
+
+def test_another_family_is_refused_with_the_known_ones(tmp_path):
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_labels=2)
+    hf.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(VitPatchError, match=r"'resnet' is not a known family; nearest known: DeiT \(deit\)"):
+        Checkpoint(str(tmp_path)).load()
+
+
+def test_a_backbone_without_a_classifier_is_refused(tmp_path, made):
+    model = hf.ViTModel.from_pretrained(made / "vit", add_pooling_layer=False)
+    model.save_pretrained(tmp_path)
+    for name in ("preprocessor_config.json",):
+        (tmp_path / name).write_text((made / "vit" / name).read_text())
+    with pytest.raises(VitPatchError, match="no weights for classifier"):
+        Checkpoint(str(tmp_path)).load()
+
+
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path):
+    with pytest.raises(VitPatchError, match=r"model\.path .* is an empty folder") as error:
+        Checkpoint(str(tmp_path)).load()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "reshaped", "fewer layers", "pickle only"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
+    folder = save_model(tmp_path / "m", "vit")
+    weights, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    if damage in ("truncated", "empty"):
+        weights.write_bytes(weights.read_bytes()[: 1000 if damage == "truncated" else 0])
+    elif damage == "pickle only":
+        weights.rename(folder / "pytorch_model.bin")
+    else:
+        change = {"intermediate_size": 48} if damage == "reshaped" else {"num_hidden_layers": DEPTH - 1}
+        (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(VitPatchError, match=r"^model ") as error:
+        Checkpoint(str(folder)).load()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_an_image_processor_of_another_size_is_refused(tmp_path):
+    folder = save_model(tmp_path / "m", "vit")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": 48, "width": 48}}))
+    with pytest.raises(VitPatchError, match=r"\(48, 48\) pixels, the model takes \(32, 32\)"):
+        Checkpoint(str(folder)).load()
+
+
+def test_label_names_are_the_checkpoints(made, tmp_path):
+    assert Checkpoint(str(made / "vit")).load().label_names == tuple(NAMES)
+    unnamed = save_model(tmp_path / "u", "vit", names=["LABEL_0", "LABEL_1"])
+    assert Checkpoint(str(unnamed)).load().label_names is None
+
+
+def test_reduced_weights_load_as_asked(made):
+    model = Checkpoint(str(made / "vit"), dtype="bfloat16").load()
+    assert model.model.dtype is torch.bfloat16 and model.normalize(torch.zeros(1, 3, 2, 2)).dtype is torch.bfloat16
+    with pytest.raises(VitPatchError, match=r"model.dtype 'int8'"):
+        Checkpoint(str(made / "vit"), dtype="int8").load()

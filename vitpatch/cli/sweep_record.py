@@ -1,0 +1,92 @@
+"""``sweep.json`` in a sweep's folder: what its runs differ in, what they share, and how each is called."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from vitpatch.runs.run_names import is_unnamed, key_of, named_parts, names_of, plain_name
+from vitpatch.types import VitPatchError
+
+FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """``swept``: keys that runs are named by, in order; ``fixed``: overrides that all runs share; ``command``: the last
+    start's; ``runs``: by name the overrides that it is made of, of all starts.
+    """
+
+    swept: Sequence[str]
+    fixed: Sequence[str]
+    command: str = ""
+    runs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepRecord | None:
+        """That of the sweep in a folder; ``None`` where there is none, or no run of it has begun to compute."""
+        try:
+            known = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            record = cls(**{key: known[key] for key in ("swept", "fixed", "command", "runs")})
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        has_begun = any(True for what in ("manifest.json", "shards") for _ in folder.rglob(what))
+        return record if has_begun else None
+
+    def write(self, folder: Path) -> None:
+        """Writes the file."""
+        from vitpatch.runs.folder import write_json
+
+        write_json(folder / FILE, asdict(self))
+
+    def naming(self) -> dict[str, Any]:
+        """What ``run_name`` needs to know of the sweep."""
+        alike = [name for name, parts in self.runs.items() if name != plain_name(parts)] if self.runs else None
+        return {"swept": list(self.swept), "fixed": list(map(key_of, self.fixed)), "alike": alike}
+
+
+def record_of(
+    overrides: Sequence[Override], jobs: Sequence[Sequence[str]] | None, before: SweepRecord | None
+) -> SweepRecord:
+    """The record of a sweep of these overrides, whose runs go on with those that were there ``before``.
+
+    Where nothing is swept, each key is, over its one value. ``jobs``: the overrides of each run, ``None`` = not known.
+    """
+    of_sweep = {o.get_key_element().lstrip("+~"): o.is_sweep_override() for o in overrides}
+    texts = {
+        o.get_key_element().lstrip("+~"): f"{o.get_key_element()}={o.get_value_element_as_str()}"
+        for o in overrides
+        if not o.is_sweep_override()
+    }
+    swept = list(before.swept) if before else []
+    swept += [key for key, is_swept in of_sweep.items() if is_swept and key not in swept]
+    swept = swept or [key for key in of_sweep if not is_unnamed(key)]
+    fixed = [texts[key] for key, is_swept in of_sweep.items() if not is_swept and key not in swept]
+    named = [named_parts(job, swept, list(map(key_of, fixed))) for job in jobs or ()]
+    runs = {name: parts for parts, name in names_of(named, before.runs if before else {}).items()} if named else {}
+    return SweepRecord(swept, fixed, shlex.join(["python", *sys.argv]), runs)
+
+
+def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
+    """Raises ``VitPatchError`` where runs of another start share what those of this one do not."""
+    was, new = ({key_of(o): o for o in record.fixed if not is_unnamed(key_of(o))} for record in (before, now))
+    differ = [key for key in {**was, **new} if was.get(key) != new.get(key)]
+    if not differ:
+        return
+    there, here = (_said(key_to_override, differ, now.swept) for key_to_override in (was, new))
+    raise VitPatchError(
+        f"sweep {folder}: its runs have {there}, this command {here}; runs are named by what is swept "
+        f"({', '.join(before.swept)}) alone: choose another name (sweep=…)"
+    )
+
+
+def _said(fixed: Mapping[str, str], keys: Sequence[str], swept: Sequence[str]) -> str:
+    words = [fixed.get(key, f"several {key}" if key in swept else f"no {key}") for key in keys]
+    return " and ".join(words)

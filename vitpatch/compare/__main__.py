@@ -1,0 +1,5 @@
+"""``python -m vitpatch.compare``."""
+
+from vitpatch.compare.compare import main
+
+main()

@@ -1,0 +1,1 @@
+"""Images, labels, masks and partners, from where they are to a batch."""

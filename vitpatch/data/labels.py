@@ -1,0 +1,288 @@
+"""Which of a model's classes each of the data's labels is: by name where both have names, else by number."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vitpatch.types import VitPatchError
+
+SYNSETS = Path(__file__).parents[1] / "assets" / "imagenet_synsets.tsv"
+SHOWN = 5
+"""Names that an error lists."""
+LEFT_OUT = -1
+"""The class of a label whose images are left out."""
+
+
+def matched(
+    data_names: Sequence[str] | None,
+    model_names: Sequence[str] | None,
+    classes: int,
+    label_map: Mapping[Any, Any] | None = None,
+    used: Collection[int] | None = None,
+    doubt: str | None = None,
+) -> list[int] | None:
+    """The model's class of each of the data's labels, in their order; ``None`` where both have the same numbers.
+
+    Names that are numbers (also ``LABEL_7``) say which class is meant; where one side has no names, numbers hold. Names
+    are compared as they are, then without case, spaces, underscores and hyphens; an ImageNet synset (n01440764) is its
+    words; of several words with commas, one that no other class has will do. ``label_map`` says it for some labels, by
+    name or number: {label: class}, ``None`` = its images are left out. ``doubt`` is why the model's names, then
+    ``None``, are not known. Raises ``VitPatchError`` for what has no class, of the labels that are ``used`` (default:
+    all).
+    """
+    label_map = label_map or {}
+    if data_names is None and not label_map and not are_numbers(model_names):
+        return None
+    numbers = [-1, *(used or ()), *(key for key in label_map if type(key) is int)]
+    labels = list(map(str, range(1 + max(numbers)))) if data_names is None else list(data_names)
+    given = _given(label_map, labels, model_names, classes)
+    rest = [at for at in range(len(labels)) if at not in given and (used is None or at in used)]
+    if takes_place(data_names, model_names) and rest:
+        _check_places([labels[at] for at in rest], len(labels), classes, given, doubt)
+    found = (
+        _by_name(labels, model_names)
+        if _have_words(data_names, model_names)
+        else _by_number(labels, model_names, classes)
+    )
+    found = [given.get(at, index) for at, index in enumerate(found)]
+    found = _all_found(found, labels, model_names or list(map(str, range(classes))), used)
+    _check_once({at: found[at] for at in rest}, labels, model_names)
+    return None if found == list(range(classes)) else found
+
+
+def takes_place(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
+    """Whether labels with names meet a model without: only their place among the data's labels says which they are."""
+    return data_names is not None and not are_numbers(data_names) and not _have_words(data_names, model_names)
+
+
+def by_place(names: Sequence[str]) -> str:
+    """What a reader must know where labels are the classes by their place."""
+    order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
+    shown = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:SHOWN]))
+    return (
+        f"the model has no names for its classes: the data's labels are taken in their order{order}: {shown}"
+        f"{', …' * (len(names) > SHOWN)}; data.label_map={{label: number}} says otherwise"
+    )
+
+
+def are_numbers(names: Sequence[str] | None) -> bool:
+    """Whether names are whole numbers, and so say which class is meant by its number."""
+    return names is not None and all(_number(name) is not None for name in names)
+
+
+def _have_words(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
+    """Whether names can be compared: both sides have some that are words."""
+    if data_names is None or model_names is None or are_numbers(data_names):
+        return False
+    return not are_numbers(model_names) or any(_number(name) is not None for name in data_names)
+
+
+def _number(name: str) -> int | None:
+    """The number that a name is, as 7 and LABEL_7 are."""
+    found = re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.IGNORECASE)
+    return int(found[1]) if found else None
+
+
+def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes: int) -> list[int | None]:
+    """By the number that a label is called, or else has; and a class."""
+    numbers = [_number(name) for name in model_names] if are_numbers(model_names) else list(range(classes))
+    once = _once(numbers)
+    asked = [_number(label) for label in labels] if are_numbers(labels) else range(len(labels))
+    return [numbers.index(number) if number in once else None for number in asked]
+
+
+def _given(
+    label_map: Mapping[Any, Any], labels: Sequence[str], model_names: Sequence[str] | None, classes: int
+) -> dict[int, int]:
+    """The classes that ``data.label_map`` gives to labels, by number; ``LEFT_OUT`` where it leaves them out."""
+    given: dict[int, int] = {}
+    for key, value in label_map.items():
+        at = _index("data.label_map", key, labels, len(labels), "the data's labels")
+        if at in given:
+            raise VitPatchError(f"data.label_map: {key!r} is the label {labels[at]!r}, which it names twice")
+        given[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
+    return given
+
+
+def _check_places(rest: Sequence[str], labels: int, classes: int, given: Mapping[int, int], doubt: str | None) -> None:
+    """Raises ``VitPatchError`` where the ``rest`` of the labels cannot be told by their place alone."""
+    remedy = "data.label_map={label: number} says which is which"
+    some = ", ".join(map(repr, rest[:SHOWN])) + ", …" * (len(rest) > SHOWN)
+    if doubt is not None:
+        raise VitPatchError(f"the model's classes have no sure names: {doubt}; {remedy}, of each of {some}")
+    if any(index != LEFT_OUT for index in given.values()):
+        raise VitPatchError(
+            f"data.label_map leaves {some} without a class, and the model has no names to find them by; say all of "
+            "them, {label: number}, or null to leave a label's images out"
+        )
+    if labels != classes:
+        raise VitPatchError(
+            f"the data have {labels} classes, the model {classes} without names: not the same labels; {remedy}"
+        )
+
+
+def _all_found(
+    found: Sequence[int | None], data_names: Sequence[str], model_names: Sequence[str], used: Collection[int] | None
+) -> list[int]:
+    """What was found; a label without a class is one of which there is no image."""
+    missing = [data_names[at] for at, index in enumerate(found) if index is None and (used is None or at in used)]
+    if missing:
+        raise VitPatchError(_no_class(missing, data_names, model_names))
+    return [LEFT_OUT if index is None else index for index in found]
+
+
+def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
+    some = ", ".join(repr(name) for name in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
+    near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
+    like = f" (nearest to the first: {near[0]!r})" if near else ""
+    if [fold(part) for name in model_names for part in _parts(name)].count(fold(missing[0])) > 1:
+        like = " (several classes have the first one's name)"
+    return (
+        f"{len(missing)} of the data's {len(data_names)} labels are none of the model's {len(model_names)} classes: "
+        f"{some}{like}; data.label_map={{label: class}} says which they are, or null to leave their images out"
+    )
+
+
+def _check_once(found: Mapping[int, int], data_names: Sequence[str], model_names: Sequence[str] | None) -> None:
+    """Raises ``VitPatchError`` where two labels are one class and nobody said so; ``found`` by label."""
+    twice = [index for index, number in Counter(i for i in found.values() if i != LEFT_OUT).items() if number > 1]
+    if twice:
+        which = [data_names[at] for at, index in found.items() if index == twice[0]]
+        name = f"{model_names[twice[0]]!r}" if model_names else f"class {twice[0]}"
+        raise VitPatchError(
+            f"the data's labels {' and '.join(map(repr, which[:2]))} are both the model's {name}; "
+            "data.label_map={label: class} says which is which"
+        )
+
+
+def _index(key: str, said: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
+    """A label by its name, which may be a number, or else by its number."""
+    if (found := _find(said, names, number)) is not None:
+        return found
+    near = difflib.get_close_matches(str(said), list(map(str, names or ())), n=3, cutoff=0.4)
+    numbers = f"numbers from 0 to {number - 1}"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"names, or {numbers}" if names else numbers
+    raise VitPatchError(f"{key} {said!r}: none of {whose}; {hint}")
+
+
+def _find(said: Any, names: Sequence[str] | None, number: int) -> int | None:
+    for form in (str, fold):
+        forms = [form(name) for name in names or ()]
+        if type(said) in (int, str) and forms.count(form(str(said))) == 1:
+            return forms.index(form(str(said)))
+    return said if type(said) is int and 0 <= said < number else None
+
+
+def indices_of(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[Any, int]:
+    """Which of these labels the keys of a ``data.label_map`` are, of those that are some."""
+    found = {key: _find(key, names, len(names)) for key in label_map}
+    return {key: index for key, index in found.items() if index is not None}
+
+
+def class_names_of(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
+    """The classes that ``data.label_map`` makes of labels: by first appearance, numbers in their order."""
+    given = {_index("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
+    made: list[str] = []
+    for at, name in enumerate(names):
+        value = label_map[given[at]] if at in given else name
+        if value is None:
+            continue
+        if type(value) not in (int, str):
+            raise VitPatchError(f"data.label_map {value!r}: expected the name or number of a class, or null")
+        known = _find(str(value), names, 0)
+        made.append(str(value) if known is None else names[known])  # a label's own spelling
+    made = list(dict.fromkeys(made))
+    return sorted(made, key=_number) if label_map and are_numbers(made) else made
+
+
+def chosen(said: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
+    """What a key (``data.classes``) says of the data's labels, as their numbers."""
+    classes = [said] if isinstance(said, str | int) else list(said)
+    if not classes:
+        raise VitPatchError(f"{key}: empty; give names or numbers of labels, or null for all")
+    return [_index(key, one, names, number, "the data's labels") for one in classes]
+
+
+def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int | None]:
+    whole = _once(fold(_words(name)) for name in model_names)
+    parts = _once(fold(part) for name in model_names for part in dict.fromkeys(_parts(name)))
+    owner = {fold(part): index for index, name in enumerate(model_names) for part in _parts(name)}
+    at = {fold(_words(name)): index for index, name in enumerate(model_names)}
+    as_written = _once(model_names) & _once(data_names)
+    same_order = len(data_names) == len(model_names)
+    own = {fold(part) for name in data_names for part in _parts(name)}
+    found: list[int | None] = []
+    for index, name in enumerate(data_names):
+        folded = fold(_words(name))
+        if name in as_written:  # before Cat and cat are one
+            found.append(model_names.index(name))
+        elif same_order and folded == fold(_words(model_names[index])):  # also where two classes have one name
+            found.append(index)
+        elif folded in whole:
+            found.append(at[folded])
+        elif same_order and _share_a_word(name, model_names[index], own):
+            found.append(index)
+        else:
+            candidates = {owner[part] for part in map(fold, _parts(name)) if part in parts}
+            found.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
+    return found
+
+
+def _share_a_word(name: str, other: str, own: Collection[str]) -> bool:
+    """Whether two names in one place have one of their words in common; ``own`` are all words of the data's names.
+
+    A number after a word that another label has without it (the hub's ImageNet has a crane and a crane2) only tells
+    equal names apart.
+    """
+    words = set(map(fold, _parts(name)))
+    words |= {fold(re.sub(r"\d+$", "", part)) for part in _parts(name)} & set(own)
+    return bool(words & {fold(part) for part in _parts(other)} - {""})
+
+
+def _by_synset(name: str, model_names: Sequence[str]) -> int | None:
+    """A synset of ImageNet-1k in a model with its classes in their order."""
+    order = list(_synsets())
+    if name in order and len(model_names) == len(order):
+        index = order.index(name)
+        if set(map(fold, _parts(name))) & set(map(fold, _parts(model_names[index]))):
+            return index
+    return None
+
+
+def _once(values: Iterable[Any]) -> set[Any]:
+    """Those that occur exactly once."""
+    return {value for value, number in Counter(values).items() if number == 1}
+
+
+def fold(name: str) -> str:
+    """A name without case, spaces, underscores and hyphens (but a minus), its accents written in one way."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_]+|(?<!^)-|^-(?!\d)", "", plain) or plain
+
+
+def spoken(name: str) -> str:
+    """A label as one says it: a synset's words, the first of several names, spaces for underscores."""
+    return _parts(name)[0].replace("_", " ").strip()
+
+
+def _words(name: str) -> str:
+    """A synset's words, or the name itself."""
+    return _synsets().get(name, name) if re.fullmatch(r"n\d{8}", name) else name
+
+
+def _parts(name: str) -> list[str]:
+    return [part.strip() for part in _words(name).split(",")]
+
+
+@cache
+def _synsets() -> dict[str, str]:
+    """The words of ImageNet-1k's synsets, in the order of its classes."""
+    lines = SYNSETS.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines if not line.startswith("#"))

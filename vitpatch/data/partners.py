@@ -1,0 +1,68 @@
+"""Which other image stands beside an image: fixed by the selected images and the seed. Pure, numpy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitpatch.types import Partner
+
+NOBODY = -1
+"""The partner of an image that has none: no other cluster has an image of the kind."""
+ROWS_AT_ONCE = 512
+"""Bounds what is compared at once, rows × images."""
+
+Numbers = NDArray[np.integer]
+
+
+def partners(
+    kind: Partner, labels: Numbers, clusters: Numbers, seed: int, luminance: NDArray[np.floating] | None = None
+) -> NDArray[np.int64]:
+    """The position of each image's partner, (images,) int64, of another cluster always; ``NOBODY`` where there is none.
+
+    ``same_class`` and ``other_class`` are a derangement, drawn from the seed: each image is the partner of one, except
+    where clusters or classes are so uneven that there is none; the rest are then drawn freely. ``nearest_luminance``
+    (the mean BT.601 luma of each image, (images,)) is of another class; the first of equally near ones. An image of
+    unknown luminance (NaN: it cannot be read) is nobody's partner and has none.
+    """
+    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    if kind is Partner.NEAREST_LUMINANCE:
+        return _nearest(np.asarray(luminance), labels, clusters)
+    rng = np.random.default_rng([seed, list(Partner).index(kind), 2])  # 2: apart from other draws of the seed
+    if kind is Partner.OTHER_CLASS:
+        return _deranged(np.arange(len(labels)), labels, clusters, False, rng)
+    found = np.full(len(labels), NOBODY, dtype=np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        found[rows] = _deranged(rows, labels, clusters, True, rng)
+    return found
+
+
+def _deranged(
+    rows: Numbers, labels: Numbers, clusters: Numbers, same: bool, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """A partner among ``rows`` for each of them: a permutation, mended by swaps where two do not fit."""
+    found = rng.permutation(rows)
+
+    def fits(a: Numbers, b: Numbers) -> NDArray[np.bool_]:
+        return ((labels[a] == labels[b]) == same) & (clusters[a] != clusters[b])
+
+    for i in np.flatnonzero(~fits(rows, found)):
+        swaps = np.flatnonzero(fits(rows[i], found) & fits(rows, found[i]))
+        if len(swaps):
+            j = rng.choice(swaps)
+            found[i], found[j] = found[j], found[i]
+    for i in np.flatnonzero(~fits(rows, found)):
+        free = rows[fits(rows[i], rows)]
+        found[i] = rng.choice(free) if len(free) else NOBODY
+    return found
+
+
+def _nearest(luminance: NDArray[np.floating], labels: Numbers, clusters: Numbers) -> NDArray[np.int64]:
+    found = np.empty(len(labels), dtype=np.int64)
+    for first in range(0, len(labels), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        apart = np.nan_to_num(np.abs(luminance[rows, None] - luminance), nan=np.inf)
+        apart[(labels[rows, None] == labels) | (clusters[rows, None] == clusters)] = np.inf
+        found[rows] = np.where(np.isfinite(apart.min(1)), apart.argmin(1), NOBODY)
+    return found

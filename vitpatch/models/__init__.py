@@ -1,0 +1,1 @@
+"""Hugging Face vision transformers with named sites, verified when they are loaded."""

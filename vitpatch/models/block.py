@@ -1,0 +1,216 @@
+"""One transformer block by its parts: attention (taken apart by head where it is asked for) and MLP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitpatch.models.families import Family
+from vitpatch.types import ALL_HEADS, Site
+
+OF_HEADS = (Site.Z, Site.Q, Site.K, Site.V)
+"""Sites by head that are a module's input or output."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention computes by head, (rows, heads, tokens, head width) each.
+
+    ``pattern`` (rows, heads, query tokens, key tokens) where it was asked for, ``z`` where it has been computed;
+    ``head`` is the one that they are of, or ``ALL_HEADS``. Queries and keys are those before a rotary embedding.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pattern: Tensor | None = None
+    z: Tensor | None = None
+    head: int = ALL_HEADS
+
+    def of(self, head: int) -> Heads:
+        """One head, its axis kept, or all."""
+        at = slice(None) if head == ALL_HEADS else slice(head, head + 1)
+        return Heads(*(None if x is None else x[:, at] for x in (self.q, self.k, self.v, self.pattern, self.z)), head)
+
+    def at(self, queries: slice) -> Heads:
+        """The same at the first query tokens; keys and values are of all tokens."""
+        q, pattern, z = (None if x is None else x[:, :, queries] for x in (self.q, self.pattern, self.z))
+        return Heads(q, self.k, self.v, pattern, z, self.head)
+
+    def rows(self, rows: slice) -> Heads:
+        """Some rows."""
+        every = (self.q, self.k, self.v, self.pattern, self.z)
+        return Heads(*(None if x is None else x[rows] for x in every), self.head)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a block's attention is given besides the stream, the same in every image.
+
+    ``args`` and ``kwargs`` of the attention's call (the first, or ``hidden_states``, is the stream); ``bias`` (1,
+    heads, tokens, tokens) is added to the attention scores; ``rotary`` (cos, sin), (patches, head width) each.
+    """
+
+    args: tuple = ()
+    kwargs: dict[str, Any] | None = None
+    bias: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+
+
+class Block:
+    """A module of ``family.blocks``; ``by_heads`` says whether its attention is the one of the formula, head by head.
+
+    What attention and MLP add to the stream is taken after a fixed layer scale.
+    """
+
+    def __init__(self, module: nn.Module, family: Family, heads: int, surroundings: Surroundings) -> None:
+        self.module, self.family, self._heads, self._given = module, family, heads, surroundings
+        self.by_heads = self.has(Site.Z) and self.has(Site.Q)
+
+    def _of(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path)
+
+    def _of_attention(self, name: str) -> nn.Module:
+        return self._of(f"{self.family.attention}.{name}")
+
+    def has(self, site: Site) -> bool:
+        """Whether the modules of a site are there."""
+        try:
+            self.hook_point(site)
+        except AttributeError:
+            return False
+        return True
+
+    def hook_point(self, site: Site) -> tuple[nn.Module, bool, int | None]:
+        """The module, whether the value is its input (else its output), and which third of it (``None``: all)."""
+        family = self.family
+        if family.qkv is not None and site in (Site.Q, Site.K, Site.V):
+            return self._of_attention(family.qkv), False, (Site.Q, Site.K, Site.V).index(site)
+        path, is_input = {
+            Site.RESID_PRE: ("", True),
+            Site.ATTN_OUT: (family.attention, False),
+            Site.RESID_MID: (family.norm2, True),
+            Site.MLP_OUT: (family.mlp[-1], False),
+            Site.RESID_POST: ("", False),
+            Site.Z: (f"{family.attention}.{family.output}", True),
+            Site.Q: (f"{family.attention}.{family.query}", False),
+            Site.K: (f"{family.attention}.{family.key}", False),
+            Site.V: (f"{family.attention}.{family.value}", False),
+        }[site]
+        return self._of(path), is_input, None
+
+    def scale(self, site: Site) -> nn.Module | Tensor | None:
+        """The fixed layer scale between a site's module and the stream."""
+        path = {Site.ATTN_OUT: self.family.scale1, Site.MLP_OUT: self.family.scale2}.get(site)
+        found = None if path is None else getattr(self.module, path, None)
+        return found if isinstance(found, nn.Module | Tensor) else None
+
+    def scaled(self, site: Site, value: Tensor) -> Tensor:
+        """A value of ``attn_out`` or ``mlp_out`` as it is added to the stream; of another site, itself."""
+        scale = self.scale(site)
+        if isinstance(scale, Tensor):
+            return value * scale
+        return value if scale is None else scale(value)
+
+    def attention(self, stream: Tensor, queries: int | None = None) -> Tensor:
+        """What attention adds to a ``stream`` (rows, tokens, width), at the first ``queries`` tokens."""
+        if queries is not None and self.by_heads:
+            return self.project(self.z(self.heads(stream, queries)))
+        normed, kwargs = self._of(self.family.norm1)(stream), self._given.kwargs or {}
+        named = "hidden_states" in kwargs
+        args = () if named else (normed, *self._given.args[1:])
+        out = self._of(self.family.attention)(*args, **(kwargs | {"hidden_states": normed} if named else kwargs))
+        return self.scaled(Site.ATTN_OUT, out if isinstance(out, Tensor) else out[0])[:, :queries]
+
+    def heads(self, stream: Tensor, queries: int | None = None, pattern: bool = False) -> Heads:
+        """Queries, keys and values by head, and the pattern where it is asked for."""
+        normed, family = self._of(self.family.norm1)(stream), self.family
+
+        def split(projected: Tensor) -> Tensor:  # (rows, tokens, width) → (rows, heads, tokens, head width)
+            return projected.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+
+        if family.qkv is not None:
+            q, k, v = map(split, self._of_attention(family.qkv)(normed).chunk(3, -1))
+            heads = Heads(q[:, :, :queries], k, v)
+        else:
+            q = split(self._of_attention(family.query)(normed[:, :queries]))
+            heads = Heads(q, *(split(self._of_attention(name)(normed)) for name in (family.key, family.value)))
+        return Heads(heads.q, heads.k, heads.v, self.pattern(heads)) if pattern else heads
+
+    def _scaling(self, heads: Heads) -> float:
+        module = self._of(self.family.attention)
+        return float(getattr(module, "scaling", getattr(module, "scale", heads.q.shape[-1] ** -0.5)))
+
+    def _queries_and_keys(self, heads: Heads) -> tuple[Tensor, Tensor]:
+        """As they meet: after the rotary embedding, which leaves the special tokens as they are."""
+        if self._given.rotary is None:
+            return heads.q, heads.k
+        cos, sin = self._given.rotary
+        special = heads.k.shape[2] - len(cos)
+        return _turned(heads.q, cos, sin, special), _turned(heads.k, cos, sin, special)
+
+    def _bias(self, heads: Heads) -> Tensor | None:
+        bias = self._given.bias
+        if bias is None:
+            return None
+        bias = bias[:, :, : heads.q.shape[2]].to(heads.q.dtype)
+        return bias if heads.head == ALL_HEADS else bias[:, heads.head][:, None]
+
+    def pattern(self, heads: Heads) -> Tensor:
+        """Attention probabilities (rows, heads, query tokens, key tokens), by the formula, in float32 inside."""
+        q, k = self._queries_and_keys(heads)
+        scores = q @ k.transpose(-1, -2) * self._scaling(heads)
+        bias = self._bias(heads)
+        scores = scores if bias is None else scores + bias
+        return scores.softmax(-1, dtype=torch.float32).to(heads.v.dtype)
+
+    def z(self, heads: Heads) -> Tensor:
+        """What attention hands to the output projection, (rows, heads, query tokens, head width)."""
+        if heads.pattern is not None:
+            return heads.pattern @ heads.v
+        q, k = self._queries_and_keys(heads)
+        return F.scaled_dot_product_attention(q, k, heads.v, attn_mask=self._bias(heads), scale=self._scaling(heads))
+
+    def project(self, z: Tensor) -> Tensor:
+        """What all heads' ``z`` adds to the stream through the output projection: (rows, tokens, width)."""
+        out = self._of_attention(self.family.output)(z.transpose(1, 2).flatten(2))
+        return self.scaled(Site.ATTN_OUT, out)
+
+    def project_change(self, change: Tensor, head: int) -> Tensor:
+        """What a ``change`` of ``z`` (rows, heads or 1, tokens, head width) adds to the stream, (rows, tokens, width).
+
+        Of one head only its own columns of the projection are needed.
+        """
+        weight = self._of_attention(self.family.output).weight  # (width, heads · head width)
+        if head != ALL_HEADS:
+            weight = weight.unflatten(1, (self._heads, -1))[:, head]
+        return self.scaled(Site.ATTN_OUT, F.linear(change.to(weight.dtype).transpose(1, 2).flatten(2), weight))
+
+    def mlp_parameters(self) -> list[Tensor]:
+        """All weights of the MLP."""
+        return [weight for name in self.family.mlp for weight in self._of(name).parameters()]
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether something is added to the attention scores."""
+        return self._given.bias is not None
+
+    def mlp(self, stream: Tensor) -> Tensor:
+        """What the MLP adds to a ``stream`` (rows, tokens, width), token by token."""
+        value = self._of(self.family.norm2)(stream)
+        for name in self.family.mlp:
+            value = self._of(name)(value)
+        return self.scaled(Site.MLP_OUT, value)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, special: int) -> Tensor:
+    """(rows, heads, tokens, head width) with its first patches turned, half against half (Su et al. 2021)."""
+    patches = x[:, :, special:]
+    number = patches.shape[2]
+    first, second = patches.chunk(2, -1)
+    turned = patches * cos[:number] + torch.cat([-second, first], -1) * sin[:number]
+    return torch.cat([x[:, :, :special], turned.to(x.dtype)], 2)

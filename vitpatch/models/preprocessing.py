@@ -1,0 +1,123 @@
+"""How images reach a model: decoded picture → pixels in [0, 1] at its input size, and the normalisation after that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from vitpatch.types import VitPatchError
+
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""Ways to resize, by the names of Pillow."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A model's own image processor, its normalisation taken apart.
+
+    ``mean`` and ``std`` (3,) are applied later than ``to_input``, on the device, after the corruption.
+    """
+
+    processor: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_input(self, image: Any) -> Tensor:
+        """One PIL RGB image → float32 (3, height, width) in [0, 1], after resize and crop."""
+        pixels = self.processor(images=image, do_normalize=False, do_rescale=True, return_tensors="pt")["pixel_values"]
+        return pixels[0].float()
+
+    @cached_property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) that all images are brought to. Raises ``VitPatchError`` where they keep their own."""
+        from PIL import Image
+
+        sizes = {tuple(self.to_input(Image.new("RGB", size)).shape[1:]) for size in ((61, 47), (47, 61))}
+        if len(sizes) > 1:
+            raise VitPatchError(
+                f"the image processor keeps the images' shapes ({' and '.join(map(str, sorted(sizes)))}); say "
+                "model.image_size, model.mean and model.std instead"
+            )
+        return sizes.pop()
+
+
+def of_processor(processor: Any) -> Preprocessing:
+    """What a checkpoint's image processor says. ``VitPatchError`` where its pixels are not on the [0, 1] scale."""
+    factor = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
+    if abs(255 * factor - 1) > 1e-3:
+        raise VitPatchError(
+            f"the model's image processor multiplies pixels by {factor:g}, not 1/255; "
+            "say model.mean and model.std on the [0, 1] scale instead"
+        )
+    if not getattr(processor, "do_normalize", True):
+        return Preprocessing(processor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Preprocessing(processor, *(_of_colours(x) for x in (processor.image_mean, processor.image_std)))
+
+
+def _of_colours(said: Any) -> tuple[float, ...]:
+    """One number a colour, of a list or of one number for all."""
+    values = tuple(map(float, said)) if isinstance(said, list | tuple) else (float(said),)
+    return values * 3 if len(values) == 1 else values
+
+
+def explicit(
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    resample: str = "bicubic",
+    crop_share: float | None = None,
+) -> Preprocessing:
+    """Resized to ``size`` (height, width); with ``crop_share`` the shorter edge to size ÷ share, then the centre of it.
+
+    ``mean`` and ``std`` are of red, green and blue on the [0, 1] scale.
+    """
+    if resample not in RESAMPLE:
+        raise VitPatchError(f"model.resample {resample!r}: expected one of {', '.join(RESAMPLE)}")
+    if crop_share is None:
+        resized: dict[str, int] = {"height": size[0], "width": size[1]}
+    else:
+        resized = {"shortest_edge": math.floor(min(size) / crop_share)}
+    said = {
+        "size": resized,
+        "resample": RESAMPLE[resample],
+        "do_center_crop": crop_share is not None,
+        "crop_size": {"height": size[0], "width": size[1]},
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    return of_processor(by_pillow(said))
+
+
+def by_pillow(said: Mapping[str, Any]) -> Any:
+    """A processor that does by Pillow what ``preprocessor_config.json`` says: resize, crop, rescale, normalise."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    keys = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
+    steps = {"do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
+    given = {key: said[key] for key in keys if said.get(key) is not None}
+    return CLIPImageProcessorPil(**given, **{step: said.get(step, default) for step, default in steps.items()})
+
+
+def of_timm(said: Mapping[str, Any]) -> Preprocessing:
+    """What timm's ``pretrained_cfg`` says: input size, share of the crop, interpolation, mean and std."""
+    size = tuple(said.get("input_size") or (3, 224, 224))[1:]
+    share = None if said.get("crop_mode") == "squash" else float(said.get("crop_pct") or 0.875)
+    mean, std = (said.get(key) or [0.5] * 3 for key in ("mean", "std"))
+    return explicit(size, mean, std, said.get("interpolation") or "bilinear", share)
+
+
+def patches_of(pixels: Tensor, patch: int) -> Tensor:
+    """(batch, 3, height, width) → (batch, patches, patch · patch · 3): row by row, colours innermost."""
+    batch, colours, height, width = pixels.shape
+    cut = pixels.reshape(batch, colours, height // patch, patch, width // patch, patch)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * colours)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """(height, width) of a size that may be one number."""
+    return (size, size) if isinstance(size, int) else tuple(size)

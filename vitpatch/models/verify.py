@@ -1,0 +1,174 @@
+"""Whether a family's row is true of a model: shown on a small random batch when it is loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitpatch.models.block import Block
+from vitpatch.models.families import is_known
+from vitpatch.models.readout import Change, Reader
+from vitpatch.models.vit import HOOKED, PatchableViT, Place
+from vitpatch.types import ALL_HEADS, BaseRun, Site, VitPatchError
+
+
+@torch.no_grad()
+def prove(model: PatchableViT) -> None:
+    """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
+
+    Checked: every site is met once a pass, in its shape (where one by head is not, it is ``missing``); a block's output
+    is its input plus scaled attention plus scaled MLP, and what enters the MLP's norm is what attention leaves; putting
+    a run's own values back changes no logit; values put in are what goes on. ``reader`` becomes the first of the
+    model's readouts that gives its logits. Where no readout does, or the blocks run by parts do not give their own
+    outputs, ``stepwise`` becomes false: patches are then full forward passes. Where attention is not that of the
+    formula, ``by_heads`` becomes false: patches of heads are; by a user's own row ``q``, ``k`` and ``v``, of which
+    nothing is shown then, are ``missing``. All of it in float32 or wider: in less, unlike values would pass for equal.
+    """
+    if torch.finfo(model.dtype).bits < 32:
+        wide = PatchableViT(
+            copy.deepcopy(model.model).float(), model.family, model.preprocessing, model.head, model.input_size
+        )
+        prove(wide)
+        model.reader = model.readers[wide.readers.index(wide.reader)]
+        model.stepwise, model.by_heads, model.missing = wide.stepwise, wide.by_heads, wide.missing
+        return
+    with torch.autocast(model.device.type, enabled=False):
+        values, logits, pixels = _shown_whole(model)
+        _show_parts(model, values, logits, pixels)
+
+
+def _shown_whole(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor, Tensor]:
+    """What must be true, by hooks on whole runs; the sites' values, the logits and the pixels of one of them."""
+    name, pixels = model.family.name, torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    pixels = pixels.to(model.device, model.dtype)
+    sites = [site for site in (*HOOKED, Site.RESID_MID) if site not in model.missing]
+    places = tuple((site, layer) for site in sites for layer in range(model.sizes.depth))
+    with model.reading(places) as values:
+        plain = model(pixels)
+    for site, layer in (place for place in places if place not in values):
+        if not site.by_head:
+            raise VitPatchError(f"{name}: {site} of layer {layer} is never computed")
+        model.missing.add(site)
+    if not plain.isfinite().all():
+        layer = model.first_bad_layer(pixels)
+        where = "in the classifier" if layer is None else f"from layer {layer} on"
+        raise VitPatchError(f"the model's values are not finite {where}, on random pixels; check its weights and dtype")
+    for (site, layer), value in values.items():
+        want = (3, model.sizes.tokens, *([] if site.by_head else [model.width]))
+        if value.shape[: len(want)] != want:
+            raise VitPatchError(f"{name}: {site} of layer {layer} is {tuple(value.shape)}, expected {want}")
+    for layer, block in enumerate(model.blocks):
+        before, after = values[Site.RESID_PRE, layer], values[Site.RESID_POST, layer]
+        attention, mlp = (block.scaled(site, values[site, layer]) for site in (Site.ATTN_OUT, Site.MLP_OUT))
+        if not _equal(model, before + attention + mlp, after):
+            raise VitPatchError(f"{name}: block {layer} is not input + attention + MLP; not supported")
+        if not _equal(model, before + attention, values[Site.RESID_MID, layer]):
+            raise VitPatchError(f"{name}: what enters norm2 of block {layer} is not input + attention; not supported")
+    with model.replacing({place: value for place, value in values.items() if place[0] is not Site.RESID_MID}):
+        same = model(pixels)
+    with model.replacing({(Site.RESID_POST, 0): values[Site.RESID_POST, 0].flip(0)}):
+        flipped = model(pixels)
+    for what, got, want in (("its own values", same, plain), ("another run's values", flipped, plain.flip(0))):
+        if not _equal(model, got, want):
+            raise VitPatchError(f"{name}: a run patched with {what} has the wrong logits")
+    return values, plain, pixels
+
+
+def _show_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: Tensor, pixels: Tensor) -> None:
+    """What need not be true: that the parts give the model's own values, and attention is that of the formula."""
+    layers, last = range(model.sizes.depth), values[Site.RESID_POST, model.sizes.depth - 1]
+    reader = next((reader for reader in model.readers if _holds(_reads_out, model, reader, last, logits)), None)
+    model.stepwise = reader is not None and _holds(_steps, model, pixels, values)
+    model.reader = reader or model.reader
+    model.by_heads = not model.missing and all(_holds(_is_by_heads, model, layer, values) for layer in layers)
+    if model.by_heads or is_known(model.family):
+        return
+    model.missing |= {Site.Q, Site.K, Site.V}
+    if Site.Z not in model.missing and not all(_holds(_enters_output, model, layer, values) for layer in layers):
+        model.missing.add(Site.Z)
+
+
+def _enters_output(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
+    """Whether what is taken for ``z`` goes through the output projection to what attention gives."""
+    output = model.blocks[layer].hook_point(Site.Z)[0](values[Site.Z, layer])
+    return _equal(model, output, values[Site.ATTN_OUT, layer])
+
+
+def _holds(shown: Callable[..., bool], *of: Any) -> bool:
+    """Whether it is shown; a row that does not fit this model's modules shows nothing."""
+    try:
+        return shown(*of)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _reads_out(model: PatchableViT, reader: Reader, last: Tensor, logits: Tensor) -> bool:
+    """Whether a readout of the last stream gives the logits, and so does the straight way of no change."""
+    read = last[:, : reader.reads]
+    everywhere = torch.arange(reader.reads, device=read.device)
+    unmoved = reader.direct(read, [Change(everywhere, torch.zeros_like(read))])[0]
+    return _equal(model, reader(read), logits) and (bool(unmoved.isnan().all()) or _equal(model, unmoved, logits))
+
+
+def _steps(model: PatchableViT, pixels: Tensor, values: Mapping[Place, Tensor]) -> bool:
+    """Whether the blocks, run by attention and MLP from the embeddings on, give the sites' values."""
+    stream = model.embed(pixels)
+    for layer, block in enumerate(model.blocks):
+        added = block.attention(stream)
+        if not _equal(model, block.scaled(Site.ATTN_OUT, values[Site.ATTN_OUT, layer]), added):
+            return False
+        stream = stream + added
+        stream = stream + block.mlp(stream)
+        if not _equal(model, stream, values[Site.RESID_POST, layer]):
+            return False
+    return True
+
+
+def _is_by_heads(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
+    """Whether a block's attention is the formula's: all of it, some queries, each head's part of the projection."""
+    block, stream = model.blocks[layer], values[Site.RESID_PRE, layer]
+    added, heads = block.attention(stream), block.heads(stream)
+    z, reads = block.z(heads), model.sizes.reads
+    ways = (z, block.z(block.heads(stream, pattern=True)))
+    shown = {site: getattr(heads, str(site)) for site in (Site.Q, Site.K, Site.V)} | {Site.Z: z}
+    return (
+        all(_equal(model, block.project(way), added) for way in ways)
+        and all(_equal(model, value.transpose(1, 2).flatten(2), values[site, layer]) for site, value in shown.items())
+        and _equal(model, block.project(block.z(heads.at(slice(0, reads)))), added[:, :reads])
+        and _equal(model, block.z(heads.of(0)), z[:, :1])
+        and _projects(model, block, z)
+    )
+
+
+def _projects(model: PatchableViT, block: Block, z: Tensor) -> bool:
+    """Whether a change of ``z`` goes through the output projection as its weight says, all heads' or one's."""
+    other, one = z.flip(0), z.clone()
+    one[:, 0] = other[:, 0]
+    before = block.project(z)
+    for new, change, head in ((other, other - z, ALL_HEADS), (one, (other - z)[:, :1], 0)):
+        if not _equal(model, before + block.project_change(change, head), block.project(new)):
+            return False
+    return True
+
+
+@torch.no_grad()
+def is_itself(model: PatchableViT, pixels: Mapping[BaseRun, Tensor], base: Mapping[BaseRun, Tensor]) -> bool:
+    """Whether the base runs' logits, computed by parts, are those of the model itself, looked at on the first image.
+
+    What has been shown may have ceased to be true: a hook may do something else from one call to the next.
+    """
+    whole = model(torch.cat([pixels[run][:1] for run in BaseRun]))
+    return _equal(model, torch.cat([base[run][:1] for run in BaseRun]), whole, roundings=512)
+
+
+def _equal(model: PatchableViT, got: Tensor, want: Tensor, roundings: int = 64) -> bool:
+    types = [model.dtype, torch.float32]  # a pattern is float32 also in float64
+    if torch.is_autocast_enabled(model.device.type):
+        types.append(torch.get_autocast_dtype(model.device.type))
+    eps = max(torch.finfo(kind).eps for kind in types)
+    rounding = roundings * eps * float(want.float().abs().max())
+    return torch.allclose(got.float(), want.float(), rtol=0, atol=rounding)

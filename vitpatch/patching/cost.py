@@ -1,0 +1,182 @@
+"""What a plan costs on a model: floating-point operations, bytes, and how much may be done at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+
+from vitpatch.checks import Positive, check
+from vitpatch.models.vit import PatchableViT
+from vitpatch.patching.memory import free_bytes
+from vitpatch.patching.plan import RECIPIENT, Plan
+from vitpatch.types import Site, VitPatchError
+
+GB = 1e9
+MARGIN = 0.8
+"""The share of what is free that may be taken without being asked."""
+LIBRARIES = 30_000_000
+"""Bytes that torch and its kernels take for themselves once a model runs."""
+KEPT = 2
+"""A call's memory is taken this many times: an allocator does not give all of it back between calls."""
+TOKENS_A_CALL = {"cpu": 4096, "other": 131072}
+"""More in one call is not faster."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much is computed at once: ``images`` go through the network together, at most ``rows`` in one call.
+
+    A row is an image in one state; ``rows`` ≥ ``images``. ``bytes`` is what that takes at most.
+    """
+
+    images: int
+    rows: int
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs on a model, an image; FLOPs are of matrix products, multiply and add counted as two.
+
+    ``full_flops``: the same with a full forward pass a patch, which is what a model run whole costs. ``image_bytes``:
+    what an image takes while it and its states are on their way; ``row_bytes``: one row inside a call;
+    ``batch_bytes``: one image of a batch that waits.
+    """
+
+    flops: float
+    full_flops: float
+    block_evaluations: int
+    image_bytes: int
+    row_bytes: int
+    batch_bytes: int
+
+    def room(
+        self,
+        batch: int,
+        limit: float,
+        tokens: int,
+        device: torch.device,
+        waiting: int | None = None,
+        before: tuple[int, int] | None = None,
+    ) -> Room:
+        """The most of a batch that fits ``limit`` bytes and is of use; ``waiting`` of its images (all) take room too.
+
+        As many ``(images, rows)`` as ``before``, where they still fit. Raises ``VitPatchError`` where one image does
+        not fit.
+        """
+        waiting = batch if waiting is None else waiting
+
+        def taken(images: int, rows: int) -> int:
+            return LIBRARIES + waiting * self.batch_bytes + images * self.image_bytes + rows * self.row_bytes
+
+        if taken(1, 1) > limit:
+            least = f"{math.ceil(taken(1, 1) / GB * 1000) / 1000:.3f} GB"
+            wait, smaller = (f" and {waiting} that wait", "a smaller batch_size, ") if waiting else ("", "")
+            raise VitPatchError(
+                f"memory_gb {limit / GB:.3g}: one image of this plan{wait} need{'s' * (not waiting)} {least}; "
+                f"give as much, {smaller}or fewer layers, heads or tokens at once"
+            )
+        if before is not None and taken(*before) <= limit:
+            return Room(*before, taken(*before))
+        most = max(1, TOKENS_A_CALL["cpu" if device.type == "cpu" else "other"] // tokens)
+        images = max(n for n in range(1, min(batch, most) + 1) if n == 1 or taken(n, n) <= limit)
+        images = math.ceil(batch / math.ceil(batch / images))  # parts of a batch of one size
+        rows = max(n for n in range(images, most + 1) if n == images or taken(images, n) <= limit)
+        return Room(images, rows, taken(images, rows))
+
+
+def cost_of(plan: Plan, model: PatchableViT, partners: int = 0) -> Cost:
+    """FLOPs and bytes of a plan on a model, from their sizes; ``partners`` images stand beside each that waits."""
+    sizes, width = plan.sizes, model.width
+    tokens, reads = sizes.tokens, sizes.reads
+    attention = 8 * tokens * width**2 + 4 * tokens**2 * width
+    read_attention = 4 * (tokens + reads) * width**2 + 4 * reads * tokens * width
+    mlp = 2 * sum(weight.numel() for weight in _mlp_weights(model))  # a token
+    embedding = 2 * width * 3 * model.input_size[0] * model.input_size[1]
+    block = attention + tokens * mlp
+    flops = len(plan.base_runs) * (embedding + sizes.depth * block)
+    for number, half in enumerate(plan.halves):
+        last = number >= 2 * (sizes.depth - 1)
+        if number % 2:
+            flops += half.evaluations * mlp * (reads if last else tokens)
+        else:
+            flops += half.evaluations * (read_attention if last else attention)
+            flops += _edits(plan, half.steps, width)
+    full = (len(plan.base_runs) + len(plan.runs)) * (embedding + sizes.depth * block)
+    if not model.goes_by_parts(plan.target.site):
+        return Cost(full, full, plan.full_evaluations, *_bytes(plan, model, partners))
+    return Cost(flops, full, plan.block_evaluations, *_bytes(plan, model, partners))
+
+
+def _mlp_weights(model: PatchableViT) -> list[torch.Tensor]:
+    return [weight for weight in model.blocks[0].mlp_parameters() if weight.dim() == 2]
+
+
+def _inner(model: PatchableViT) -> int:
+    """The most channels inside the MLP."""
+    return max((max(weight.shape) for weight in _mlp_weights(model)), default=model.width)
+
+
+def _edits(plan: Plan, steps: tuple, width: int) -> float:
+    """Head edits of the recipient's attention: the heads' attention again, and their part of the projection."""
+    sizes, total = plan.sizes, 0.0
+    for branch in (b for step in steps if step.state == RECIPIENT for b in step.branches):
+        if branch.edit.site.by_head:
+            channels = width if branch.edit.head < 0 else width // sizes.heads
+            again = 0 if branch.edit.site is Site.Z else 4 * sizes.tokens**2 * channels
+            total += again + 2 * sizes.tokens * channels * width
+    return total
+
+
+def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, int]:
+    """(an image on its way, a row in a call, an image that waits), at most."""
+    sizes, width, size = plan.sizes, model.width, torch.finfo(model.dtype).bits // 8
+    stream = sizes.tokens * width * size
+    read = sizes.reads * width
+    pixels = 3 * model.input_size[0] * model.input_size[1] * 4
+    runs = len(plan.base_runs)
+    image = runs * pixels + plan.whole * stream
+    image += 5 * runs * stream  # base runs before a half, what it adds, after it; and what is put together of them
+    image += plan.states * read * size + 4 * len(plan.patches) * width * 4 + 6 * read * 4
+    image += 2 * sum(len(plan.reached(reading)) for reading in plan.readings) * width * 4
+    image += 2 * (len(plan.patches) + len(plan.runs)) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
+    if plan.target.site.by_head:
+        image += 6 * runs * stream
+    if not model.goes_by_parts(plan.target.site):  # the values of all base runs, of all layers
+        image += runs * len(plan.places) * stream
+    if plan.target.site is Site.PATTERN:
+        image += 3 * runs * sizes.heads * sizes.tokens**2 * size
+    elif plan.target.site in (Site.Q, Site.K):
+        image += stream
+    row = max(8 * stream, 3 * stream + 2 * sizes.tokens * _inner(model) * size)
+    row += sizes.heads * sizes.tokens**2 * size * model.has_bias  # a bias may keep attention from going in parts
+    return image, KEPT * row, (5 + 3 * partners) * pixels
+
+
+def memory_limit(memory_gb: float | None, device: torch.device) -> float:
+    """Bytes that may be taken: what is asked for, or what is free less a margin."""
+    if memory_gb is None:
+        return MARGIN * free_bytes(device)
+    return check("memory_gb", memory_gb, Annotated[Positive | None, "for what is free"]) * GB
+
+
+def described(plan: Plan, cost: Cost, room: Room) -> str:
+    """The plan and its cost in one line."""
+    share = cost.flops / cost.full_flops
+    controls = f" of {len(plan.donors)} donors" if len(plan.donors) > 1 else ""
+    also = f" and {len(plan.leave_outs)} of windows without a layer" if plan.leave_outs else ""
+    return (
+        f"{len(plan.patches)} patches{controls}{also} by {cost.block_evaluations} block evaluations an image "
+        f"({plan.full_evaluations} by full forwards), {_flops(cost.flops)} an image ({share:.0%} of full forwards), "
+        f"up to {room.bytes / GB:.2g} GB ({room.images} image{'s' * (room.images > 1)} at once)"
+    )
+
+
+def _flops(flops: float) -> str:
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}"
+    return f"{flops / 1e6:.3g} MFLOP"

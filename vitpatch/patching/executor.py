@@ -1,0 +1,304 @@
+"""A plan on a batch → the logits of both base runs and of every patch, each distinct state computed once.
+
+Halves of the network are taken one after the other; within one, the base runs go first, then all live states, in chunks
+of rows. States are kept in one tensor and changed in place. In the last block only the tokens that the classifier reads
+go on. Where a model's parts do not give its own logits, ``vitpatch.patching.full_forward`` does the same by full
+forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vitpatch.models.block import Heads
+from vitpatch.models.vit import PatchableViT
+from vitpatch.patching.cost import Room
+from vitpatch.patching.direct_effect import Readings, edited_heads
+from vitpatch.patching.full_forward import full_forwards
+from vitpatch.patching.inputs import Constants, Given
+from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Run, Step, run_state
+from vitpatch.types import BaseRun, Site
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a plan gives on a batch, in the plan's order of patches.
+
+    ``base`` logits (batch, classes) of each base run; ``patched`` (runs, batch, classes) of the plan's ``runs``;
+    ``direct`` logits (patches, batch, classes) of the change carried straight to the readout; ``delta_norm`` (patches,
+    batch).
+    """
+
+    base: Mapping[Run, Tensor]
+    patched: Tensor
+    direct: Tensor
+    delta_norm: Tensor
+
+    def cpu(self) -> Outputs:
+        """The same in the CPU's memory: metrics are in float64, which not every device has."""
+        base = {run: logits.cpu() for run, logits in self.base.items()}
+        return Outputs(base, self.patched.cpu(), self.direct.cpu(), self.delta_norm.cpu())
+
+
+def averaged(draws: Iterable[Outputs]) -> Outputs:
+    """One set of logits from several draws of noise: those of the mean probabilities, log Σ p / n, float64.
+
+    Of a single draw it is what it was. ``delta_norm`` is the mean.
+    """
+    first, *others = draws
+    if not others:
+        return first
+    n = 1 + len(others)
+
+    def mean(logits: Sequence[Tensor]) -> Tensor:
+        log_probs = torch.stack([x.double().log_softmax(-1) for x in logits])
+        return log_probs.logsumexp(0) - math.log(n)
+
+    every = [first, *others]
+    base = {run: mean([outputs.base[run] for outputs in every]) for run in first.base}
+    patched, direct = mean([o.patched for o in every]), mean([o.direct for o in every])
+    return Outputs(base, patched, direct, torch.stack([o.delta_norm for o in every]).mean(0))
+
+
+@torch.no_grad()
+def execute(
+    plan: Plan,
+    model: PatchableViT,
+    pixels: Mapping[Run, Tensor],
+    masks: Tensor,
+    room: Room,
+    constants: Constants | None = None,
+    noise: Tensor | None = None,
+) -> Outputs:
+    """Runs the plan on ``pixels``, normalised, (images, 3, height, width) of each of its ``base_runs``.
+
+    ``masks`` bool (groups, images, tokens), one of ``plan.token_groups`` each; ``room.rows`` bounds the rows (an image
+    in a state each) that are computed in one call. ``constants`` are the values of a donor that is no run; ``noise``
+    (images, image patches, width) is added to the corrupted run's patch embeddings.
+    """
+    of_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
+    readings = Readings(plan, model, of_group)
+    given = Given(pixels, of_group, constants, noise)
+    if model.goes_by_parts(plan.target.site):
+        walk = _Walk(plan, model, given, readings, room)
+        base, patched = walk.logits()
+        direct = model.reader.direct(walk.base[0], readings.changes())
+    else:
+        base, patched, direct = full_forwards(plan, model, given, readings)
+    return Outputs(base, patched, direct, readings.delta_norms())
+
+
+class _Walk:
+    """A few images on their way through the network, half by half.
+
+    ``base`` (base runs, images, tokens, width), the recipient first; ``states`` (states, images, tokens, width) the
+    patched ones. From the last block's attention on ``states`` have only the tokens that are read, and so has ``base``
+    where nothing more of it is compared.
+    """
+
+    def __init__(self, plan: Plan, model: PatchableViT, given: Given, readings: Readings, room: Room) -> None:
+        self.plan, self.model, self.given, self.readings = plan, model, given, readings
+        self.masks = given.masks
+        self.images, self.runs = len(given.pixels[plan.recipient]), len(plan.base_runs)
+        self.base = given.embedded(model, plan.base_runs).unflatten(0, (self.runs, self.images))
+        self.states = self.base.new_empty(plan.whole, *self.base.shape[1:])
+        self._rows = room.rows
+        self._at_once = max(1, room.rows // self.images)  # states
+        self._heads: list[Heads] = []
+
+    def logits(self) -> tuple[dict[Run, Tensor], Tensor]:
+        """Of the base runs, (images, classes) each, and of every patched run, (runs, images, classes)."""
+        for number, half in enumerate(self.plan.halves):
+            layer, is_mlp = divmod(number, 2)
+            self._mix(half.mixes, number)
+            self._mlp(layer, half) if is_mlp else self._attention(layer, half)
+        self._mix(self.plan.last, len(self.plan.halves))
+        base = self.model.readout(self._cut(self.base.flatten(0, 1))).unflatten(0, (self.runs, -1))
+        patched = base.new_empty(self.plan.states, *base.shape[1:])
+        for states in self._chunks(range(self.plan.states)):
+            patched[states] = self.model.readout(self.states[states].flatten(0, 1)).unflatten(0, (-1, self.images))
+        of_run = dict(zip(self.plan.base_runs, base, strict=True))
+        whole = {run_state(i): of_run.get(self.plan.run_of(i)) for i in range(len(self.plan.donors))}
+        whole[RECIPIENT] = base[0]
+        final = [whole[state] if state in whole else patched[state] for state in self.plan.final]
+        self.base = self._cut(self.base)
+        return of_run, torch.stack(final)
+
+    def _donated(self, donor: int, values: Tensor, site: Site, layer: int) -> Tensor:
+        """A donor's values (images, tokens, width) at a site of a layer, where the base runs have ``values``."""
+        run = self.plan.run_of(donor)
+        if run is not None:
+            return values[self.plan.base_runs.index(run)]
+        constant, block = self.given.constants[self.plan.target.site, layer].to(values.dtype), self.model.blocks[layer]
+        if self.plan.target.site is Site.Z:  # of all heads together, which is what attention adds
+            constant = block.project(constant[None])[0]
+        else:
+            constant = block.scaled(site, constant)
+        return constant[: values.shape[2]].expand_as(values[0])
+
+    def _cut(self, tokens: Tensor) -> Tensor:
+        """The tokens that are still on their way, of (…, tokens, width)."""
+        return tokens[..., : self.states.shape[2], :]
+
+    def _chunks(self, states: Sequence[int]) -> Iterator[slice]:
+        """Neighbouring states, a call's worth at a time."""
+        first = 0
+        for last in range(1, len(states) + 1):
+            full = last - first == self._at_once
+            if last == len(states) or full or states[last] != states[last - 1] + 1:
+                yield slice(states[first], states[last - 1] + 1)
+                first = last
+
+    def _by_rows(self, compute: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
+        """The same in calls of at most so many rows as there is room for."""
+        if len(stream) <= self._rows:
+            return compute(stream)
+        return torch.cat([compute(rows) for rows in stream.split(self._rows)])
+
+    def _mixed(self, branch: Branch, own: Tensor, donor: Tensor) -> Tensor:
+        """The donor's values at the branch's tokens, the others' own; all (images, tokens, width)."""
+        if branch.edit.is_whole:
+            return donor
+        return torch.where(self.masks[branch.edit.tokens][:, : own.shape[1], None], donor, own)
+
+    def _mix(self, steps: Sequence[Step], half: int) -> None:
+        """States that part on the stream that enters a half: the donor's stream at a token group."""
+        if not steps:
+            return
+        layer, base = (half - STREAM_HALF[self.plan.target.site]) // 2, self._cut(self.base)
+        for step in steps:
+            for b in step.branches:
+                own = base[0] if step.state == RECIPIENT else self.states[step.state]
+                self.states[b.state] = self._mixed(
+                    b, own, self._donated(b.edit.donor, base, self.plan.target.site, layer)
+                )
+
+    def _mlp(self, layer: int, half: Half) -> None:
+        self._compare(Site.RESID_MID, layer, self.base)
+        wide = layer < self.plan.depth - 1 or self._is_compared(layer, Site.MLP_OUT, Site.RESID_POST)
+        before = self.base if wide else self._cut(self.base)
+        mlp = self.model.blocks[layer].mlp
+        added = self._by_rows(mlp, before.flatten(0, 1)).unflatten(0, (self.runs, -1))
+        self._compare(Site.MLP_OUT, layer, added)
+        known = self._cut(added)
+        for b in self._from_recipient(half):
+            donor = self._donated(b.edit.donor, known, Site.MLP_OUT, layer)
+            self.states[b.state] = self._cut(before[0]) + self._mixed(b, known[0], donor)
+        self._own(half, mlp, known, (Site.MLP_OUT, layer), self.states)
+        self.base = before + added
+        self._compare(Site.RESID_POST, layer, self.base)
+
+    def _attention(self, layer: int, half: Half) -> None:
+        self._compare(Site.RESID_PRE, layer, self.base)
+        last, reads = layer == self.plan.depth - 1, self.plan.sizes.reads
+        queries = reads if last and reads < self.plan.sizes.tokens else None
+        wide = not last or self._is_compared(layer, *Site)
+        added = self._base_attention(layer, queries=None if wide else queries)
+        out = self.states
+        if last:  # only the tokens that are read go on
+            out = self.base.new_empty(self.plan.states, self.images, reads, self.base.shape[-1])
+        cut = slice(0, out.shape[2])
+        known = added[:, :, cut]
+        for b in self._from_recipient(half):
+            out[b.state] = self.base[0][:, cut] + self._patched_attention(layer, b, known)
+        for step in half.steps:
+            for b in step.recomputed:
+                out[b.state] = self.states[step.state][:, cut] + self._recomputed(layer, step, b, queries)
+        self._own(
+            half, lambda states: self.model.blocks[layer].attention(states, queries), known, (Site.ATTN_OUT, layer), out
+        )
+        self.base = self.base[..., : added.shape[2], :] + added
+        self.states = out
+        self._heads = []
+
+    def _from_recipient(self, half: Half) -> list[Branch]:
+        """Branches of a half that part from the recipient itself."""
+        return [b for step in half.steps if step.state == RECIPIENT for b in step.branches]
+
+    def _own(
+        self, half: Half, compute: Callable[[Tensor], Tensor], known: Tensor, place: tuple[Site, int], out: Tensor
+    ) -> None:
+        """Moves patched states on by what the half adds: computed, a donor's, or a mixture of both.
+
+        ``known`` (base runs, images, tokens, width) is what the half adds to the base runs.
+        """
+        cut = slice(0, out.shape[2])
+        by_state = {step.state: step for step in half.steps if step.state != RECIPIENT}
+        for states in self._chunks([state for state, step in sorted(by_state.items()) if step.computes]):
+            before = self.states[states]
+            added = compute(before.flatten(0, 1)).unflatten(0, (-1, self.images))
+            steps = [by_state[state] for state in range(states.start, states.stop)]
+            for step, state_before, state_added in zip(steps, before, added, strict=True):
+                for b in self._handed_on(step):
+                    donor = self._donated(b.edit.donor, known, *place)
+                    out[b.state] = state_before[:, cut] + self._mixed(b, state_added, donor)
+                if step.goes_on:  # after the others, which start from what it was
+                    torch.add(state_before[:, cut], state_added, out=out[step.state])
+        for step in by_state.values():
+            if not step.computes:
+                for b in self._handed_on(step):
+                    out[b.state] = self.states[step.state][:, cut] + self._donated(b.edit.donor, known, *place)
+
+    def _handed_on(self, step: Step) -> list[Branch]:
+        """Branches that differ in what the half hands on, not in what it computes."""
+        return [b for b in step.branches if b.edit.site not in RECOMPUTED]
+
+    def _is_compared(self, layer: int, *sites: Site) -> bool:
+        return any((site, layer) in self.plan.readings_at for site in sites)
+
+    def _compare(self, site: Site, layer: int, values: Tensor) -> None:
+        if self._is_compared(layer, site):
+            self.readings.stream(site, layer, self._donated(0, values, site, layer), values[0])
+
+    def _base_attention(self, layer: int, queries: int | None) -> Tensor:
+        """What attention adds to the base runs, (runs, images, tokens, width); by head where heads are asked for."""
+        every = self.base.flatten(0, 1)
+        site, block = self.plan.target.site, self.model.blocks[layer]
+        if site.by_head and (site, layer) in self.plan.places:
+            heads = block.heads(every, pattern=site is Site.PATTERN)
+            heads = replace(heads, z=block.z(heads))
+            self._heads = [heads.rows(slice(i * self.images, (i + 1) * self.images)) for i in range(self.runs)]
+            self.readings.heads(layer, self._donated_heads(0, layer), self._heads[0])
+            added = block.project(heads.z)
+        else:
+            added = self._by_rows(lambda rows: block.attention(rows, queries), every)
+        added = added.unflatten(0, (self.runs, -1))
+        self._compare(Site.ATTN_OUT, layer, added)
+        return added
+
+    def _donated_heads(self, donor: int, layer: int) -> Heads:
+        """A donor's heads in a layer; of constants those of the recipient with the site's values in place."""
+        run, site = self.plan.run_of(donor), self.plan.target.site
+        if run is not None:
+            return self._heads[self.plan.base_runs.index(run)]
+        own = self._heads[0]
+        values = getattr(own, site)
+        return replace(own, **{str(site): self.given.constants[site, layer].to(values.dtype).expand_as(values)})
+
+    def _patched_attention(self, layer: int, branch: Branch, known: Tensor) -> Tensor:
+        """The recipient's attention output with an edit, from what is ``known`` of the base runs."""
+        edit = branch.edit
+        if edit.site is Site.ATTN_OUT:
+            return self._mixed(branch, known[0], self._donated(edit.donor, known, Site.ATTN_OUT, layer))
+        block, mask, tokens = self.model.blocks[layer], self.masks[edit.tokens], slice(0, known.shape[2])
+        both = (self._heads[0], self._donated_heads(edit.donor, layer))
+        own, other = (heads.of(edit.head).at(tokens) for heads in both)
+        if edit.site is Site.Z:
+            change = (other.z - own.z) * mask[:, None, tokens, None]
+        else:
+            change = block.z(edited_heads(edit.site, mask, other, own)) - own.z
+        return known[0] + block.project_change(change, edit.head)
+
+    def _recomputed(self, layer: int, step: Step, branch: Branch, queries: int | None) -> Tensor:
+        """The attention of a patched state with all heads' ``q``, ``k``, ``v`` or ``pattern`` the donor's."""
+        site = branch.edit.site
+        block = self.model.blocks[layer]
+        own = block.heads(self.states[step.state], queries, pattern=site is Site.PATTERN)
+        donor = self._donated_heads(branch.edit.donor, layer)
+        edited = edited_heads(site, self.masks[branch.edit.tokens], donor, own)
+        return block.project(block.z(edited))

@@ -1,0 +1,411 @@
+"""Which patches a run makes, and which distinct states they need: decided from numbers alone, without a tensor.
+
+A network of L blocks is 2 L **halves**, the attention of block 0, its MLP, the attention of block 1, …; each adds to
+the residual stream. A patch is a set of *edits*: inside a half (``attn_out``, ``mlp_out``, head sites) or on the stream
+that enters it (``resid_pre`` and ``resid_post`` of the block before are the same). Two patched runs whose edits up to
+some point are equal are one **state** there. The plan says for each half which states it is computed for and where
+states part, so that none is computed twice:
+
+- before its first edit a run is the recipient's own, and costs nothing;
+- the whole stream replaced makes it the donor's, which costs nothing from there on;
+- inside a half whose output is wholly replaced nothing is computed, nor where the entering state is the recipient's
+  and a token group or a head is replaced: both base runs' values are known there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from vitpatch.patching.tokens import possible, token_names
+from vitpatch.types import (
+    ALL_HEADS,
+    EVERY_HEAD,
+    JOINT,
+    SUFFIX,
+    WINDOW_WORDS,
+    BaseRun,
+    Direction,
+    Donor,
+    Patch,
+    Site,
+    Sizes,
+    Target,
+    VitPatchError,
+    window_layers,
+    window_word,
+)
+
+RECIPIENT, DONOR = -1, -2
+"""States that are base runs: ``DONOR`` and below those of the plan's donors (``run_state``). Other states are numbered
+from 0 in the order in which they part from one."""
+
+Run = BaseRun | Donor
+"""A base run: of the image itself, or (``same_class``, ``other_class``) the clean run of a partner."""
+
+
+def run_of(donor: Donor, direction: Direction) -> Run | None:
+    """The base run that a donor's values are of; ``None`` where they are constants."""
+    if donor.is_constant:
+        return None
+    return direction.donor if donor is Donor.PAIR else donor
+
+
+def run_state(donor: int) -> int:
+    """The state that is the run of the plan's donor of this number."""
+    return DONOR - donor
+
+
+@dataclass(frozen=True, order=True)
+class Edit:
+    """A donor's values at a site (which half or stream is said by where the edit stands), at a token group.
+
+    ``donor`` is its number in the plan.
+    """
+
+    site: Site
+    tokens: str
+    head: int = ALL_HEADS
+    donor: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of what it replaces is left."""
+        return self.tokens == "all" and self.head == ALL_HEADS
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A state that parts from another by an edit; its number may be the other's own, which it then takes over."""
+
+    edit: Edit
+    state: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A state in a half, and the states that part from it there; ``goes_on`` = it also lives on without an edit."""
+
+    state: int
+    branches: tuple[Branch, ...]
+    goes_on: bool
+
+    @property
+    def computes(self) -> bool:
+        """Whether the half is computed for the unedited state."""
+        mixes = any(not b.edit.is_whole and b.edit.site not in RECOMPUTED for b in self.branches)
+        return self.state != RECIPIENT and (self.goes_on or mixes)
+
+    @property
+    def recomputed(self) -> tuple[Branch, ...]:
+        """Branches for which the half is computed once more, with the edit inside."""
+        return tuple(b for b in self.branches if self.state != RECIPIENT and b.edit.site in RECOMPUTED)
+
+
+STREAM_HALF = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}
+"""Which half, counted from the layer's first, a site of the stream enters."""
+RECOMPUTED = (Site.Q, Site.K, Site.V, Site.PATTERN)
+"""Sites whose replacement changes what attention computes, not only what it hands on."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """One half: ``mixes`` part states on the stream that enters it, ``steps`` are what it is then computed for."""
+
+    mixes: tuple[Step, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """For how many patched states the half is computed."""
+        return sum(step.computes + len(step.recomputed) for step in self.steps)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether anything is replaced inside the half."""
+        return any(step.branches for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where donor and recipient are compared: a site of a layer, at a token group and a head."""
+
+    site: Site
+    layer: int
+    tokens: str
+    head: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The patches of a run, in the order of the rows of ``effects.parquet``, and the states that give them.
+
+    ``donors`` are the run's donor, then controls, of which every patch is made too; ``leave_outs`` are windows without
+    one of their layers, ``together`` the patch of all layers at once (or nothing), both of the run's donor alone.
+    ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final`` are the states
+    that the classifier reads, one for each of ``runs``. States 0 … ``whole`` − 1 exist before the last block's
+    attention and need all tokens; the other ``states`` − ``whole`` arise inside the last block.
+    """
+
+    patches: tuple[Patch, ...]
+    donors: tuple[Donor, ...]
+    leave_outs: tuple[Patch, ...]
+    together: tuple[Patch, ...]
+    direction: Direction
+    target: Target
+    sizes: Sizes
+    halves: tuple[Half, ...]
+    last: tuple[Step, ...]
+    final: tuple[int, ...]
+    states: int
+    whole: int
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the model."""
+        return self.sizes.depth
+
+    @property
+    def runs(self) -> tuple[tuple[Patch, int], ...]:
+        """(patch, number of its donor) of all patched runs: of the run's donor, of each control; the others."""
+        return _runs(self.patches, len(self.donors), (*self.leave_outs, *self.together))
+
+    @property
+    def recipient(self) -> BaseRun:
+        """The base run that activations are put into, and that effects are counted against."""
+        return self.direction.recipient
+
+    def run_of(self, donor: int) -> Run | None:
+        """The base run that a donor's values are of; ``None`` where they are constants."""
+        return run_of(self.donors[donor], self.direction)
+
+    @cached_property
+    def base_runs(self) -> tuple[Run, ...]:
+        """The runs without a patch, each once: the recipient, those of the donors, and what is left of both own."""
+        donors = [run for i in range(len(self.donors)) if (run := self.run_of(i)) is not None]
+        return tuple(dict.fromkeys((self.recipient, *donors, *BaseRun)))
+
+    @property
+    def restores_everything(self) -> bool:
+        """Whether every patch hands over the whole residual stream: the effect is then the total effect everywhere."""
+        return set(self.final[: len(self.patches)]) == {DONOR}
+
+    @cached_property
+    def readings(self) -> dict[Reading, int]:
+        """What is compared between the base runs beside the patches, each once, with its number."""
+        numbers: dict[Reading, int] = {}
+        for patch in self.patches:
+            for reading in readings_of(patch):
+                numbers.setdefault(reading, len(numbers))
+        return numbers
+
+    @cached_property
+    def readings_at(self) -> dict[tuple[Site, int], list[Reading]]:
+        """The readings of a site of a layer."""
+        found: dict[tuple[Site, int], list[Reading]] = defaultdict(list)
+        for reading in self.readings:
+            found[reading.site, reading.layer].append(reading)
+        return dict(found)
+
+    @cached_property
+    def places(self) -> tuple[tuple[Site, int], ...]:
+        """Where the values of donors are needed: a site of a layer, each once."""
+        return tuple(dict.fromkeys((patch.site, layer) for patch, _ in self.runs for layer in patch.layers))
+
+    def reached(self, reading: Reading) -> np.ndarray:
+        """Which of the tokens that the classifier reads the straight way of a reading can change, int64 (n,)."""
+        if reading.site in (Site.K, Site.V):  # of a source token; the change is at those that attend to it
+            return np.arange(self.sizes.reads)
+        return self._places[reading.tokens]
+
+    @cached_property
+    def _places(self) -> dict[str, np.ndarray]:
+        """By token group which of the tokens that are read it may hold."""
+        return {
+            name: np.flatnonzero(possible(name, self.sizes, self.target.grid)[: self.sizes.reads])
+            for name in self.token_groups
+        }
+
+    @property
+    def token_groups(self) -> tuple[str, ...]:
+        """The names of the token groups, each once, in the order of the patches."""
+        return tuple(dict.fromkeys(patch.tokens for patch in self.patches))
+
+    @property
+    def block_evaluations(self) -> int:
+        """Blocks computed an image: patched states by block, where attention or MLP are, and the base runs."""
+        pairs = zip(self.halves[::2], self.halves[1::2], strict=True)
+        return len(self.base_runs) * self.depth + sum(
+            max(attention.evaluations, mlp.evaluations) for attention, mlp in pairs
+        )
+
+    @property
+    def full_evaluations(self) -> int:
+        """Blocks computed an image where each patch is a full forward pass."""
+        return (len(self.base_runs) + len(self.runs)) * self.depth
+
+
+@lru_cache(maxsize=32)
+def make_plan(
+    target: Target,
+    windows: tuple[int, ...],
+    direction: Direction,
+    sizes: Sizes,
+    donors: tuple[Donor, ...] = (Donor.PAIR,),
+    synergy: bool = False,
+) -> Plan:
+    """The plan for a model of these ``sizes``; ``windows`` count layers or are ``PREFIX``, ``SUFFIX``.
+
+    ``donors`` are the run's and its controls, beside which all layers are patched at once, too. With ``synergy`` single
+    layers are patched too where they are not asked for, and each window of several layers without each of them. Raises
+    ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
+    """
+    _check(target, windows, sizes)
+    layers = tuple(range(sizes.depth)) if target.layers is None else target.layers
+
+    def of(windows: Iterable[int], layers: Iterable[int]) -> tuple[Patch, ...]:
+        return tuple(
+            Patch(target.site, centre, window, window_layers(centre, window, sizes.depth), tokens, head)
+            for window in windows
+            for tokens in token_names(target, sizes)
+            for centre in layers
+            for head in _heads(target, sizes)
+        )
+
+    patches = of(windows, layers)
+    leave_outs: tuple[Patch, ...] = ()
+    if synergy:
+        there = set(layers) if 1 in windows else set()
+        patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - there))
+        leave_outs = tuple(patch for whole in patches for patch in _without_each(whole))
+    together = _together(target, sizes) if len(donors) > 1 else ()
+    return _with_states(patches, donors, (leave_outs, together), direction, target, sizes)
+
+
+def _without_each(patch: Patch) -> list[Patch]:
+    """A window of several layers without each of them."""
+    layers = patch.layers if len(patch.layers) > 1 else ()
+    return [replace(patch, layers=tuple(x for x in layers if x != layer), without=layer) for layer in layers]
+
+
+def _together(target: Target, sizes: Sizes) -> tuple[Patch, ...]:
+    """All layers at once, of a target that is one token group."""
+    names = token_names(target, sizes)
+    if len(names) > 1:
+        return ()
+    return (Patch(target.site, 0, SUFFIX, tuple(range(sizes.depth)), names[0]),)
+
+
+def _runs(patches: Sequence[Patch], donors: int, others: Sequence[Patch]) -> tuple[tuple[Patch, int], ...]:
+    return (*((patch, i) for i in range(donors) for patch in patches), *((patch, 0) for patch in others))
+
+
+def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
+    depth = sizes.depth
+    for window in windows:
+        if window not in WINDOW_WORDS.values() and not 1 <= window <= depth:
+            raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}, prefix or suffix")
+        if target.one_head_at_a_time and window != 1:
+            raise VitPatchError(
+                f"window {window_word(window)} with target={target.site}: a head has no identity across layers; "
+                "use window=1, or target.heads=joint for all heads together"
+            )
+    for layer in target.layers or ():
+        if not 0 <= layer < depth:
+            raise VitPatchError(f"target.layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
+    if target.site.by_head != (target.heads is not None):
+        wants = "all, joint or a list of heads" if target.site.by_head else "null: it is not split by head"
+        raise VitPatchError(f"target.heads {target.heads}: of {target.site} expected {wants}")
+    for head in target.heads if isinstance(target.heads, tuple) else ():
+        if not 0 <= head < sizes.heads:
+            raise VitPatchError(f"target.heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
+
+
+def _heads(target: Target, sizes: Sizes) -> Sequence[int]:
+    if target.heads in (None, JOINT):
+        return (ALL_HEADS,)
+    return range(sizes.heads) if target.heads == EVERY_HEAD else target.heads
+
+
+def edits_of(patch: Patch, donor: int = 0) -> dict[int, Edit]:
+    """A patch as edits by position: 2 h + 1 is inside half h, 2 h on the stream that enters it."""
+    return dict(_edit(patch, layer, donor) for layer in patch.layers)
+
+
+def _edit(patch: Patch, layer: int, donor: int) -> tuple[int, Edit]:
+    if patch.site.is_stream:  # one name for the one stream
+        half = STREAM_HALF[patch.site]
+        return 2 * (2 * layer + half), Edit(Site.RESID_PRE, patch.tokens, donor=donor)
+    if patch.site is Site.MLP_OUT:
+        return 2 * (2 * layer + 1) + 1, Edit(Site.MLP_OUT, patch.tokens, donor=donor)
+    joint_z = patch.site is Site.Z and patch.head == ALL_HEADS  # the output projection goes token by token
+    return 2 * 2 * layer + 1, Edit(Site.ATTN_OUT if joint_z else patch.site, patch.tokens, patch.head, donor)
+
+
+def readings_of(patch: Patch) -> tuple[Reading, ...]:
+    """Where a patch's donor and recipient differ: at each of its layers."""
+    return tuple(Reading(patch.site, layer, patch.tokens, patch.head) for layer in patch.layers)
+
+
+def _with_states(
+    patches: tuple[Patch, ...],
+    donors: tuple[Donor, ...],
+    others: tuple[tuple[Patch, ...], tuple[Patch, ...]],
+    direction: Direction,
+    target: Target,
+    sizes: Sizes,
+) -> Plan:
+    edits = [edits_of(*run) for run in _runs(patches, len(donors), sum(others, ()))]
+    handed_over = {number for number, donor in enumerate(donors) if not donor.is_constant}
+    final, states, whole_states = [RECIPIENT] * len(edits), 0, 0
+    positions: list[tuple[Step, ...]] = []
+    for position in range(4 * sizes.depth + 1):
+        if position == 4 * (sizes.depth - 1) + 1:  # inside the last block's attention
+            whole_states = states
+        of_stream = handed_over if position % 2 == 0 else set()
+        steps, states = _part(final, [e.get(position) for e in edits], states, position % 2 == 0, of_stream)
+        positions.append(steps)
+    pairs = zip(positions[:-1:2], positions[1::2], strict=True)
+    halves = tuple(Half(mixes, steps) for mixes, steps in pairs)
+    return Plan(
+        patches, donors, *others, direction, target, sizes, halves, positions[-1], tuple(final), states, whole_states
+    )
+
+
+def _part(
+    current: list[int], edits: list[Edit | None], states: int, is_stream: bool, handed_over: set[int]
+) -> tuple[tuple[Step, ...], int]:
+    """Moves each run on from its ``current`` state (in place) by its edit here; the steps, and the states so far.
+
+    ``handed_over`` are the donors whose whole value here makes a run theirs.
+    """
+    by_state: dict[int, dict[Edit | None, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for run, (state, edit) in enumerate(zip(current, edits, strict=True)):
+        if state >= RECIPIENT:  # of a run that is its donor's the donor's values change nothing
+            by_state[state][edit].append(run)
+    steps = []
+    for state, runs_of in by_state.items():
+        goes_on = state == RECIPIENT or None in runs_of
+        of_donor = [edit for edit in runs_of if edit is not None and edit.is_whole and edit.donor in handed_over]
+        parting = [edit for edit in runs_of if edit is not None and edit not in of_donor]
+        branches = []
+        for i, edit in enumerate(parting):
+            takes_over = not goes_on and i == len(parting) - 1  # the last: those before still start from it
+            branches.append(Branch(edit, state if takes_over else states))
+            states += not takes_over
+        for branch in branches:
+            _move(current, runs_of[branch.edit], branch.state)
+        for edit in of_donor:
+            _move(current, runs_of[edit], run_state(edit.donor))
+        if branches or (not is_stream and state != RECIPIENT):
+            steps.append(Step(state, tuple(branches), goes_on))
+    return tuple(steps), states
+
+
+def _move(current: list[int], runs: Iterable[int], state: int) -> None:
+    for run in runs:
+        current[run] = state

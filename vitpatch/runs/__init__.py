@@ -1,0 +1,1 @@
+"""One run, from its composed config to its finished folder."""

@@ -1,0 +1,226 @@
+"""One run, from the composed config to the sealed folder."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from vitpatch import __version__
+from vitpatch.cli.peers import folder_of
+from vitpatch.cli.secrets import check_no_secret
+from vitpatch.plots.run_figures import draw
+from vitpatch.runs.calibrate import about, informed, roughly
+from vitpatch.runs.devices import Devices, devices_of
+from vitpatch.runs.examples import chosen
+from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.name_overrides import check_names
+from vitpatch.runs.predict import Done, data_of, foretell, predict
+from vitpatch.runs.setup import Setup, prepare
+from vitpatch.runs.shards import Begun, Shards, differing
+from vitpatch.runs.tracking import Results, RunInfo, Tracker, tracker_of
+from vitpatch.runs.trainer import make_trainer_of, on_threads
+from vitpatch.stats.measure import measure
+from vitpatch.stats.result import Outcome, described, lines, scalars, series_of
+from vitpatch.types import VitPatchError
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "lightning", "datasets", "hydra-core", "wandb", "numpy")
+
+
+def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> None:
+    """Makes the run that ``cfg`` describes in the folder ``path``; ``options`` are the names of the chosen options.
+
+    A finished run of the same ``run_id`` is left as it is, one that was stopped goes on. Raises ``VitPatchError`` for
+    what the user can mend, ``Interrupted`` where it was asked to stop.
+    """
+    check_no_secret(OmegaConf.to_container(cfg, resolve=True))
+    check_names(cfg)
+    started = time.monotonic()
+    tracker, make_trainer = tracker_of(cfg), make_trainer_of(cfg)
+    calibrations = folder_of(path)
+    setup = prepare(cfg, calibrations)
+    for note in setup.notes:  # also before, for it may be a reason to stop
+        log.warning("note: %s", note)
+    folder = RunFolder(path)
+    if cfg.dry_run:
+        setup = roughly(setup)
+        line = foretell(setup, data_of(setup, cfg.batch_size), make_trainer)
+        folder.plan_only(line or "no image can be read")
+        return
+    if _already_there(folder, setup, cfg.overwrite):
+        log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
+        return
+    devices = devices_of(make_trainer)
+    devices.check()
+    shards = Shards(folder.shards)
+    begun = _begin(folder, shards, setup, devices)
+    with on_threads(begun.threads):
+        setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
+        _make(setup, folder, shards, tracker, make_trainer, devices, started, options or {})
+
+
+def _make(
+    setup: Setup,
+    folder: RunFolder,
+    shards: Shards,
+    tracker: Tracker,
+    make_trainer: Callable[..., lightning.Trainer],
+    devices: Devices,
+    started: float,
+    options: Mapping[str, str],
+) -> None:
+    """Makes a run that has begun, up to its sealed folder."""
+    cfg, path = setup.cfg, folder.path
+    config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": dict(options), "run_id": setup.run_id}
+    info = RunInfo(path, str(cfg.sweep), config)
+    with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
+        data = data_of(setup, cfg.batch_size)
+        patching_started = time.monotonic()
+        done = predict(setup, data, make_trainer, shards, path.name, devices)
+        patching_seconds = time.monotonic() - patching_started
+        if done.skipped == len(setup.images):
+            shards.drop()
+            raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
+        shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
+        outcome = measure(folder, setup.study, setup.plan.donors)
+        folder.write_csv(folder.summary, outcome.summary)
+        if outcome.marginals is not None:
+            folder.write_csv(folder.marginals, outcome.marginals)
+        shown = chosen(setup, outcome, data, make_trainer)
+        shown.write(folder.pages)
+        known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
+        pictures = folder.save(draw(outcome, shown, known))
+        manifest = (
+            known
+            | _manifest(setup, config, outcome, done)
+            | {
+                "files": folder.checksums(),
+                "devices": asdict(devices),
+                "tracking": tracked.about,
+                "seconds": round(time.monotonic() - started, 3),
+                "images_per_second": round(done.images / patching_seconds, 3),
+            }
+        )
+        files = {file.name: file for file in folder.tables}
+        files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
+        tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
+    shards.drop()
+    for line in lines(outcome, folder, setup.title, setup.notes):
+        log.info("%s", line)
+    if done.skipped:
+        log.info("  skipped       %d of %d images could not be read", done.skipped, len(setup.images))
+    if tracked.sync_command:
+        log.info("  W&B offline   %s", tracked.sync_command)
+
+
+def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done) -> dict[str, Any]:
+    """What the manifest says, but for times."""
+    cfg, found = setup.cfg, described(outcome)
+    return {
+        "run_id": setup.run_id,
+        "donors": [str(donor) for donor in outcome.donors],
+        "config": config,
+        "versions": _versions(),
+        "model": {
+            "path": cfg.model.path,
+            "revision": cfg.model.revision,
+            "commit": setup.checkpoint.commit,
+            "weights": setup.model.weights_digest,
+            "checkpoint": setup.model.checkpoint_digest,
+            "layers": setup.plan.sizes.depth,
+            "problem_type": setup.model.model.config.problem_type,
+        },
+        "identity": setup.identity,
+        "data": {"digest": setup.images.digest},
+        "counts": _counts(setup, outcome, done.skipped),
+        **found,
+        "notes": [*setup.notes, *found["notes"]],
+        "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
+        "precision_error": done.precision_error,
+    }
+
+
+def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
+    """Whether the same run is finished. Raises ``VitPatchError`` where another is, or its files are not whole."""
+    manifest = folder.finished()
+    if manifest is None or overwrite:
+        return False
+    if manifest["run_id"] != setup.run_id:
+        differ = differing(manifest.get("identity", {}), setup.identity)
+        raise VitPatchError(
+            f"{folder.path} holds a finished run with other {differ}; choose another folder or sweep name, or "
+            "overwrite=true"
+        )
+    there = folder.checksums()
+    changed = [name for name, of in manifest.get("files", {}).items() if there.get(name) != of]
+    if changed:
+        raise VitPatchError(
+            f"{folder.path}: {', '.join(changed)} of the finished run: gone, or not as written; overwrite=true runs it "
+            "again"
+        )
+    Shards(folder.shards).drop()  # of a run that was killed just after its last act
+    return True
+
+
+def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) -> Begun:
+    """Makes room for the run, or takes up what there is of it; what ``overwrite`` replaces is gone after."""
+    replaced = folder.finished() is not None
+    there = shards.begun()
+    if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
+        shards.drop()
+    batch_size = devices.batch_size(setup.cfg.batch_size, len(setup.images))
+    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=_threads(devices)))
+    folder.begin()
+    if begun.batch_size != batch_size:
+        log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
+    if begun.threads not in (None, now := _threads(devices)):
+        log.info("%d threads a process, as the run began with, not %s: sums are rounded by them", begun.threads, now)
+    return begun
+
+
+def _threads(devices: Devices) -> int | None:
+    """The threads that each process computes by, which sums are rounded by: as many as one alone; ``None``: no CPU."""
+    return torch.get_num_threads() if devices.accelerator == "cpu" else None
+
+
+def _as_begun(setup: Setup, begun: Begun) -> Setup:
+    """The setup with the batch size that the run began with: sums over training images round as they did then."""
+    cfg = setup.cfg.copy()
+    cfg.batch_size = begun.batch_size
+    return replace(setup, cfg=cfg)
+
+
+def _versions() -> dict[str, str]:
+    own = {"vitpatch": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in PACKAGES}
+
+
+def _counts(setup: Setup, outcome: Outcome, skipped: int) -> dict[str, Any]:
+    read, include, donor = len(setup.images) - skipped, setup.study.include, setup.study.donor
+    alone = outcome.alone
+    dropped = {
+        "unreadable": skipped,
+        "left out by label_map": setup.images.left_out,
+        f"no {donor} partner": alone,
+        f"not {include}": read - alone - len(outcome.examples),
+    }
+    return {
+        "images": len(setup.images) + setup.images.left_out,
+        "read": read,
+        "included": len(outcome.examples),
+        "dropped": {why: number for why, number in dropped.items() if number},
+        "clusters": outcome.clusters,
+        "patches": len(setup.plan.patches),
+    }

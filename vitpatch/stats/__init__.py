@@ -1,0 +1,1 @@
+"""Effects of images → means, intervals and tests."""
