@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ResNetFo
 import vitpatch
 from vitpatch import VitPatchError
 from vitpatch.corruptions.pixels import BT601_LUMA
-from vitpatch.runs.folder import EFFECTS_SCHEMA
+from vitpatch.schema import EFFECTS_SCHEMA
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ MODULES = {".".join(parts).removesuffix(".__init__"): path for parts, path in MO
 
 def folder_of(module):
     """The row of ``FLOORS`` that a module stands on."""
-    _, *parts = module.split(".")
-    return parts[0] if len(parts) > 1 or parts[:1] == ["api"] or f"vitpatch.{parts and parts[0]}" in PACKAGES else "vitpatch"
+    name = [*module.split("."), ""][1]
+    return name if name in FLOORS else "vitpatch"
 
 
 def imports_of(path):

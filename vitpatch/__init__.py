@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitpatch.api import patch, summarize
-    from vitpatch.types import VitPatchError
+    from vitpatch.errors import VitPatchError
 
 __version__ = "0.1.0"
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "VitPatchError":
-        from vitpatch.types import VitPatchError
+        from vitpatch.errors import VitPatchError
 
         return VitPatchError
     raise AttributeError(f"module 'vitpatch' has no attribute {name!r}")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from vitpatch.checks import one_of, whole_number
+from vitpatch.checks import one_of, whole_number, window_of
+from vitpatch.errors import VitPatchError
 from vitpatch.models.families import family_of
 from vitpatch.models.formats import check_bare
 from vitpatch.models.verify import is_itself, prove
@@ -26,22 +27,11 @@ from vitpatch.patching.metrics import total_effect
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
-from vitpatch.runs.config import window_of
-from vitpatch.runs.folder import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
+from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats import summary as stats
 from vitpatch.stats.bootstrap import Resamples
 from vitpatch.stats.measure import Read, summarized
-from vitpatch.types import (
-    EVERY_HEAD,
-    JOINT,
-    BaseRun,
-    Direction,
-    Metric,
-    Site,
-    Target,
-    TokenGroup,
-    VitPatchError,
-)
+from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +80,7 @@ def patch(
 
     The model is left as it was, on its device, in its mode.
 
-    Returns the columns of ``effects.parquet`` (its docstring is ``vitpatch.runs.folder.EFFECTS_SCHEMA``'s), after
+    Returns the columns of ``effects.parquet`` (its docstring is ``vitpatch.schema.EFFECTS_SCHEMA``'s), after
     ``example_id`` also ``label``, ``cluster``, ``total_effect`` and the base runs' metrics (``prob_clean``, …).
     Raises ``VitPatchError`` for what does not fit the model. ``vitpatch.summarize`` has the means.
     """

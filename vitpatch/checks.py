@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import WINDOW_WORDS
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -182,3 +183,12 @@ def _bounds(kind: type, metadata: Sequence[Any]) -> str:
 
 
 _BOUNDS = (Ge, Gt, Le, Lt)
+
+
+def window_of(value: Any) -> int:
+    """A window as ``Patch.window`` has it, from a number of layers or a word."""
+    if isinstance(value, str) and value in WINDOW_WORDS:
+        return WINDOW_WORDS[value]
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
+        raise VitPatchError(f"window {value!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
+    return operator.index(value)

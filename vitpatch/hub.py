@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 PATIENCE_S = 3.0
 

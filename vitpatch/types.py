@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from vitpatch.errors import VitPatchError
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class VitPatchError(Exception):
-    """What a user did wrong, in one line: what was got, what is expected, what to do."""
 
 
 class Site(StrEnum):
@@ -374,3 +372,52 @@ def digest(value: Any) -> str:
     """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+Run = BaseRun | Donor
+"""A base run: of the image itself, or (``same_class``, ``other_class``) the clean run of a partner."""
+
+
+def run_of(donor: Donor, direction: Direction) -> Run | None:
+    """The base run that a donor's values are of; ``None`` where they are constants."""
+    if donor.is_constant:
+        return None
+    return direction.donor if donor is Donor.PAIR else donor
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a run measures, beside its model, data and corruption.
+
+    ``controls``: other images as donors too, ``None`` = where window is 1. ``synergy``: single layers, and windows
+    without each of their layers, too. ``interval``: ``percentile`` or ``bca``; ``wanted_width`` of an interval at the
+    peak, ``None`` = a tenth of the total effect.
+    """
+
+    target: Target
+    windows: tuple[int, ...]
+    direction: Direction
+    metric: Metric
+    rival: BaseRun
+    seed: int
+    donor: Donor = Donor.PAIR
+    controls: bool | None = None
+    include: Inclusion = EVERYONE
+    synergy: bool = False
+    interval: str = "percentile"
+    test: Tested = Tested.LOG_ODDS
+    wanted_width: float | None = None
+
+    @property
+    def depends_on_corruption(self) -> bool:
+        """Whether the corrupted run plays a part in the effects."""
+        return depends_on_corruption(self.donor, self.direction, self.metric, self.rival, self.include)
+
+
+def depends_on_corruption(
+    donor: Donor, direction: Direction, metric: Metric, rival: BaseRun, include: Inclusion
+) -> bool:
+    """Whether effects are of the corrupted run: it is recipient or donor, chooses images, or names the rival."""
+    is_patched = donor is Donor.PAIR or direction is Direction.DENOISE
+    names_the_rival = metric is Metric.LOGIT_DIFF and rival is BaseRun.CORRUPT
+    return is_patched or names_the_rival or include.selects_on_the_outcome

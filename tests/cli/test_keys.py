@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs import config, setup
 from vitpatch.runs.calibration import read_asked
 from vitpatch.runs.trainer import make_trainer_of
 from vitpatch.training import fit
-from vitpatch.types import VitPatchError
 
 LISTS = {f"[{word}]": OmegaConf.create(of) for word, of in {"": [], "1": [1], "[1]": [[1]], "x": ["x"]}.items()}
 PROBES = {

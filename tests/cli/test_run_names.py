@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from vitpatch.cli import sweep_record
 from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
+from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
 from vitpatch.runs.name_overrides import as_value, check_names, with_quotes
 from vitpatch.runs.run_names import LONGEST_NAME, names_of, run_name
-from vitpatch.types import VitPatchError
 
 CLEAN = re.compile(r"[A-Za-z0-9=,._-]{1,120}")
 LONG = "a_very_long_name_of_a_folder/" * 8

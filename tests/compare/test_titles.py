@@ -10,12 +10,11 @@ from hand_made import NOISE, save_run
 from vitpatch.compare.load import found_below, read
 from vitpatch.compare.overview import overview
 from vitpatch.corruptions.pixels import Gray, called
-from vitpatch.patching.plan import run_of
-from vitpatch.runs.config import depends_on_corruption, read_inclusion
+from vitpatch.runs.config import read_inclusion
 from vitpatch.runs.setup import prepare
 from vitpatch.stats import result as outcome
 from vitpatch.stats.result import Outcome
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, depends_on_corruption, run_of
 
 
 @pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))

@@ -15,13 +15,14 @@ from vitpatch.corruptions.counterfactual import OtherImage
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.corruptions.masked import Silhouette
 from vitpatch.corruptions.pixels import Blur, Chain, Gray, Noise, corrupted, traits
+from vitpatch.errors import VitPatchError
 from vitpatch.runs import titles
 from vitpatch.runs.adjustable import adjustable
 from vitpatch.runs.config import construct, register_resolvers
 from vitpatch.runs.options import corruption_option, corruption_options, resolved
 from vitpatch.runs.titles import corruption_words
 from vitpatch.training import fit
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.types import ImageBatch
 
 
 def composed(*overrides):

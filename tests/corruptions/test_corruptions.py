@@ -14,7 +14,8 @@ from vitpatch.corruptions.masked import (
 )
 from vitpatch.corruptions.pixels import Blur, Chain, Gray, Identity, Noise, called, corrupted, luma, traits, uniform
 from vitpatch.corruptions.shape import Edges, PatchShuffle
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch
 
 RANDOM = (Noise(0.3), PhaseScramble(120.0), PatchShuffle(4), Occlude(amount=0.5), Chain([Noise(0.1), Noise(0.1)]))
 

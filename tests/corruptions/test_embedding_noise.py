@@ -9,8 +9,9 @@ from families import SIZE, Brute, checkpoint_of
 
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise, OnEmbeddings, moments, noise_of
 from vitpatch.corruptions.pixels import Noise, traits
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.types import ImageBatch
 
 PATCHES, WIDTH = 16, 12
 

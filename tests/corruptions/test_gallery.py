@@ -9,9 +9,9 @@ from conftest import ROOT
 
 from vitpatch.cli import gallery
 from vitpatch.corruptions.pixels import corrupted
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct
 from vitpatch.runs.options import corruption_option
-from vitpatch.types import VitPatchError
 
 
 @pytest.fixture(scope="module")

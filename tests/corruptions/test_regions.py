@@ -19,7 +19,8 @@ from vitpatch.corruptions.masked import (
     infilled,
 )
 from vitpatch.corruptions.pixels import corrupted, luma, traits
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch
 
 
 def where(images):

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Image, List, Value
 
 from vitpatch.data.columns import cluster_values, found_in, numbered
 from vitpatch.data.images import ColumnNames, LabelledImages
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 NAN = math.nan
 ACUTE = ("caf\u00e9", "cafe\u0301")

@@ -11,7 +11,7 @@ from vitpatch.data.files import DiskImages, FolderImages, ParquetImages
 from vitpatch.data.images import BadImage, ImageDataModule, start_method
 from vitpatch.data.sources import HubImages
 from vitpatch.data.training import training_images
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 
 def to_input(image):

@@ -12,7 +12,7 @@ from vitpatch.data.files import FolderImages, ParquetImages
 from vitpatch.data.folders import images_below, images_in, visible_matches
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import HubImages
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 PIXEL = Image.new("RGB", (2, 2))
 

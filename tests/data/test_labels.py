@@ -3,7 +3,7 @@
 import pytest
 
 from vitpatch.data.labels import _synsets, chosen, matched
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 PETS = ["tabby, tabby cat", "Egyptian cat", "golden retriever", "tiger_cat"]
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from vitpatch.data.files import ParquetImages
 from vitpatch.data.scenes import TEXTURES, TexturedScenes, on_ground, texture
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import asset
-from vitpatch.types import VitPatchError
 
 KEYS = dict(
     path=asset("emoji"), image_column="image", label_column="label", mask_column="mask", cluster_column="base", limit=40

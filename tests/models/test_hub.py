@@ -14,8 +14,8 @@ from hub import DATA, MODELS, commit_of, data_of, names_of, put_data, put_model
 from hydra import compose, initialize_config_dir
 
 from vitpatch.data.labels import matched
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct, register_resolvers
-from vitpatch.types import VitPatchError
 
 
 def composed(*overrides):

@@ -6,10 +6,11 @@ import transformers as hf
 from conftest import DEPTH, NAMES, save_model
 from oracle import walk
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.verify import prove
 from vitpatch.models.vit import HOOKED
-from vitpatch.types import Site, VitPatchError
+from vitpatch.types import Site
 
 ORACLE = ["attn_out", "mlp_out", "resid_post"]
 FAMILIES = ["vit", "deit", "deit_with_teacher"]

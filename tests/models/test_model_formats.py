@@ -9,8 +9,8 @@ from conftest import SIZE
 from safetensors.torch import load_file, save_file
 
 import vitpatch
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint, pretrained_classifier
-from vitpatch.types import VitPatchError
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from conftest import CLASSES, NAMES, SIZE
 from families import Brute, Names
 
 from vitpatch import api
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.types import Site, VitPatchError
+from vitpatch.types import Site
 
 pytest.importorskip("timm")
 

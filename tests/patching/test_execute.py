@@ -7,6 +7,7 @@ import torch
 from conftest import DEPTH
 from oracle import BY_HEAD, expected, layers_of, read, walk
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import FAMILIES
 from vitpatch.models.verify import prove
@@ -15,7 +16,7 @@ from vitpatch.patching.cost import LIBRARIES, Room, cost_of
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
 from vitpatch.patching.tokens import fixed, token_masks
-from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup, VitPatchError
+from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup
 
 IMAGES = 3
 STREAMS = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]

@@ -10,7 +10,7 @@ from oracle import expected, layers_of
 
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.patching.metrics import metrics
-from vitpatch.runs.folder import EFFECTS_SCHEMA, EXAMPLES_SCHEMA
+from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA
 
 
 def read(folder):

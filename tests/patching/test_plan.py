@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitpatch.errors import VitPatchError
 from vitpatch.patching.plan import DONOR, RECIPIENT, edits_of, make_plan
-from vitpatch.types import Direction, Site, Sizes, Target, TokenGroup, VitPatchError, window_layers
+from vitpatch.types import Direction, Site, Sizes, Target, TokenGroup, window_layers
 
 
 def sizes(depth=4, heads=2):

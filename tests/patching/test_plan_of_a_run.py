@@ -11,10 +11,11 @@ import torch
 from conftest import DEPTH, ROOT, pictures, write_parquet
 from PIL import Image
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.patching.cost import LIBRARIES, cost_of
 from vitpatch.patching.plan import make_plan
-from vitpatch.types import Direction, Site, Target, VitPatchError
+from vitpatch.types import Direction, Site, Target
 
 
 def manifest_of(folder):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from vitpatch.errors import VitPatchError
 from vitpatch.patching.tokens import cell, fixed, token_masks
-from vitpatch.types import Sizes, VitPatchError
+from vitpatch.types import Sizes
 
 SIZES = Sizes(depth=2, heads=2, special=("cls", "register_0", "register_1"), grid=(2, 4), reads=1)
 

@@ -14,9 +14,9 @@ from families import ZERO_SHOT, Brute, checkpoint_of
 
 from vitpatch.compare.load import found_below, read
 from vitpatch.compare.redrawn import outcome_of
+from vitpatch.errors import VitPatchError
 from vitpatch.plots.example_images import Shown
 from vitpatch.runs.folder import RunFolder
-from vitpatch.types import VitPatchError
 
 
 def options_of(folder, family):

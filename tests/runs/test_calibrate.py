@@ -10,10 +10,10 @@ import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from hydra import initialize_config_dir
 
-from vitpatch.cli import peers
 from vitpatch.corruptions.pixels import Noise
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.runs import calibrate
+from vitpatch.runs import calibrate, peers
 from vitpatch.runs import setup as setup_room
 from vitpatch.runs.adjustable import adjustable
 from vitpatch.runs.calibration import (
@@ -30,7 +30,7 @@ from vitpatch.runs.calibration import (
     tolerance_of,
 )
 from vitpatch.runs.setup import prepare
-from vitpatch.types import Estimate, ImageBatch, VitPatchError
+from vitpatch.types import Estimate, ImageBatch
 
 # --- the search, without a model ---
 

@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs import config
-from vitpatch.types import VitPatchError
 
 GROUPS = ("model", "data", "corruption", "target", "trainer", "logger", "architecture")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]

@@ -9,9 +9,10 @@ import torch
 from conftest import CLASSES, DEPTH, pictures, write_parquet
 
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.plots.example_images import Shown
-from vitpatch.types import BaseRun, VitPatchError
+from vitpatch.types import BaseRun
 
 PATCHES, WIDTH, LABELS = 16, 32, [i % CLASSES for i in range(13)]
 

@@ -11,10 +11,10 @@ import torch
 from conftest import CLASSES, pictures, save_model, write_parquet
 from run_files import results
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs import calibrate, patching, setup
 from vitpatch.runs.predict import PatchingModule, ShardWriter
 from vitpatch.runs.shards import Shards
-from vitpatch.types import VitPatchError
 
 
 def manifest_of(folder):

@@ -10,9 +10,9 @@ import torch
 from conftest import DEPTH, pictures, save_model, write_parquet
 from PIL import Image
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.runs.run import run
-from vitpatch.types import VitPatchError
 
 SUMMARY = (
     "site,layer,head,tokens,window,first_layer,last_layer,n_layers,n,n_clusters,effect,effect_se,effect_low,"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from vitpatch.cli.secrets import check_no_secret
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.runs.secrets import check_no_secret
 
 SECRETS = {
     "HF_TOKEN": "hf_recognizableSecretOfTheHub",

@@ -8,8 +8,8 @@ import sys
 import pandas as pd
 import pytest
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.tracking import Compared, NoTracker, Results, RunInfo, WandbTracker, history
-from vitpatch.types import VitPatchError
 
 
 @pytest.fixture(autouse=True)

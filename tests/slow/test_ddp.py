@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ROOT, pictures, save_model, write_parquet
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs import worker
 from vitpatch.runs.crew import Order
 from vitpatch.runs.devices import Devices, share
 from vitpatch.runs.shards import Shards
-from vitpatch.types import VitPatchError
 
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 SLOW = '''

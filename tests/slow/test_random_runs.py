@@ -23,6 +23,7 @@ from random_configs import make_inputs, random_overrides
 
 from vitpatch.compare import comparison_figures
 from vitpatch.compare.compare import compare, lines
+from vitpatch.errors import VitPatchError
 from vitpatch.plots.profile import STRETCH
 from vitpatch.plots.style import MOST_LINES
 from vitpatch.runs import examples, run
@@ -31,7 +32,6 @@ from vitpatch.runs.config import register_resolvers
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.patching import Patching
 from vitpatch.stats.result import series_of
-from vitpatch.types import VitPatchError
 
 OF_SUITE, OF_LONG, ONE_IN = 20, 220, 4
 APART = (

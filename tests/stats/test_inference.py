@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
+from vitpatch.errors import VitPatchError
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
-from vitpatch.types import Direction, Metric, VitPatchError
+from vitpatch.types import Direction, Metric
 
 
 def sample(n=120, columns=4, clusters=15, seed=0):

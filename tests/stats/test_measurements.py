@@ -11,11 +11,11 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 
 import vitpatch
 from vitpatch.compare.redrawn import outcome_of
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.plots.run_figures import _beside
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.inference import sign_flip_p
-from vitpatch.types import VitPatchError
 
 OTHERS = ("same_class", "other_class")
 CLOSE = dict(rtol=0, atol=1e-5)

@@ -4,9 +4,9 @@ import pytest
 from clustered import sample
 from scipy.stats import bootstrap
 
+from vitpatch.errors import VitPatchError
 from vitpatch.stats import bootstrap as resamples
 from vitpatch.stats import summary as stats
-from vitpatch.types import VitPatchError
 
 
 def scipys(values, of, method):

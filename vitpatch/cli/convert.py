@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.pretrained import Pretrained
-from vitpatch.types import VitPatchError
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -26,9 +26,10 @@ from vitpatch.corruptions.pixels import corrupted, traits
 from vitpatch.data.images import ImageDataModule, mean_luminance
 from vitpatch.data.partners import partners
 from vitpatch.data.scenes import TexturedScenes
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import asset, construct
 from vitpatch.runs.options import corruption_option, corruption_options
-from vitpatch.types import ImageBatch, Partner, VitPatchError
+from vitpatch.types import ImageBatch, Partner
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the strongest."""

@@ -19,8 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.launch import place
-from vitpatch.types import VitPatchError
 
 if TYPE_CHECKING:
     from vitpatch.runs.folder import RunFolder

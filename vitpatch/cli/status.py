@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from vitpatch.compare.run_labels import elided
-from vitpatch.runs.folder import RunFolder, in_order
+from vitpatch.io import in_order
+from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.status import DONE, RunState, state_of
 from vitpatch.types import duration
 
-DONE = ("finished", "finished before", "planned")
-"""States with which a sweep is content."""
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A run of a sweep. ``state``: finished, ``finished before`` this start, planned, failed, interrupted, running,
-    unfinished (killed), not started (the sweep ended before). ``seconds`` of a finished run, its peak's layer, and the
-    effect there, on ``metric``; what is not known is ``None``.
-    """
-
-    run: str
-    state: str
-    reason: str = ""
-    seconds: float | None = None
-    peak_layer: int | None = None
-    effect: float | None = None
-    effect_low: float | None = None
-    effect_high: float | None = None
-    metric: str = ""
-
-    @property
-    def fell_short(self) -> bool:
-        """Whether the sweep is not done with it."""
-        return self.state not in DONE
 
 
 def states_of(root: Path, since: float) -> list[RunState]:
@@ -68,38 +44,10 @@ def _is_new(file: Path, since: float) -> bool:
     return file.exists() and file.stat().st_mtime >= since
 
 
-def state_of(folder: RunFolder, since: float = 0.0) -> RunState:
-    """How the run in a folder stands; one that was finished before ``since`` is ``finished before``."""
-    if (holder := folder.holder()) is not None:
-        return RunState(folder.path.name, "running", holder)
-    try:
-        state, reason = folder.state()
-        if state != "finished":
-            return RunState(folder.path.name, state, reason)
-        if folder.manifest.stat().st_mtime < since:
-            state = "finished before"
-        manifest = folder.finished()
-        found = {"seconds": manifest.get("seconds"), "metric": manifest.get("config", {}).get("metric", "")}
-        return RunState(folder.path.name, state, **found, **_of_peak(folder, manifest))
-    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        return RunState(folder.path.name, "failed", f"its files cannot be read ({' '.join(str(error).split())[:80]})")
-
-
 def not_started(folders: Sequence[str], states: Sequence[RunState]) -> list[RunState]:
     """Those of a sweep's ``folders`` of which there is no state."""
     known = {state.run for state in states}
     return [RunState(name, "not started") for name in dict.fromkeys(folders) if name not in known]
-
-
-def _of_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Layer and effect of the row of ``summary.csv`` that the manifest names; nothing where there is no peak."""
-    peak = manifest.get("peak") or {}
-    if peak.get("layer") is None or not folder.summary.exists():
-        return {}
-    summary = pd.read_csv(folder.summary)
-    row = summary[(summary[list(peak)] == pd.Series(peak)).all(axis=1)].iloc[0]
-    effect = {name: float(row[name]) for name in ("effect", "effect_low", "effect_high")}
-    return {"peak_layer": int(row["layer"])} | effect
 
 
 def lines(states: Sequence[RunState]) -> list[str]:

@@ -27,17 +27,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.cli.job import INTERRUPTED, STOPPED, of_the_disk
-from vitpatch.cli.peers import sweep_overrides, write_corruptions
-from vitpatch.cli.secrets import check_no_secret
 from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.interrupt import SIGNALS
 from vitpatch.runs.launch import is_follower
 from vitpatch.runs.name_overrides import as_value, check_names, quote_swept_names, with_quotes
+from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
-from vitpatch.types import VitPatchError, counted
+from vitpatch.runs.secrets import check_no_secret
+from vitpatch.types import counted
 
 if TYPE_CHECKING:
-    from vitpatch.cli.status import RunState
+    from vitpatch.runs.status import RunState
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.run_names import is_unnamed, key_of, named_parts, names_of, plain_name
-from vitpatch.types import VitPatchError
 
 FILE = "sweep.json"
 
@@ -42,7 +42,7 @@ class SweepRecord:
 
     def write(self, folder: Path) -> None:
         """Writes the file."""
-        from vitpatch.runs.folder import write_json
+        from vitpatch.io import write_json
 
         write_json(folder / FILE, asdict(self))
 

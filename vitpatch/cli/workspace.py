@@ -7,8 +7,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.tracking import within
-from vitpatch.types import VitPatchError
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace

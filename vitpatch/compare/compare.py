@@ -37,8 +37,8 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     from vitpatch.compare.comparison_figures import draw, save
     from vitpatch.compare.load import COMPARISON, found_below, read, unfinished_below
     from vitpatch.compare.page import write_page
+    from vitpatch.errors import VitPatchError
     from vitpatch.runs.folder import RunFolder
-    from vitpatch.types import VitPatchError
 
     runs, problems, left_out = [], [], []
     for found in found_below(folders):
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--redraw", action="store_true", help="draw each run's own pictures again instead, into the run or --output"
     )
     given = parser.parse_args(arguments)
-    from vitpatch.types import VitPatchError
+    from vitpatch.errors import VitPatchError
 
     try:
         problems = (_redrawn if given.redraw else _compared)(given.folders, given.output)
@@ -160,7 +160,7 @@ def _redrawn(folders: Sequence[Path], output: Path | None) -> Sequence[str]:
     """Draws runs' own pictures; what could not be drawn, after which the others go on."""
     from vitpatch.compare.load import found_below
     from vitpatch.compare.redrawn import places, redraw
-    from vitpatch.types import VitPatchError
+    from vitpatch.errors import VitPatchError
 
     problems = []
     for run, into in places(found_below(folders), output):

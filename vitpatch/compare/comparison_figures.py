@@ -18,8 +18,9 @@ from vitpatch.compare.layout import grids, least_to_most, lines
 from vitpatch.compare.page_tables import largest, place_words
 from vitpatch.compare.profile_figures import grid_figure, overlay_figure, relative_depth_figure
 from vitpatch.compare.run_labels import LONGEST, elided
+from vitpatch.io import written_beside
 from vitpatch.plots.style import BLUE, LEAST_HEIGHT, LEAST_LIMIT, ORANGE, colour_bar, headline, legend_below
-from vitpatch.runs.folder import DPI, written_beside
+from vitpatch.runs.folder import DPI
 
 MOST_ROWS = 60
 """Runs or pairs in a figure that has a row each."""

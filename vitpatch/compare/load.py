@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from vitpatch.cli.status import state_of
 from vitpatch.compare.comparison import FinishedRun
-from vitpatch.runs.folder import PATCH_COLUMNS, RunFolder, in_order
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.io import in_order
+from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.status import state_of
+from vitpatch.schema import PATCH_COLUMNS
 
 COMPARISON = "comparison"
 """The folder in a sweep's that comparisons are written to."""

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from vitpatch.compare.comparison import Comparison
 from vitpatch.compare.page_sections import sections
-from vitpatch.runs.folder import written_beside
+from vitpatch.io import written_beside
 
 ASSETS = Path(__file__).parents[1] / "assets" / "page"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js", "sortable.auto.min.js")

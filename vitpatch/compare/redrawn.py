@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.compare.load import Found
+from vitpatch.errors import VitPatchError
 from vitpatch.plots.example_images import Shown
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.config import read_study
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.measure import measure
 from vitpatch.stats.result import Outcome
-from vitpatch.types import Donor, VitPatchError
+from vitpatch.types import Donor
 
 
 def places(found: Sequence[Found], output: Path | None) -> list[tuple[RunFolder, Path]]:

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vitpatch.compare.comparison import FinishedRun
-from vitpatch.runs.folder import PATCH_COLUMNS
+from vitpatch.errors import VitPatchError
+from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Array
 from vitpatch.stats.measure import patches_in, total_by_image
-from vitpatch.types import Direction, Donor, Metric, VitPatchError
+from vitpatch.types import Direction, Donor, Metric
 
 SAME_PATCH = ("site", "layer", "head", "tokens", "first_layer", "n_layers")
 """What two patches have in common that are one: the window that was asked for may differ where it is clipped."""

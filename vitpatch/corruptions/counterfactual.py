@@ -14,7 +14,8 @@ from torch import Tensor
 from vitpatch.checks import Share, check_arguments
 from vitpatch.corruptions.masked import infilled, masks_of
 from vitpatch.corruptions.pixels import called, no_masks
-from vitpatch.types import ImageBatch, Partner, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch, Partner
 
 
 class _FromPartner:

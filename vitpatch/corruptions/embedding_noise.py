@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vitpatch.checks import Count, check_arguments
 from vitpatch.corruptions.pixels import USE_ALONE, OnEmbeddings, Strength, called
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch
 
 APART = 1
 """Sets these draws apart from those of pixel noise with the same seed and id."""

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitpatch.checks import Interval, Share, check_arguments
-from vitpatch.types import BT601_LUMA, ImageBatch, Partner, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import BT601_LUMA, ImageBatch, Partner
 
 Corruption = Callable[[ImageBatch, int], Tensor]
 FAR_OUT = 30.0

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vitpatch.checks import Ge, Share, check_arguments
 from vitpatch.corruptions.pixels import luma, uniform
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch
 
 
 class Edges:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitpatch.data.images import UNKNOWN, ColumnNames
 from vitpatch.data.selection import AUTO
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 TEXT = ("string", "large_string", "string_view")
 MOST_CLASSES = 1_000_000

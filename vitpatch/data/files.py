@@ -15,7 +15,7 @@ from vitpatch.data.metadata import NAMES as METADATA_NAMES
 from vitpatch.data.metadata import Metadata, check_files, log_unread, read_metadata
 from vitpatch.data.selection import AUTO
 from vitpatch.data.sources import ImageSource
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 if TYPE_CHECKING:
     import datasets
@@ -79,8 +79,8 @@ class FolderImages(ImageSource):
     """A folder with one folder of images a class, or with such a folder for each split; one image; a folder of images.
 
     A class folder without any file is a class that has no images here. Files and folders whose names begin with a dot,
-    and those that systems leave behind, are not of the data (``vitpatch.data.folders``). ``metadata`` files give columns
-    to the images that they list. A single image, and loose ones with ``label_column=None``, have no labels.
+    and those that systems leave behind, are not of the data (``vitpatch.data.folders``). ``metadata`` files give
+    columns to the images that they list. A single image, and loose ones with ``label_column=None``, have no labels.
     """
 
     def rows(self) -> datasets.Dataset:

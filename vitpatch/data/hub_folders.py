@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitpatch.data.folders import images_below
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from vitpatch.data.labels import LEFT_OUT
 from vitpatch.data.partners import NOBODY
-from vitpatch.types import BT601_LUMA, ImageBatch, Partner, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import BT601_LUMA, ImageBatch, Partner
 
 log = logging.getLogger(__name__)
 

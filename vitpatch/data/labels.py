@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 SYNSETS = Path(__file__).parents[1] / "assets" / "imagenet_synsets.tsv"
 SHOWN = 5

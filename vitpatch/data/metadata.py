@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitpatch.data.folders import files_below, images_below, is_visible
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 if TYPE_CHECKING:
     import datasets

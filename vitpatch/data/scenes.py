@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitpatch.data.files import ParquetImages
 from vitpatch.data.selection import AUTO
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 if TYPE_CHECKING:
     import datasets

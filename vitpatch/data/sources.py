@@ -23,8 +23,8 @@ from vitpatch.data.hub_folders import check_images_of_splits, check_same_classes
 from vitpatch.data.images import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.data.labels import chosen, indices_of
 from vitpatch.data.selection import AUTO, is_sorted_by_class, rows_taken
+from vitpatch.errors import VitPatchError
 from vitpatch.hub import commit_of, downloaded, explain, resolve
-from vitpatch.types import VitPatchError
 
 if TYPE_CHECKING:
     import datasets

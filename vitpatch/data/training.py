@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from vitpatch.data.images import BadImage, Decoded, LabelledImages, collate, start_method
 from vitpatch.data.selection import AUTO
 from vitpatch.data.sources import ImageSource
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from vitpatch.checks import Count, Expected, Interval, Share, is_list
 from vitpatch.data.labels import SHOWN, are_numbers, fold, spoken
+from vitpatch.errors import VitPatchError
 from vitpatch.hub import explain
 from vitpatch.models.configs import class_names, name_classes, vision_config
 from vitpatch.models.families import Family, family_from_yaml, family_of
@@ -22,7 +23,6 @@ from vitpatch.models.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrai
 from vitpatch.models.verify import prove
 from vitpatch.models.vit import PatchableViT
 from vitpatch.models.wrappers import BackboneClassifier, ZeroShot, take_square_images
-from vitpatch.types import VitPatchError
 
 log = logging.getLogger(__name__)
 

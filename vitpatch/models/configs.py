@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from vitpatch.data.labels import fold
+from vitpatch.errors import VitPatchError
 from vitpatch.models.preprocessing import pair
-from vitpatch.types import VitPatchError, digest
+from vitpatch.types import digest
 
 NOT_OF_THE_ARCHITECTURE = (
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",

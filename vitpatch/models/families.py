@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 PATCHES, EVERYTHING, POOLED = "patches", "all", "pooled"
 """What a head may read besides a special token: the mean over patches or all tokens, or what ``Readout.pool`` gives."""

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 _SAVE = "load it in Python and save its Hugging Face model and image processor: {}.save_pretrained(FOLDER)"
 _EXPECTED = "expected a folder written by save_pretrained"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.preprocessing import pair
-from vitpatch.types import VitPatchError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """Ways to resize, by the names of Pillow."""

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 
 from vitpatch.checks import check_fields
+from vitpatch.errors import VitPatchError
 from vitpatch.hub import commit_of, explain, files_of_model, resolve
 from vitpatch.models.configs import keep_labels, labels_of
 from vitpatch.models.formats import check_names, check_not_quantised, check_path
 from vitpatch.models.preprocessing import by_pillow
-from vitpatch.types import VitPatchError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTRAINED_SEED = 0

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.block import Block
 from vitpatch.models.families import is_known
 from vitpatch.models.readout import Change, Reader
 from vitpatch.models.vit import HOOKED, PatchableViT, Place
-from vitpatch.types import ALL_HEADS, BaseRun, Site, VitPatchError
+from vitpatch.types import ALL_HEADS, BaseRun, Site
 
 
 @torch.no_grad()

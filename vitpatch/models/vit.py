@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models import configs
 from vitpatch.models.block import Block, Surroundings
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
@@ -22,7 +23,7 @@ from vitpatch.models.hooks import Act, attach
 from vitpatch.models.patch_embedding import PatchEmbedding, found_in
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.readout import Reader
-from vitpatch.types import Site, Sizes, VitPatchError
+from vitpatch.types import Site, Sizes
 
 Place = tuple[Site, int]
 """A site of a layer."""

@@ -9,10 +9,11 @@ from typing import Annotated
 import torch
 
 from vitpatch.checks import Positive, check
+from vitpatch.errors import VitPatchError
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.memory import free_bytes
 from vitpatch.patching.plan import RECIPIENT, Plan
-from vitpatch.types import Site, VitPatchError
+from vitpatch.types import Site
 
 GB = 1e9
 MARGIN = 0.8

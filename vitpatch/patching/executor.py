@@ -21,8 +21,8 @@ from vitpatch.patching.cost import Room
 from vitpatch.patching.direct_effect import Readings, edited_heads
 from vitpatch.patching.full_forward import full_forwards
 from vitpatch.patching.inputs import Constants, Given
-from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Run, Step, run_state
-from vitpatch.types import BaseRun, Site
+from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
+from vitpatch.types import BaseRun, Run, Site
 
 
 @dataclass(frozen=True)

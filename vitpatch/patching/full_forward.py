@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from vitpatch.errors import VitPatchError
 from vitpatch.models.hooks import Act
 from vitpatch.models.vit import PatchableViT, Place
 from vitpatch.patching.direct_effect import Readings
 from vitpatch.patching.inputs import Given
-from vitpatch.patching.plan import Plan, Run
-from vitpatch.types import ALL_HEADS, Patch, Site, VitPatchError
+from vitpatch.patching.plan import Plan
+from vitpatch.types import ALL_HEADS, Patch, Run, Site
 
 
 def full_forwards(

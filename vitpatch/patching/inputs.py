@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from vitpatch.models.vit import PatchableViT, Place
-from vitpatch.patching.plan import Run
-from vitpatch.types import BaseRun
+from vitpatch.types import BaseRun, Run
 
 Constants = Mapping[Place, Tensor]
 """Values of a site, the same for all images, before a fixed layer scale: (tokens, width); by head (heads, tokens, head

@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from vitpatch.errors import VitPatchError
 from vitpatch.patching.tokens import possible, token_names
 from vitpatch.types import (
     ALL_HEADS,
@@ -32,10 +33,11 @@ from vitpatch.types import (
     Direction,
     Donor,
     Patch,
+    Run,
     Site,
     Sizes,
     Target,
-    VitPatchError,
+    run_of,
     window_layers,
     window_word,
 )
@@ -43,16 +45,6 @@ from vitpatch.types import (
 RECIPIENT, DONOR = -1, -2
 """States that are base runs: ``DONOR`` and below those of the plan's donors (``run_state``). Other states are numbered
 from 0 in the order in which they part from one."""
-
-Run = BaseRun | Donor
-"""A base run: of the image itself, or (``same_class``, ``other_class``) the clean run of a partner."""
-
-
-def run_of(donor: Donor, direction: Direction) -> Run | None:
-    """The base run that a donor's values are of; ``None`` where they are constants."""
-    if donor.is_constant:
-        return None
-    return direction.donor if donor is Donor.PAIR else donor
 
 
 def run_state(donor: int) -> int:

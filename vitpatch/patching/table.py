@@ -13,7 +13,7 @@ from torch import Tensor
 from vitpatch.patching.executor import Outputs
 from vitpatch.patching.metrics import log_odds, metrics, runner_up
 from vitpatch.patching.plan import Plan
-from vitpatch.runs.folder import CONTROLLED, patch_columns
+from vitpatch.schema import CONTROLLED, patch_columns
 from vitpatch.types import BaseRun, Donor, Metric, Patch
 
 LOGITS_AT_ONCE = 4_000_000

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitpatch.types import Sizes, Target, TokenGroup, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import Sizes, Target, TokenGroup
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpatch.runs.folder import written_beside
+from vitpatch.io import written_beside
 from vitpatch.types import BaseRun
 
 PREDICTED = " (predicted)"

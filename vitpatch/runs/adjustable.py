@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vitpatch.corruptions.pixels import Corruption, Identity, traits
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct
 from vitpatch.runs.titles import corruption_words
-from vitpatch.types import VitPatchError
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from vitpatch.corruptions.embedding_noise import Moments, OnEmbeddings, moments,
 from vitpatch.corruptions.pixels import Corruption, corrupted, traits
 from vitpatch.data.images import UNKNOWN, Decoded, Positions
 from vitpatch.data.training import batches_of
+from vitpatch.io import write_json
 from vitpatch.runs.adjustable import Adjustable
 from vitpatch.runs.calibration import Calibration, Curve, Damage, common_drop, grid, largest, search, tolerance_of
 from vitpatch.runs.controls import check_all, found_of
-from vitpatch.runs.folder import write_json
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
 from vitpatch.stats.summary import estimates

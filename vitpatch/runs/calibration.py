@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from vitpatch.checks import one_of
-from vitpatch.types import Estimate, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import Estimate
 
 POINTS = 9
 """Strengths of the grid, from 0 to the strongest."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 import os
 import pkgutil
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
@@ -20,13 +18,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 
-from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number
+from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number, window_of
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.run_names import run_name
 from vitpatch.types import (
     EVERY_HEAD,
-    EVERYONE,
     JOINT,
-    WINDOW_WORDS,
     BaseRun,
     Direction,
     Donor,
@@ -35,10 +32,10 @@ from vitpatch.types import (
     Interval,
     Metric,
     Site,
+    Study,
     Target,
     Tested,
     TokenGroup,
-    VitPatchError,
 )
 
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
@@ -113,44 +110,6 @@ def check_types(cfg: Mapping[str, Any], declared: type) -> None:
     for key, kind in get_type_hints(declared, include_extras=True).items():
         if key in cfg:
             check(key, cfg[key], kind)
-
-
-@dataclass(frozen=True)
-class Study:
-    """What a run measures, beside its model, data and corruption.
-
-    ``controls``: other images as donors too, ``None`` = where window is 1. ``synergy``: single layers, and windows
-    without each of their layers, too. ``interval``: ``percentile`` or ``bca``; ``wanted_width`` of an interval at the
-    peak, ``None`` = a tenth of the total effect.
-    """
-
-    target: Target
-    windows: tuple[int, ...]
-    direction: Direction
-    metric: Metric
-    rival: BaseRun
-    seed: int
-    donor: Donor = Donor.PAIR
-    controls: bool | None = None
-    include: Inclusion = EVERYONE
-    synergy: bool = False
-    interval: str = "percentile"
-    test: Tested = Tested.LOG_ODDS
-    wanted_width: float | None = None
-
-    @property
-    def depends_on_corruption(self) -> bool:
-        """Whether the corrupted run plays a part in the effects."""
-        return depends_on_corruption(self.donor, self.direction, self.metric, self.rival, self.include)
-
-
-def depends_on_corruption(
-    donor: Donor, direction: Direction, metric: Metric, rival: BaseRun, include: Inclusion
-) -> bool:
-    """Whether effects are of the corrupted run: it is recipient or donor, chooses images, or names the rival."""
-    is_patched = donor is Donor.PAIR or direction is Direction.DENOISE
-    names_the_rival = metric is Metric.LOGIT_DIFF and rival is BaseRun.CORRUPT
-    return is_patched or names_the_rival or include.selects_on_the_outcome
 
 
 def read_study(cfg: DictConfig) -> Study:
@@ -229,15 +188,6 @@ def _listed(key: str, value: Any) -> list[Any]:
     if OmegaConf.is_list(value) and not value:
         raise VitPatchError(f"{key}: an empty list; expected at least one")
     return list(value) if OmegaConf.is_list(value) else [value]
-
-
-def window_of(value: Any) -> int:
-    """A window as ``Patch.window`` has it, from a number of layers or a word."""
-    if isinstance(value, str) and value in WINDOW_WORDS:
-        return WINDOW_WORDS[value]
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise VitPatchError(f"window {value!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
-    return operator.index(value)
 
 
 def _heads(value: Any) -> tuple[int, ...] | str | None:

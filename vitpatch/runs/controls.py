@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from vitpatch.corruptions.pixels import Corruption, traits
 from vitpatch.data.images import LabelledImages, Positions, mean_luminance
 from vitpatch.data.partners import partners
+from vitpatch.errors import VitPatchError
 from vitpatch.models.preprocessing import Preprocessing
-from vitpatch.runs.config import Study
-from vitpatch.types import Donor, Partner, VitPatchError, counted
+from vitpatch.types import Donor, Partner, Study, counted
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from vitpatch.errors import VitPatchError
+from vitpatch.io import write_json
 from vitpatch.runs.devices import Devices
-from vitpatch.runs.folder import write_json
 from vitpatch.runs.interrupt import SIGNALS, Interrupted
 from vitpatch.runs.launch import Place, place
-from vitpatch.types import VitPatchError, digest
+from vitpatch.types import digest
 
 OFTEN_S = 0.2
 """Between looks at the words, for one who waits."""

@@ -10,9 +10,10 @@ import lightning
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.launch import place
 from vitpatch.runs.trainer import QUIETLY, quiet, trainer_of
-from vitpatch.types import VitPatchError, counted
+from vitpatch.types import counted
 
 STARTS = "torchrun --nnodes=… --nproc-per-node=… patch.py, or srun python patch.py"
 

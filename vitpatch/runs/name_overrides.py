@@ -16,7 +16,7 @@ from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, Over
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf import DictConfig, OmegaConf
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 NAMES = (
     *("sweep", "train_split", "save_to"),

@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import register_resolvers
-from vitpatch.types import VitPatchError
 
 CHAIN = "vitpatch.corruptions.Chain"
 CONF = Path(__file__).parents[2] / "conf"

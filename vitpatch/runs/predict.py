@@ -16,14 +16,21 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from omegaconf import OmegaConf
 
-from vitpatch.cli.peers import folder_of
 from vitpatch.corruptions.pixels import traits
 from vitpatch.data.images import UNKNOWN, BadImage, ImageDataModule
+from vitpatch.errors import VitPatchError
 from vitpatch.patching.cost import GB, cost_of, described, memory_limit
 from vitpatch.patching.table import Columns, joined
 from vitpatch.runs.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
 from vitpatch.runs.devices import Devices, share
-from vitpatch.runs.folder import (
+from vitpatch.runs.interrupt import TOGETHER_S, Interrupted, waiting
+from vitpatch.runs.patching import Patching, parts
+from vitpatch.runs.peers import folder_of
+from vitpatch.runs.progress import ImageProgress
+from vitpatch.runs.setup import Setup
+from vitpatch.runs.shards import BatchDone, Shards
+from vitpatch.runs.trainer import QUIETLY, matmul_precision, one_device, quiet
+from vitpatch.schema import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
     LEAVE_OUTS_SCHEMA,
@@ -32,14 +39,8 @@ from vitpatch.runs.folder import (
     of_partners,
     with_fields,
 )
-from vitpatch.runs.interrupt import TOGETHER_S, Interrupted, waiting
-from vitpatch.runs.patching import Patching, parts
-from vitpatch.runs.progress import ImageProgress
-from vitpatch.runs.setup import Setup
-from vitpatch.runs.shards import BatchDone, Shards
-from vitpatch.runs.trainer import QUIETLY, matmul_precision, one_device, quiet
 from vitpatch.stats.inclusion import included as included_by
-from vitpatch.types import ImageBatch, VitPatchError, counted, duration
+from vitpatch.types import ImageBatch, counted, duration
 
 log = logging.getLogger(__name__)
 

@@ -17,22 +17,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
-from vitpatch.cli.peers import folder_of
-from vitpatch.cli.secrets import check_no_secret
+from vitpatch.errors import VitPatchError
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.calibrate import about, informed, roughly
 from vitpatch.runs.devices import Devices, devices_of
 from vitpatch.runs.examples import chosen
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.name_overrides import check_names
+from vitpatch.runs.peers import folder_of
 from vitpatch.runs.predict import Done, data_of, foretell, predict
+from vitpatch.runs.secrets import check_no_secret
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, tracker_of
 from vitpatch.runs.trainer import make_trainer_of, on_threads
 from vitpatch.stats.measure import measure
 from vitpatch.stats.result import Outcome, described, lines, scalars, series_of
-from vitpatch.types import VitPatchError
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
 from vitpatch.checks import Seed, check
-from vitpatch.cli.peers import read_corruptions
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import Corruption, no_masks, traits
-from vitpatch.data.classes import Classes, as_classes, notes_on
 from vitpatch.data.images import LabelledImages, Positions
 from vitpatch.data.sources import ImageSource
 from vitpatch.data.training import training_images
+from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
+from vitpatch.models.classes import Classes, as_classes, notes_on
 from vitpatch.models.configs import MULTI_LABEL
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.plan import Plan, make_plan
@@ -33,7 +33,6 @@ from vitpatch.runs.calibration import Asked, Calibration, read_asked
 from vitpatch.runs.config import (
     PATCH_GROUPS,
     PatchKeys,
-    Study,
     check_keys,
     check_option,
     construct_option,
@@ -43,6 +42,7 @@ from vitpatch.runs.config import (
 from vitpatch.runs.controls import donors_of, partners_of
 from vitpatch.runs.devices import devices_of
 from vitpatch.runs.options import code_identity, resolved
+from vitpatch.runs.peers import read_corruptions
 from vitpatch.runs.titles import corruption_words, data_words, short
 from vitpatch.runs.tracking import tracker_of
 from vitpatch.runs.trainer import make_trainer_of
@@ -51,10 +51,10 @@ from vitpatch.types import (
     EVERYONE,
     JOINT,
     Donor,
+    Study,
     Target,
     Tested,
     TokenGroup,
-    VitPatchError,
     digest,
     option_identity,
     window_word,

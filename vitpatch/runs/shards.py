@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitpatch.runs.folder import checksum, without_nan, write_json, written_beside
-from vitpatch.types import VitPatchError, digest
+from vitpatch.errors import VitPatchError
+from vitpatch.io import checksum, without_nan, write_json, written_beside
+from vitpatch.types import digest
 
 log = logging.getLogger(__name__)
 

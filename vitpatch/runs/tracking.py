@@ -21,8 +21,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from vitpatch.checks import Interval, check_arguments
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct_option
-from vitpatch.types import Donor, VitPatchError
+from vitpatch.types import Donor
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 from omegaconf import DictConfig
 
 from vitpatch.checks import Count, Expected, Index, check_values
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import check_option, construct
-from vitpatch.types import VitPatchError
 
 QUIETLY = {
     "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False

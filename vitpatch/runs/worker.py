@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.crew import OFTEN_S, Board, Follower, Order, Outside, read_order
 from vitpatch.runs.devices import share
 from vitpatch.runs.interrupt import SIGNALS, TOGETHER_S, Interrupted, waiting
@@ -27,7 +28,6 @@ from vitpatch.runs.predict import data_of, follow
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Shards
 from vitpatch.runs.trainer import make_trainer_of, on_threads
-from vitpatch.types import VitPatchError
 
 LATE_S = 120.0
 """What a shared disk may take to show a file on another machine."""

@@ -14,7 +14,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from vitpatch.types import Estimate, Interval, VitPatchError
+from vitpatch.errors import VitPatchError
+from vitpatch.types import Estimate, Interval
 
 RESAMPLES = 2000
 LEVEL = 0.95

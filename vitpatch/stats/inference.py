@@ -12,9 +12,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from vitpatch.errors import VitPatchError
 from vitpatch.stats.bootstrap import LEVEL, ROUNDING, Array, Resamples, cluster_sums, in_steps, simultaneous_interval
 from vitpatch.stats.summary import TIE, furthest
-from vitpatch.types import Direction, Metric, VitPatchError
+from vitpatch.types import Direction, Metric
 
 FLIPS = 9999
 SPLITS = 500

@@ -10,15 +10,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vitpatch.patching.plan import run_of
-from vitpatch.runs.config import Study
-from vitpatch.runs.folder import PATCH_COLUMNS, RunFolder
+from vitpatch.errors import VitPatchError
+from vitpatch.runs.folder import RunFolder
+from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
 from vitpatch.stats.bootstrap import Array, Resamples, Spread
 from vitpatch.stats.result import Outcome, PeakOfGroup, Unselected, groups_of, in_layer_order, metric_of
 from vitpatch.stats.summary import with_ends
-from vitpatch.types import Direction, Donor, Estimate, Metric, Tested, VitPatchError
+from vitpatch.types import Direction, Donor, Estimate, Metric, Study, Tested, run_of
 
 SHARE_OF_TOTAL = 0.1
 """The width that an interval is wanted to have where none is asked for, in shares of the total effect."""

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpatch.patching.plan import Run
-from vitpatch.runs.config import Study
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.bootstrap import RESAMPLES
 from vitpatch.stats.inference import FLIPS
@@ -21,7 +19,9 @@ from vitpatch.types import (
     Donor,
     Estimate,
     Metric,
+    Run,
     Site,
+    Study,
     Tested,
     TokenGroup,
     counted,

@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 from vitpatch.checks import Interval, check_values, is_list
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import Corruption, corrupted, no_masks, traits
-from vitpatch.data.classes import Classes, as_classes, classes_of_training
 from vitpatch.data.images import BadImage, Decoded, Item, LabelledImages, Positions, collate
 from vitpatch.data.sources import ImageSource
+from vitpatch.errors import VitPatchError
+from vitpatch.io import write_json, written_beside
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
+from vitpatch.models.classes import Classes, as_classes, classes_of_training
 from vitpatch.models.preprocessing import Preprocessing, pair
 from vitpatch.models.vit import PatchableViT
 from vitpatch.runs.config import (
@@ -39,12 +41,11 @@ from vitpatch.runs.config import (
 )
 from vitpatch.runs.controls import check_all, found_of
 from vitpatch.runs.devices import devices_of
-from vitpatch.runs.folder import write_json, written_beside
 from vitpatch.runs.name_overrides import check_names
 from vitpatch.runs.options import corruption_option
 from vitpatch.runs.trainer import make_trainer_of, quiet, trainer_of
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
-from vitpatch.types import ImageBatch, VitPatchError
+from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vitpatch.types import VitPatchError
+from vitpatch.errors import VitPatchError
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|_PAT$|(^|_)(API)?_?KEY$", re.IGNORECASE)
 """Names of environment variables whose values are secrets."""

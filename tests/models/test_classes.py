@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from vitpatch import VitPatchError, api
-from vitpatch.data.classes import Classes, as_classes, classes_of_training, notes_on
 from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.models.checkpoint import Checkpoint, _load, pretrained_classifier
+from vitpatch.models.classes import Classes, as_classes, classes_of_training, notes_on
 from vitpatch.models.configs import class_names, name_classes
 from vitpatch.models.pretrained import Pretrained
 

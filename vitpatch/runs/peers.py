@@ -19,8 +19,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vitpatch.errors import VitPatchError
 from vitpatch.runs.options import resolved
-from vitpatch.types import VitPatchError
 
 FOLDER, FILE = "calibration", "corruptions.json"
 SAY = ("corruption", "experiment", "calibrate")
@@ -41,7 +41,7 @@ def write_corruptions(config: DictConfig, config_name: str | None) -> None:
 
     What cannot be composed is left to Hydra, which says so for the job.
     """
-    from vitpatch.runs.folder import write_json
+    from vitpatch.io import write_json
 
     overrides = sweep_overrides(config)
     if not _may_match(config, overrides):

@@ -8,8 +8,8 @@ from typing import Any
 
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.labels import are_numbers, by_place, class_names_of, indices_of, matched, takes_place
+from vitpatch.errors import VitPatchError
 from vitpatch.models.configs import class_names
-from vitpatch.types import VitPatchError
 
 
 @dataclass(frozen=True)

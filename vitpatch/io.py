@@ -1,0 +1,86 @@
+"""Files that are whole or not there, and paths in the order in which people sort them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+PART = ".part"
+"""The end of a passing name: what a killed process left under one is nobody's."""
+
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a write that do not say which file they are of: full, over quota, over the limit of a process."""
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes ``path`` by rename, when and only when the block ends well.
+
+    What was written is on the disk before the name is, and the name before anything that follows from it, so that a
+    power cut leaves no name without it. Raises ``OSError`` that names ``path`` where the disk is full.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_names(path.parent)
+    except OSError as error:
+        if error.errno in DISK_FULL and error.filename in (None, str(beside)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot
+        names = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(names)
+        finally:
+            os.close(names)
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as readable JSON, by rename; a number that is not known (NaN) is null."""
+    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with written_beside(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """``value`` with ``None`` for numbers that are not known, as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(of) for of in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Paths as people sort them: ``window=3`` before ``window=10``, ``std=0.05`` before ``std=0.1``."""
+    return sorted(paths, key=lambda path: [_numbers_apart(part) for part in path.parts])
+
+
+def _numbers_apart(text: str) -> list[tuple[float, str]]:
+    """Numbers and what is between them, which alternate."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if number % 2 else (0.0, part) for number, part in enumerate(parts)]

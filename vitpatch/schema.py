@@ -1,0 +1,96 @@
+"""The columns of a run's parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from vitpatch.types import BaseRun, Donor, Metric, Patch
+
+_OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
+
+
+EXAMPLES_SCHEMA = pa.schema(
+    [("example_id", pa.int64()), ("label", pa.int64()), ("label_name", pa.string()), ("rival", pa.int64())]
+    + [("label_is_predicted", pa.bool_()), ("included", pa.bool_()), ("cluster", pa.int64())]
+    + [(f"{metric}_{run}", pa.float32()) for run in BaseRun for metric in _OF_EACH_BASE_RUN]
+    + [(f"pred_{run}", pa.int64()) for run in BaseRun]
+    + [("kl_corrupt", pa.float32())]
+)
+"""One row an image, in order of ``example_id``; with partners for donors also ``of_partners``.
+
+``label_is_predicted``: the image has no label, and the clean run's prediction stands in for it.
+"""
+
+
+PATCH_COLUMNS = ("site", "layer", "head", "tokens", "window", "first_layer", "last_layer", "n_layers")
+"""What names a patch in ``effects.parquet`` and ``summary.csv``."""
+
+
+EFFECTS_SCHEMA = pa.schema(
+    [("example_id", pa.int64())]
+    + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in PATCH_COLUMNS]
+    + [(str(metric), pa.float32()) for metric in Metric]
+    + [("pred", pa.int64()), ("effect", pa.float32())]
+    + [("delta_norm", pa.float32()), ("direct_log_odds", pa.float32()), ("n_tokens", pa.int64())]
+)
+"""One row an image and patch, in order of ``example_id``, then patch.
+
+``delta_norm``: norm of donor − recipient over norm of the recipient at the site, over the patched tokens and layers.
+``direct_log_odds``: change of the log odds where the replacement is carried straight to the readout, the scale of the
+last layer norm frozen. ``n_tokens``: how many tokens of this image are patched. With controls also ``of_controls``.
+"""
+
+
+LEAVE_OUTS_SCHEMA = pa.schema(
+    [("example_id", pa.int64())]
+    + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in (*PATCH_COLUMNS, "without")]
+    + [("prob", pa.float32()), ("log_odds", pa.float32()), ("effect", pa.float32())]
+)
+"""One row an image and window of ``effects.parquet`` without one of its layers, ``without``; in their order."""
+
+
+CONTROLLED = (Metric.PROB, Metric.LOG_ODDS, "effect")
+"""What is stored of a control."""
+
+
+OF_CORRUPTION = "partner_corruption"
+"""Column of ``examples.parquet``: ``example_id`` of the image that a corruption with partners takes."""
+
+
+def of_partners(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
+    """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
+
+    ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
+    this image's label.
+    """
+    others = [donor for donor in donors if donor.partner is not None]
+    fields = [
+        pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
+        for donor in others
+        for name in ("partner", *Metric)
+    ]
+    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROLLED if together]
+
+
+def of_controls(donors: Sequence[Donor]) -> list[pa.Field]:
+    """Columns of ``effects.parquet`` for the donors after the first: the same patch with their activations."""
+    return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROLLED]
+
+
+def with_fields(schema: pa.Schema, fields: Iterable[pa.Field]) -> pa.Schema:
+    """A schema with columns more."""
+    return pa.schema([*schema, *fields])
+
+
+def patch_columns(patches: Sequence[Patch]) -> dict[str, np.ndarray]:
+    """What names each patch, by column, (patches,) each; a window without a layer is named as the whole one is."""
+    rows = [(str(p.site), p.layer, p.head, str(p.tokens), p.window, *_ends(p)) for p in patches]
+    return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
+
+
+def _ends(patch: Patch) -> tuple[int, int, int]:
+    layers = sorted({*patch.layers, *((patch.without,) if patch.without >= 0 else ())})
+    return layers[0], layers[-1], len(layers)
