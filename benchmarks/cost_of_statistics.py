@@ -59,8 +59,8 @@ def run(case: dict[str, int], repeats: int, with_plain: bool) -> dict[str, Any]:
     measured, examples = drawn(**case)
     patches, clusters = pd.DataFrame({"layer": range(case["patches"])}), examples["cluster"].to_numpy()
     sides = {
-        "summarize": lambda: stats.summarize(patches, measured, examples, seed=0),
-        "bca": lambda: stats.summarize(patches, measured, examples, seed=0, method="bca"),
+        "summarize": lambda: stats.summarize(patches, measured, examples, Resamples(clusters, 0)),
+        "bca": lambda: stats.summarize(patches, measured, examples, Resamples(clusters, 0), "bca"),
         "flips": lambda: inference.sign_flip_p(measured.log_odds, clusters, seed=0),
         "peaks": lambda: (
             inference.peak_set(measured.effects, 1, clusters, seed=0),
@@ -74,7 +74,8 @@ def run(case: dict[str, int], repeats: int, with_plain: bool) -> dict[str, Any]:
         **{f"{name}, s": seconds for name, seconds in medians(in_turn(sides, repeats, lambda: None)).items()},
     }
     if with_plain:
-        apart = plain(measured.effects, Resamples(clusters, 0)) - stats.resampled_means(measured.effects, clusters, 0)
+        resamples = Resamples(clusters, 0)
+        apart = plain(measured.effects, resamples) - resamples.means(measured.effects)
         row["largest difference"] = float(np.abs(apart).max())
     return row
 

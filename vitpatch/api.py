@@ -28,9 +28,8 @@ from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
-from vitpatch.stats import summary as stats
 from vitpatch.stats.bootstrap import Resamples
-from vitpatch.stats.measure import Read, summarized
+from vitpatch.stats.summary import Measured, summary_table
 from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)
@@ -160,18 +159,18 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
     def matrix(values: pd.Series) -> np.ndarray:
         return values.to_numpy().reshape(len(images), len(patches))
 
-    measured = stats.Measured(
+    measured = Measured(
         effects=matrix(table["effect"]),
         correct=matrix(table["pred"] == table["label"]),
         log_odds=matrix(table["log_odds"] - table["log_odds_recipient"]),
         direct=matrix(table["direct_log_odds"]),
         delta_norm=matrix(table["delta_norm"]),
+        prob=matrix(table["prob"] - table["prob_recipient"]),
     )
-    prob = matrix(table["prob"] - table["prob_recipient"])
-    read = Read(measured, prob, {}, np.zeros(len(images), dtype=bool))
     towards = float(np.sign(images["total_effect"].mean()))
     resamples = Resamples(images["cluster"].to_numpy(), seed)
-    return summarized(patches, read, images[["cluster", "label", "total_effect"]], resamples, method, towards)[0]
+    examples = images[["cluster", "label", "total_effect"]]
+    return summary_table(patches, measured, examples, resamples, towards, method=method)[0]
 
 
 _PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int, set[Site]]]] = WeakKeyDictionary()

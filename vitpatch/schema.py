@@ -52,6 +52,20 @@ LEAVE_OUTS_SCHEMA = pa.schema(
 """One row an image and window of ``effects.parquet`` without one of its layers, ``without``; in their order."""
 
 
+PAGES_SCHEMA = pa.schema(
+    [("page", pa.string()), ("chosen", pa.string()), ("example_id", pa.int64()), ("name", pa.string())]
+    + [(f"{run}_png", pa.binary()) for run in BaseRun]
+    + [(f"predicted_{run}", pa.string()) for run in BaseRun]
+    + [(f"metric_{run}", pa.float64()) for run in BaseRun]
+    + [("patched", pa.list_(pa.float64()))]
+)
+"""One row an image of an example page, in their order; ``chosen`` says in words how the page's images were picked.
+
+``*_png`` are the images as the model was given them; ``metric_*`` and ``patched`` the headline metric of the base runs
+and, a value a patch, of the patched ones.
+"""
+
+
 CONTROLLED = (Metric.PROB, Metric.LOG_ODDS, "effect")
 """What is stored of a control."""
 

@@ -4,12 +4,13 @@ import shutil
 from urllib.parse import unquote
 
 import pytest
-from compared_by_hand import effects, hostile, shown
+from compared_by_hand import effects, example_pages, hostile
 from hand_made import save_run
 
 from vitpatch.compare.compared import compared
 from vitpatch.compare.load import found_below, read
 from vitpatch.compare.page import write_page
+from vitpatch.runs.results import write_pages
 
 pytestmark = pytest.mark.long
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,7 +30,7 @@ def in_log_odds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("log_odds")
     for name, sign in (("direction=denoise,data.limit=12", 1), ("direction=noise,data.limit=12", -1)):
         run = save_run(folder / name, sign * effects(6), depth=6, metric="log_odds", seed=sign)
-        shown(6).write(run / "pages.parquet")
+        write_pages(run / "pages.parquet", example_pages(6))
     comparison = compared([read(one) for one in found_below([folder])], folder / "comparison")
     (folder / "comparison").mkdir()
     write_page(comparison, folder / "comparison" / "index.html")

@@ -19,7 +19,7 @@ from vitpatch.compare.load import found_below, read
 from vitpatch.compare.page import ASSETS, LIBRARIES, embedded, page, write_page
 from vitpatch.compare.run_labels import elided, run_labels
 from vitpatch.compare.thumbnails import data_url
-from vitpatch.plots.example_images import Page
+from vitpatch.plots.examples import Page
 
 VERSIONS = {
     "vega.min.js": "8f6a3587cf8d4f42c7e08120e3eb05d067e746d554e39d2dcf52acc0bd5ba28f",
@@ -408,7 +408,7 @@ def test_cells_of_heatmaps_lead_to_their_runs(far, far_page):
 
 def test_an_album_says_how_many_images_it_shows(comparison, monkeypatch):
     (run,) = (run for run in comparison.runs if run.folder.pages.exists())
-    (image,) = run.shown().of_run[0].images
+    (image,) = run.shown()[0].images
     chosen = [replace(image, example_id=i, name=f"image {i}") for i in range(6)]
     pages = Page("sorted", "6 images from the largest to the smallest effect", chosen)
     monkeypatch.setattr(page_gallery, "_first_page", lambda of: pages if of is run else None)

@@ -1,7 +1,6 @@
 """What is said of a run is of what ran: its corruption, where that plays a part, and its doubt."""
 
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +9,9 @@ from hand_made import NOISE, save_run
 from vitpatch.compare.load import found_below, read
 from vitpatch.compare.overview import overview
 from vitpatch.corruptions.pixels import Gray, called
+from vitpatch.plots import style
 from vitpatch.runs.config import read_inclusion
 from vitpatch.runs.setup import prepare
-from vitpatch.stats import result as outcome
-from vitpatch.stats.result import Outcome
 from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, depends_on_corruption, run_of
 
 
@@ -58,19 +56,16 @@ def test_so_does_the_comparison(tmp_path):
 @pytest.mark.parametrize(
     ("donor", "direction", "says"),
     [
-        (Donor.PAIR, Direction.DENOISE, outcome.DOES_NOT_MOVE),
-        (Donor.PAIR, Direction.NOISE, outcome.DOES_NOT_MOVE),
-        (Donor.SAME_CLASS, Direction.NOISE, outcome.DOES_NOT_DIFFER),
-        (Donor.SAME_CLASS, Direction.DENOISE, outcome.NO_MORE_THAN),
-        (Donor.OTHER_CLASS, Direction.NOISE, outcome.NO_MORE_THAN),
+        (Donor.PAIR, Direction.DENOISE, style.DOES_NOT_MOVE),
+        (Donor.PAIR, Direction.NOISE, style.DOES_NOT_MOVE),
+        (Donor.SAME_CLASS, Direction.NOISE, style.DOES_NOT_DIFFER),
+        (Donor.SAME_CLASS, Direction.DENOISE, style.NO_MORE_THAN),
+        (Donor.OTHER_CLASS, Direction.NOISE, style.NO_MORE_THAN),
     ],
 )
 def test_doubt_is_of_the_corruption_where_it_is_what_differs(donor, direction, says):
-    total = Estimate(0.0, 0.1, -0.2, 0.2)
-    of = SimpleNamespace(study=SimpleNamespace(donor=donor, direction=direction), total=total)
-    assert Outcome.doubt.fget(of) == says
-    of.total = Estimate(0.5, 0.1, 0.3, 0.7)
-    assert Outcome.doubt.fget(of) == ""
+    assert style.doubt_words(Estimate(0.0, 0.1, -0.2, 0.2), donor, direction) == says
+    assert style.doubt_words(Estimate(0.5, 0.1, 0.3, 0.7), donor, direction) == ""
 
 
 def darken(batch, seed, by=0.5):

@@ -10,7 +10,8 @@ from hand_made import NOISE, rows, save_run
 from vitpatch.compare.compared import compared
 from vitpatch.compare.comparison import Comparison
 from vitpatch.compare.load import found_below, read
-from vitpatch.plots.example_images import Page, Shown, ShownImage
+from vitpatch.plots.examples import Page, ShownImage
+from vitpatch.runs.results import write_pages
 from vitpatch.types import BaseRun
 
 EVIL = "</script><script>alert(1)</script>&\"'$x$<img src=x>"
@@ -18,12 +19,12 @@ IN_A_FOLDER = "a&b<script>\"'$x$ %41#?,window=1"
 """The same as far as a folder can be called so."""
 
 
-def shown(patches: int) -> Shown:
+def example_pages(patches: int) -> list[Page]:
     """A page with one image, its name and prediction evil."""
     values = {BaseRun.CLEAN: 0.9, BaseRun.CORRUPT: 0.1}
     pictures = {run: np.full((8, 8, 3), 255 * value, np.uint8) for run, value in values.items()}
     image = ShownImage(0, EVIL, pictures, dict.fromkeys(values, EVIL), values, np.linspace(0.1, 0.9, patches))
-    return Shown([Page("random", f"drawn by lot {EVIL}", [image])])
+    return [Page("random", f"drawn by lot {EVIL}", [image])]
 
 
 def effects(patches: int, seed: int = 0, images: int = 12):
@@ -51,7 +52,7 @@ def hostile(folder: Path) -> Comparison:
         ),
         save_run(b / "deep", effects(24, 5), depth=24, path="some/deep", weights="w1"),
     ]
-    shown(6).write(made[0] / "pages.parquet")
+    write_pages(made[0] / "pages.parquet", example_pages(6))
     comparison = compared([read(one) for one in found_below([a, b])], folder / "comparison")
     (folder / "comparison").mkdir()
     overview = comparison.overview.copy()

@@ -14,12 +14,12 @@ from vitpatch.plots import profile as profiles
 from vitpatch.plots import run_figures as pictures
 from vitpatch.plots import small_multiples as panels
 from vitpatch.plots import style as plots
-from vitpatch.plots.example_images import Shown
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs import examples
 from vitpatch.runs import folder as store
 from vitpatch.runs.folder import RunFolder
-from vitpatch.stats.result import _with_interval
+from vitpatch.runs.report import _with_interval
+from vitpatch.runs.results import read_pages
 from vitpatch.types import Estimate, Metric
 
 CAPTION = plots.Caption("a run", Metric.PROB, 90, 40)
@@ -282,7 +282,7 @@ def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
 def test_figures_have_the_numbers_of_the_run(patched):
     run = RunFolder(patched("window=[1,3]", "synergy=true"))
     outcome, manifest = outcome_of(run)
-    drawn = {name: figures.get(name) for name, figures in draw(outcome, Shown.read(run.pages), manifest).items()}
+    drawn = {name: figures.get(name) for name, figures in draw(outcome, read_pages(run.pages), manifest).items()}
     wide = outcome.summary[outcome.summary["window"] == 3]
     above, below = drawn["windows"].axes
     singles = outcome.summary[outcome.summary["window"] == 1].set_index("layer")["effect"]
@@ -302,11 +302,13 @@ def test_figures_have_the_numbers_of_the_run(patched):
 def test_each_row_says_the_images_effect_at_the_peak(patched):
     run = RunFolder(patched("window=[1,3]"))
     outcome, manifest = outcome_of(run)
-    shown = Shown.read(run.pages)
+    shown = read_pages(run.pages)
     page = draw(outcome, shown, manifest)["examples"]["examples_sorted"]
     said = [axes.get_ylabel() for axes in page.axes[::3]]
-    (images,) = [images for name, _, images in shown.pages() if name == "sorted"]
+    (images,) = [page.images for page in shown if page.name == "sorted"]
     row = {i: n for n, i in enumerate(outcome.examples["example_id"])}
     effects = [outcome.effects[row[image.example_id], outcome.peak.name] for image in images]
-    assert said == [f"effect {effect:+.3f}\nat {outcome.peak_place}" for effect in effects]
+    place = plots.place_words(outcome.peak_layer, outcome.peak_series)
+    assert outcome.peak_series in ("w1", "w3") and place == f"layer {outcome.peak_layer}, {outcome.peak_series}"
+    assert said == [f"effect {effect:+.3f}\nat {place}" for effect in effects]
     assert list(effects) == sorted(effects, key=lambda effect: -outcome.towards * effect)

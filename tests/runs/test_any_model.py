@@ -15,8 +15,8 @@ from families import ZERO_SHOT, Brute, checkpoint_of
 from vitpatch.compare.load import found_below, read
 from vitpatch.compare.redrawn import outcome_of
 from vitpatch.errors import VitPatchError
-from vitpatch.plots.example_images import Shown
 from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.results import read_pages
 
 
 def options_of(folder, family):
@@ -113,7 +113,7 @@ def test_without_labels_the_clean_prediction_stands_in(patched, tmp_path, made):
     manifest = json.loads((run / "manifest.json").read_text())
     assert examples["label_is_predicted"].all() and manifest["label_is_predicted"] is True
     assert any("no labels" in note for note in manifest["notes"])
-    (page, *_) = Shown.read(run / "pages.parquet").of_run
+    (page, *_) = read_pages(run / "pages.parquet")
     assert all(image.name.endswith("(predicted)") for image in page.images)  # what a person reads
     pictures(1)[0].save(tmp_path / "cat.jpg")
     alone = ["data=imagefolder", f"data.path={tmp_path / 'cat.jpg'}", "data.num_workers=0"]

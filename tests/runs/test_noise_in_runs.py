@@ -11,7 +11,7 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.plots.example_images import Shown
+from vitpatch.runs.results import read_pages
 from vitpatch.types import BaseRun
 
 PATCHES, WIDTH, LABELS = 16, 32, [i % CLASSES for i in range(13)]
@@ -96,9 +96,9 @@ def test_a_single_image_is_shown_by_ten_draws(made, patched, data):
     manifest = read(folder)[2]
     runs = [brute(made, manifest["embedding_std"], draw) for draw in range(10)]
     _, corrupt, restored = (np.mean([run[i] for run in runs], 0) for i in range(3))
-    for _, chosen, images in Shown.read(folder / "pages.parquet").pages():
-        assert "means of 10 draws" in chosen
-        for image in images:
+    for page in read_pages(folder / "pages.parquet"):
+        assert "means of 10 draws" in page.chosen
+        for image in page.images:
             assert image.base[BaseRun.CORRUPT] == pytest.approx(corrupt[image.example_id], abs=1e-5)
             assert np.allclose(image.patched, restored[:, image.example_id], rtol=0, atol=1e-5)
 

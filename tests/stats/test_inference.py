@@ -5,6 +5,7 @@ from scipy.stats import ttest_1samp
 from vitpatch.errors import VitPatchError
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
+from vitpatch.stats.bootstrap import Resamples
 from vitpatch.types import Direction, Metric
 
 
@@ -115,7 +116,7 @@ def layers(means, n=200, seed=0, noise=1.0):
 def test_peak_set_holds_what_is_not_shown_to_be_below(sign):
     effects, of = layers([0, 2.9, 3.0, 1.0])
     peaks = inference.peak_set(sign * effects, sign, of, seed=0)
-    assert peaks.members == (1, 2) and peaks.best == stats.peak(sign * effects.mean(0), sign)
+    assert peaks.members == (1, 2) and peaks.best == inference.peak(sign * effects.mean(0), sign)
     assert peaks.stability.sum() == pytest.approx(1) and peaks.stability[[0, 3]].tolist() == [0, 0]
     assert 0.05 < peaks.stability[1] < 0.95
     opposite = inference.peak_set(sign * effects, -sign, of, seed=0)
@@ -124,7 +125,7 @@ def test_peak_set_holds_what_is_not_shown_to_be_below(sign):
 
 def test_peak_set_agrees_with_a_plain_loop():
     effects, of = layers([0.6, 0.9, 0.8, 0.3, 0.85, 0.5], seed=1)
-    means, drawn = effects.mean(0), stats.resampled_means(effects, of, seed=2)
+    means, drawn = effects.mean(0), Resamples(of, seed=2).means(effects)
     best = means.argmax()
     gaps, se = means[best] - means, (drawn[:, [best]] - drawn).std(0, ddof=1)
     others = [layer for layer in range(6) if layer != best]

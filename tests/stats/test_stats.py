@@ -6,6 +6,7 @@ from scipy.stats import bootstrap
 
 from vitpatch.errors import VitPatchError
 from vitpatch.stats import bootstrap as resamples
+from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
 
 
@@ -75,9 +76,9 @@ def test_intervals_cover_the_true_mean():
 @pytest.mark.parametrize("at_once", [700, 1000])  # 11 or 16 resamples of 60 clusters at a time, drawn anew or kept
 def test_a_resample_does_not_depend_on_how_many_fit_in_memory(at_once, monkeypatch):
     values, of = sample()
-    whole = stats.resampled_means(values, of, seed=4, resamples=100)
+    whole = resamples.Resamples(of, seed=4, number=100).means(values)
     monkeypatch.setattr(resamples, "WEIGHTS_AT_ONCE", at_once)
-    assert np.allclose(whole, stats.resampled_means(values, of, seed=4, resamples=100), rtol=0, atol=1e-12)
+    assert np.allclose(whole, resamples.Resamples(of, seed=4, number=100).means(values), rtol=0, atol=1e-12)
 
 
 def macro_loop(values, labels, of, weights):
@@ -107,10 +108,11 @@ def test_macro_averages_agree_with_a_plain_loop(nested, at_once, monkeypatch):
 
 def test_macro_average_of_one_class_or_one_cluster():
     values, of = sample()
-    assert stats.macro_estimates(values, np.zeros(300), of, 0)[0].low == pytest.approx(
+    assert resamples.Resamples(of, 0).macro_spread(values, np.zeros(300)).estimates[0].low == pytest.approx(
         stats.estimates(values, of, 0)[0].low, abs=1e-12
     )
-    (estimate,) = stats.macro_estimates(np.array([[1.0], [2], [6]]), np.array([0, 0, 1]), np.zeros(3, dtype=int), 0)
+    one = resamples.Resamples(np.zeros(3, dtype=int), 0)
+    (estimate,) = one.macro_spread(np.array([[1.0], [2], [6]]), np.array([0, 0, 1])).estimates
     assert estimate.mean == 3.75 and not estimate.known
 
 
@@ -159,11 +161,20 @@ def test_equal_values_have_an_interval_around_their_mean():
     assert estimate.low <= estimate.mean <= estimate.high and estimate.high - estimate.low < 1e-12
 
 
+def recovered(effects, total, of, seed, method="percentile"):
+    """The columns of ``recovered`` in the summary, (3, columns)."""
+    measured = stats.Measured(effects, effects > 0, effects, effects, effects)
+    examples = pd.DataFrame({"cluster": of, "total_effect": total})
+    patches = pd.DataFrame({"layer": range(effects.shape[1])})
+    summary = stats.summarize(patches, measured, examples, resamples.Resamples(of, seed), method)
+    return summary[["recovered", "recovered_low", "recovered_high"]].to_numpy().T
+
+
 def test_recovered_is_a_ratio_of_means_with_both_resampled():
     rng = np.random.default_rng(0)
     total = 0.4 + 0.1 * rng.normal(size=200)
     effects = np.column_stack([total, 0.5 * total, np.zeros(200)])
-    mean, low, high = stats.recovered(effects, total, np.arange(200), seed=0)
+    mean, low, high = recovered(effects, total, np.arange(200), seed=0)
     assert mean == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
     assert low == pytest.approx([1.0, 0.5, 0.0], abs=1e-12) and high == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
 
@@ -172,25 +183,25 @@ def test_recovered_by_bca_is_scipys_of_the_same_resamples():
     values, of = sample(columns=2)
     effects, total = np.exp(values[:, :1]), 1 + np.exp(values[:, 1])
     sums, _ = resamples.cluster_sums(np.column_stack([effects, total]), of)
-    everyone = (np.arange(len(sums)),)
+    clusters = (np.arange(len(sums)),)
 
     def ratio(index, axis=-1):
         index = index.astype(int)
         return sums[index, 0].sum(axis) / sums[index, 1].sum(axis)
 
-    drawn = stats.resampled_means(np.column_stack([effects, total]), of, seed=5)
-    theirs = bootstrap(everyone, ratio, n_resamples=100, method="percentile", rng=np.random.default_rng(0))
+    drawn = resamples.Resamples(of, seed=5).means(np.column_stack([effects, total]))
+    theirs = bootstrap(clusters, ratio, n_resamples=100, method="percentile", rng=np.random.default_rng(0))
     theirs.bootstrap_distribution = drawn[:, 0] / drawn[:, 1]
-    theirs = bootstrap(everyone, ratio, n_resamples=0, bootstrap_result=theirs, method="BCa")
-    mean, *ends = stats.recovered(effects, total, of, seed=5, method="bca")[:, 0]
+    theirs = bootstrap(clusters, ratio, n_resamples=0, bootstrap_result=theirs, method="BCa")
+    mean, *ends = recovered(effects, total, of, seed=5, method="bca")[:, 0]
     assert mean == pytest.approx(effects.mean() / total.mean(), rel=1e-12)
     assert ends == pytest.approx(list(theirs.confidence_interval), rel=1e-9)
 
 
 def test_recovered_is_empty_where_the_total_effect_is_no_denominator():
     total = np.random.default_rng(0).normal(size=200)
-    assert stats.recovered(total[:, None], total, np.arange(200), seed=0) is None
-    assert stats.recovered(np.ones((2, 1)), np.ones(2), np.zeros(2, dtype=int), seed=0) is None
+    assert np.isnan(recovered(total[:, None], total, np.arange(200), seed=0)).all()
+    assert np.isnan(recovered(np.ones((2, 1)), np.ones(2), np.zeros(2, dtype=int), seed=0)).all()
 
 
 @pytest.mark.parametrize(
@@ -204,15 +215,15 @@ def test_recovered_is_empty_where_the_total_effect_is_no_denominator():
     ],
 )
 def test_peak(effects, total, want):
-    assert stats.peak(np.array(effects), total) == want
+    assert inference.peak(np.array(effects), total) == want
 
 
 def test_summary_means_are_over_the_images_given():
     effects, correct = np.array([[0.1, 0.2], [0.3, 0.6], [0.2, 0.1]]), np.array([[1, 0], [1, 1], [0, 0]], dtype=bool)
     examples = pd.DataFrame({"cluster": [0, 0, 1], "total_effect": [0.5, 0.7, 0.6], "label": [4, 4, 2]})
     direct, delta = np.array([[1.0, 0], [2, 0], [3, 0]]), np.array([[0.5, np.nan], [0.7, np.nan], [np.nan, np.nan]])
-    measured = stats.Measured(effects, correct, 2 * effects, direct, delta)
-    summary = stats.summarize(pd.DataFrame({"layer": [0, 1]}), measured, examples, seed=0)
+    measured, draw = stats.Measured(effects, correct, 2 * effects, direct, delta), resamples.Resamples([0, 0, 1], 0)
+    summary = stats.summarize(pd.DataFrame({"layer": [0, 1]}), measured, examples, draw)
     assert summary["effect"].tolist() == pytest.approx([0.2, 0.3])
     assert summary["accuracy"].tolist() == pytest.approx([2 / 3, 1 / 3])
     assert summary[["n", "n_clusters"]].drop_duplicates().to_numpy().tolist() == [[3, 2]]
@@ -224,7 +235,7 @@ def test_summary_means_are_over_the_images_given():
     assert summary["effect_macro"].tolist() == pytest.approx([0.2, 0.25])
     assert summary["effect_sim_low"][0] == summary["effect"][0]  # both clusters have this mean
     assert summary["effect_sim_low"][1] < 0.3 < summary["effect_sim_high"][1]
-    unlabelled = stats.summarize(pd.DataFrame({"layer": [0, 1]}), measured, examples.drop(columns="label"), seed=0)
+    unlabelled = stats.summarize(pd.DataFrame({"layer": [0, 1]}), measured, examples.drop(columns="label"), draw)
     assert unlabelled.equals(summary.drop(columns=["effect_macro", "effect_macro_low", "effect_macro_high"]))
 
 
@@ -234,17 +245,20 @@ def test_summary_says_what_its_parts_say(method):
     total, labels = 2 + values[:, 0], of % 3
     measured = stats.Measured(values, values > 0, values**2, np.exp(values), values)
     examples = pd.DataFrame({"cluster": of, "total_effect": total, "label": labels})
-    summary = stats.summarize(pd.DataFrame({"layer": range(3)}), measured, examples, seed=3, method=method)
+    draw = resamples.Resamples(of, 3)
+    summary = stats.summarize(pd.DataFrame({"layer": range(3)}), measured, examples, draw, method)
     parts = {
         "effect": stats.estimates(values, of, 3, method),
         "log_odds_effect": stats.estimates(values**2, of, 3, method),
         "direct_log_odds": stats.estimates(np.exp(values), of, 3, method),
-        "effect_macro": stats.macro_estimates(values, labels, of, 3, method),
+        "effect_macro": draw.macro_spread(values, labels, method).estimates,
     }
     for name, rows in parts.items():
         want = np.array([[row.mean, row.low, row.high] for row in rows])
         assert np.allclose(summary[[name, f"{name}_low", f"{name}_high"]], want, rtol=0, atol=1e-12)
-    want = stats.recovered(values, total, of, 3, method).T
+    both = draw.spread(values, total[:, None], method=method)
+    ratio = both[:3].over(both[3:])
+    want = np.stack([ratio.mean, *ratio.interval], axis=1)
     assert np.allclose(summary[["recovered", "recovered_low", "recovered_high"]], want, rtol=0, atol=1e-12)
 
 
@@ -257,5 +271,5 @@ def test_synergy_and_marginals_by_image():
 def test_what_is_not_known_of_an_image_has_no_mean():
     effects, examples = np.zeros((2, 1)), pd.DataFrame({"cluster": [0, 1], "total_effect": [0.5, 0.7]})
     measured = stats.Measured(effects, effects > 0, effects, np.full((2, 1), np.nan), effects)
-    summary = stats.summarize(pd.DataFrame({"layer": [0]}), measured, examples, seed=0)
+    summary = stats.summarize(pd.DataFrame({"layer": [0]}), measured, examples, resamples.Resamples([0, 1], 0))
     assert summary[["direct_log_odds", "direct_log_odds_low"]].isna().all(axis=None)

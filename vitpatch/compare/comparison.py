@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from vitpatch.plots.example_images import Shown
+from vitpatch.plots.examples import Page
 from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.results import read_pages
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class FinishedRun:
         """Its ``examples.parquet``."""
         return pd.read_parquet(self.folder.examples)
 
-    def shown(self) -> Shown:
+    def shown(self) -> list[Page]:
         """The images that were kept of it."""
-        return Shown.read(self.folder.pages)
+        return read_pages(self.folder.pages)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from vitpatch.compare.comparison import Comparison, FinishedRun
 from vitpatch.compare.layout import MOST_SERIES
 from vitpatch.compare.run_labels import run_labels
 from vitpatch.compare.thumbnails import data_url
-from vitpatch.plots.example_images import Page, ShownImage
+from vitpatch.plots.examples import Page, ShownImage
 from vitpatch.plots.profile import clipped_of
 from vitpatch.stats.result import series_of
 from vitpatch.types import BaseRun, Metric
@@ -76,7 +76,7 @@ def albums(comparison: Comparison) -> tuple[list[Album], str]:
 
 def _first_page(run: FinishedRun) -> Page | None:
     """The first page of the images that a run kept."""
-    return next(iter(run.shown().of_run), None) if run.folder.pages.exists() else None
+    return next(iter(run.shown()), None) if run.folder.pages.exists() else None
 
 
 def _some(images: Sequence[ShownImage], number: int) -> list[ShownImage]:

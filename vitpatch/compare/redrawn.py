@@ -12,11 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.compare.load import Found
 from vitpatch.errors import VitPatchError
-from vitpatch.plots.example_images import Shown
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.config import read_study
 from vitpatch.runs.folder import RunFolder
-from vitpatch.stats.measure import measure
+from vitpatch.runs.results import measure, read_pages
 from vitpatch.stats.result import Outcome
 from vitpatch.types import Donor
 
@@ -40,7 +39,7 @@ def redraw(run: RunFolder, into: Path) -> list[Path]:
     """
     try:
         outcome, manifest = outcome_of(run)
-        drawn = draw(outcome, Shown.read(run.pages), manifest)
+        drawn = draw(outcome, read_pages(run.pages), manifest)
     except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise VitPatchError(

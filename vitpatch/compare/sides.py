@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from vitpatch.compare.comparison import FinishedRun
 from vitpatch.errors import VitPatchError
+from vitpatch.runs.results import patches_in
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Array
-from vitpatch.stats.measure import patches_in, total_by_image
+from vitpatch.stats.result import total_by_image
 from vitpatch.types import Direction, Donor, Metric
 
 SAME_PATCH = ("site", "layer", "head", "tokens", "first_layer", "n_layers")

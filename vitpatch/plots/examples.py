@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,28 @@ from vitpatch.types import BaseRun, Metric
 
 MOST_MAPS = 12
 """Of more layers this many, evenly spread, are on an example page."""
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """One image of a page: ``pictures`` (height, width, 3) uint8, predictions and metric of the base runs; ``patched``
+    (patches,), the metric of the patched ones."""
+
+    example_id: int
+    name: str
+    pictures: Mapping[BaseRun, NDArray[np.uint8]]
+    predicted: Mapping[BaseRun, str]
+    base: Mapping[BaseRun, float]
+    patched: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page's name, how its images were picked in words, and these."""
+
+    name: str
+    chosen: str
+    images: Sequence[ShownImage]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from vitpatch.patching.tokens import cell
 from vitpatch.plots import examples as pages
 from vitpatch.plots import style as plots
-from vitpatch.plots.example_images import Shown, ShownImage
-from vitpatch.stats.result import Outcome, in_layer_order
+from vitpatch.plots.examples import Page, ShownImage
+from vitpatch.stats.result import Outcome
+from vitpatch.stats.summary import in_layer_order
 from vitpatch.types import window_word
 
 
@@ -73,11 +74,13 @@ def mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Captio
     return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
 
 
-def image_pages(outcome: Outcome, shown: Shown, caption: plots.Caption, summary: pd.DataFrame) -> dict[str, Figure]:
+def image_pages(
+    outcome: Outcome, shown: Sequence[Page], caption: plots.Caption, summary: pd.DataFrame
+) -> dict[str, Figure]:
     """A page for each choice of images."""
     return {
-        name: _page(_traces(outcome, images, summary), outcome, summary, words, caption)
-        for name, words, images in shown.pages()
+        page.name: _page(_traces(outcome, page.images, summary), outcome, summary, page.chosen, caption)
+        for page in shown
     }
 
 
@@ -132,4 +135,7 @@ def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFram
 
 def _said(outcome: Outcome, effects: NDArray[np.floating]) -> str:
     """An image's effect at the peak of all, in words."""
-    return "" if outcome.peak is None else f"effect {effects[outcome.peak.name]:+.3f}\nat {outcome.peak_place}"
+    if outcome.peak is None:
+        return ""
+    place = plots.place_words(outcome.peak_layer, outcome.peak_series)
+    return f"effect {effects[outcome.peak.name]:+.3f}\nat {place}"

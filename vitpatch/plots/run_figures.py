@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,12 +15,12 @@ from vitpatch.plots import peak as evidence
 from vitpatch.plots import profile as profiles
 from vitpatch.plots import small_multiples as panels
 from vitpatch.plots import style as plots
-from vitpatch.plots.example_images import Shown, label_words
+from vitpatch.plots.examples import Page
 from vitpatch.plots.heatmaps import also, image_pages, mean_maps, over_the_image
 from vitpatch.stats import summary as stats
 from vitpatch.stats.bootstrap import Resamples
-from vitpatch.stats.measure import singles_of
-from vitpatch.stats.result import Outcome, PeakOfGroup, in_layer_order, is_handover, series_of
+from vitpatch.stats.result import Outcome, is_handover, series_of
+from vitpatch.stats.summary import GroupPeak, in_layer_order, single_rows
 from vitpatch.types import Direction, Donor, Estimate, counted
 
 Drawn = dict[str, dict[str, Figure]]
@@ -34,14 +34,15 @@ CONTROL_WORDS = {
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(outcome: Outcome, shown: Shown, manifest: Mapping[str, Any]) -> Drawn:
+def draw(outcome: Outcome, shown: Sequence[Page], manifest: Mapping[str, Any]) -> Drawn:
     """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
 
     All is drawn from what the run's files hold; of the ``manifest`` ``title``, the run in a line, and ``calibration``,
     where there is one.
     """
     study, run = outcome.study, manifest["title"]
-    title = f"{run}\n{outcome.doubt}" if outcome.doubt else run
+    doubt = plots.doubt_words(outcome.total, study.donor, study.direction)
+    title = f"{run}\n{doubt}" if doubt else run
     cause = f"{study.donor} ablation" if study.donor.is_constant else ""
     caption = plots.Caption(
         title, study.metric, len(outcome.examples), outcome.clusters, interval=study.interval, cause=cause
@@ -111,7 +112,7 @@ def _figures_of_run(outcome: Outcome, summary: pd.DataFrame, caption: plots.Capt
 def _sums(outcome: Outcome, summary: pd.DataFrame) -> pd.DataFrame:
     """By window of several layers the sum of their own mean effects, and what it has beyond, with interval."""
     alone = summary.index[(summary["window"] != 1) & (summary["n_layers"] == 1)]
-    parts = singles_of(summary)
+    parts = single_rows(summary)
     if parts:
         parts |= {row: [row] for row in alone}
     columns = ["sum", "synergy", "synergy_low", "synergy_high"]
@@ -125,7 +126,7 @@ def _sums(outcome: Outcome, summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(np.stack([added, spread.mean, *spread.interval], axis=1), index=whole, columns=columns)
 
 
-def _stability(group: PeakOfGroup, summary: pd.DataFrame, by_layer: bool) -> evidence.Stability:
+def _stability(group: GroupPeak, summary: pd.DataFrame, by_layer: bool) -> evidence.Stability:
     """How stable a group's peak is, its places in words."""
     rows = summary.iloc[group.rows]
     places = [str(layer) for layer in rows["layer"]]
@@ -163,7 +164,7 @@ def _classes(outcome: Outcome, rows: NDArray[np.intp]) -> Iterator[plots.OfClass
     examples = outcome.examples
     labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
     one_of_each = examples.drop_duplicates("label").to_dict("records")
-    names, study = {example["label"]: label_words(example) for example in one_of_each}, outcome.study
+    names, study = {example["label"]: plots.label_words(example) for example in one_of_each}, outcome.study
     for label, images, estimates in stats.by_class(
         outcome.effects[:, rows], labels, clusters, study.seed, study.interval
     ):

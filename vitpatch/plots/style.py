@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.types import PREFIX, SUFFIX, Estimate, Metric, counted
+from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, counted
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
@@ -64,6 +65,17 @@ METRIC_NAMES = {
 }
 
 
+PREDICTED = " (predicted)"
+"""After the name of a label that the image does not have."""
+DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not shown to move the model"
+DOES_NOT_DIFFER = (
+    "the total effect's interval holds 0: on average another image says as much for a label as the image itself, as a "
+    "derangement within a class must"
+)
+NO_MORE_THAN = (
+    "the total effect's interval holds 0: another image's clean run is not shown to say more or less for a label than "
+    "the run that it is put into"
+)
 INTERVALS = {"percentile": "percentile", "bca": "BCa"}
 
 
@@ -97,6 +109,25 @@ class Caption:
     def effect(self) -> str:
         """In words, what is measured, in two lines."""
         return f"effect {f'of {self.cause} ' if self.cause else ''}on the\n{METRIC_NAMES[self.metric]}"
+
+
+def label_words(example: Mapping[str, Any]) -> str:
+    """The label of a row of ``examples.parquet`` as a person reads it."""
+    return str(example["label_name"]) + PREDICTED * bool(example["label_is_predicted"])
+
+
+def place_words(layer: int, series: str) -> str:
+    """A layer, and its series where there are several."""
+    return f"layer {layer}{f', {series}' if series else ''}"
+
+
+def doubt_words(total: Estimate, donor: Donor, direction: Direction) -> str:
+    """What to say of a total effect whose interval holds 0; else nothing."""
+    if not total.holds_zero:
+        return ""
+    if donor is Donor.PAIR:
+        return DOES_NOT_MOVE
+    return DOES_NOT_DIFFER if donor is Donor.SAME_CLASS and direction is Direction.NOISE else NO_MORE_THAN
 
 
 def layer_words(windows: set[int]) -> str:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import corrupted
 from vitpatch.data.images import ImageDataModule
-from vitpatch.plots.example_images import Page, Shown, ShownImage, label_words
+from vitpatch.plots.examples import Page, ShownImage
+from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.patching import Patching
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
@@ -29,7 +30,7 @@ DRAWS = 10
 
 def chosen(
     setup: Setup, outcome: Outcome, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]
-) -> Shown:
+) -> list[Page]:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
 
     On the trainer's device where the model is needed again.
@@ -38,7 +39,7 @@ def chosen(
     pages = _choices(outcome)
     where = on_device(setup.model, make_trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:
-        return Shown([Page(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages])
+        return [Page(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages]
 
 
 def _is_drawn_again(setup: Setup) -> bool:
@@ -56,7 +57,8 @@ def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     if outcome.peak is not None:
         by_effect = np.argsort(-outcome.towards * outcome.effects[:, outcome.peak.name], kind="stable")
         spread = by_effect[np.linspace(0, len(by_effect) - 1, number).round().astype(int)]
-        yield "sorted", f"{images} from the largest to the smallest effect at {outcome.peak_place}", spread
+        place = place_words(outcome.peak_layer, outcome.peak_series)
+        yield "sorted", f"{images} from the largest to the smallest effect at {place}", spread
     lot = np.random.default_rng(outcome.study.seed).choice(len(total), number, replace=False)
     yield "random", f"{images} drawn by lot", np.sort(lot)
 

@@ -39,7 +39,7 @@ from vitpatch.schema import (
     of_partners,
     with_fields,
 )
-from vitpatch.stats.inclusion import included as included_by
+from vitpatch.stats.result import included as included_by
 from vitpatch.types import ImageBatch, counted, duration
 
 log = logging.getLogger(__name__)

@@ -26,13 +26,14 @@ from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.name_overrides import check_names
 from vitpatch.runs.peers import folder_of
 from vitpatch.runs.predict import Done, data_of, foretell, predict
+from vitpatch.runs.report import described, lines, scalars
+from vitpatch.runs.results import measure, write_pages
 from vitpatch.runs.secrets import check_no_secret
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, tracker_of
 from vitpatch.runs.trainer import make_trainer_of, on_threads
-from vitpatch.stats.measure import measure
-from vitpatch.stats.result import Outcome, described, lines, scalars, series_of
+from vitpatch.stats.result import Outcome, series_of
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _make(
         if outcome.marginals is not None:
             folder.write_csv(folder.marginals, outcome.marginals)
         shown = chosen(setup, outcome, data, make_trainer)
-        shown.write(folder.pages)
+        write_pages(folder.pages, shown)
         known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
         pictures = folder.save(draw(outcome, shown, known))
         manifest = (
@@ -209,7 +210,7 @@ def _versions() -> dict[str, str]:
 
 def _counts(setup: Setup, outcome: Outcome, skipped: int) -> dict[str, Any]:
     read, include, donor = len(setup.images) - skipped, setup.study.include, setup.study.donor
-    alone = outcome.alone
+    alone = outcome.without_partner
     dropped = {
         "unreadable": skipped,
         "left out by label_map": setup.images.left_out,

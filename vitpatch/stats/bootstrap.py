@@ -56,6 +56,10 @@ class Resamples:
     seed: int
     number: int = RESAMPLES
 
+    def of(self, images: NDArray[np.bool_]) -> Resamples:
+        """Resamples of the clusters that some of the images, (images,) bool, are in."""
+        return self if images.all() else Resamples(self.clusters[images], self.seed, self.number)
+
     @cached_property
     def index(self) -> NDArray[np.intp]:
         """The cluster of each image, counted from 0: (images,)."""
@@ -206,6 +210,12 @@ class Spread:
         else:
             low, high = bca_interval(self.mean, self.resampled, self.left_out)
         return np.minimum(low, self.mean), np.maximum(high, self.mean)
+
+    def columns(self, name: str) -> dict[str, Array]:
+        """Columns of a table, ``name``, ``name_low`` and ``name_high``; all NaN where a mean is not known."""
+        known = self if not np.isnan(self.mean).any() else Spread(np.full_like(self.mean, np.nan), None, None)
+        low, high = known.interval
+        return {name: known.mean, f"{name}_low": low, f"{name}_high": high}
 
     @property
     def simultaneous(self) -> tuple[Array, Array]:

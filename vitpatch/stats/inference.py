@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
 from vitpatch.stats.bootstrap import LEVEL, ROUNDING, Array, Resamples, cluster_sums, in_steps, simultaneous_interval
-from vitpatch.stats.summary import TIE, furthest
 from vitpatch.types import Direction, Metric
 
 FLIPS = 9999
 SPLITS = 500
 INERT = 1e-6
 """An effect closer to 0, in log odds on average over a cluster's images, is what rounding leaves: it counts as 0."""
+TIE = 1e-6
+"""Means closer than this are of one size where the furthest is looked for."""
 TIED = 1e-12
 """Statistics on the scale of ``_studentised`` closer than this are equal: sums in another order round differently."""
 
@@ -68,6 +69,21 @@ def _studentised(values: Array, clusters: NDArray[np.integer]) -> Array:
     return np.divide(sums, size, out=np.zeros_like(sums), where=size > 0)
 
 
+def peak(effects: Array, total: float) -> int | None:
+    """The index whose mean goes furthest in the direction of the total effect, the lowest on a tie.
+
+    ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
+    """
+    return None if total == 0 else int(furthest(effects, np.sign(total)))
+
+
+def furthest(means: Array, towards: float) -> NDArray[np.intp]:
+    """The column whose mean goes furthest towards a sign, the lowest within ``TIE``: (…, columns) → (…)."""
+    means = np.sign(towards) * means
+    assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
+    return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
+
+
 @dataclass(frozen=True)
 class Peaks:
     """Where the peak may be: ``best`` the observed one, ``members`` the columns that are not shown to be below it.
@@ -83,7 +99,7 @@ class Peaks:
 def peak_set(effects: Array, towards: float, clusters: NDArray[np.integer], seed: int) -> Peaks:
     """The layers whose simultaneous interval of (best − this) holds 0, by max-T over the layers.
 
-    ``effects`` (images, layers) in order of layer; the best goes furthest ``towards`` a sign, as in ``stats.peak``. Of
+    ``effects`` (images, layers) in order of layer; the best goes furthest ``towards`` a sign, as in ``peak``. Of
     one cluster all layers are in the set: none is shown to be below.
     """
     assert towards, "the total effect is 0: there is no direction and no peak"

@@ -1,86 +1,30 @@
-"""Per-image effects → means and intervals. Pure: numpy and pandas, the seed an argument; resamples of clusters."""
+"""Effects by image → a table of means, intervals and tests, a row a patch. Pure: numpy and pandas."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpatch.stats.bootstrap import RESAMPLES, Array, Resamples, Spread
-from vitpatch.types import Estimate
+from vitpatch.stats import inference
+from vitpatch.stats.bootstrap import Array, Resamples, Spread
+from vitpatch.types import Donor, Estimate, Tested, window_word
 
-TIE = 1e-6
-"""Means closer than this are one size where the furthest is looked for."""
 MIN_STANDARD_ERRORS = 3.0
 """A mean total effect within this many standard errors of 0 is no denominator."""
-
-
-def resampled_means(values: Array, clusters: NDArray[np.integer], seed: int, resamples: int = RESAMPLES) -> Array:
-    """Means over images in resamples of whole clusters: (images, columns) → (resamples, columns).
-
-    All columns share the resamples, so that ratios and differences of columns can be taken row by row.
-    """
-    return Resamples(clusters, seed, resamples).means(values)
-
-
-def estimates(values: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile") -> list[Estimate]:
-    """An ``Estimate`` for each column of (images, columns); ``method`` of the interval: ``percentile`` or ``bca``."""
-    return Resamples(clusters, seed).spread(values, method=method).estimates
-
-
-def macro_estimates(
-    values: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
-) -> list[Estimate]:
-    """As ``estimates``, of the mean over classes of class means; ``labels`` (images,).
-
-    A class without images in a resample is left out of that resample.
-    """
-    return Resamples(clusters, seed).macro_spread(values, labels, method).estimates
-
-
-def recovered(
-    effects: Array, total: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile"
-) -> Array | None:
-    """Mean effect / mean total effect with its interval: (images, columns), (images,) → (3, columns).
-
-    Both means are recomputed on each resample. ``None`` where the mean total effect is within
-    ``MIN_STANDARD_ERRORS`` standard errors of 0, or has none.
-    """
-    both = Resamples(clusters, seed).spread(effects, total[:, None], method=method)
-    return _recovered(both[:-1], both[-1:])
-
-
-def _recovered(effects: Spread, total: Spread) -> Array | None:
-    if not abs(total.mean[0]) > MIN_STANDARD_ERRORS * total.se[0]:
-        return None
-    ratios = effects.over(total)
-    return np.stack([ratios.mean, *ratios.interval])
-
-
-def peak(effects: Array, total: float) -> int | None:
-    """The index whose mean goes furthest in the direction of the total effect, the lowest on a tie.
-
-    ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
-    """
-    return None if total == 0 else int(furthest(effects, np.sign(total)))
-
-
-def furthest(means: Array, towards: float) -> NDArray[np.intp]:
-    """The column whose mean goes furthest towards a sign, the lowest within ``TIE``: (…, columns) → (…)."""
-    means = np.sign(towards) * means
-    assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
-    return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
 
 
 @dataclass(frozen=True)
 class Measured:
     """What was measured of each image and patch, (images, patches) each.
 
-    ``effects`` of the headline metric; ``correct`` whether the patched run's prediction is the label; ``log_odds`` the
-    effect on the log odds and ``direct`` its direct share; ``delta_norm`` how far donor and recipient differ.
+    ``effects`` are on the headline metric, ``log_odds`` and ``prob`` on these; ``direct`` is the direct share of that
+    on the log odds; ``correct``: whether the patched run predicts the label; ``delta_norm``: how far donor and
+    recipient differ. ``controls`` are effects with other images as donors, by column (``effect_*``, ``log_odds_*``),
+    NaN where an image has no such partner.
     """
 
     effects: Array
@@ -88,59 +32,102 @@ class Measured:
     log_odds: Array
     direct: Array
     delta_norm: Array
+    prob: Array | None = None
+    controls: Mapping[str, Array] = field(default_factory=dict)
 
-    def of(self, images: NDArray) -> Measured:
-        """Some of the images."""
-        parts = (self.effects, self.correct, self.log_odds, self.direct, self.delta_norm)
-        return Measured(*(values[images] for values in parts))
+    def select(self, images: NDArray[np.bool_]) -> Measured:
+        """Some of the images, (images,) bool."""
+        arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "controls"}
+        controls = {name: values[images] for name, values in self.controls.items()}
+        return Measured(**{k: None if v is None else v[images] for k, v in arrays.items()}, controls=controls)
+
+
+@dataclass(frozen=True)
+class GroupPeak:
+    """Where the peak of a group of rows may be, the rows that layers are compared in (a window, a kind of tokens).
+
+    ``rows`` of the summary in order of layer, ``stability`` how often each is the peak of a resample; ``members`` the
+    rows that are not shown to be below ``best``; ``size`` the peak's effect from split halves.
+    """
+
+    name: str
+    best: int
+    members: NDArray[np.intp]
+    rows: NDArray[np.intp]
+    stability: Array
+    size: float
+
+
+def summary_table(
+    patches: pd.DataFrame,
+    measured: Measured,
+    examples: pd.DataFrame,
+    resamples: Resamples,
+    towards: float,
+    *,
+    method: str = "percentile",
+    tested: Tested = Tested.LOG_ODDS,
+    compare_controls: bool = True,
+) -> tuple[pd.DataFrame, list[GroupPeak]]:
+    """All columns of ``summary.csv``, a row a patch, and the peaks of its groups of rows.
+
+    Arguments as in ``summarize``; ``towards`` is the sign of the total effect, 0 = there is no peak; ``tested`` the
+    effects that p is of; ``compare_controls``: whether the own donor's effects may be compared with the controls'.
+    """
+    summary = summarize(patches, measured, examples, resamples, method)
+    kind, own = ("log_odds", measured.log_odds) if tested is Tested.LOG_ODDS else ("effect", measured.effects)
+    columns = _control_columns(measured, resamples, method)
+    columns["p"] = inference.sign_flip_p(own, resamples.clusters, resamples.seed)
+    other = measured.controls.get(f"{kind}_{Donor.OTHER_CLASS}")
+    if other is not None and compare_controls:
+        columns |= _own_minus_other(own - other, resamples, method)
+    columns |= _synergy_columns(measured, summary, resamples, method)
+    peaks = list(_group_peaks(summary, measured.effects, towards, resamples)) if towards else []
+    return summary.assign(**columns, **_peak_columns(peaks, len(summary))), peaks
 
 
 def summarize(
-    patches: pd.DataFrame, measured: Measured, examples: pd.DataFrame, seed: int, method: str = "percentile"
+    patches: pd.DataFrame,
+    measured: Measured,
+    examples: pd.DataFrame,
+    resamples: Resamples,
+    method: str = "percentile",
 ) -> pd.DataFrame:
-    """The rows of ``summary.csv``: one a patch, means over the images given.
+    """Means over images with their intervals, a row a patch.
 
-    ``patches`` has a row a patch (site, layer, head, …); ``examples`` has a row an image with ``cluster`` and
-    ``total_effect``, and with ``label`` there are macro-averages. ``delta_norm`` is the mean over the images where it
-    is defined. ``method`` is of all intervals but the simultaneous ones, which are over all rows.
+    ``patches`` has a row a patch (site, layer, head, …); ``examples`` a row an image with ``total_effect``, and with
+    ``label`` there are macro-averages; ``resamples`` are of these images. ``recovered`` is empty where the mean total
+    effect is within ``MIN_STANDARD_ERRORS`` standard errors of 0 or has none. ``delta_norm`` is the mean over the
+    images where it is defined. ``method`` is of all intervals but the simultaneous ones, which are over all rows.
     """
-    resamples, total = Resamples(examples["cluster"].to_numpy(), seed), examples[["total_effect"]].to_numpy(float)
-    columns = len(patches)
+    total, columns = examples[["total_effect"]].to_numpy(float), len(patches)
     spread = resamples.spread(measured.effects, measured.log_odds, measured.direct, total, method=method)
     effects, log_odds, direct = (spread[i * columns : (i + 1) * columns] for i in range(3))
-    ratios = _recovered(effects, spread[3 * columns :])
-    low_mid_high = np.full((3, columns), np.nan) if ratios is None else ratios
+    total_effect = spread[3 * columns :]
+    recovered = Spread(np.full(columns, np.nan), None, None)
+    if abs(total_effect.mean[0]) > MIN_STANDARD_ERRORS * total_effect.se[0]:
+        recovered = effects.over(total_effect)
     macro = {}
     if "label" in examples:
-        of_classes = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method)
-        macro = with_ends("effect_macro", of_classes)
+        macro = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method).columns("effect_macro")
+    low, high = effects.interval
+    simultaneous_low, simultaneous_high = effects.simultaneous
     return patches.assign(
         n=len(examples),
         n_clusters=resamples.n,
         effect=effects.mean,
         effect_se=effects.se,
-        **_ends("effect", effects.interval),
-        recovered=low_mid_high[0],
-        **_ends("recovered", low_mid_high[1:]),
+        effect_low=low,
+        effect_high=high,
+        **recovered.columns("recovered"),
         accuracy=measured.correct.mean(0),
-        **with_ends("log_odds_effect", log_odds),
-        **with_ends("direct_log_odds", direct),
+        **log_odds.columns("log_odds_effect"),
+        **direct.columns("direct_log_odds"),
         delta_norm=_mean_of_known(measured.delta_norm),
         **macro,
-        **_ends("effect_sim", effects.simultaneous),
+        effect_sim_low=simultaneous_low,
+        effect_sim_high=simultaneous_high,
     )
-
-
-def _ends(name: str, ends: Iterable[Array]) -> dict[str, Array]:
-    low, high = ends
-    return {f"{name}_low": low, f"{name}_high": high}
-
-
-def with_ends(name: str, spread: Spread) -> dict[str, Array]:
-    """Columns of means and intervals, ``name``, ``name_low``, ``name_high``; empty where a value is not known."""
-    if np.isnan(spread.mean).any():
-        spread = Spread(np.full_like(spread.mean, np.nan), None, None)
-    return {name: spread.mean, **_ends(name, spread.interval)}
 
 
 def _mean_of_known(values: Array) -> Array:
@@ -149,13 +136,106 @@ def _mean_of_known(values: Array) -> Array:
         return np.where(known, values, 0).sum(0, dtype=float) / known.sum(0)
 
 
+def _control_columns(measured: Measured, resamples: Resamples, method: str) -> dict[str, Array]:
+    """For each control the number of images that have such a partner, the mean effect and interval over these."""
+    columns: dict[str, Array] = {}
+    for name, values in measured.controls.items():
+        if name.startswith("effect_"):
+            known = ~np.isnan(values[:, 0])
+            columns[name.replace("effect", "n", 1)] = np.full(values.shape[1], known.sum())
+            columns |= _spread_of_known(values, known, resamples, method).columns(name)
+    return columns
+
+
+def _own_minus_other(difference: Array, resamples: Resamples, method: str) -> dict[str, Array]:
+    """Mean, interval and family-wise p of own − other-class donor, over the images that have one."""
+    known = ~np.isnan(difference[:, 0])
+    columns = _spread_of_known(difference, known, resamples, method).columns("own_minus_other")
+    unknown = np.full(difference.shape[1], np.nan)
+    clusters, seed = resamples.clusters[known], resamples.seed
+    p = inference.sign_flip_p(difference[known], clusters, seed) if known.any() else unknown
+    return columns | {"p_own_minus_other": p}
+
+
+def _spread_of_known(values: Array, known: NDArray[np.bool_], resamples: Resamples, method: str) -> Spread:
+    """Means over the images that are ``known``; NaN where none is."""
+    if not known.any():
+        return Spread(np.full(values.shape[1], np.nan), None, None)
+    return resamples.of(known).spread(values[known], method=method)
+
+
+def _synergy_columns(measured: Measured, summary: pd.DataFrame, resamples: Resamples, method: str) -> dict[str, Array]:
+    """A window's effect less the sum of its layers', NaN in rows where these are not known."""
+    singles, columns = single_rows(summary), {}
+    for name, effects in (("synergy_prob", measured.prob), ("synergy_log_odds", measured.log_odds)):
+        if singles and effects is not None:
+            values = synergy(effects, list(singles), list(singles.values()))
+            for column, known in resamples.spread(values, method=method).columns(name).items():
+                columns[column] = np.full(len(summary), np.nan)
+                columns[column][list(singles)] = known
+    return columns
+
+
+def _group_peaks(summary: pd.DataFrame, effects: Array, towards: float, resamples: Resamples) -> Iterator[GroupPeak]:
+    """For each group of rows that layers are compared in: the rows that may be its peak, and its size."""
+    for name, rows in group_rows(summary).items():
+        ordered = in_layer_order(summary, rows)
+        values = effects[:, ordered]
+        peaks = inference.peak_set(values, towards, resamples.clusters, resamples.seed)
+        size = inference.peak_size(values, towards, resamples.clusters, resamples.seed)
+        members = ordered[list(peaks.members)]
+        yield GroupPeak(name, int(ordered[peaks.best]), members, ordered, peaks.stability, size)
+
+
+def _peak_columns(peaks: Sequence[GroupPeak], rows: int) -> dict[str, Array]:
+    """Whether a row may be its group's peak, and how often it is in resamples."""
+    member, share = np.zeros(rows, dtype=bool), np.full(rows, np.nan)
+    for peak in peaks:
+        member[peak.members], share[peak.rows] = True, peak.stability
+    return {"in_peak_set": member, "peak_share": share} if peaks else {}
+
+
+def window_names(summary: pd.DataFrame) -> list[str]:
+    """Each row's window as it stands in names of series: ``w3``, ``prefix``, ``suffix``."""
+    return [window_word(window) if window < 1 else f"w{window}" for window in summary["window"]]
+
+
+def group_rows(summary: pd.DataFrame) -> dict[str, NDArray[np.intp]]:
+    """Rows that layers are compared in, by name: those of one window and one kind of tokens; ``""`` = all."""
+    kinds = [name.partition(":")[0] for name in summary["tokens"]]
+    differ = [values for values in (window_names(summary), kinds) if len(set(values)) > 1]
+    names = ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
+    return {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
+
+
+def in_layer_order(summary: pd.DataFrame, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Rows of the summary from the first layer to the last, as they came within one layer."""
+    return rows[np.argsort(summary["layer"].to_numpy()[rows], kind="stable")]
+
+
+def single_rows(summary: pd.DataFrame) -> dict[int, list[int]]:
+    """For each row of several layers the rows of its layers alone, where all of them are there."""
+    alone = {(row.tokens, row.head, row.layer): row.Index for row in summary.itertuples() if row.window == 1}
+    singles = {}
+    for row in summary[summary["n_layers"] > 1].itertuples():
+        layers = [alone.get((row.tokens, row.head, layer)) for layer in range(row.first_layer, row.last_layer + 1)]
+        if None not in layers:
+            singles[row.Index] = layers
+    return singles
+
+
+def estimates(values: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile") -> list[Estimate]:
+    """An ``Estimate`` for each column of (images, columns); ``method`` of the interval: ``percentile`` or ``bca``."""
+    return Resamples(clusters, seed).spread(values, method=method).estimates
+
+
 def by_class(
     effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
-) -> Iterator[tuple]:
-    """For each label in order: (label, images, [Estimate of each column])."""
+) -> Iterator[tuple[int, int, list[Estimate]]]:
+    """For each label in order: (label, images, an ``Estimate`` of each column)."""
     for label in np.unique(labels):
-        of_class = labels == label
-        yield int(label), int(of_class.sum()), estimates(effects[of_class], clusters[of_class], seed, method)
+        images = labels == label
+        yield int(label), int(images.sum()), estimates(effects[images], clusters[images], seed, method)
 
 
 def synergy(effects: Array, windows: Sequence[int], singles: Sequence[Sequence[int]]) -> Array:
