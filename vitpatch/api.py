@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from vitpatch.checks import one_of, whole_number, window_of
 from vitpatch.errors import VitPatchError
 from vitpatch.models.families import family_of
-from vitpatch.models.formats import check_bare
+from vitpatch.models.pretrained import check_bare
 from vitpatch.models.verify import is_itself, prove
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import cost_of, memory_limit

@@ -16,9 +16,9 @@ from vitpatch.checks import Count, Expected, Interval, Share, is_list
 from vitpatch.data.labels import SHOWN, are_numbers, fold, spoken
 from vitpatch.errors import VitPatchError
 from vitpatch.hub import explain
-from vitpatch.models.configs import class_names, name_classes, vision_config
+from vitpatch.models.classes import class_names, name_classes
 from vitpatch.models.families import Family, family_from_yaml, family_of
-from vitpatch.models.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
+from vitpatch.models.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair, vision_config
 from vitpatch.models.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
 from vitpatch.models.verify import prove
 from vitpatch.models.vit import PatchableViT

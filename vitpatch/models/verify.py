@@ -140,7 +140,7 @@ def _is_by_heads(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]
         all(_equal(model, block.project(way), added) for way in ways)
         and all(_equal(model, value.transpose(1, 2).flatten(2), values[site, layer]) for site, value in shown.items())
         and _equal(model, block.project(block.z(heads.at(slice(0, reads)))), added[:, :reads])
-        and _equal(model, block.z(heads.of(0)), z[:, :1])
+        and _equal(model, block.z(heads.select(0)), z[:, :1])
         and _projects(model, block, z)
     )
 

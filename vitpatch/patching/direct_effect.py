@@ -78,7 +78,7 @@ class Readings:
             moved = change if reading.head == ALL_HEADS else change[:, reading.head][:, None]
             moved = moved[:, :, : self._reads] * mask[:, None, : self._reads, None]
         else:
-            donor, recipient = donor.of(reading.head), recipient.of(reading.head).at(slice(0, self._reads))
+            donor, recipient = donor.select(reading.head), recipient.select(reading.head).at(slice(0, self._reads))
             edited = edited_heads(reading.site, mask, donor, recipient)
             moved = self.model.blocks[reading.layer].z(edited) - recipient.z
         return self.model.blocks[reading.layer].project_change(moved, reading.head)
