@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import corrupted
-from vitpatch.data.images import ImageDataModule
+from vitpatch.data.datamodule import ImageDataModule
 from vitpatch.plots.example_images import Page, Shown, ShownImage, label_words
 from vitpatch.runs.patching import Patching
 from vitpatch.runs.setup import Setup

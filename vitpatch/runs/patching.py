@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vitpatch.corruptions.embedding_noise import OnEmbeddings, noise_of
 from vitpatch.corruptions.pixels import corrupted, traits
-from vitpatch.data.images import UNKNOWN, Decoded
-from vitpatch.data.training import batches_of
+from vitpatch.data.datamodule import Decoded, batches_of
+from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
