@@ -16,7 +16,7 @@ from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
 from vitpatch.patching.cost import Cost, Room, cost_of, memory_limit
 from vitpatch.patching.executor import Outputs, averaged, execute
-from vitpatch.patching.inputs import Constants
+from vitpatch.patching.full_forward import Constants
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.runs.setup import Setup
