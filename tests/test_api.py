@@ -1,10 +1,13 @@
 """``vitpatch.patch`` and ``vitpatch.summarize``: the numbers of patch.py, from two tensors."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, pictures, save_model
+from conftest import CLASSES, ROOT, pictures, save_model
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import vitpatch
@@ -77,7 +80,60 @@ def test_the_model_is_left_as_it_was(made, tensors):
     assert state() == before
 
 
-def test_a_hook_of_the_users_own_is_seen_also_on_a_proven_model(model, tensors):
+def test_a_loaded_model_is_verified_once_and_patched_many_times(made, model, tensors, monkeypatch):
+    wanted, verified = vitpatch.patch(model, *tensors, target="z", window=1), []
+    verify_model = vitpatch.api.verify_model
+    monkeypatch.setattr(vitpatch.api, "verify_model", lambda vit: (verified.append(vit), verify_model(vit)))
+    training = AutoModelForImageClassification.from_pretrained(made / "vit").train()
+    vit = vitpatch.load(training)
+    assert all(module.training for module in training.modules())
+    for loaded in (vit, vit, vitpatch.load(str(made / "vit")), vitpatch.load(made / "vit")):
+        pd.testing.assert_frame_equal(vitpatch.patch(loaded, *tensors, target="z", window=1), wanted)
+    assert verified == [vit] and all(module.training for module in training.modules())
+    vitpatch.patch(model, *tensors)
+    assert len(verified) == 2
+    with pytest.raises(VitPatchError, match=r"clean: shape .*; expected \(13, 3, 32, 32\)"):
+        vitpatch.patch(vit, torch.zeros(13, 3, 8, 8), *tensors[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("./nowhere", "no such folder"), (torch.nn.Linear(2, 2), "got Linear"), (3, "got int")]
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(given, says):
+    with pytest.raises(VitPatchError, match=says) as error:
+        vitpatch.load(given)
+    assert "\n" not in str(error.value)
+
+
+WALK = """
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageClassification
+
+import vitpatch
+
+model = AutoModelForImageClassification.from_pretrained({folder!r})
+clean, package, entered, patch = torch.rand(3, 3, 32, 32), str(Path(vitpatch.__file__).parent), set(), vitpatch.patch
+sys.setprofile(lambda frame, event, arg: entered.add(frame.f_code.co_filename))
+table = patch(model, clean, clean.mean(1, keepdim=True).expand_as(clean), [0, 1, 2])
+sys.setprofile(None)
+assert len(table) == 3 * 4
+print("HEAVY", sorted({{"hydra", "lightning", "matplotlib", "wandb"}} & set(sys.modules)))
+print("FILES", *sorted(name[len(package) + 1 :] for name in entered if name.startswith(package)))
+"""
+
+
+def test_patch_is_a_short_walk_and_imports_nothing_heavy(made):
+    code = WALK.format(folder=str(made / "vit"))
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "HEAVY []" in out.stdout, out.stdout[-500:] + out.stderr[-2000:]
+    files = out.stdout.split("FILES ")[1].split()
+    assert "patching/executor.py" in files and len(files) <= 20, files
+
+
+def test_a_hook_of_the_users_own_is_seen(model, tensors):
     before = vitpatch.patch(model, *tensors, window=1)
 
     def halved(module, args, output):
@@ -90,7 +146,7 @@ def test_a_hook_of_the_users_own_is_seen_also_on_a_proven_model(model, tensors):
     assert vitpatch.patch(model, *tensors, window=1)["logit"].equals(before["logit"])
 
 
-def test_other_hooks_forwards_and_projections_are_proven_anew(made, tensors):
+def test_other_hooks_forwards_and_projections_are_verified_anew(made, tensors):
     model = AutoModelForImageClassification.from_pretrained(made / "vit")
 
     def times(factor):
@@ -125,7 +181,7 @@ def test_other_hooks_forwards_and_projections_are_proven_anew(made, tensors):
 
 
 def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, caplog):
-    """A hook that does something else than when the model was proven, or only on some images."""
+    """A hook that does something else than when the model was verified, or only on some images."""
     model, strength = AutoModelForImageClassification.from_pretrained(made / "vit"), [1.0]
 
     def steered(module, args, output):
@@ -137,9 +193,11 @@ def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, cap
         return args, kwargs | {"pixel_values": images.where(images >= 0, images / 2)}
 
     with model.vit.register_forward_hook(steered):
-        vitpatch.patch(model, *tensors)
+        vit = vitpatch.load(model)
+        assert vitpatch.patch(vit, *tensors)["direct_log_odds"].notna().all()
         strength[0] = 0.5
-        table = vitpatch.patch(model, *tensors)
+        table = vitpatch.patch(vit, *tensors)
+        pd.testing.assert_frame_equal(vitpatch.patch(model, *tensors), table)
         for run, pixels in zip(("clean", "corrupt"), tensors, strict=False):
             want = model(pixels).logits.double().softmax(-1)[range(13), tensors[2]]
             got = table.drop_duplicates("example_id")[f"prob_{run}"].to_numpy()

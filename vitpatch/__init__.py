@@ -1,13 +1,13 @@
 """Activation patching (causal tracing) for vision transformers.
 
-``vitpatch.patch`` and ``vitpatch.summarize`` are for notebooks. Nothing heavy is imported here: Hydra imports the
-package to answer ``--help``.
+``vitpatch.load``, ``vitpatch.patch`` and ``vitpatch.summarize`` are for notebooks. Nothing heavy is imported here:
+Hydra imports the package to answer ``--help``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitpatch.api import patch, summarize
+    from vitpatch.api import load, patch, summarize
     from vitpatch.errors import VitPatchError
 
 __version__ = "0.1.0"
@@ -15,11 +15,11 @@ __version__ = "0.1.0"
 NUMBERS_VERSION = 3
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
 
-__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "patch", "summarize"]
+__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "patch", "summarize"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("patch", "summarize"):
+    if name in ("load", "patch", "summarize"):
         from vitpatch import api
 
         return getattr(api, name)

@@ -5,36 +5,61 @@ from __future__ import annotations
 import logging
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from vitpatch.checks import one_of, whole_number, window_of
 from vitpatch.errors import VitPatchError
+from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
-from vitpatch.models.formats import check_bare
-from vitpatch.models.verify import is_itself, prove
+from vitpatch.models.pretrained import check_bare
+from vitpatch.models.verify import matches_own_forward, verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import cost_of, memory_limit
-from vitpatch.patching.executor import execute
+from vitpatch.patching.executor import Outputs, execute
 from vitpatch.patching.metrics import total_effect
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
-from vitpatch.stats.bootstrap import Resamples
-from vitpatch.stats.summary import Measured, summary_table
 from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)
 
 Window = int | str
+
+
+def load(model: nn.Module | str | Path, input_size: tuple[int, int] | None = None) -> PatchableViT:
+    """A Hugging Face image classifier with named sites, for any number of calls of ``patch``.
+
+    ``model`` is a loaded one, or a hub id or a folder that ``save_pretrained`` wrote. ``input_size`` (height, width) is
+    that of the images, for a loaded model that takes any (default: its config's). That its sites are where they are
+    taken to be is verified here, on three random images: load it again after a change of the model, such as a new hook
+    or adapter. A loaded model is left as it was. Raises ``VitPatchError`` for what is no vision transformer of a known
+    family.
+    """
+    if isinstance(model, str | Path):
+        return Checkpoint(str(model)).load()
+    if not isinstance(model, nn.Module):
+        raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
+    check_bare(model)
+    config = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
+    family = family_of(config.model_type, type(model).__name__)
+    if family.blocks.startswith("backbone.") and not hasattr(model, "backbone"):
+        raise VitPatchError(f"model: {type(model).__name__} is a backbone; patch.py takes it with model.head_path")
+    with _in_eval_mode(model):
+        vit = PatchableViT(model, family, input_size=input_size)
+        verify_model(vit)
+    return vit
 
 
 def patch(
@@ -58,9 +83,10 @@ def patch(
     seed: int = 0,
     memory_gb: float | None = None,
 ) -> pd.DataFrame:
-    """Patches a loaded Hugging Face image classifier; a row an image and patch.
+    """Patches an image classifier; a row an image and patch.
 
     Parameters:
+    - ``model``: what ``vitpatch.load`` returned; or a Hugging Face model, which is then verified in each call.
     - ``clean``, ``corrupt`` (images, 3, height, width): ``pixel_values`` as the model takes them, normalised;
       ``labels`` (images,): class indices.
     - ``target``: ``resid_pre``, ``attn_out``, ``resid_mid``, ``mlp_out``, ``resid_post``, or by head ``z``, ``q``,
@@ -89,45 +115,66 @@ def patch(
     ids = torch.tensor(_integers("ids", range(len(labels)) if ids is None else ids), dtype=torch.int64)
     clusters = ids.tolist() if clusters is None else _integers("clusters", clusters)
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
-    was_training = {module: module.training for module in model.modules()}
-    try:
-        patchable = _patchable(model, clean)
-        _check_images(patchable, clean, corrupt, labels, masks)
+    with _in_eval_mode(model), _names_of_arguments():
+        vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
+        _check_images(vit, clean, corrupt, labels, masks)
         _check_ids(labels, ids, clusters, seed)
-        target_ = _target(target, tokens, layers, heads, grid)
-        target_.check_grid()
-        patchable.require(target_.site)
-        plan = make_plan(
-            target_,
-            _windows(window, target_, patchable.sizes.depth),
-            one_of("direction", direction, Direction),
-            patchable.sizes,
-        )
-        seen = patchable.covered(masks)
-        group_masks = token_masks(plan.token_groups, plan.sizes, target_.grid, seen, ids.tolist(), seed)
-        limit = memory_limit(memory_gb, patchable.device)
-        room = cost_of(plan, patchable).room(len(labels), limit, plan.sizes.tokens, patchable.device, waiting=0)
-        parts = []
-        for first in range(0, len(labels), room.images):
-            here = slice(first, first + room.images)
-            images = {BaseRun.CLEAN: clean[here], BaseRun.CORRUPT: corrupt[here]}
-            pixels = {run: x.to(patchable.device, patchable.dtype) for run, x in images.items()}
-            outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
-            may_differ = first == 0 and patchable.goes_by_parts(target_.site) and _is_hooked(model)
-            if may_differ and not is_itself(patchable, pixels, outputs.base):
-                _PROVEN.pop(model, None)
-                patchable.stepwise = False
-                outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
-            outputs = outputs.cpu()
-            parts.append(columns(outputs, plan, labels[here], ids[here], group_masks[:, here], metric, rival))
-    except VitPatchError as error:  # of a key of patch.py: here it is an argument
-        raise VitPatchError(re.sub(r"\btarget\.(?=layers|heads|tokens|grid)", "", str(error))) from error
+        what = _target(target, tokens, layers, heads, grid)
+        vit.require(what.site)
+        windows = _windows(window, what, vit.sizes.depth)
+        plan = make_plan(what, windows, one_of("direction", direction, Direction), vit.sizes)
+        group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, vit.covered(masks), ids.tolist(), seed)
+        images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
+        parts = [
+            columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
+            for rows, outputs in _execute_in_parts(plan, vit, images, group_masks, memory_gb)
+        ]
+    for line in filter(None, (vit.caveat(what.site), *vit.notes)):
+        log.warning("%s", line)
+    return _table(parts, plan, metric, clusters)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the block all modules are in ``eval`` mode; each has its own again after it."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
     finally:
         for module, mode in was_training.items():
             module.training = mode
-    for line in filter(None, (patchable.caveat(target_.site), *patchable.notes)):
-        log.warning("%s", line)
-    return _table(parts, plan, metric, clusters)
+
+
+@contextmanager
+def _names_of_arguments() -> Iterator[None]:
+    """Errors name keys of patch.py: here these are arguments."""
+    try:
+        yield
+    except VitPatchError as error:
+        raise VitPatchError(re.sub(r"\btarget\.(?=layers|heads|tokens|grid)", "", str(error))) from error
+
+
+def _execute_in_parts(
+    plan: Plan, vit: PatchableViT, images: Mapping[BaseRun, Tensor], group_masks: Tensor, memory_gb: float | None
+) -> Iterator[tuple[slice, Outputs]]:
+    """Which images are computed at once, as many as memory allows, and what the plan gives on them, on the CPU.
+
+    If the base runs' logits, computed by parts, are not the model's own (a hook that is new, or does something else on
+    these images), every patch is a full forward pass.
+    """
+    number = len(images[BaseRun.CLEAN])
+    limit = memory_limit(memory_gb, vit.device)
+    room = cost_of(plan, vit).room(number, limit, plan.sizes.tokens, vit.device, waiting=0)
+    for first in range(0, number, room.images):
+        rows = slice(first, first + room.images)
+        pixels = {run: x[rows].to(vit.device, vit.dtype) for run, x in images.items()}
+        outputs = execute(plan, vit, pixels, group_masks[:, rows], room)
+        by_parts = vit.goes_by_parts(plan.target.site)
+        if first == 0 and by_parts and not matches_own_forward(vit, pixels, outputs.base):
+            vit.stepwise = False
+            outputs = execute(plan, vit, pixels, group_masks[:, rows], room)
+        yield rows, outputs.cpu()
 
 
 def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") -> pd.DataFrame:
@@ -135,6 +182,9 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
 
     ``method`` of the intervals: ``percentile`` or ``bca``.
     """
+    from vitpatch.stats.bootstrap import Resamples
+    from vitpatch.stats.summary import Measured, summary_table
+
     if not isinstance(table, pd.DataFrame) or table.empty:
         raise VitPatchError(f"summarize: got {type(table).__name__} without rows; give what vitpatch.patch returned")
     needed = {"example_id", "cluster", "label", "total_effect", "log_odds_recipient", "prob_recipient", *PATCH_COLUMNS}
@@ -173,54 +223,9 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
     return summary_table(patches, measured, examples, resamples, towards, method=method)[0]
 
 
-_PROVEN: WeakKeyDictionary[nn.Module, tuple[Any, tuple[bool, bool, int, set[Site]]]] = WeakKeyDictionary()
-"""Of models proven before: what they were made of then, and what was shown: by parts, by heads, readout, missing."""
-
-
-def _patchable(model: nn.Module, images: Any) -> PatchableViT:
-    """The model with named sites; proven once, and again where modules or hooks are other ones."""
-    check_bare(model)
-    config = getattr(model, "config", None)
-    if not hasattr(config, "model_type"):
-        raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    size = tuple(images.shape[2:]) if isinstance(images, Tensor) and images.dim() == 4 else None
-    family = family_of(config.model_type, type(model).__name__)
-    if family.blocks.startswith("backbone.") and not hasattr(model, "backbone"):
-        raise VitPatchError(f"model: {type(model).__name__} is a backbone; patch.py takes it with model.head_path")
-    patchable = PatchableViT(model, family, input_size=size)
-    made_of, proven = (_made_of(model), patchable.input_size), _PROVEN.get(model)
-    if made_of[0] is None or proven is None or made_of != proven[0]:
-        prove(patchable)
-        reader = patchable.readers.index(patchable.reader)
-        shown = (patchable.stepwise, patchable.by_heads, reader, patchable.missing)
-        _PROVEN[model] = (made_of, shown)
-    else:
-        patchable.stepwise, patchable.by_heads, reader, patchable.missing = proven[1]
-        patchable.reader = patchable.readers[reader]
-    return patchable
-
-
-def _made_of(model: nn.Module) -> Any:
-    """Modules, weights' types and places, and the numbers of hooks (each given once); ``None`` where it cannot tell.
-
-    It cannot where a forward is the instance's own, or a linear layer's is not torch's: an adapter may be on or off.
-    """
-    for module in model.modules():
-        is_adapted = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-        if "forward" in vars(module) or is_adapted:
-            return None
-    modules = tuple(
-        (name, type(module), type(module).forward, tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
-        for name, module in model.named_modules()
-    )
-    weights = tuple((name, weight.dtype, weight.device) for name, weight in model.named_parameters())
-    return modules, weights, torch.is_autocast_enabled(next(model.parameters()).device.type)
-
-
-def _is_hooked(model: nn.Module) -> bool:
-    """Whether a hook, which can do something else from one call to the next, is on a module or on all of them."""
-    of_all = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-    return any(of_all) or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+def _input_size(images: Any) -> tuple[int, int] | None:
+    """(height, width) of a batch of images, if it is one."""
+    return tuple(images.shape[2:]) if isinstance(images, Tensor) and images.dim() == 4 else None
 
 
 def _integers(name: str, values: Any) -> tuple[int, ...]:
@@ -282,7 +287,9 @@ def _target(site: Any, tokens: Any, layers: Any, heads: Any, grid: Any) -> Targe
         grid = _integers("grid", grid)
         if len(grid) != 2 or min(grid) < 1:
             raise VitPatchError(f"grid {grid}: expected (rows, columns), 1 or more each")
-    return Target(site, layers, tuple(one_of("tokens", group, TokenGroup) for group in groups), heads, grid)
+    target = Target(site, layers, tuple(one_of("tokens", group, TokenGroup) for group in groups), heads, grid)
+    target.check_grid()
+    return target
 
 
 def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:

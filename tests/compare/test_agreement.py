@@ -11,8 +11,7 @@ from families import save_family
 from vitpatch.compare.agreement import ZERO_SHOT, disagreements
 from vitpatch.compare.comparison import FinishedRun
 from vitpatch.models.checkpoint import Checkpoint, ZeroShotCheckpoint
-from vitpatch.models.configs import digest_of_checkpoint, digest_of_weights
-from vitpatch.models.wrappers import ZeroShot
+from vitpatch.models.wrappers import ZeroShot, digest_of_checkpoint, digest_of_weights
 from vitpatch.runs.folder import RunFolder
 
 MODEL = {

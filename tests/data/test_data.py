@@ -7,10 +7,9 @@ import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from PIL import Image
 
+from vitpatch.data.datamodule import BadImage, ImageDataModule, start_method, training_images
 from vitpatch.data.files import DiskImages, FolderImages, ParquetImages
-from vitpatch.data.images import BadImage, ImageDataModule, start_method
 from vitpatch.data.sources import HubImages
-from vitpatch.data.training import training_images
 from vitpatch.errors import VitPatchError
 
 

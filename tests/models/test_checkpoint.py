@@ -11,6 +11,7 @@ from families import Brute, checkpoint_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import vitpatch
 from vitpatch import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint, ZeroShotCheckpoint
 from vitpatch.models.pretrained import Pretrained
@@ -326,25 +327,22 @@ def test_a_row_that_is_not_true_is_refused(saved, tmp_path, change, says):
     assert "\n" not in str(error.value)
 
 
-def test_attention_of_another_kind_is_taken_whole(saved, pixels, tmp_path, monkeypatch):
+def test_attention_of_another_kind_is_taken_whole(saved, pixels, tmp_path):
     """A row without the rotary embedding: blocks run by their parts, heads by full forwards."""
-    import vitpatch.api as api
-
     (tmp_path / "row.yaml").write_text("like: dinov3_vit\nrotary: null\n")
     head = str(saved("dinov3") / "head.safetensors")
     model = Checkpoint(str(saved("dinov3")), head_path=head, anatomy=str(tmp_path / "row.yaml")).load()
     assert model.stepwise and not model.by_heads
     assert model.goes_by_parts(Site.ATTN_OUT) and not model.goes_by_parts(Site.Z)
-    monkeypatch.setattr(api, "_patchable", lambda *given: model)
     brute, labels = Brute(model.model, FAMILY_NAMES["dinov3"]), torch.arange(3)
     corrupt = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     for site, head in (("attn_out", None), ("z", 1)):
-        table = api.patch(model.model, pixels, corrupt, labels, target=site, window=1, heads=head and [head])
+        table = vitpatch.patch(model, pixels, corrupt, labels, target=site, window=1, heads=head and [head])
         want = brute.patched(pixels, corrupt, site, head=head).double().softmax(-1)[:, torch.arange(3), labels]
         assert (torch.tensor(table["prob"].to_numpy()).view(3, -1).T - want).abs().max() < 1e-5
     for site in ("q", "k", "v"):  # nothing is shown of them
         with pytest.raises(VitPatchError, match=f"target={site}: DINOv3 has no such values"):
-            api.patch(model.model, pixels, corrupt, labels, target=site)
+            vitpatch.patch(model, pixels, corrupt, labels, target=site)
 
 
 @pytest.mark.parametrize(

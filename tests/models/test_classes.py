@@ -14,8 +14,7 @@ from transformers import AutoConfig
 from vitpatch import VitPatchError, api
 from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.models.checkpoint import Checkpoint, _load, pretrained_classifier
-from vitpatch.models.classes import Classes, as_classes, classes_of_training, notes_on
-from vitpatch.models.configs import class_names, name_classes
+from vitpatch.models.classes import Classes, as_classes, class_names, classes_of_training, name_classes, notes_on
 from vitpatch.models.pretrained import Pretrained
 
 ABC = {"0": "a", "1": "b", "2": "c"}

@@ -8,7 +8,7 @@ from conftest import CLASSES, NAMES
 from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
-from vitpatch import api
+import vitpatch
 from vitpatch.patching.ablations import means, zeros
 from vitpatch.patching.cost import Room
 from vitpatch.patching.executor import execute
@@ -26,23 +26,12 @@ def pixels():
     return clean, clean.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
 
 
-@pytest.fixture
-def table_of(monkeypatch):
-    """``vitpatch.patch`` of a model that has been loaded and proven."""
-
-    def make(model, *images, **target):
-        monkeypatch.setattr(api, "_patchable", lambda *given: model)
-        return api.patch(model.model, *images, **target)
-
-    return make
-
-
 def probs(logits, labels):
     return logits.double().softmax(-1).gather(-1, labels.expand(len(logits), -1)[..., None])[..., 0]
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_every_site_is_that_of_full_forwards(family, saved, pixels, table_of):
+def test_every_site_is_that_of_full_forwards(family, saved, pixels):
     model = checkpoint_of(saved(family), family).load(NAMES)
     assert model.stepwise and model.by_heads
     brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
@@ -58,7 +47,7 @@ def test_every_site_is_that_of_full_forwards(family, saved, pixels, table_of):
     cases += [("resid_post", 1, "registers", slice(1, 3), None)] * ("register0" in before)
     for site, window, tokens, at, head in cases:
         target = dict(target=site, window=window, tokens=tokens, heads=None if head is None else [head])
-        table = table_of(model, clean, corrupt, labels, **target)
+        table = vitpatch.patch(model, clean, corrupt, labels, **target)
         got = torch.tensor(table["prob"].to_numpy()).view(5, -1).T
         want = probs(brute.patched(clean, corrupt, site, window, at, head), labels)
         assert (got - want).abs().max() < 1e-5, (site, window, tokens)
@@ -68,11 +57,11 @@ def test_every_site_is_that_of_full_forwards(family, saved, pixels, table_of):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_pattern_is_queries_and_keys_together(family, saved, pixels, table_of):
+def test_a_pattern_is_queries_and_keys_together(family, saved, pixels):
     """Bias and rotary embedding are the same in both runs, so that with a head's q and k its pattern is the donor's."""
     model = checkpoint_of(saved(family), family).load(NAMES)
     brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
-    table = table_of(model, *pixels, labels, target="pattern", window=1, heads=[1])
+    table = vitpatch.patch(model, *pixels, labels, target="pattern", window=1, heads=[1])
     got = torch.tensor(table["prob"].to_numpy()).view(5, -1).T
     want = probs(brute.patched(*pixels, ("q", "k"), head=1), labels)
     assert (got - want).abs().max() < 1e-5
@@ -86,12 +75,12 @@ def log_odds(logits, labels):
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_the_straight_way_is_that_of_frozen_norms(family, saved, pixels, table_of):
+def test_the_straight_way_is_that_of_frozen_norms(family, saved, pixels):
     model = checkpoint_of(saved(family), family).load(NAMES)
     brute, labels = Brute(model.model, FAMILY_NAMES[family]), torch.arange(5) % CLASSES
     before = log_odds(brute.run(pixels[1])[None], labels)
     for site in ("attn_out", "mlp_out", "resid_post"):
-        table = table_of(model, *pixels, labels, target=site, window=1)
+        table = vitpatch.patch(model, *pixels, labels, target=site, window=1)
         got = torch.tensor(table["direct_log_odds"].to_numpy()).view(5, -1).T
         want = log_odds(brute.direct(*pixels, site), labels) - before
         assert want.abs().max() > 0.05

@@ -6,9 +6,10 @@ import transformers as hf
 from conftest import DEPTH, NAMES, save_model
 from oracle import walk
 
+import vitpatch
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.models.verify import prove
+from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import HOOKED
 from vitpatch.types import Site
 
@@ -66,10 +67,10 @@ def test_a_row_that_is_not_true_of_the_model_is_found_out(made):
     handle = block.register_forward_hook(doubled, prepend=True)
     try:
         with pytest.raises(VitPatchError, match="block 1 is not input"):
-            prove(model)
+            verify_model(model)
     finally:
         handle.remove()
-    prove(model)
+    verify_model(model)
 
 
 def test_a_model_is_loaded_once_per_process(made):
@@ -155,3 +156,64 @@ def test_reduced_weights_load_as_asked(made):
     assert model.model.dtype is torch.bfloat16 and model.normalize(torch.zeros(1, 3, 2, 2)).dtype is torch.bfloat16
     with pytest.raises(VitPatchError, match=r"model.dtype 'int8'"):
         Checkpoint(str(made / "vit"), dtype="int8").load()
+
+
+class Recording(torch.nn.Module):
+    """A ViT whose classifier reads CLS of a layer before the last, as its own hook or the library recorded it."""
+
+    LAYER = 2
+
+    def __init__(self, model, by_library):
+        super().__init__()
+        self.config, self.vit, self.classifier = model.config, model.vit, model.classifier
+        self.by_library, self.recorded = by_library, None
+        if not by_library:
+            self.vit.layers[self.LAYER].register_forward_hook(self.record)
+
+    def record(self, module, args, output):
+        self.recorded = output
+
+    def forward(self, pixel_values):
+        output = self.vit(pixel_values=pixel_values, output_hidden_states=self.by_library)
+        state = output.hidden_states[self.LAYER + 1] if self.by_library else self.recorded
+        return hf.modeling_outputs.ImageClassifierOutput(logits=self.classifier(state[:, 0]))
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
+@pytest.mark.parametrize("by_library", [False, True])
+def test_a_layer_that_the_model_records_itself_is_patched(made, by_library, site):
+    """By brute force: the module's ``forward`` is replaced, which every hook comes after."""
+    model = Recording(hf.ViTForImageClassification.from_pretrained(made / "vit"), by_library).eval()
+    clean = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    corrupt, labels = clean.mean(1, keepdim=True).expand_as(clean), torch.arange(3)
+    vit = vitpatch.load(model)
+    assert not vit.stepwise  # the last stream is not what the classifier reads
+    table = vitpatch.patch(vit, clean, corrupt, labels, target=site, window=1, tokens=["all", "cls"])
+
+    @torch.no_grad()
+    def prob(pixels):
+        return model(pixels).logits.double().softmax(-1)[range(3), labels].numpy()
+
+    plain, names = prob(corrupt), {"resid_post": "", "mlp_out": "mlp", "attn_out": "attention"}
+    for tokens, cut in (("all", slice(None)), ("cls", slice(0, 1))):
+        for layer in range(DEPTH):
+            module = model.vit.layers[layer].get_submodule(names[site])
+            values = []
+            with module.register_forward_hook(lambda m, args, output, values=values: values.append(output)):
+                prob(clean)
+
+            def restored(*args, forward=module.forward, values=values, cut=cut, **kwargs):
+                own = forward(*args, **kwargs)
+                state = (own[0] if isinstance(own, tuple) else own).clone()
+                state[:, cut] = (values[0][0] if isinstance(own, tuple) else values[0])[:, cut]
+                return (state, *own[1:]) if isinstance(own, tuple) else state
+
+            with pytest.MonkeyPatch.context() as patching:
+                patching.setattr(module, "forward", restored)
+                want = prob(corrupt) - plain
+            got = table[(table["layer"] == layer) & (table["tokens"] == tokens)]["effect"].to_numpy()
+            assert got == pytest.approx(want, abs=1e-5), (tokens, layer)
+    at_recorded = table[(table["layer"] == Recording.LAYER) & (table["tokens"] == "all")]
+    if site == "resid_post":
+        assert at_recorded["effect"].to_numpy() == pytest.approx(at_recorded["total_effect"].to_numpy(), abs=1e-5)
+        assert at_recorded["effect"].abs().min() > 1e-3

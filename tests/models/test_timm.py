@@ -5,7 +5,7 @@ import torch
 from conftest import CLASSES, NAMES, SIZE
 from families import Brute, Names
 
-from vitpatch import api
+import vitpatch
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.types import Site
@@ -60,19 +60,18 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_effects_are_those_of_full_forwards(variant, saved, monkeypatch):
+def test_effects_are_those_of_full_forwards(variant, saved):
     model = Checkpoint(str(saved(variant))).load()
     *_, special, reads = VARIANTS[variant]
     assert model.stepwise and model.by_heads == (variant != "normed_queries")
     assert (model.sizes.special, model.sizes.reads, model.label_names) == (special, reads, tuple(NAMES))
-    monkeypatch.setattr(api, "_patchable", lambda *given: model)
     clean = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     corrupt, labels = clean.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous(), torch.arange(3)
     brute = Brute(model.model, MODULES)
     before = brute.run(corrupt).double().softmax(-1)[torch.arange(3), labels]
     largest = 0.0
     for site, window, head in (("attn_out", 1, None), ("attn_out", 3, None), ("mlp_out", 1, None), ("z", 1, 2)):
-        table = api.patch(model.model, clean, corrupt, labels, target=site, window=window, heads=head and [head])
+        table = vitpatch.patch(model, clean, corrupt, labels, target=site, window=window, heads=head and [head])
         got = torch.tensor(table["prob"].to_numpy()).view(3, -1).T
         logits = brute.patched(clean, corrupt, site, window, head=head)
         want = logits.double().softmax(-1)[:, torch.arange(3), labels]
@@ -81,12 +80,11 @@ def test_effects_are_those_of_full_forwards(variant, saved, monkeypatch):
     assert largest > 0.01
 
 
-def test_one_projection_to_three_is_patched_third_by_third(saved, monkeypatch):
+def test_one_projection_to_three_is_patched_third_by_third(saved):
     """With a head's q, k and v all the donor's its z is; its q and k alone are its pattern."""
     model = Checkpoint(str(saved("cls"))).load()
     clean = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     corrupt, labels = clean.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous(), torch.arange(3)
-    monkeypatch.setattr(api, "_patchable", lambda *given: model)
     places = {name: [(Site(name), layer) for layer in range(3)] for name in ("q", "k", "v")}
     with model.reading(tuple(place for sites in places.values() for place in sites)) as donor:
         model(clean)
@@ -96,7 +94,7 @@ def test_one_projection_to_three_is_patched_third_by_third(saved, monkeypatch):
         return lambda own: torch.cat([own[..., :8], new[..., 8:16], own[..., 16:]], -1)  # head 1 of 8 channels
 
     for target, sites in (("z", "qkv"), ("pattern", "qk"), ("q", "q"), ("k", "k"), ("v", "v")):
-        table = api.patch(model.model, clean, corrupt, labels, target=target, window=1, heads=[1])
+        table = vitpatch.patch(model, clean, corrupt, labels, target=target, window=1, heads=[1])
         for layer in range(3):
             with model.hooked({(Site(s), layer): put(donor[Site(s), layer]) for s in sites}):
                 want = model(corrupt).double().softmax(-1)[torch.arange(3), labels]

@@ -10,7 +10,7 @@ from oracle import BY_HEAD, expected, layers_of, read, walk
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import FAMILIES
-from vitpatch.models.verify import prove
+from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import LIBRARIES, Room, cost_of
 from vitpatch.patching.executor import execute
@@ -123,7 +123,7 @@ def test_a_model_whose_parts_do_not_give_its_logits_is_found_out(made, pixels, c
 
     handle = model.model.register_forward_hook(doubled)
     try:
-        prove(model)
+        verify_model(model)
         assert not model.stepwise and "every patch is a full forward pass" in model.caveat(Site.ATTN_OUT)
         _, _, outputs = run(model, pixels, "attn_out", (3,))
         _, _, patched = expected(model.model, "vit", *pixels.values(), window=3)
@@ -132,7 +132,7 @@ def test_a_model_whose_parts_do_not_give_its_logits_is_found_out(made, pixels, c
             run(model, pixels, "pattern", (1,), heads="joint")
     finally:
         handle.remove()
-        prove(model)
+        verify_model(model)
     assert model.stepwise
 
 

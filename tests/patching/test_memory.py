@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vitpatch.patching import memory
+from vitpatch.patching import cost as memory
 
 GB = 10**9
 

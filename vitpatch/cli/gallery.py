@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.corruptions.pixels import corrupted, traits
-from vitpatch.data.images import ImageDataModule, mean_luminance
+from vitpatch.data.datamodule import ImageDataModule, mean_luminance
 from vitpatch.data.partners import partners
 from vitpatch.data.scenes import TexturedScenes
 from vitpatch.errors import VitPatchError

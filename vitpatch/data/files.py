@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitpatch.data.columns import AUTO
 from vitpatch.data.folders import files_below, images_below, images_in, is_image, is_visible, visible_matches
 from vitpatch.data.images import ColumnNames
 from vitpatch.data.labels import fold
 from vitpatch.data.metadata import NAMES as METADATA_NAMES
 from vitpatch.data.metadata import Metadata, check_files, log_unread, read_metadata
-from vitpatch.data.selection import AUTO
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 

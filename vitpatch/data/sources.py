@@ -17,12 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpatch.checks import Count, Expected, Index, Seed, check_fields, is_list
-from vitpatch.data.columns import Labels, cluster_values, found_in, is_text, numbered
-from vitpatch.data.folders import files_below
-from vitpatch.data.hub_folders import check_images_of_splits, check_same_classes
+from vitpatch.data.columns import (
+    AUTO,
+    Labels,
+    cluster_values,
+    found_in,
+    is_sorted_by_class,
+    is_text,
+    numbered,
+    rows_taken,
+)
+from vitpatch.data.folders import check_images_of_splits, check_same_classes, files_below
 from vitpatch.data.images import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.data.labels import chosen, indices_of
-from vitpatch.data.selection import AUTO, is_sorted_by_class, rows_taken
 from vitpatch.errors import VitPatchError
 from vitpatch.hub import commit_of, downloaded, explain, resolve
 

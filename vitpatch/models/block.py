@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from vitpatch.models.families import Family
 from vitpatch.types import ALL_HEADS, Site
 
-OF_HEADS = (Site.Z, Site.Q, Site.K, Site.V)
-"""Sites by head that are a module's input or output."""
-
 
 @dataclass(frozen=True)
 class Heads:
@@ -31,7 +28,7 @@ class Heads:
     z: Tensor | None = None
     head: int = ALL_HEADS
 
-    def of(self, head: int) -> Heads:
+    def select(self, head: int) -> Heads:
         """One head, its axis kept, or all."""
         at = slice(None) if head == ALL_HEADS else slice(head, head + 1)
         return Heads(*(None if x is None else x[:, at] for x in (self.q, self.k, self.v, self.pattern, self.z)), head)
@@ -48,8 +45,8 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a block's attention is given besides the stream, the same in every image.
+class CallArguments:
+    """What a block's attention is called with besides the stream, the same for every image.
 
     ``args`` and ``kwargs`` of the attention's call (the first, or ``hidden_states``, is the stream); ``bias`` (1,
     heads, tokens, tokens) is added to the attention scores; ``rotary`` (cos, sin), (patches, head width) each.
@@ -64,18 +61,19 @@ class Surroundings:
 class Block:
     """A module of ``family.blocks``; ``by_heads`` says whether its attention is the one of the formula, head by head.
 
-    What attention and MLP add to the stream is taken after a fixed layer scale.
+    ``call`` is what its attention is called with. What attention and MLP add to the stream is taken after a fixed layer
+    scale.
     """
 
-    def __init__(self, module: nn.Module, family: Family, heads: int, surroundings: Surroundings) -> None:
-        self.module, self.family, self._heads, self._given = module, family, heads, surroundings
+    def __init__(self, module: nn.Module, family: Family, heads: int, call: CallArguments | None = None) -> None:
+        self.module, self.family, self._heads, self.call = module, family, heads, call or CallArguments()
         self.by_heads = self.has(Site.Z) and self.has(Site.Q)
 
-    def _of(self, path: str) -> nn.Module:
+    def _submodule(self, path: str) -> nn.Module:
         return self.module.get_submodule(path)
 
-    def _of_attention(self, name: str) -> nn.Module:
-        return self._of(f"{self.family.attention}.{name}")
+    def _in_attention(self, name: str) -> nn.Module:
+        return self.module.get_submodule(f"{self.family.attention}.{name}")
 
     def has(self, site: Site) -> bool:
         """Whether the modules of a site are there."""
@@ -89,7 +87,7 @@ class Block:
         """The module, whether the value is its input (else its output), and which third of it (``None``: all)."""
         family = self.family
         if family.qkv is not None and site in (Site.Q, Site.K, Site.V):
-            return self._of_attention(family.qkv), False, (Site.Q, Site.K, Site.V).index(site)
+            return self._in_attention(family.qkv), False, (Site.Q, Site.K, Site.V).index(site)
         path, is_input = {
             Site.RESID_PRE: ("", True),
             Site.ATTN_OUT: (family.attention, False),
@@ -101,13 +99,13 @@ class Block:
             Site.K: (f"{family.attention}.{family.key}", False),
             Site.V: (f"{family.attention}.{family.value}", False),
         }[site]
-        return self._of(path), is_input, None
+        return self._submodule(path), is_input, None
 
     def scale(self, site: Site) -> nn.Module | Tensor | None:
         """The fixed layer scale between a site's module and the stream."""
         path = {Site.ATTN_OUT: self.family.scale1, Site.MLP_OUT: self.family.scale2}.get(site)
-        found = None if path is None else getattr(self.module, path, None)
-        return found if isinstance(found, nn.Module | Tensor) else None
+        scale = None if path is None else getattr(self.module, path, None)
+        return scale if isinstance(scale, nn.Module | Tensor) else None
 
     def scaled(self, site: Site, value: Tensor) -> Tensor:
         """A value of ``attn_out`` or ``mlp_out`` as it is added to the stream; of another site, itself."""
@@ -120,41 +118,41 @@ class Block:
         """What attention adds to a ``stream`` (rows, tokens, width), at the first ``queries`` tokens."""
         if queries is not None and self.by_heads:
             return self.project(self.z(self.heads(stream, queries)))
-        normed, kwargs = self._of(self.family.norm1)(stream), self._given.kwargs or {}
+        normed, kwargs = self._submodule(self.family.norm1)(stream), self.call.kwargs or {}
         named = "hidden_states" in kwargs
-        args = () if named else (normed, *self._given.args[1:])
-        out = self._of(self.family.attention)(*args, **(kwargs | {"hidden_states": normed} if named else kwargs))
+        args = () if named else (normed, *self.call.args[1:])
+        out = self._submodule(self.family.attention)(*args, **(kwargs | {"hidden_states": normed} if named else kwargs))
         return self.scaled(Site.ATTN_OUT, out if isinstance(out, Tensor) else out[0])[:, :queries]
 
     def heads(self, stream: Tensor, queries: int | None = None, pattern: bool = False) -> Heads:
         """Queries, keys and values by head, and the pattern where it is asked for."""
-        normed, family = self._of(self.family.norm1)(stream), self.family
+        normed, family = self._submodule(self.family.norm1)(stream), self.family
 
         def split(projected: Tensor) -> Tensor:  # (rows, tokens, width) → (rows, heads, tokens, head width)
             return projected.unflatten(-1, (self._heads, -1)).transpose(1, 2)
 
         if family.qkv is not None:
-            q, k, v = map(split, self._of_attention(family.qkv)(normed).chunk(3, -1))
+            q, k, v = map(split, self._in_attention(family.qkv)(normed).chunk(3, -1))
             heads = Heads(q[:, :, :queries], k, v)
         else:
-            q = split(self._of_attention(family.query)(normed[:, :queries]))
-            heads = Heads(q, *(split(self._of_attention(name)(normed)) for name in (family.key, family.value)))
+            q = split(self._in_attention(family.query)(normed[:, :queries]))
+            heads = Heads(q, *(split(self._in_attention(name)(normed)) for name in (family.key, family.value)))
         return Heads(heads.q, heads.k, heads.v, self.pattern(heads)) if pattern else heads
 
     def _scaling(self, heads: Heads) -> float:
-        module = self._of(self.family.attention)
+        module = self._submodule(self.family.attention)
         return float(getattr(module, "scaling", getattr(module, "scale", heads.q.shape[-1] ** -0.5)))
 
     def _queries_and_keys(self, heads: Heads) -> tuple[Tensor, Tensor]:
         """As they meet: after the rotary embedding, which leaves the special tokens as they are."""
-        if self._given.rotary is None:
+        if self.call.rotary is None:
             return heads.q, heads.k
-        cos, sin = self._given.rotary
+        cos, sin = self.call.rotary
         special = heads.k.shape[2] - len(cos)
         return _turned(heads.q, cos, sin, special), _turned(heads.k, cos, sin, special)
 
     def _bias(self, heads: Heads) -> Tensor | None:
-        bias = self._given.bias
+        bias = self.call.bias
         if bias is None:
             return None
         bias = bias[:, :, : heads.q.shape[2]].to(heads.q.dtype)
@@ -177,7 +175,7 @@ class Block:
 
     def project(self, z: Tensor) -> Tensor:
         """What all heads' ``z`` adds to the stream through the output projection: (rows, tokens, width)."""
-        out = self._of_attention(self.family.output)(z.transpose(1, 2).flatten(2))
+        out = self._in_attention(self.family.output)(z.transpose(1, 2).flatten(2))
         return self.scaled(Site.ATTN_OUT, out)
 
     def project_change(self, change: Tensor, head: int) -> Tensor:
@@ -185,25 +183,25 @@ class Block:
 
         Of one head only its own columns of the projection are needed.
         """
-        weight = self._of_attention(self.family.output).weight  # (width, heads · head width)
+        weight = self._in_attention(self.family.output).weight  # (width, heads · head width)
         if head != ALL_HEADS:
             weight = weight.unflatten(1, (self._heads, -1))[:, head]
         return self.scaled(Site.ATTN_OUT, F.linear(change.to(weight.dtype).transpose(1, 2).flatten(2), weight))
 
     def mlp_parameters(self) -> list[Tensor]:
         """All weights of the MLP."""
-        return [weight for name in self.family.mlp for weight in self._of(name).parameters()]
+        return [weight for name in self.family.mlp for weight in self._submodule(name).parameters()]
 
     @property
     def has_bias(self) -> bool:
         """Whether something is added to the attention scores."""
-        return self._given.bias is not None
+        return self.call.bias is not None
 
     def mlp(self, stream: Tensor) -> Tensor:
         """What the MLP adds to a ``stream`` (rows, tokens, width), token by token."""
-        value = self._of(self.family.norm2)(stream)
+        value = self._submodule(self.family.norm2)(stream)
         for name in self.family.mlp:
-            value = self._of(name)(value)
+            value = self._submodule(name)(value)
         return self.scaled(Site.MLP_OUT, value)
 
 

@@ -16,11 +16,11 @@ from vitpatch.checks import Count, Expected, Interval, Share, is_list
 from vitpatch.data.labels import SHOWN, are_numbers, fold, spoken
 from vitpatch.errors import VitPatchError
 from vitpatch.hub import explain
-from vitpatch.models.configs import class_names, name_classes, vision_config
+from vitpatch.models.classes import class_names, name_classes
 from vitpatch.models.families import Family, family_from_yaml, family_of
-from vitpatch.models.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair
+from vitpatch.models.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair, vision_config
 from vitpatch.models.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
-from vitpatch.models.verify import prove
+from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.models.wrappers import BackboneClassifier, ZeroShot, take_square_images
 
@@ -173,7 +173,7 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, files: tuple[An
             f"model {checkpoint.path}: its image processor gives {size} pixels, the model takes {patchable.input_size}"
             f"{_resized(patchable.input_size, preprocessing)}"
         )
-    prove(patchable)
+    verify_model(patchable)
     return patchable
 
 

@@ -1,4 +1,4 @@
-"""How images reach a model: decoded picture → pixels in [0, 1] at its input size, and the normalisation after that."""
+"""How images reach a model: its input and patch size; picture → pixels in [0, 1], and the normalisation after that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
 
@@ -121,3 +121,24 @@ def patches_of(pixels: Tensor, patch: int) -> Tensor:
 def pair(size: Any) -> tuple[int, int]:
     """(height, width) of a size that may be one number."""
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def vision_config(config: Any) -> Any:
+    """The part of a config that is the vision transformer's."""
+    return getattr(config, "vision_config", None) or config
+
+
+def geometry(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """(height, width) of the pixels where the model says it, and of a patch."""
+    embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    size = config_value(model, "image_size") or getattr(embedding, "img_size", None)
+    patch = config_value(model, "patch_size") or getattr(embedding, "patch_size", None)
+    if patch is None:
+        raise VitPatchError(f"{type(model).__name__}: neither its config nor timm's patch_embed says its patch size")
+    return None if size is None else pair(size), pair(patch)
+
+
+def config_value(model: nn.Module, name: str) -> Any:
+    """A value of the config's vision part, or of timm's model; ``None`` where neither has it."""
+    owners = (vision_config(model.config), getattr(model, "timm_model", None))
+    return next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)

@@ -1,4 +1,4 @@
-"""Whether a family's row is true of a model: shown on a small random batch when it is loaded."""
+"""Whether a family's row is true of a model: verified on a small random batch when it is loaded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vitpatch.types import ALL_HEADS, BaseRun, Site
 
 
 @torch.no_grad()
-def prove(model: PatchableViT) -> None:
-    """Shows on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
+def verify_model(model: PatchableViT) -> None:
+    """Verifies on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
 
     Checked: every site is met once a pass, in its shape (where one by head is not, it is ``missing``); a block's output
     is its input plus scaled attention plus scaled MLP, and what enters the MLP's norm is what attention leaves; putting
@@ -27,22 +27,22 @@ def prove(model: PatchableViT) -> None:
     model's readouts that gives its logits. Where no readout does, or the blocks run by parts do not give their own
     outputs, ``stepwise`` becomes false: patches are then full forward passes. Where attention is not that of the
     formula, ``by_heads`` becomes false: patches of heads are; by a user's own row ``q``, ``k`` and ``v``, of which
-    nothing is shown then, are ``missing``. All of it in float32 or wider: in less, unlike values would pass for equal.
+    nothing is known then, are ``missing``. All of it in float32 or wider: in less, unlike values would pass for equal.
     """
     if torch.finfo(model.dtype).bits < 32:
         wide = PatchableViT(
             copy.deepcopy(model.model).float(), model.family, model.preprocessing, model.head, model.input_size
         )
-        prove(wide)
+        verify_model(wide)
         model.reader = model.readers[wide.readers.index(wide.reader)]
         model.stepwise, model.by_heads, model.missing = wide.stepwise, wide.by_heads, wide.missing
         return
     with torch.autocast(model.device.type, enabled=False):
-        values, logits, pixels = _shown_whole(model)
-        _show_parts(model, values, logits, pixels)
+        values, logits, pixels = _verify_whole_runs(model)
+        _verify_parts(model, values, logits, pixels)
 
 
-def _shown_whole(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor, Tensor]:
+def _verify_whole_runs(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor, Tensor]:
     """What must be true, by hooks on whole runs; the sites' values, the logits and the pixels of one of them."""
     name, pixels = model.family.name, torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(model.device, model.dtype)
@@ -79,17 +79,17 @@ def _shown_whole(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor, Tens
     return values, plain, pixels
 
 
-def _show_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: Tensor, pixels: Tensor) -> None:
+def _verify_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: Tensor, pixels: Tensor) -> None:
     """What need not be true: that the parts give the model's own values, and attention is that of the formula."""
     layers, last = range(model.sizes.depth), values[Site.RESID_POST, model.sizes.depth - 1]
-    reader = next((reader for reader in model.readers if _holds(_reads_out, model, reader, last, logits)), None)
-    model.stepwise = reader is not None and _holds(_steps, model, pixels, values)
+    reader = next((reader for reader in model.readers if _is_true(_reads_out, model, reader, last, logits)), None)
+    model.stepwise = reader is not None and _is_true(_steps, model, pixels, values)
     model.reader = reader or model.reader
-    model.by_heads = not model.missing and all(_holds(_is_by_heads, model, layer, values) for layer in layers)
+    model.by_heads = not model.missing and all(_is_true(_is_by_heads, model, layer, values) for layer in layers)
     if model.by_heads or is_known(model.family):
         return
     model.missing |= {Site.Q, Site.K, Site.V}
-    if Site.Z not in model.missing and not all(_holds(_enters_output, model, layer, values) for layer in layers):
+    if Site.Z not in model.missing and not all(_is_true(_enters_output, model, layer, values) for layer in layers):
         model.missing.add(Site.Z)
 
 
@@ -99,10 +99,10 @@ def _enters_output(model: PatchableViT, layer: int, values: Mapping[Place, Tenso
     return _equal(model, output, values[Site.ATTN_OUT, layer])
 
 
-def _holds(shown: Callable[..., bool], *of: Any) -> bool:
-    """Whether it is shown; a row that does not fit this model's modules shows nothing."""
+def _is_true(check: Callable[..., bool], *arguments: Any) -> bool:
+    """Whether a check passes; it does not where the row does not fit this model's modules."""
     try:
-        return shown(*of)
+        return check(*arguments)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
 
@@ -135,12 +135,12 @@ def _is_by_heads(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]
     added, heads = block.attention(stream), block.heads(stream)
     z, reads = block.z(heads), model.sizes.reads
     ways = (z, block.z(block.heads(stream, pattern=True)))
-    shown = {site: getattr(heads, str(site)) for site in (Site.Q, Site.K, Site.V)} | {Site.Z: z}
+    by_site = {site: getattr(heads, str(site)) for site in (Site.Q, Site.K, Site.V)} | {Site.Z: z}
     return (
         all(_equal(model, block.project(way), added) for way in ways)
-        and all(_equal(model, value.transpose(1, 2).flatten(2), values[site, layer]) for site, value in shown.items())
+        and all(_equal(model, value.transpose(1, 2).flatten(2), values[site, layer]) for site, value in by_site.items())
         and _equal(model, block.project(block.z(heads.at(slice(0, reads)))), added[:, :reads])
-        and _equal(model, block.z(heads.of(0)), z[:, :1])
+        and _equal(model, block.z(heads.select(0)), z[:, :1])
         and _projects(model, block, z)
     )
 
@@ -157,10 +157,10 @@ def _projects(model: PatchableViT, block: Block, z: Tensor) -> bool:
 
 
 @torch.no_grad()
-def is_itself(model: PatchableViT, pixels: Mapping[BaseRun, Tensor], base: Mapping[BaseRun, Tensor]) -> bool:
-    """Whether the base runs' logits, computed by parts, are those of the model itself, looked at on the first image.
+def matches_own_forward(model: PatchableViT, pixels: Mapping[BaseRun, Tensor], base: Mapping[BaseRun, Tensor]) -> bool:
+    """Whether the base runs' logits, computed by parts, are those of the model's own forward, on the first image.
 
-    What has been shown may have ceased to be true: a hook may do something else from one call to the next.
+    What was verified may no longer be true: a hook may do something else from one call to the next.
     """
     whole = model(torch.cat([pixels[run][:1] for run in BaseRun]))
     return _equal(model, torch.cat([base[run][:1] for run in BaseRun]), whole, roundings=512)

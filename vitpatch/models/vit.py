@@ -7,22 +7,23 @@ That both give the same logits, ``vitpatch.models.verify`` shows when the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
-from vitpatch.models import configs
-from vitpatch.models.block import Block, Surroundings
+from vitpatch.models.block import Block, CallArguments
+from vitpatch.models.classes import class_names, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
-from vitpatch.models.hooks import Act, attach
-from vitpatch.models.patch_embedding import PatchEmbedding, found_in
-from vitpatch.models.preprocessing import Preprocessing
+from vitpatch.models.hooks import Act, PatchEmbedding, attached, first_argument, run_until
+from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, vision_config
 from vitpatch.models.readout import Reader
+from vitpatch.models.wrappers import digest_of_checkpoint, digest_of_config, digest_of_weights
 from vitpatch.types import Site, Sizes
 
 Place = tuple[Site, int]
@@ -41,10 +42,10 @@ class PatchableViT(nn.Module):
     ``readout`` is one of the model's heads (default: all of the classifier's). ``input_size`` (height, width) of the
     pixels, where it is not the config's. Of the result: ``blocks``; ``label_names`` by class index, or ``None`` where
     the checkpoint has none or there is a ``label_doubt``; ``notes`` on what its probabilities are; ``sizes`` are what a
-    plan must know; ``reader`` is the first of the family's readouts that this model has the modules of, until the proof
-    has found the one that gives its logits; ``stepwise`` says whether the parts do; ``missing`` are sites without a
-    module, or whose module is never run. Raises ``VitPatchError`` where the family's row does not fit the modules, or
-    the outputs are no logits of classes.
+    plan must know; ``reader`` is the first of the family's readouts that this model has the modules of, until
+    ``verify_model`` has found the one that gives its logits; ``stepwise`` says whether the parts do; ``missing`` are
+    sites without a module, or whose module is never run. Raises ``VitPatchError`` where the family's row does not fit
+    the modules, or the outputs are no logits of classes.
     """
 
     def __init__(
@@ -58,80 +59,75 @@ class PatchableViT(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.family, self.preprocessing, self.head = family, preprocessing, readout
-        self.classes = configs.classes_of(model, {head for readout in family.readouts for head in readout.heads})
-        self.label_names, self.label_doubt = configs.class_names(model.config)
-        self.notes = configs.notes_on(model)
-        self._modules_of_blocks = self._find_blocks()
-        self.family = family = _of_this_version(family, self._modules_of_blocks[0])
-        size, patch = configs.geometry(model)
+        self.classes = number_of_classes(model, {head for readout in family.readouts for head in readout.heads})
+        self.label_names, self.label_doubt = class_names(model.config)
+        self.notes = probability_notes(model)
+        block_modules = self._find_blocks()
+        self.family = family = _in_this_version(family, block_modules[0])
+        size, self._patch = geometry(model)
         if not family.any_size and size is not None:
             input_size = size
         self.input_size = input_size or size or (224, 224)
-        self._patch = patch
-        self._embedding = found_in(model, patch)
-        self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, patch, strict=True))
+        self._embedding = PatchEmbedding.of(model, self._patch)
+        self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, self._patch, strict=True))
         self.stepwise = True
         shape = (1, 3, 1, 1)
         mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
-        self._heads = self._number_of_heads()
-        self._look_around()
+        self._heads = self._number_of_heads(block_modules[0])
+        self.blocks = [Block(module, family, self._heads) for module in block_modules]
+        self._record_calls()
         self.readers = self._find_readers()
         self.reader = self.readers[0]
         self.missing = {site for site in HOOKED if not all(block.has(site) for block in self.blocks)}
 
     def _find_blocks(self) -> list[nn.Module]:
         try:
-            found = list(self.model.get_submodule(self.family.blocks))
-            for block in found:
+            blocks = list(self.model.get_submodule(self.family.blocks))
+            for block in blocks:
                 for path in (self.family.norm1, self.family.attention, self.family.norm2, *self.family.mlp):
                     block.get_submodule(path)
         except (AttributeError, TypeError) as error:
             raise VitPatchError(f"{self._name}: its blocks are not where the row says ({error})") from error
-        if not found:
+        if not blocks:
             raise VitPatchError(f"{self._name}: {self.family.blocks} has no block")
-        return found
+        return blocks
 
     @property
     def _name(self) -> str:
         return f"{type(self.model).__name__} as {self.family.name}"
 
-    def _number_of_heads(self) -> int:
-        config, attention = self._vision, self._modules_of_blocks[0].get_submodule(self.family.attention)
-        for owner in (config, attention):
+    def _number_of_heads(self, block: nn.Module) -> int:
+        for owner in (vision_config(self.model.config), block.get_submodule(self.family.attention)):
             for name in ("num_attention_heads", "num_heads"):
                 if isinstance(number := getattr(owner, name, None), int):
                     return number
         raise VitPatchError(f"{self._name}: neither its config nor its attention says the number of heads")
 
-    @property
-    def _vision(self) -> Any:
-        return configs.vision_config(self.model.config)
-
     def _find_readers(self) -> list[Reader]:
-        """Of the family's readouts those that the model has all modules of, and the asked head."""
+        """The family's readouts that the model has all modules and tokens of, reduced to the head asked for."""
         present = {name for name, _ in self.model.named_modules()}
-        found = [readout for readout in self.family.readouts if present >= readout.modules and self._has(readout)]
-        if not found:
+        tokens = {*self._special, PATCHES, EVERYTHING, POOLED}
+
+        def fits(readout: Readout) -> bool:
+            return present >= readout.modules and tokens >= {part for parts in readout.heads.values() for part in parts}
+
+        readouts = list(filter(fits, self.family.readouts))
+        if not readouts:
             heads = " or ".join(" + ".join(readout.heads) for readout in self.family.readouts)
             raise VitPatchError(f"{type(self.model).__name__}: an image classifier of {self.family.name} has {heads}")
         if self.head is not None:
-            names = {name for readout in found for name in readout.heads}
+            names = {name for readout in readouts for name in readout.heads}
             if self.head not in names:
                 known = ", ".join(sorted(names))
                 raise VitPatchError(f"model.readout {self.head!r}: the model has {known}; null is all of them together")
-            found = [
+            readouts = [
                 replace(readout, heads={self.head: readout.heads[self.head]})
-                for readout in found
+                for readout in readouts
                 if self.head in readout.heads
             ]
-        return [Reader(self.model, readout, self._special, self.tokens) for readout in found]
-
-    def _has(self, readout: Readout) -> bool:
-        """Whether the model has the special tokens that a readout reads."""
-        parts = {part for parts in readout.heads.values() for part in parts}
-        return parts <= {*self._special, PATCHES, EVERYTHING, POOLED}
+        return [Reader(self.model, readout, self._special, self.tokens) for readout in readouts]
 
     @property
     def sizes(self) -> Sizes:
@@ -169,23 +165,21 @@ class PatchableViT(nn.Module):
         for block in self.blocks:
             block.by_heads = is_so
 
-    @property
+    @cached_property
     def weights_digest(self) -> str:
         """Sixteen hex digits of all weights by name, type, shape and value."""
-        if not hasattr(self, "_weights_digest"):
-            self._weights_digest = configs.digest_of_weights(self.model)
-        return self._weights_digest
+        return digest_of_weights(self.model)
 
     @property
     def checkpoint_digest(self) -> str:
         """The same without what is made from the labels of the data: it names the checkpoint."""
         is_whole = not hasattr(self.model, "made_of_labels")
-        return self.weights_digest if is_whole else configs.digest_of_checkpoint(self.model)
+        return self.weights_digest if is_whole else digest_of_checkpoint(self.model)
 
     @property
     def config_digest(self) -> str:
         """Sixteen hex digits of what the config says of the architecture: heads, activation, epsilons and the like."""
-        return configs.digest_of_config(self.model.config)
+        return digest_of_config(self.model.config)
 
     @property
     def device(self) -> torch.device:
@@ -225,7 +219,7 @@ class PatchableViT(nn.Module):
 
     def patch_embeddings(self, pixels: Tensor) -> Tensor:
         """Normalised pixels → patch embeddings before positions are added, (batch, patches, width)."""
-        return self.patch_embedding.of(self.model, pixels)
+        return self.patch_embedding.embed(self.model, pixels)
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised pixels (batch, 3, height, width) → logits (batch, classes).
@@ -242,97 +236,57 @@ class PatchableViT(nn.Module):
         if self.head is None:
             return self.model(pixel_values=pixels).logits
         logits: list[Tensor] = []
-
-        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-            logits.append(output)
-
-        handle = self.model.get_submodule(self.head).register_forward_hook(keep)
-        try:
+        head = self.model.get_submodule(self.head)
+        with head.register_forward_hook(lambda module, args, output: logits.append(output)):
             self.model(pixel_values=pixels)
-        finally:
-            handle.remove()
         return logits[-1]
 
     # --- by parts ---
 
     def embed(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised pixels → the stream that enters the first block, (batch, tokens, width); ``noise`` as above."""
-        if self._looked_from != self.device:
-            self._look_around()
-
-        def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
-
-        handle = self._modules_of_blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with self._adding(noise):
-                self.model(pixel_values=pixels)
-        except _Reached as reached:
-            return reached.stream
-        finally:
-            handle.remove()
-        raise VitPatchError(f"{self._name}: its first block is never run")
+        if self._recorded_on != self.device:
+            self._record_calls()
+        with self._adding(noise):
+            stream = run_until(self.model, pixels, self.blocks[0].module, is_input=True)
+        if stream is None:
+            raise VitPatchError(f"{self._name}: its first block is never run")
+        return stream
 
     @torch.no_grad()
-    def _look_around(self) -> None:
-        """One forward pass of a blank image: the token axis, and what the blocks' attention is given besides it."""
-        family, given, biases = self.family, [{} for _ in self._modules_of_blocks], {}
-        handles, streams = [], []
-
-        def note_call(number: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-                given[number] |= {"args": args, "kwargs": kwargs}
-
-            return hook
-
-        def note_bias(number: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-                biases[number] = output.detach().clone().reshape(-1, *output.shape[-3:])
-
-            return hook
-
-        def note_stream(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            streams.append(args[0] if args else kwargs["hidden_states"])
-
-        handles.append(self._modules_of_blocks[0].register_forward_pre_hook(note_stream, with_kwargs=True))
-        for number, block in enumerate(self._modules_of_blocks):
-            attention = block.get_submodule(family.attention)
-            handles.append(attention.register_forward_pre_hook(note_call(number), with_kwargs=True))
-            if (bias := _submodule(block, family.bias)) is not None:
-                handles.append(bias.register_forward_hook(note_bias(number)))
-        if (shared := _submodule(self.model, family.shared_bias)) is not None:
-            handles.append(shared.register_forward_hook(note_bias(-1)))
-        try:
-            self.model(pixel_values=torch.zeros(1, 3, *self.input_size, device=self.device, dtype=self.dtype))
-        except (RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise VitPatchError(f"{self._name}: cannot be run on {self.input_size} pixels ({reason})") from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not streams or not all(given):
+    def _record_calls(self) -> None:
+        """One forward pass of a blank image: the token axis, and what attention is called with besides the stream."""
+        calls: dict[Any, tuple[tuple, dict[str, Any], Any]] = {}
+        watched: dict[Any, nn.Module | None] = {"stream": self.blocks[0].module}
+        watched["shared bias"] = _submodule(self.model, self.family.shared_bias)
+        for number, block in enumerate(self.blocks):
+            watched["attention", number] = block.module.get_submodule(self.family.attention)
+            watched["bias", number] = _submodule(block.module, self.family.bias)
+        with ExitStack() as hooks:
+            for key, module in watched.items():
+                if module is not None:
+                    hooks.enter_context(module.register_forward_hook(_recorder(calls, key), with_kwargs=True))
+            try:
+                self.model(pixel_values=torch.zeros(1, 3, *self.input_size, device=self.device, dtype=self.dtype))
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise VitPatchError(f"{self._name}: cannot be run on {self.input_size} pixels ({reason})") from error
+        if not {"stream", *(("attention", number) for number in range(len(self.blocks)))} <= set(calls):
             raise VitPatchError(f"{self._name}: its blocks or their attention are never run")
-        self.tokens, self.width = streams[0].shape[1:]
+        self.tokens, self.width = first_argument(*calls["stream"][:2]).shape[1:]
         self._special = self._names_of_special()
-        self._looked_from = self.device
-        # by formula unless it was seen not to be
-        keep = [block.by_heads for block in self.blocks] if hasattr(self, "blocks") else None
-        self.blocks = [
-            Block(block, family, self._heads, self._surroundings(given[number], biases, number))
-            for number, block in enumerate(self._modules_of_blocks)
-        ]
-        if keep is not None:
-            self.by_heads = all(keep)
-
-    def _surroundings(self, call: dict[str, Any], biases: dict[int, Tensor], number: int) -> Surroundings:
-        here = [biases[at] for at in (number, -1) if at in biases]
-        rotary = call["kwargs"].get(self.family.rotary) if self.family.rotary else None
-        return Surroundings(call["args"], call["kwargs"], sum(here) if here else None, rotary)
+        self._recorded_on = self.device
+        for number, block in enumerate(self.blocks):
+            args, kwargs, _ = calls["attention", number]
+            biases = [calls[key][2] for key in (("bias", number), "shared bias") if key in calls]
+            bias = sum(b.reshape(-1, *b.shape[-3:]) for b in biases) if biases else None
+            rotary = kwargs.get(self.family.rotary) if self.family.rotary else None
+            block.call = CallArguments(args, kwargs, bias, rotary)
 
     def _names_of_special(self) -> tuple[str, ...]:
         """The tokens before the patches: as many of the row's names as there are, then the registers."""
         patches = self._grid[0] * self._grid[1]
-        registers = int(configs.said(self.model, self.family.registers or "") or 0)
+        registers = int(config_value(self.model, self.family.registers or "") or 0)
         named = self.tokens - patches - registers
         if not 0 <= named <= len(self.family.special):
             raise VitPatchError(
@@ -353,35 +307,25 @@ class PatchableViT(nn.Module):
 
         ``resid_mid`` can be read here, not replaced: what is replaced in front of the MLP's norm is not the stream.
         """
-        handles = []
-        try:
-            for place, act in acts.items():
-                handles.append(attach(act, *self.blocks[place[1]].hook_point(place[0])))
+        with ExitStack() as hooks:
+            for (site, layer), act in acts.items():
+                hooks.enter_context(attached(act, *self.blocks[layer].hook_point(site)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def reading(self, places: tuple[Place, ...]) -> Iterator[dict[Place, Tensor]]:
         """Collects the value of each place in the forward passes made inside the block."""
         values: dict[Place, Tensor] = {}
 
-        def keep(place: Place) -> Callable[[Tensor], None]:
+        def keep(place: Place) -> Act:
             return lambda value: values.__setitem__(place, value.detach())
 
         with self.hooked({place: keep(place) for place in places}):
             yield values
 
-    @contextmanager
-    def replacing(self, values: Mapping[Place, Tensor]) -> Iterator[None]:
+    def replacing(self, values: Mapping[Place, Tensor]) -> AbstractContextManager[None]:
         """Puts whole ``values`` at their places inside the block."""
-
-        def put(new: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda value: new
-
-        with self.hooked({place: put(new) for place, new in values.items()}):
-            yield
+        return self.hooked({place: lambda value, new=new: new for place, new in values.items()})
 
     @torch.no_grad()
     def first_bad_layer(self, pixels: Tensor) -> int | None:
@@ -392,12 +336,13 @@ class PatchableViT(nn.Module):
         return next((layer for (_, layer), value in values.items() if not value.isfinite().all()), None)
 
 
-class _Reached(Exception):
-    """Stops a forward pass at the first block."""
+def _recorder(calls: dict[Any, Any], key: Any) -> Any:
+    """A hook that keeps a module's arguments and output under a key; a copy of the output, which others may change."""
 
-    def __init__(self, stream: Tensor) -> None:
-        super().__init__()
-        self.stream = stream
+    def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        calls[key] = (args, kwargs, output.clone() if isinstance(output, Tensor) else output)
+
+    return record
 
 
 def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:
@@ -408,7 +353,7 @@ def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:
         return None
 
 
-def _of_this_version(family: Family, block: nn.Module) -> Family:
+def _in_this_version(family: Family, block: nn.Module) -> Family:
     """The family's row with the names that the attention's modules have in this version of transformers."""
     rows = (family, *(replace(family, **names) for names in family.versions))
     return next((r for r in rows if _submodule(block, f"{r.attention}.{r.output}") is not None), family)

@@ -1,12 +1,14 @@
 """Image classifiers that Hugging Face has no class for: a backbone with a head, likeness to texts, square images.
 
 Each keeps the modules it is made of as they are, and answers as an image classifier does: ``(pixel_values) → .logits``.
+Also the digests that name a model by its weights and config, of which wrappers have parts that are no checkpoint's.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from vitpatch.models.configs import digest_of_weights
 from vitpatch.models.preprocessing import patches_of
+from vitpatch.types import digest
+
+NOT_OF_THE_ARCHITECTURE = (
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
+    "id2label", "label2id", "label_names",
+)  # fmt: skip
+"""Keys of a config that change no number of a run."""
 
 
 class BackboneClassifier(nn.Module):
@@ -102,3 +110,30 @@ def labelled(config: Any, names: Sequence[str] | None, classes: int) -> Any:
     config.id2label = dict(enumerate(names or [f"LABEL_{i}" for i in range(classes)]))
     config.label2id = {name: index for index, name in config.id2label.items()}
     return config
+
+
+def digest_of_weights(model: nn.Module, without: Collection[str] = ()) -> str:
+    """Sixteen hex digits of all weights by name, type, shape and value; ``without`` those of some names."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name in without:
+            continue
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+def digest_of_checkpoint(model: nn.Module) -> str:
+    """Sixteen hex digits of what a model has of its files, whatever the labels of the data are.
+
+    ``digest_of_weights``, but for a model some of whose weights are ``made_of_labels``: without these, and with those
+    that made them.
+    """
+    if (made := getattr(model, "made_of_labels", None)) is None:
+        return digest_of_weights(model)
+    return digest([digest_of_weights(model, without=made), model.text_digest])
+
+
+def digest_of_config(config: Any) -> str:
+    """Sixteen hex digits of what a config says of the architecture."""
+    return digest({key: value for key, value in config.to_diff_dict().items() if key not in NOT_OF_THE_ARCHITECTURE})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitpatch.models.vit import PatchableViT, Place
-from vitpatch.patching.inputs import Constants
+from vitpatch.patching.full_forward import Constants
 from vitpatch.types import Site
 
 

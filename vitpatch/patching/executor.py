@@ -18,9 +18,8 @@ from torch import Tensor
 from vitpatch.models.block import Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import Room
-from vitpatch.patching.direct_effect import Readings, edited_heads
-from vitpatch.patching.full_forward import full_forwards
-from vitpatch.patching.inputs import Constants, Given
+from vitpatch.patching.direct_effect import DirectEffects, edited_heads
+from vitpatch.patching.full_forward import Constants, Inputs, full_forwards
 from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
 from vitpatch.types import BaseRun, Run, Site
 
@@ -81,16 +80,16 @@ def execute(
     in a state each) that are computed in one call. ``constants`` are the values of a donor that is no run; ``noise``
     (images, image patches, width) is added to the corrupted run's patch embeddings.
     """
-    of_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
-    readings = Readings(plan, model, of_group)
-    given = Given(pixels, of_group, constants, noise)
+    masks_by_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
+    direct_effects = DirectEffects(plan, model, masks_by_group)
+    inputs = Inputs(pixels, masks_by_group, constants, noise)
     if model.goes_by_parts(plan.target.site):
-        walk = _Walk(plan, model, given, readings, room)
+        walk = _Walk(plan, model, inputs, direct_effects, room)
         base, patched = walk.logits()
-        direct = model.reader.direct(walk.base[0], readings.changes())
+        direct = model.reader.direct(walk.base[0], direct_effects.changes())
     else:
-        base, patched, direct = full_forwards(plan, model, given, readings)
-    return Outputs(base, patched, direct, readings.delta_norms())
+        base, patched, direct = full_forwards(plan, model, inputs, direct_effects)
+    return Outputs(base, patched, direct, direct_effects.delta_norms())
 
 
 class _Walk:
@@ -101,11 +100,13 @@ class _Walk:
     where nothing more of it is compared.
     """
 
-    def __init__(self, plan: Plan, model: PatchableViT, given: Given, readings: Readings, room: Room) -> None:
-        self.plan, self.model, self.given, self.readings = plan, model, given, readings
-        self.masks = given.masks
-        self.images, self.runs = len(given.pixels[plan.recipient]), len(plan.base_runs)
-        self.base = given.embedded(model, plan.base_runs).unflatten(0, (self.runs, self.images))
+    def __init__(
+        self, plan: Plan, model: PatchableViT, inputs: Inputs, direct_effects: DirectEffects, room: Room
+    ) -> None:
+        self.plan, self.model, self.inputs, self.direct_effects = plan, model, inputs, direct_effects
+        self.masks = inputs.masks
+        self.images, self.runs = len(inputs.pixels[plan.recipient]), len(plan.base_runs)
+        self.base = inputs.embedded(model, plan.base_runs).unflatten(0, (self.runs, self.images))
         self.states = self.base.new_empty(plan.whole, *self.base.shape[1:])
         self._rows = room.rows
         self._at_once = max(1, room.rows // self.images)  # states
@@ -122,19 +123,19 @@ class _Walk:
         patched = base.new_empty(self.plan.states, *base.shape[1:])
         for states in self._chunks(range(self.plan.states)):
             patched[states] = self.model.readout(self.states[states].flatten(0, 1)).unflatten(0, (-1, self.images))
-        of_run = dict(zip(self.plan.base_runs, base, strict=True))
-        whole = {run_state(i): of_run.get(self.plan.run_of(i)) for i in range(len(self.plan.donors))}
+        by_run = dict(zip(self.plan.base_runs, base, strict=True))
+        whole = {run_state(i): by_run.get(self.plan.run_of(i)) for i in range(len(self.plan.donors))}
         whole[RECIPIENT] = base[0]
         final = [whole[state] if state in whole else patched[state] for state in self.plan.final]
         self.base = self._cut(self.base)
-        return of_run, torch.stack(final)
+        return by_run, torch.stack(final)
 
-    def _donated(self, donor: int, values: Tensor, site: Site, layer: int) -> Tensor:
+    def _donor_values(self, donor: int, values: Tensor, site: Site, layer: int) -> Tensor:
         """A donor's values (images, tokens, width) at a site of a layer, where the base runs have ``values``."""
         run = self.plan.run_of(donor)
         if run is not None:
             return values[self.plan.base_runs.index(run)]
-        constant, block = self.given.constants[self.plan.target.site, layer].to(values.dtype), self.model.blocks[layer]
+        constant, block = self.inputs.constants[self.plan.target.site, layer].to(values.dtype), self.model.blocks[layer]
         if self.plan.target.site is Site.Z:  # of all heads together, which is what attention adds
             constant = block.project(constant[None])[0]
         else:
@@ -175,7 +176,7 @@ class _Walk:
             for b in step.branches:
                 own = base[0] if step.state == RECIPIENT else self.states[step.state]
                 self.states[b.state] = self._mixed(
-                    b, own, self._donated(b.edit.donor, base, self.plan.target.site, layer)
+                    b, own, self._donor_values(b.edit.donor, base, self.plan.target.site, layer)
                 )
 
     def _mlp(self, layer: int, half: Half) -> None:
@@ -186,10 +187,10 @@ class _Walk:
         added = self._by_rows(mlp, before.flatten(0, 1)).unflatten(0, (self.runs, -1))
         self._compare(Site.MLP_OUT, layer, added)
         known = self._cut(added)
-        for b in self._from_recipient(half):
-            donor = self._donated(b.edit.donor, known, Site.MLP_OUT, layer)
+        for b in self._branches_of_recipient(half):
+            donor = self._donor_values(b.edit.donor, known, Site.MLP_OUT, layer)
             self.states[b.state] = self._cut(before[0]) + self._mixed(b, known[0], donor)
-        self._own(half, mlp, known, (Site.MLP_OUT, layer), self.states)
+        self._advance(half, mlp, known, (Site.MLP_OUT, layer), self.states)
         self.base = before + added
         self._compare(Site.RESID_POST, layer, self.base)
 
@@ -204,23 +205,23 @@ class _Walk:
             out = self.base.new_empty(self.plan.states, self.images, reads, self.base.shape[-1])
         cut = slice(0, out.shape[2])
         known = added[:, :, cut]
-        for b in self._from_recipient(half):
+        for b in self._branches_of_recipient(half):
             out[b.state] = self.base[0][:, cut] + self._patched_attention(layer, b, known)
         for step in half.steps:
             for b in step.recomputed:
                 out[b.state] = self.states[step.state][:, cut] + self._recomputed(layer, step, b, queries)
-        self._own(
+        self._advance(
             half, lambda states: self.model.blocks[layer].attention(states, queries), known, (Site.ATTN_OUT, layer), out
         )
         self.base = self.base[..., : added.shape[2], :] + added
         self.states = out
         self._heads = []
 
-    def _from_recipient(self, half: Half) -> list[Branch]:
+    def _branches_of_recipient(self, half: Half) -> list[Branch]:
         """Branches of a half that part from the recipient itself."""
         return [b for step in half.steps if step.state == RECIPIENT for b in step.branches]
 
-    def _own(
+    def _advance(
         self, half: Half, compute: Callable[[Tensor], Tensor], known: Tensor, place: tuple[Site, int], out: Tensor
     ) -> None:
         """Moves patched states on by what the half adds: computed, a donor's, or a mixture of both.
@@ -235,25 +236,25 @@ class _Walk:
             steps = [by_state[state] for state in range(states.start, states.stop)]
             for step, state_before, state_added in zip(steps, before, added, strict=True):
                 for b in self._handed_on(step):
-                    donor = self._donated(b.edit.donor, known, *place)
+                    donor = self._donor_values(b.edit.donor, known, *place)
                     out[b.state] = state_before[:, cut] + self._mixed(b, state_added, donor)
                 if step.goes_on:  # after the others, which start from what it was
                     torch.add(state_before[:, cut], state_added, out=out[step.state])
         for step in by_state.values():
             if not step.computes:
                 for b in self._handed_on(step):
-                    out[b.state] = self.states[step.state][:, cut] + self._donated(b.edit.donor, known, *place)
+                    out[b.state] = self.states[step.state][:, cut] + self._donor_values(b.edit.donor, known, *place)
 
     def _handed_on(self, step: Step) -> list[Branch]:
         """Branches that differ in what the half hands on, not in what it computes."""
         return [b for b in step.branches if b.edit.site not in RECOMPUTED]
 
     def _is_compared(self, layer: int, *sites: Site) -> bool:
-        return any((site, layer) in self.plan.readings_at for site in sites)
+        return any((site, layer) in self.plan.comparisons_at for site in sites)
 
     def _compare(self, site: Site, layer: int, values: Tensor) -> None:
         if self._is_compared(layer, site):
-            self.readings.stream(site, layer, self._donated(0, values, site, layer), values[0])
+            self.direct_effects.add_stream(site, layer, self._donor_values(0, values, site, layer), values[0])
 
     def _base_attention(self, layer: int, queries: int | None) -> Tensor:
         """What attention adds to the base runs, (runs, images, tokens, width); by head where heads are asked for."""
@@ -263,7 +264,7 @@ class _Walk:
             heads = block.heads(every, pattern=site is Site.PATTERN)
             heads = replace(heads, z=block.z(heads))
             self._heads = [heads.rows(slice(i * self.images, (i + 1) * self.images)) for i in range(self.runs)]
-            self.readings.heads(layer, self._donated_heads(0, layer), self._heads[0])
+            self.direct_effects.add_heads(layer, self._donor_heads(0, layer), self._heads[0])
             added = block.project(heads.z)
         else:
             added = self._by_rows(lambda rows: block.attention(rows, queries), every)
@@ -271,23 +272,23 @@ class _Walk:
         self._compare(Site.ATTN_OUT, layer, added)
         return added
 
-    def _donated_heads(self, donor: int, layer: int) -> Heads:
+    def _donor_heads(self, donor: int, layer: int) -> Heads:
         """A donor's heads in a layer; of constants those of the recipient with the site's values in place."""
         run, site = self.plan.run_of(donor), self.plan.target.site
         if run is not None:
             return self._heads[self.plan.base_runs.index(run)]
         own = self._heads[0]
         values = getattr(own, site)
-        return replace(own, **{str(site): self.given.constants[site, layer].to(values.dtype).expand_as(values)})
+        return replace(own, **{str(site): self.inputs.constants[site, layer].to(values.dtype).expand_as(values)})
 
     def _patched_attention(self, layer: int, branch: Branch, known: Tensor) -> Tensor:
         """The recipient's attention output with an edit, from what is ``known`` of the base runs."""
         edit = branch.edit
         if edit.site is Site.ATTN_OUT:
-            return self._mixed(branch, known[0], self._donated(edit.donor, known, Site.ATTN_OUT, layer))
+            return self._mixed(branch, known[0], self._donor_values(edit.donor, known, Site.ATTN_OUT, layer))
         block, mask, tokens = self.model.blocks[layer], self.masks[edit.tokens], slice(0, known.shape[2])
-        both = (self._heads[0], self._donated_heads(edit.donor, layer))
-        own, other = (heads.of(edit.head).at(tokens) for heads in both)
+        both = (self._heads[0], self._donor_heads(edit.donor, layer))
+        own, other = (heads.select(edit.head).at(tokens) for heads in both)
         if edit.site is Site.Z:
             change = (other.z - own.z) * mask[:, None, tokens, None]
         else:
@@ -299,6 +300,6 @@ class _Walk:
         site = branch.edit.site
         block = self.model.blocks[layer]
         own = block.heads(self.states[step.state], queries, pattern=site is Site.PATTERN)
-        donor = self._donated_heads(branch.edit.donor, layer)
+        donor = self._donor_heads(branch.edit.donor, layer)
         edited = edited_heads(site, self.masks[branch.edit.tokens], donor, own)
         return block.project(block.z(edited))

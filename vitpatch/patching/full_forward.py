@@ -1,8 +1,12 @@
-"""A plan by full forward passes with hooks, one a patch: for models whose parts do not give their own logits."""
+"""What a plan is run on; and a plan by full forward passes with hooks, one a patch.
+
+These are for models whose parts do not give their own logits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,14 +14,43 @@ from torch import Tensor
 from vitpatch.errors import VitPatchError
 from vitpatch.models.hooks import Act
 from vitpatch.models.vit import PatchableViT, Place
-from vitpatch.patching.direct_effect import Readings
-from vitpatch.patching.inputs import Given
+from vitpatch.patching.direct_effect import DirectEffects
 from vitpatch.patching.plan import Plan
-from vitpatch.types import ALL_HEADS, Patch, Run, Site
+from vitpatch.types import ALL_HEADS, BaseRun, Patch, Run, Site
+
+Constants = Mapping[Place, Tensor]
+"""Values of a site, the same for all images, before a fixed layer scale: (tokens, width); by head (heads, tokens, head
+width); of ``pattern`` (heads, query tokens, key tokens)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``pixels`` normalised, (images, 3, height, width) by base run; ``masks`` bool (images, tokens) by token group.
+
+    ``constants`` of a donor that is no run; ``noise`` (images, image patches, width) of the corrupted run's patch
+    embeddings.
+    """
+
+    pixels: Mapping[Run, Tensor]
+    masks: Mapping[str, Tensor]
+    constants: Constants | None = None
+    noise: Tensor | None = None
+
+    def noise_of(self, run: Run) -> Tensor | None:
+        """The noise on a run's patch embeddings."""
+        return self.noise if run is BaseRun.CORRUPT else None
+
+    def embedded(self, model: PatchableViT, runs: Sequence[Run]) -> Tensor:
+        """The streams that enter the first block, (runs · images, tokens, width)."""
+        pixels = torch.cat([self.pixels[run] for run in runs])
+        if self.noise is None:
+            return model.embed(pixels)
+        quiet = torch.zeros_like(self.noise)
+        return model.embed(pixels, torch.cat([quiet if self.noise_of(run) is None else self.noise for run in runs]))
 
 
 def full_forwards(
-    plan: Plan, model: PatchableViT, given: Given, readings: Readings
+    plan: Plan, model: PatchableViT, inputs: Inputs, direct_effects: DirectEffects
 ) -> tuple[dict[Run, Tensor], Tensor, Tensor]:
     """Logits of the base runs (batch, classes), of the patched runs (runs, batch, classes), and NaN for direct ones.
 
@@ -29,41 +62,36 @@ def full_forwards(
     base, values = {}, {}
     for run in plan.base_runs:
         with model.reading(places) as values[run]:
-            base[run] = _forward(model, given, run)
+            base[run] = model(inputs.pixels[run], inputs.noise_of(run))
     received = values[recipient]
-    donated = [
-        values[run] if (run := plan.run_of(i)) is not None else _constant(given, received, plan.target.site)
+    donors = [
+        values[run] if (run := plan.run_of(i)) is not None else _constants(inputs, received, plan.target.site)
         for i in range(len(plan.donors))
     ]
     for site, layer in places:
-        both = (model.blocks[layer].scaled(site, of[site, layer]) for of in (donated[0], received))
-        readings.norms(site, layer, *both)
+        both = (model.blocks[layer].scaled(site, of[site, layer]) for of in (donors[0], received))
+        direct_effects.add_norms(site, layer, *both)
     patched = []
     for patch, donor in plan.runs:
-        with model.hooked(_acts(patch, donated[donor], given.masks[patch.tokens], model)):
-            patched.append(_forward(model, given, recipient))
+        with model.hooked(_acts(patch, donors[donor], inputs.masks[patch.tokens], model)):
+            patched.append(model(inputs.pixels[recipient], inputs.noise_of(recipient)))
     direct = base[recipient].new_full((len(plan.patches), *base[recipient].shape), torch.nan)
     return base, torch.stack(patched), direct
 
 
-def _forward(model: PatchableViT, given: Given, run: Run) -> Tensor:
-    noise = given.noise_of(run)
-    return model(given.pixels[run]) if noise is None else model(given.pixels[run], noise)
-
-
-def _constant(given: Given, received: Mapping[Place, Tensor], site: Site) -> dict[Place, Tensor]:
+def _constants(inputs: Inputs, received: Mapping[Place, Tensor], site: Site) -> dict[Place, Tensor]:
     """Constants as a hook has them: (batch, tokens, channels), before a fixed layer scale."""
-    found = {}
+    constants = {}
     for place, like in received.items():
-        value = given.constants[place].to(like.dtype)
-        found[place] = (value.transpose(0, 1).flatten(1) if site.by_head else value).expand_as(like)
-    return found
+        value = inputs.constants[place].to(like.dtype)
+        constants[place] = (value.transpose(0, 1).flatten(1) if site.by_head else value).expand_as(like)
+    return constants
 
 
-def _acts(patch: Patch, donated: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT) -> dict[Place, Act]:
+def _acts(patch: Patch, donors: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT) -> dict[Place, Act]:
     acts: dict[Place, Act] = {}
     for layer in patch.layers:
-        value = donated[patch.site, layer]
+        value = donors[patch.site, layer]
         if patch.site is Site.RESID_MID:
             acts |= _through_attention(layer, value, mask, model)
         else:

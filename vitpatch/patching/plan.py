@@ -116,14 +116,9 @@ class Half:
         """For how many patched states the half is computed."""
         return sum(step.computes + len(step.recomputed) for step in self.steps)
 
-    @property
-    def is_edited(self) -> bool:
-        """Whether anything is replaced inside the half."""
-        return any(step.branches for step in self.steps)
-
 
 @dataclass(frozen=True)
-class Reading:
+class Comparison:
     """Where donor and recipient are compared: a site of a layer, at a token group and a head."""
 
     site: Site
@@ -187,40 +182,38 @@ class Plan:
         return set(self.final[: len(self.patches)]) == {DONOR}
 
     @cached_property
-    def readings(self) -> dict[Reading, int]:
-        """What is compared between the base runs beside the patches, each once, with its number."""
-        numbers: dict[Reading, int] = {}
+    def comparisons(self) -> dict[Comparison, int]:
+        """Where donor and recipient are compared, each once, with its number."""
+        numbers: dict[Comparison, int] = {}
         for patch in self.patches:
-            for reading in readings_of(patch):
-                numbers.setdefault(reading, len(numbers))
+            for comparison in comparisons_of(patch):
+                numbers.setdefault(comparison, len(numbers))
         return numbers
 
     @cached_property
-    def readings_at(self) -> dict[tuple[Site, int], list[Reading]]:
-        """The readings of a site of a layer."""
-        found: dict[tuple[Site, int], list[Reading]] = defaultdict(list)
-        for reading in self.readings:
-            found[reading.site, reading.layer].append(reading)
-        return dict(found)
+    def comparisons_at(self) -> dict[tuple[Site, int], list[Comparison]]:
+        """The comparisons at a site of a layer."""
+        by_place: dict[tuple[Site, int], list[Comparison]] = defaultdict(list)
+        for comparison in self.comparisons:
+            by_place[comparison.site, comparison.layer].append(comparison)
+        return dict(by_place)
 
     @cached_property
     def places(self) -> tuple[tuple[Site, int], ...]:
         """Where the values of donors are needed: a site of a layer, each once."""
         return tuple(dict.fromkeys((patch.site, layer) for patch, _ in self.runs for layer in patch.layers))
 
-    def reached(self, reading: Reading) -> np.ndarray:
-        """Which of the tokens that the classifier reads the straight way of a reading can change, int64 (n,)."""
-        if reading.site in (Site.K, Site.V):  # of a source token; the change is at those that attend to it
+    def tokens_changed(self, comparison: Comparison) -> np.ndarray:
+        """Which of the tokens that the classifier reads a replacement there can change directly, int64 (n,)."""
+        if comparison.site in (Site.K, Site.V):  # of a source token; the change is at those that attend to it
             return np.arange(self.sizes.reads)
-        return self._places[reading.tokens]
+        return self._tokens_read[comparison.tokens]
 
     @cached_property
-    def _places(self) -> dict[str, np.ndarray]:
-        """By token group which of the tokens that are read it may hold."""
-        return {
-            name: np.flatnonzero(possible(name, self.sizes, self.target.grid)[: self.sizes.reads])
-            for name in self.token_groups
-        }
+    def _tokens_read(self) -> dict[str, np.ndarray]:
+        """By token group which of the tokens that the classifier reads it may hold, int64 (n,) each."""
+        reads, grid = self.sizes.reads, self.target.grid
+        return {name: np.flatnonzero(possible(name, self.sizes, grid)[:reads]) for name in self.token_groups}
 
     @property
     def token_groups(self) -> tuple[str, ...]:
@@ -338,9 +331,9 @@ def _edit(patch: Patch, layer: int, donor: int) -> tuple[int, Edit]:
     return 2 * 2 * layer + 1, Edit(Site.ATTN_OUT if joint_z else patch.site, patch.tokens, patch.head, donor)
 
 
-def readings_of(patch: Patch) -> tuple[Reading, ...]:
+def comparisons_of(patch: Patch) -> tuple[Comparison, ...]:
     """Where a patch's donor and recipient differ: at each of its layers."""
-    return tuple(Reading(patch.site, layer, patch.tokens, patch.head) for layer in patch.layers)
+    return tuple(Comparison(patch.site, layer, patch.tokens, patch.head) for layer in patch.layers)
 
 
 def _with_states(

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from vitpatch.corruptions.embedding_noise import Moments, OnEmbeddings, moments, noise_of
 from vitpatch.corruptions.pixels import Corruption, corrupted, traits
-from vitpatch.data.images import UNKNOWN, Decoded, Positions
-from vitpatch.data.training import batches_of
+from vitpatch.data.datamodule import Decoded, Positions, batches_of
+from vitpatch.data.images import UNKNOWN
 from vitpatch.io import write_json
 from vitpatch.runs.adjustable import Adjustable
 from vitpatch.runs.calibration import Calibration, Curve, Damage, common_drop, grid, largest, search, tolerance_of

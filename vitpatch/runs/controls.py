@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpatch.corruptions.pixels import Corruption, traits
-from vitpatch.data.images import LabelledImages, Positions, mean_luminance
+from vitpatch.data.datamodule import Positions, mean_luminance
+from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import partners
 from vitpatch.errors import VitPatchError
 from vitpatch.models.preprocessing import Preprocessing

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import corrupted
-from vitpatch.data.images import ImageDataModule
+from vitpatch.data.datamodule import ImageDataModule
 from vitpatch.plots.examples import Page, ShownImage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.patching import Patching

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from vitpatch.corruptions.embedding_noise import OnEmbeddings, noise_of
 from vitpatch.corruptions.pixels import corrupted, traits
-from vitpatch.data.images import UNKNOWN, Decoded
-from vitpatch.data.training import batches_of
+from vitpatch.data.datamodule import Decoded, batches_of
+from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
 from vitpatch.patching.cost import Cost, Room, cost_of, memory_limit
 from vitpatch.patching.executor import Outputs, averaged, execute
-from vitpatch.patching.inputs import Constants
+from vitpatch.patching.full_forward import Constants
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.runs.setup import Setup

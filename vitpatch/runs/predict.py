@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from omegaconf import OmegaConf
 
 from vitpatch.corruptions.pixels import traits
-from vitpatch.data.images import UNKNOWN, BadImage, ImageDataModule
+from vitpatch.data.datamodule import BadImage, ImageDataModule
+from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.patching.cost import GB, cost_of, described, memory_limit
 from vitpatch.patching.table import Columns, joined

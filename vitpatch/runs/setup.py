@@ -18,13 +18,12 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.checks import Seed, check
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import Corruption, no_masks, traits
-from vitpatch.data.images import LabelledImages, Positions
+from vitpatch.data.datamodule import Positions, training_images
+from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
-from vitpatch.data.training import training_images
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.models.classes import Classes, as_classes, notes_on
-from vitpatch.models.configs import MULTI_LABEL
+from vitpatch.models.classes import MULTI_LABEL, Classes, as_classes, notes_on
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.patching.tokens import needs_masks

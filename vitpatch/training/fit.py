@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 from vitpatch.checks import Interval, check_values, is_list
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.corruptions.pixels import Corruption, corrupted, no_masks, traits
-from vitpatch.data.images import BadImage, Decoded, Item, LabelledImages, Positions, collate
+from vitpatch.data.datamodule import BadImage, Decoded, Item, Positions, collate
+from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.io import write_json, written_beside

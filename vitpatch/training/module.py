@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpatch.checks import Count, Interval, Share, check_fields
-from vitpatch.corruptions.pixels import BT601_LUMA
+from vitpatch.corruptions.pixels import luma
 from vitpatch.types import ImageBatch
 
 Rate = Annotated[float, Interval(ge=0, le=100)]
@@ -73,7 +73,7 @@ class Augment:
         images = self._moved(images)
         if self.jitter:
             images = self._jittered(images)
-        images = torch.where(_flips(images, self.gray), _luma(images), images)
+        images = torch.where(_flips(images, self.gray), _gray(images), images)
         return self._erased(images) if self.erase else images
 
     def _moved(self, images: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ class Augment:
 
     def _jittered(self, images: Tensor) -> Tensor:
         images = images * _column(1 + _even(images, self.jitter))
-        mean = _luma(images).mean((1, 2, 3), keepdim=True)
+        mean = _gray(images).mean((1, 2, 3), keepdim=True)
         images = mean + (images - mean) * _column(1 + _even(images, self.jitter))
-        gray = _luma(images)
+        gray = _gray(images)
         return (gray + (images - gray) * _column(1 + _even(images, 2 * self.jitter))).clamp(0, 1)
 
     def _erased(self, images: Tensor) -> Tensor:
@@ -118,8 +118,8 @@ def _column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _luma(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(BT601_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(images)
+def _gray(images: Tensor) -> Tensor:
+    return luma(images).expand_as(images)
 
 
 class ClassifierTraining(lightning.LightningModule):

@@ -1,0 +1,234 @@
+"""Images as batches, decoded at the model's input size in worker processes; those of the training split, too."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import signal
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from vitpatch.data.columns import AUTO
+from vitpatch.data.images import LabelledImages
+from vitpatch.data.partners import NOBODY
+from vitpatch.data.sources import ImageSource
+from vitpatch.errors import VitPatchError
+from vitpatch.types import BT601_LUMA, ImageBatch, Partner
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 20
+"""Seconds that a worker process goes on after SIGTERM, for the batch to be finished."""
+SHUFFLE_SEED = 0
+"""Training splits are often sorted by class; a stream, which is not to be read whole, is taken as it comes."""
+Positions = Mapping[Partner, NDArray[np.int64]]
+"""By kind of partner where each image's stands, −1 = it has none (``vitpatch.data.partners``)."""
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """A row whose image cannot be read, and why."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image as it is batched: (3, height, width), its mask (1, height, width) or ``None``; and its partners."""
+
+    image: Tensor
+    mask: Tensor | None
+    example_id: int
+    label: int
+    partners: Mapping[Partner, Item] | None = None
+
+
+class Decoded(Dataset):
+    """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``.
+
+    So is one whose partner of a ``needed`` kind cannot be read: its corruption is made of that.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        to_input: Any,
+        masks: bool = True,
+        partners: Positions | None = None,
+        needed: Collection[Partner] = (),
+    ) -> None:
+        self.images, self._to_input, self._masks = images, to_input, masks
+        self._partners, self._needed = partners or {}, needed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Item | BadImage:
+        """The image at a position with its partners; where it has none, itself by the id −1."""
+        item = self._item(position)
+        if isinstance(item, BadImage) or not self._partners:
+            return item
+        partners = {}
+        for kind, where in self._partners.items():
+            other = self._partner(kind, int(where[position]), position, item)
+            if isinstance(other, BadImage) and kind in self._needed:
+                return BadImage(item.example_id, f"the partner of row {item.example_id}: {other.reason}")
+            partners[kind] = replace(item, example_id=NOBODY) if isinstance(other, BadImage) else other
+        return replace(item, partners=partners)
+
+    def _item(self, position: int) -> Item | BadImage:
+        example_id = int(self.images.ids[position])
+        try:
+            image, mask = self.images.image(position), self.images.mask(position) if self._masks else None
+        except VitPatchError as error:
+            return BadImage(example_id, str(error))
+        masked = None if mask is None else self._to_input(mask)[:1]
+        return Item(self._to_input(image), masked, example_id, int(self.images.labels[position]))
+
+    def _partner(self, kind: Partner, at: int, position: int, item: Item) -> Item | BadImage:
+        if at < 0:
+            return replace(item, example_id=NOBODY)
+        if kind is not Partner.PAIR:
+            return self._item(at)
+        try:
+            return replace(item, image=self._to_input(self.images.pair(position)))
+        except VitPatchError as error:
+            return BadImage(item.example_id, str(error))
+
+
+def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:
+    """The mean BT.601 luma of each image at the model's input size, (images,); NaN of one that cannot be read."""
+    found = np.full(len(images), np.nan)
+    for position, item in enumerate(map(Decoded(images, to_input, masks=False).__getitem__, range(len(images)))):
+        if not isinstance(item, BadImage):
+            found[position] = float(item.image.mean((1, 2)) @ torch.tensor(BT601_LUMA))
+    return found
+
+
+def _ignore_signals(worker: int) -> None:
+    """A terminal sends CTRL-C to worker processes too, a cluster SIGTERM: the run decides when they stop.
+
+    SIGTERM is also how Python ends those that are left at its exit, so it is put off only.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
+
+
+def start_method(workers: int) -> str | None:
+    """How a loader's worker processes are started; ``None`` = as Python does.
+
+    In processes of a launcher that is by loky, which starts none for a loader of torch.
+    """
+    return "fork" if workers and multiprocessing.get_start_method() == "loky" else None
+
+
+def collate(items: Sequence[Item | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
+    """The readable items as a batch (``None`` where there is none), and the others."""
+    bad = [item for item in items if isinstance(item, BadImage)]
+    good = [item for item in items if not isinstance(item, BadImage)]
+    return (_batch(good) if good else None), bad
+
+
+def _batch(items: Sequence[Item]) -> ImageBatch:
+    masks = None if items[0].mask is None else torch.stack([item.mask for item in items])
+    ids, labels = (torch.tensor([getattr(item, name) for item in items]) for name in ("example_id", "label"))
+    partners = {kind: _batch([item.partners[kind] for item in items]) for kind in items[0].partners or ()}
+    return ImageBatch(torch.stack([item.image for item in items]), ids, labels, masks, partners=partners or None)
+
+
+class ImageDataModule(lightning.LightningDataModule):
+    """Batches of a run in order of ``example_id``, decoded in worker processes.
+
+    ``numbers``: which of the ``batches`` are read, ascending; all, unless some are done.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        to_input: Any,
+        batch_size: int,
+        partners: Positions | None = None,
+        needed: Collection[Partner] = (),
+    ) -> None:
+        super().__init__()
+        self.images, self.batch_size = images, batch_size
+        self.decoded = Decoded(images, to_input, partners=partners, needed=needed)
+        self.batches = math.ceil(len(images) / batch_size)
+        self.numbers: Sequence[int] = range(self.batches)
+
+    @property
+    def positions(self) -> list[int]:
+        """Where the images of the batches that are read stand."""
+        return self.positions_of(self.numbers)
+
+    def positions_of(self, numbers: Iterable[int]) -> list[int]:
+        """Where the images of these batches stand."""
+        size, last = self.batch_size, len(self.images)
+        return [at for number in numbers for at in range(number * size, min((number + 1) * size, last))]
+
+    def predict_dataloader(self) -> DataLoader:
+        """(ImageBatch | None, [BadImage]) batches; only the last of all may be short, so they stay what they are."""
+        return DataLoader(
+            Subset(self.decoded, self.positions),
+            batch_size=self.batch_size,
+            shuffle=False,
+            num_workers=self.images.num_workers,
+            multiprocessing_context=start_method(self.images.num_workers),
+            collate_fn=collate,
+            worker_init_fn=_ignore_signals,
+        )
+
+    def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:
+        """Moves the images, leaves the errors."""
+        images, bad = batch
+        return (None if images is None else images.to(device)), bad
+
+    def batch_of(self, ids: Sequence[int]) -> ImageBatch:
+        """The given images as one batch, for pictures."""
+        batch, _ = collate([self.decoded[position] for position in self.images.positions(ids)])
+        assert batch is not None and len(batch) == len(ids), f"rows {list(ids)} were readable before"
+        return batch
+
+
+def training_images(source: ImageSource, split: str | None, limit: int | None) -> LabelledImages:
+    """``limit`` images of the training split of the run's data, of the same classes, labels as the data have them.
+
+    Raises ``VitPatchError`` where the data have no such split.
+    """
+    seed = AUTO if source.streams else SHUFFLE_SEED
+    try:
+        images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open()
+    except VitPatchError as error:
+        text = str(error).replace("data.split", "train_split").replace("data.limit", "train_limit")
+        raise VitPatchError(f"training images: {text}") from error
+    if split == source.split:
+        log.warning("train_split %s is data.split: training images and the run's are of one split", split)
+    return images
+
+
+def batches_of(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
+    """Batches of training images; what cannot be read is left out, or ends the run, as ``on_error`` says.
+
+    Raises ``VitPatchError`` where none can be read.
+    """
+    images, readable = decoded.images, 0
+    workers = images.num_workers
+    how = start_method(workers)
+    loader = DataLoader(decoded, size, num_workers=workers, multiprocessing_context=how, collate_fn=collate)
+    for batch, bad in loader:
+        if bad and images.on_error == "raise":
+            raise VitPatchError(f"training images: {bad[0].reason}")
+        readable += 0 if batch is None else len(batch)
+        yield batch, bad
+    if not readable:
+        raise VitPatchError(f"training images: none of the {len(images)} can be read")
