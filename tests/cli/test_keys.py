@@ -7,8 +7,7 @@ not stand there. It is written apart from the types that classes declare, which 
 import math
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from composed import composed, option, option_names
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
@@ -61,12 +60,6 @@ LEGAL = {
 LEGAL_OF = {name: probes.split() for names, probes in LEGAL.items() for name in names.split()}
 
 
-def composed(name, *overrides):
-    config.register_resolvers()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
-
-
 def read_alone(entry):
     """The keys of a command that stand in no group, and how each is read."""
     cfg = composed(entry)
@@ -83,7 +76,7 @@ def read_alone(entry):
 def read_grouped(group):
     """The keys of every class that an option of the group names, and how each is read."""
     seen = set()
-    nodes = [OmegaConf.load(path) for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+    nodes = [option(group, name) for name in option_names(group)]
     for node in nodes or [composed("train_eval")[group]]:
         for key in node.keys() if node else ():
             field = getattr(get_object(node._target_), "__dataclass_fields__", {}).get(key)

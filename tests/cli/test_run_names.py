@@ -11,10 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from vitpatch.cli import sweep_record
-from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
+from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
-from vitpatch.runs.name_overrides import as_value, check_names, with_quotes
+from vitpatch.runs.name_overrides import as_value, check_names_are_text, with_quotes
 from vitpatch.runs.run_names import LONGEST_NAME, names_of, run_name
 
 CLEAN = re.compile(r"[A-Za-z0-9=,._-]{1,120}")
@@ -84,13 +84,24 @@ def test_a_name_that_is_too_long_keeps_what_is_short_and_ends():
     assert len(name) == LONGEST_NAME and name.endswith("epoch_3,window=3,data.split=test"), name
 
 
+def test_a_name_of_many_keys_has_values_for_those_that_it_has(tmp_path):
+    many = ["corruption=gray", "window=3", "model=hf", f"model.path={LONG}", "data=imagefolder", f"data.path={LONG}x"]
+    many += ["data.limit=100", "data.label_column=label", "target=attn_out", "target.layers=[0,3]", "seed=3"]
+    record, (name,) = start(tmp_path, *many)
+    assert CLEAN.fullmatch(name) and name.startswith("corruption=gray,window=3,model=hf,model.path="), name
+    parts = [part.partition("=") for part in name.split(",")]
+    assert len(parts) >= 6 and all(len(value) >= 8 or f"{key}={value}" in many for key, _, value in parts), name
+    _, (other,) = start(tmp_path, *many[:-1], "seed=4", before=record)  # differs in a key that is left out
+    assert CLEAN.fullmatch(other) and other != name and other.startswith("corruption=gray,window=3,"), other
+
+
 def start(folder, *overrides, before=None):
     """A start of a sweep: its record, and its runs' names; runs that were there before have begun."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     jobs = [job for chunk in BasicSweeper.split_arguments(parsed, None) for job in chunk]
-    record = record_of(parsed, jobs, before)
+    record = make_record(parsed, jobs, before)
     return record, [run_name(job, record.naming()) for job in jobs]
 
 
@@ -195,7 +206,7 @@ def test_what_hydra_cannot_be_told_is_a_line():
 @pytest.mark.parametrize("text", ["path: 2024_11_28", "path: yes", "path: 0x10", "path: 1.5", "path: 1:30"])
 def test_a_number_in_a_yaml_file_is_a_line(text):
     with pytest.raises(VitPatchError, match=r"data.path .*: a name is expected.* path: '…'"):
-        check_names(OmegaConf.create({"data": OmegaConf.create(text)}))
+        check_names_are_text(OmegaConf.create({"data": OmegaConf.create(text)}))
 
 
 @pytest.fixture

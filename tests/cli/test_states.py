@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from vitpatch.cli import status as states
-from vitpatch.cli.sweep import SweepCallback, to_the_end
+from vitpatch.cli.commands import run_command
+from vitpatch.cli.sweep import SweepCallback
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.interrupt import SIGNALS
 
@@ -79,14 +80,14 @@ def test_a_run_that_another_process_has_is_running(sweep):
 
 def test_the_table_is_aligned_and_short(sweep):
     found = states.states_of(sweep, SINCE)
-    head, a, b, c, d = states.lines(found)
+    head, a, b, c, d = states.format_table(found)
     assert head.split() == ["run", "state", "seconds", "peak", "layer", "effect", "(prob)", "reason"]
     assert a.split()[:5] == ["a", "finished", "3.2", "1", "+0.200"] and "[+0.100, +0.300]" in a
     assert b.startswith("b    finished before") and c.endswith("…") and len(c) < 140
     assert len({line.index("finished" if "finished" in line else "failed") for line in (a, b, c)}) == 1
     assert d.endswith("it left neither manifest.json nor failed.json")
-    assert states.counted_up(found, sweep) == f"2 of 4 runs finished in {sweep}"
-    first, second = states.shortcomings(found)
+    assert states.count_finished(found, sweep) == f"2 of 4 runs finished in {sweep}"
+    first, second = states.list_shortcomings(found)
     assert first == "failed: c: window 9: the model has 4 layers; " + "x" * 60 and second.startswith("unfinished: d: ")
     states.write(found, sweep)
     table = pd.read_csv(sweep / "states.csv")
@@ -112,7 +113,9 @@ def test_runs_are_sorted_by_their_numbers(tmp_path):
 def test_runs_that_never_began_are_named(sweep):
     found = states.states_of(sweep, SINCE)
     found += states.not_started(["a", "x", "x", "d", "y"], found)
-    assert [state.run for state in found] == [*"abcdxy"] and states.shortcomings(found)[-1] == "not started: x and y"
+    assert [state.run for state in found] == [*"abcdxy"] and states.list_shortcomings(found)[
+        -1
+    ] == "not started: x and y"
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def told(sweep, monkeypatch, caplog):
     """A sweep that this process launched."""
     callback = SweepCallback()
     callback._root, callback._since = sweep, SINCE
-    monkeypatch.setattr(SweepCallback, "launching", callback)
+    monkeypatch.setattr(SweepCallback, "launched", callback)
     caplog.set_level("INFO")
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield caplog
@@ -134,8 +137,8 @@ def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, cod
         raise raised
 
     with pytest.raises(SystemExit) as ended:
-        to_the_end(main)
-    assert ended.value.code == code and SweepCallback.launching is None
+        run_command(main)
+    assert ended.value.code == code and SweepCallback.launched is None
     assert f"2 of 4 runs finished in {sweep}" in told.messages and (sweep / "states.csv").exists()
     assert ("the same command goes on" in told.text) == isinstance(raised, KeyboardInterrupt)
     if raised.args == (130,):  # there is nothing left to stop
@@ -145,14 +148,14 @@ def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, cod
 def test_a_sweep_of_which_nothing_began_has_no_table(told, sweep):
     for file in sweep.glob("*/.hydra/overrides.yaml"):
         file.unlink()
-    to_the_end(lambda: None)
+    run_command(lambda: None)
     assert not told.messages and not (sweep / "states.csv").exists()
 
 
 def test_our_own_mistake_at_the_end_is_no_success(told, sweep, monkeypatch):
-    monkeypatch.setattr(states, "lines", lambda found: found.nothing)
+    monkeypatch.setattr(states, "format_table", lambda found: found.nothing)
     with pytest.raises(SystemExit) as ended:
-        SweepCallback.launching.on_multirun_end(None)
+        SweepCallback.launched.on_multirun_end(None)
     assert ended.value.code == 1 and "a bug in vitpatch; please report it" in told.text
 
 
@@ -161,7 +164,7 @@ def test_a_full_disk_does_not_hide_the_end(told, sweep, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(sweep / "states.csv"))
 
     monkeypatch.setattr(states, "write", full)
-    to_the_end(lambda: None)
+    run_command(lambda: None)
     assert f"No space left on device: {sweep / 'states.csv'}" in told.messages
     assert f"2 of 4 runs finished in {sweep}" in told.messages
 
@@ -176,7 +179,7 @@ def test_the_time_left_is_by_the_runs_that_were_made(sweep):
 
 def test_a_row_is_no_other_runs(tmp_path):
     names = [f"corruption=gray,{'x' * 60}{n}{'y' * 60},window=3" for n in range(3)]
-    rows = states.lines([states.RunState(name, "finished") for name in names])[1:]
+    rows = states.format_table([states.RunState(name, "finished") for name in names])[1:]
     assert len({row.split()[0] for row in rows}) == 3
     assert all("…" in row and "  finished" in row for row in rows)
     for name in ("a/run", "b/run"):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from composed import option, option_names
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -81,7 +82,7 @@ def test_a_wrong_step_is_one_line(steps, says):
 def test_an_option_that_nobody_has_is_named_where_it_was_asked_for():
     with pytest.raises(VitPatchError, match="corruptions: no option 'sepia'"):
         corruption_option("sepia", "corruptions")
-    assert corruption_options() == sorted(path.stem for path in (ROOT / "conf" / "corruption").glob("*.yaml"))
+    assert corruption_options() == option_names("corruption")
 
 
 @pytest.mark.parametrize(
@@ -260,8 +261,8 @@ def test_whose_strength_a_chain_in_a_chain_has_is_seen():
 
 
 def test_every_class_of_an_option_is_vitpatchs_own_by_name():
-    for option in (ROOT / "conf" / "corruption").glob("*.yaml"):
-        target = yaml.safe_load(option.read_text())["_target_"]
+    for name in option_names("corruption"):
+        target = option("corruption", name)._target_
         assert target.rpartition(".")[2].lower() in titles._own_names(), target
 
 

@@ -1,11 +1,9 @@
 """The contact sheet: which rows it has, what is drawn in a cell, and what is wrong in a line."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from composed import option, option_names
 
 from vitpatch.cli import gallery
 from vitpatch.corruptions.pixels import corrupted
@@ -21,10 +19,7 @@ def batch():
 
 def test_every_class_has_a_row_and_no_strength_two():
     shown = gallery.shown_options()
-    options = {
-        path.stem: re.search("_target_: (.*)", path.read_text())[1]
-        for path in (ROOT / "conf" / "corruption").glob("*.yaml")
-    }
+    options = {name: option("corruption", name)._target_ for name in option_names("corruption")}
     unseen = {"vitpatch.corruptions.Identity", "vitpatch.corruptions.EmbeddingNoise"}
     assert {options[name] for name in shown} == set(options.values()) - unseen
     assert "noise" in shown and not {"noise_low", "noise_high", "occlude_half", "none"} & set(shown)

@@ -3,8 +3,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from composed import composed, option_names
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -13,18 +12,8 @@ from vitpatch.errors import VitPatchError
 from vitpatch.runs import config
 
 GROUPS = ("model", "data", "corruption", "target", "trainer", "logger", "architecture")
-OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+OPTIONS = [(group, name) for group in GROUPS for name in option_names(group)]
 HYDRAS = {"_target_", "_partial_"}
-
-
-@pytest.fixture(autouse=True)
-def _resolvers():
-    config.register_resolvers()
-
-
-def composed(name, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
 
 
 @pytest.mark.parametrize("value", ["/a/b-1.0", "/a/x=1,y=2/m", "/a/it's (1)/m", "/a b/$x", "a\\b", "ü;&"])

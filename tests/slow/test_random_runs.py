@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from composed import option
 from conftest import ROOT
 from drawn import NO_NUMBER, cut_off, problems_of
 from hydra import compose, initialize_config_dir
@@ -67,8 +68,8 @@ def with_overrides(base: DictConfig, overrides: list[str]) -> DictConfig:
     """``base`` with overrides as Hydra would have them: of a group, or of a key."""
     cfg = base.copy()
     for key, _, value in (override.partition("=") for override in overrides):
-        option = ROOT / "conf" / key / f"{value}.yaml"
-        value = OmegaConf.load(option) if option.exists() else yaml.safe_load(value)
+        is_option = (ROOT / "conf" / key / f"{value}.yaml").exists()
+        value = option(key, value) if is_option else yaml.safe_load(value)
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg
 

@@ -11,8 +11,9 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -29,46 +30,57 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """The exit code of a run that CTRL-C ended."""
-BEFORE, HALFWAY = (f"stopped from outside before it {what}" for what in ("began", "was done"))
+STOPPED_BEFORE = "stopped from outside before it began"
+STOPPED_HALFWAY = "stopped from outside before it was done"
 STOPPED = threading.Event()
 """Set once a job in this process was interrupted: no other begins."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended, and why, in one line; without a reason where there is nothing to say, or rank 0 says it."""
+
+    status: Literal["finished", "failed", "interrupted"]
+    reason: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """What a process with this job alone exits with."""
+        return {"finished": 0, "failed": 1, "interrupted": INTERRUPTED}[self.status]
 
 
 def job(module: str, cfg: DictConfig) -> None:
     """Calls ``run(cfg, folder, options)`` of ``module``; what it raises becomes a line and ``failed.json``.
 
-    A single run then exits with 1; in a sweep the other jobs go on, and the sweep's end tells. While it runs no other
-    process can run in its folder.
+    A single run that failed exits with 1; in a sweep the other jobs go on, and the sweep's end reports it. An
+    interrupted one exits with 130. While a job runs no other process can run in its folder.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads slow a shared machine 7-fold
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # Lightning's predict would swallow it
+        signal.signal(signal.SIGTERM, _raise_interrupt)  # Lightning's predict would swallow it
     hydra_cfg = HydraConfig.get()
     path = Path(hydra_cfg.runtime.output_dir)
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-    alone = place() is None or module != "vitpatch.runs.run"
+    is_alone = place() is None or module != "vitpatch.runs.run"
     try:
         if STOPPED.is_set():  # a launcher hands this process the next job
             raise KeyboardInterrupt
-        reason = (_run_in if alone else _among_others)(
+        outcome = (_run_in if is_alone else _among_others)(
             path, lambda: importlib.import_module(module).run(cfg, path, options)
         )
-    except KeyboardInterrupt:  # also while torch was loaded, or before anybody was in the folder
-        _say_interrupted(path)
+    except KeyboardInterrupt:  # while torch was loaded, or while the end was being written
+        outcome = _record_interruption(path)
+    if outcome.reason:
+        is_failure = outcome.status == "failed"
+        line = "error: {1}" if is_failure else "interrupted: {0}: {1}; the same command goes on with it"
+        log.error("%s", line.format(path, outcome.reason))
+    if outcome.status == "interrupted":
         STOPPED.set()
-        sys.exit(INTERRUPTED)
-    except SystemExit:
-        STOPPED.set()
-        raise
-    if reason is None:
-        return
-    if reason:
-        log.error("error: %s", reason)
-    if hydra_cfg.mode == RunMode.RUN:
-        sys.exit(1)
+    if outcome.status == "interrupted" or (outcome.status == "failed" and hydra_cfg.mode == RunMode.RUN):
+        sys.exit(outcome.exit_code)
 
 
-def _among_others(path: Path, run: Callable[[], None]) -> str | None:
+def _among_others(path: Path, run: Callable[[], None]) -> Outcome:
     """As ``_run_in``, of processes that a launcher started: the first runs, the others follow it and say nothing."""
     from vitpatch.runs.crew import outside
     from vitpatch.runs.worker import follow_job
@@ -77,23 +89,20 @@ def _among_others(path: Path, run: Callable[[], None]) -> str | None:
         others = outside()
         if others.at.rank:
             code = follow_job(others, path.resolve())
-            if code == INTERRUPTED:
-                sys.exit(INTERRUPTED)
-            return "" if code else None
+            return Outcome({0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed"))
         others.next_job()
     except VitPatchError as error:
-        return str(error)
-    code = INTERRUPTED
+        return Outcome("failed", str(error))
+    outcome = Outcome("interrupted")
     try:
-        reason = _run_in(path, run)
-        code = 0 if reason is None else 1
-        return reason
+        outcome = _run_in(path, run)
     finally:
-        others.over(code)
+        others.over(outcome.exit_code)
+    return outcome
 
 
-def _run_in(path: Path, run: Callable[[], None]) -> str | None:
-    """Calls ``run`` while nobody else can run in the folder; why it failed, which is also left there."""
+def _run_in(path: Path, run: Callable[[], None]) -> Outcome:
+    """Calls ``run`` while no other process can run in the folder, and leaves there why it did not finish."""
     from vitpatch.runs.folder import Held, RunFolder
 
     folder = RunFolder(path)
@@ -101,63 +110,66 @@ def _run_in(path: Path, run: Callable[[], None]) -> str | None:
         with folder.held():
             folder.start.unlink(missing_ok=True)  # of an earlier start
             try:
-                reason = _tried(folder, run)
-                if reason is not None:
-                    _leave(folder, "failed", reason)
-                return reason
+                outcome = _attempt(run, path)
+                _record(folder, outcome)
             finally:
                 folder.restore_config()
+            return outcome
     except Held as error:  # the folder is the other's: nothing is left in it
-        return str(error)
+        return Outcome("failed", str(error))
     except OSError as error:
-        return of_the_disk(error, path)
+        return Outcome("failed", describe_disk_error(error, path))
 
 
-def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
-    """Calls ``run``; why it failed. Ends the program where it was interrupted."""
+def _attempt(run: Callable[[], None], path: Path) -> Outcome:
+    """Calls ``run``; every exception becomes an outcome."""
     from vitpatch.runs.interrupt import Interrupted
 
     try:
         run()
     except VitPatchError as error:
-        return str(error).replace("\n", " ")
+        return Outcome("failed", str(error).replace("\n", " "))
     except InterpolationResolutionError as error:
-        return f"{error.full_key}: {' '.join(str(error.msg).split())}"
+        return Outcome("failed", f"{error.full_key}: {' '.join(str(error.msg).split())}")
     except OSError as error:
-        return of_the_disk(error, folder.path)
-    except (Interrupted, KeyboardInterrupt, SystemExit) as error:
-        how = f"{error}" if isinstance(error, Interrupted) else HALFWAY
-        _leave(folder, "interrupted", how)
-        log.error("interrupted: %s: %s; the same command goes on with it", folder.path, how)
-        sys.exit(INTERRUPTED)
+        return Outcome("failed", describe_disk_error(error, path))
+    except Interrupted as error:
+        return Outcome("interrupted", str(error))
+    except (KeyboardInterrupt, SystemExit):
+        return Outcome("interrupted", STOPPED_HALFWAY)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in vitpatch; please report it)"
-    return None
+        said = " ".join(str(error).split())[:500]
+        return Outcome("failed", f"{type(error).__name__}: {said} (a bug in vitpatch; please report it)")
+    return Outcome("finished")
 
 
-def of_the_disk(error: OSError, folder: Path) -> str:
-    """A full or read-only disk is the user's to mend; the file is named."""
+def describe_disk_error(error: OSError, folder: Path) -> str:
+    """What the disk refused, and at which file: a full or read-only disk is the user's to mend."""
     return f"{error.strerror or error}: {error.filename or folder}"
 
 
-def _interrupt(signum: int, frame: Any) -> None:
+def _raise_interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _say_interrupted(path: Path) -> None:
-    """Of a run that did not begin, or whose end was being written down; unless another process is in its folder."""
+def _record_interruption(path: Path) -> Outcome:
+    """Of a job that did not begin, or whose end was being written; nothing is left where another process runs."""
     from vitpatch.runs.folder import Held, RunFolder
 
     folder = RunFolder(path)
-    how = BEFORE if not any(folder.shards.glob("batch-*.json")) else HALFWAY
-    log.error("interrupted: %s: %s", path, how)
+    has_begun = any(folder.shards.glob("batch-*.json"))
+    outcome = Outcome("interrupted", STOPPED_HALFWAY if has_begun else STOPPED_BEFORE)
     with suppress(Held, OSError), folder.held():
-        _leave(folder, "interrupted", how)
+        _record(folder, outcome)
+    return outcome
 
 
-def _leave(folder: RunFolder, state: str, reason: str) -> None:
+def _record(folder: RunFolder, outcome: Outcome) -> None:
+    """Leaves in the folder why a job did not finish."""
+    if outcome.status == "finished":
+        return
     try:
-        folder.fail(state, reason)
+        folder.fail(outcome.status, outcome.reason)
     except OSError as error:
         log.warning("%s cannot be written either (%s)", folder.failed, error.strerror)

@@ -1,9 +1,9 @@
-"""How the runs of a sweep stand: read from their folders, whoever made them; in a table."""
+"""The status of a sweep's runs, read from their folders, whichever process made them; as a table."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,22 +22,20 @@ LONGEST_RUN, LONGEST_REASON = 44, 60
 def states_of(root: Path, since: float) -> list[RunState]:
     """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names,
     which are their paths below it."""
-    found = [(folder.path.relative_to(root).as_posix(), state_of(folder, since)) for folder in _started(root, since)]
-    return [replace(state, run=name) for name, state in found]
+    return [
+        replace(state_of(folder, since), run=folder.path.relative_to(root).as_posix())
+        for folder in _started(root, since)
+    ]
 
 
 def _started(root: Path, since: float) -> list[RunFolder]:
     """Hydra writes ``.hydra/`` anew for every job it starts, with every launcher, also for one that is then skipped."""
-    overrides = in_order(folder / ".hydra" / "overrides.yaml" for folder in _jobs_below(root))
-    return [RunFolder(file.parent.parent) for file in overrides if _is_new(file, since)]
-
-
-def _jobs_below(root: Path) -> Iterator[Path]:
-    """The folders of jobs, which may be deeper than one below; what is in one is not looked into."""
+    jobs = []
     for folder, inside, _ in os.walk(root):
         if ".hydra" in inside:
-            inside.clear()
-            yield Path(folder)
+            inside.clear()  # a job's folder has no other job below
+            jobs.append(Path(folder))
+    return [RunFolder(job) for job in in_order(jobs) if _is_new(job / ".hydra" / "overrides.yaml", since)]
 
 
 def _is_new(file: Path, since: float) -> bool:
@@ -50,62 +48,53 @@ def not_started(folders: Sequence[str], states: Sequence[RunState]) -> list[RunS
     return [RunState(name, "not started") for name in dict.fromkeys(folders) if name not in known]
 
 
-def lines(states: Sequence[RunState]) -> list[str]:
-    """The table: run, state, seconds, peak layer, effect with its interval, and the first words of a reason."""
+def format_table(states: Sequence[RunState]) -> list[str]:
+    """The lines of a table: run, state, seconds, peak layer, effect with its interval, and the start of a reason."""
     metrics = {state.metric for state in states if state.metric}
     effect = f"effect ({metrics.pop()})" if len(metrics) == 1 else "effect"
     names = elided([state.run for state in states], LONGEST_RUN)  # no two the same
-    rows = [("run", "state", "seconds", "peak layer", effect, "reason")]
-    rows += [_cells(state, names[state.run]) for state in states]
-    if not any(state.reason for state in states):
-        rows = [row[:-1] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.ljust, str.ljust)
-    return [
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=False)).rstrip()
-        for row in rows
-    ]
-
-
-def _cells(state: RunState, name: str) -> tuple[str, ...]:
-    return (
-        name,
-        state.state,
-        "–" if state.seconds is None else f"{state.seconds:.1f}",
-        "–" if state.peak_layer is None else str(state.peak_layer),
-        _effect(state),
-        state.reason if len(state.reason) <= LONGEST_REASON else f"{state.reason[: LONGEST_REASON - 1]}…",
+    table = pd.DataFrame(
+        {
+            "run": names[state.run],
+            "state": state.state,
+            "seconds": "–" if state.seconds is None else f"{state.seconds:.1f}",
+            "peak layer": "–" if state.peak_layer is None else str(state.peak_layer),
+            effect: _format_effect(state),
+            "reason": state.reason if len(state.reason) <= LONGEST_REASON else f"{state.reason[: LONGEST_REASON - 1]}…",
+        }
+        for state in states
     )
+    if not table["reason"].any():
+        table = table.drop(columns="reason")
+    widths = {column: max(len(column), *table[column].str.len()) for column in table}
+    sides = {column: ">" if column in ("seconds", "peak layer") else "<" for column in table}
+    cells = {column: f"{{:{sides[column]}{widths[column]}}} ".format for column in table}
+    text = table.to_string(index=False, justify="left", formatters=cells)
+    return [line.rstrip() for line in text.splitlines()]
 
 
-def _effect(state: RunState) -> str:
+def _format_effect(state: RunState) -> str:
     if state.effect is None:
         return "–"
-    known = state.effect_low == state.effect_low  # else NaN: one cluster
-    return f"{state.effect:+.3f}" + (f" [{state.effect_low:+.3f}, {state.effect_high:+.3f}]" if known else "")
+    has_interval = not pd.isna(state.effect_low)  # of a single cluster there is none
+    return f"{state.effect:+.3f}" + (f" [{state.effect_low:+.3f}, {state.effect_high:+.3f}]" if has_interval else "")
 
 
-def shortcomings(states: Sequence[RunState]) -> list[str]:
+def list_shortcomings(states: Sequence[RunState]) -> list[str]:
     """A line for each reason why runs fell short, with their names."""
-    names: dict[tuple[str, str], list[str]] = {}
+    runs: dict[tuple[str, str], list[str]] = {}
     for state in states:
         if state.fell_short:
-            names.setdefault((state.state, state.reason), []).append(state.run)
-    said = [(state, " and ".join(runs), reason) for (state, reason), runs in names.items()]
-    return [": ".join(filter(None, parts)) for parts in said]
+            runs.setdefault((state.state, state.reason), []).append(state.run)
+    return [": ".join(filter(None, (state, " and ".join(names), reason))) for (state, reason), names in runs.items()]
 
 
-def counted_up(states: Sequence[RunState], root: Path) -> str:
+def count_finished(states: Sequence[RunState], root: Path) -> str:
     """How many finished, in a line."""
     planned = sum(state.state == "planned" for state in states)
     finished = sum(state.state in DONE for state in states) - planned
     dry = f" ({planned} only planned, dry_run=true)" if planned else ""
     return f"{finished} of {len(states)} runs finished in {root}{dry}"
-
-
-def as_table(states: Sequence[RunState]) -> pd.DataFrame:
-    """The rows of ``states.csv``."""
-    return pd.DataFrame([asdict(state) for state in states]).astype({"peak_layer": "Int64"})
 
 
 def progress(root: Path, since: float, now: float, total: int) -> str | None:
@@ -122,4 +111,5 @@ def progress(root: Path, since: float, now: float, total: int) -> str | None:
 
 def write(states: Sequence[RunState], root: Path) -> None:
     """Writes ``states.csv`` into the sweep's folder."""
-    RunFolder(root).write_csv(root / "states.csv", as_table(states))
+    table = pd.DataFrame([asdict(state) for state in states]).astype({"peak_layer": "Int64"})
+    RunFolder(root).write_csv(root / "states.csv", table)

@@ -52,26 +52,31 @@ class SweepRecord:
         return {"swept": list(self.swept), "fixed": list(map(key_of, self.fixed)), "alike": alike}
 
 
-def record_of(
+def make_record(
     overrides: Sequence[Override], jobs: Sequence[Sequence[str]] | None, before: SweepRecord | None
 ) -> SweepRecord:
     """The record of a sweep of these overrides, whose runs go on with those that were there ``before``.
 
     Where nothing is swept, each key is, over its one value. ``jobs``: the overrides of each run, ``None`` = not known.
     """
-    of_sweep = {o.get_key_element().lstrip("+~"): o.is_sweep_override() for o in overrides}
-    texts = {
-        o.get_key_element().lstrip("+~"): f"{o.get_key_element()}={o.get_value_element_as_str()}"
-        for o in overrides
-        if not o.is_sweep_override()
-    }
+    by_key = {override.get_key_element().lstrip("+~"): override for override in overrides}
     swept = list(before.swept) if before else []
-    swept += [key for key, is_swept in of_sweep.items() if is_swept and key not in swept]
-    swept = swept or [key for key in of_sweep if not is_unnamed(key)]
-    fixed = [texts[key] for key, is_swept in of_sweep.items() if not is_swept and key not in swept]
-    named = [named_parts(job, swept, list(map(key_of, fixed))) for job in jobs or ()]
+    swept += [key for key, override in by_key.items() if override.is_sweep_override() and key not in swept]
+    swept = swept or [key for key in by_key if not is_unnamed(key)]
+    fixed = {
+        key: f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for key, override in by_key.items()
+        if not override.is_sweep_override() and key not in swept
+    }
+    named = [named_parts(job, swept, fixed) for job in jobs or ()]
     runs = {name: parts for parts, name in names_of(named, before.runs if before else {}).items()} if named else {}
-    return SweepRecord(swept, fixed, shlex.join(["python", *sys.argv]), runs)
+    return SweepRecord(swept, list(fixed.values()), _command(), runs)
+
+
+def _command() -> str:
+    """What was typed: ``python patch.py …``, or the console command."""
+    program = Path(sys.argv[0])
+    return shlex.join(["python", *sys.argv] if program.suffix == ".py" else [program.name, *sys.argv[1:]])
 
 
 def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
@@ -80,13 +85,11 @@ def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
     differ = [key for key in {**was, **new} if was.get(key) != new.get(key)]
     if not differ:
         return
-    there, here = (_said(key_to_override, differ, now.swept) for key_to_override in (was, new))
+    there, here = (
+        " and ".join(fixed.get(key, f"several {key}" if key in now.swept else f"no {key}") for key in differ)
+        for fixed in (was, new)
+    )
     raise VitPatchError(
         f"sweep {folder}: its runs have {there}, this command {here}; runs are named by what is swept "
         f"({', '.join(before.swept)}) alone: choose another name (sweep=…)"
     )
-
-
-def _said(fixed: Mapping[str, str], keys: Sequence[str], swept: Sequence[str]) -> str:
-    words = [fixed.get(key, f"several {key}" if key in swept else f"no {key}") for key in keys]
-    return " and ".join(words)

@@ -38,6 +38,9 @@ from vitpatch.types import (
     TokenGroup,
 )
 
+PACKAGE = Path(__file__).parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""The folder of options: a wheel has it inside the package, a checkout beside it."""
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
 
@@ -302,7 +305,7 @@ def default_direction(donor: Any) -> str:
 
 def asset(name: str) -> str:
     """The folder of data or a model that ships with the package."""
-    return str(Path(__file__).parents[1] / "assets" / name)
+    return str(PACKAGE / "assets" / name)
 
 
 def register_resolvers() -> None:

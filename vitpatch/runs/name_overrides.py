@@ -106,7 +106,7 @@ def as_value(value: Any) -> str:
     return "null" if value is None else QuotedString(value, Quote.single).with_quotes()
 
 
-def check_names(config: DictConfig) -> None:
+def check_names_are_text(config: DictConfig) -> None:
     """Raises ``VitPatchError`` where a value that is a name is a number or a boolean: YAML read it so in a file."""
     for key in NAMES:
         value = OmegaConf.select(config, key)

@@ -18,11 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import register_resolvers
+from vitpatch.runs.config import CONF, register_resolvers
 
 CHAIN = "vitpatch.corruptions.Chain"
-CONF = Path(__file__).parents[2] / "conf"
-"""Where options are, for programs that Hydra did not start."""
 
 
 def resolved(cfg: DictConfig) -> DictConfig:
@@ -109,8 +107,6 @@ def _hydra() -> Iterator[list[str]]:
         where = HydraConfig.get().searchpath if HydraConfig.initialized() else None
         yield [f"hydra.searchpath=[{','.join(where)}]"] if where else []
         return
-    if not CONF.is_dir():
-        raise VitPatchError(f"{CONF}: no such folder; options of corruptions are files of the project's repository")
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield []

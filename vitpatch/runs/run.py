@@ -23,7 +23,7 @@ from vitpatch.runs.calibrate import about, informed, roughly
 from vitpatch.runs.devices import Devices, devices_of
 from vitpatch.runs.examples import chosen
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.name_overrides import check_names
+from vitpatch.runs.name_overrides import check_names_are_text
 from vitpatch.runs.peers import folder_of
 from vitpatch.runs.predict import Done, data_of, foretell, predict
 from vitpatch.runs.report import described, lines, scalars
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     what the user can mend, ``Interrupted`` where it was asked to stop.
     """
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
-    check_names(cfg)
+    check_names_are_text(cfg)
     started = time.monotonic()
     tracker, make_trainer = tracker_of(cfg), make_trainer_of(cfg)
     calibrations = folder_of(path)

@@ -11,6 +11,8 @@ from typing import Any
 UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
 """Keys that do not change what is measured (``logger`` covers ``logger.mode``); in a name only where they are swept."""
 LONGEST_NAME = 120
+SHORTEST_VALUE = 8
+"""Letters that a value keeps where a name is too long."""
 DIGEST = 8
 """Hex digits that tell runs apart whose names would be alike."""
 
@@ -50,7 +52,7 @@ def named_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[
 
 
 def plain_name(parts: Sequence[str]) -> str:
-    """A name of letters, digits and ``=,._-``; of one that is too long the longest values lose their beginnings."""
+    """A name of letters, digits and ``=,._-``, shortened where it is too long."""
     return _cut(parts, LONGEST_NAME)
 
 
@@ -75,17 +77,18 @@ def names_of(jobs: Iterable[Sequence[str]], before: Mapping[str, Sequence[str]])
 
 
 def _cut(parts: Sequence[str], longest: int) -> str:
+    """The parts as a name of at most ``longest`` letters. First the longest values lose their beginnings, down to
+    ``SHORTEST_VALUE``; if that is not enough, the last parts are left out."""
     pairs = [_clean(part) for part in parts]
-    room = max((len(value) for _, value in pairs), default=0)
-    name = _joined(pairs, room)
-    while len(name) > longest and room > 0:
-        room -= 1
-        name = _joined(pairs, room)
+    name = ""
+    while pairs:
+        whole = max(SHORTEST_VALUE, *(len(value) for _, value in pairs))
+        for most in range(whole, SHORTEST_VALUE - 1, -1):
+            name = ",".join(f"{key}{value[-most:]}" for key, value in pairs)
+            if len(name) <= longest:
+                return name.strip(".")
+        pairs.pop()
     return name[:longest].strip(".") or "default"
-
-
-def _joined(pairs: Sequence[tuple[str, str]], room: int) -> str:
-    return ",".join(f"{key}{value[max(0, len(value) - room) :]}" for key, value in pairs)
 
 
 def _clean(override: str) -> tuple[str, str]:

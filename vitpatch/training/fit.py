@@ -42,7 +42,7 @@ from vitpatch.runs.config import (
 )
 from vitpatch.runs.controls import check_all, found_of
 from vitpatch.runs.devices import devices_of
-from vitpatch.runs.name_overrides import check_names
+from vitpatch.runs.name_overrides import check_names_are_text
 from vitpatch.runs.options import corruption_option
 from vitpatch.runs.trainer import make_trainer_of, quiet, trainer_of
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
@@ -58,7 +58,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
 
     Started again on the same folder it goes on from its last checkpoint.
     """
-    check_names(cfg)
+    check_names_are_text(cfg)
     checked = check_config(cfg)
     recipe, augment, source, cfg = checked.recipe, checked.augment, checked.source, checked.cfg
     settings = _settings(cfg)

@@ -1,0 +1,32 @@
+"""The project's own options as Hydra composes them."""
+
+from functools import cache
+
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from vitpatch.runs.config import register_resolvers
+
+
+def composed(command: str, *overrides: str, **also) -> DictConfig:
+    """The config of ``patch`` or ``train_eval``."""
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(command, overrides=list(overrides), **also)
+
+
+def option_names(group: str) -> list[str]:
+    """The options of a group, in alphabetical order."""
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@cache
+def _container(group: str, name: str) -> dict:
+    command = "train_eval" if group == "architecture" else "patch"
+    return OmegaConf.to_container(composed(command, f"{group}={name}"), resolve=False)[group]
+
+
+def option(group: str, name: str) -> DictConfig:
+    """What an option holds together with those that it starts from; interpolations as they are."""
+    return OmegaConf.create(_container(group, name))
