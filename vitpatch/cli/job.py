@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.launch import place
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
         sys.exit(INTERRUPTED)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (a bug in vitpatch; please report it)"
+        return f"{type(error).__name__}: {one_line(error, 500)} (a bug in vitpatch; please report it)"
     return None
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from vitpatch.compare.run_labels import elided
+from vitpatch.formatting import duration, format_interval
 from vitpatch.io import in_order
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.status import DONE, RunState, state_of
-from vitpatch.types import duration
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
@@ -73,16 +73,9 @@ def _cells(state: RunState, name: str) -> tuple[str, ...]:
         state.state,
         "–" if state.seconds is None else f"{state.seconds:.1f}",
         "–" if state.peak_layer is None else str(state.peak_layer),
-        _effect(state),
+        format_interval(state.effect, state.effect_low, state.effect_high),
         state.reason if len(state.reason) <= LONGEST_REASON else f"{state.reason[: LONGEST_REASON - 1]}…",
     )
-
-
-def _effect(state: RunState) -> str:
-    if state.effect is None:
-        return "–"
-    known = state.effect_low == state.effect_low  # else NaN: one cluster
-    return f"{state.effect:+.3f}" + (f" [{state.effect_low:+.3f}, {state.effect_high:+.3f}]" if known else "")
 
 
 def shortcomings(states: Sequence[RunState]) -> list[str]:

@@ -29,13 +29,13 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from vitpatch.cli.job import INTERRUPTED, STOPPED, of_the_disk
 from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted
 from vitpatch.runs.interrupt import SIGNALS
 from vitpatch.runs.launch import is_follower
 from vitpatch.runs.name_overrides import as_value, check_names, quote_swept_names, with_quotes
 from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
 from vitpatch.runs.secrets import check_no_secret
-from vitpatch.types import counted
 
 if TYPE_CHECKING:
     from vitpatch.runs.status import RunState

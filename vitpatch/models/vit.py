@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.models import configs
 from vitpatch.models.block import Block, Surroundings
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
@@ -305,7 +306,7 @@ class PatchableViT(nn.Module):
         try:
             self.model(pixel_values=torch.zeros(1, 3, *self.input_size, device=self.device, dtype=self.dtype))
         except (RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise VitPatchError(f"{self._name}: cannot be run on {self.input_size} pixels ({reason})") from error
         finally:
             for handle in handles:

@@ -11,8 +11,9 @@ from vitpatch.corruptions.pixels import Corruption, traits
 from vitpatch.data.images import LabelledImages, Positions, mean_luminance
 from vitpatch.data.partners import partners
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted
 from vitpatch.models.preprocessing import Preprocessing
-from vitpatch.types import Donor, Partner, Study, counted
+from vitpatch.types import Donor, Partner, Study
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from vitpatch.corruptions.pixels import traits
 from vitpatch.data.images import UNKNOWN, BadImage, ImageDataModule
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted, duration
 from vitpatch.patching.cost import GB, cost_of, described, memory_limit
 from vitpatch.patching.table import Columns, joined
 from vitpatch.runs.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
@@ -40,7 +41,7 @@ from vitpatch.schema import (
     with_fields,
 )
 from vitpatch.stats.inclusion import included as included_by
-from vitpatch.types import ImageBatch, counted, duration
+from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
 
