@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 
 PATIENCE_S = 3.0
 
@@ -42,7 +43,7 @@ def stay_local_if_unreachable() -> None:
 def explain(error: BaseException, path: str, key: str, download: str) -> str:
     """One line on why ``path`` did not load; ``download`` are options of ``hf download`` that stand before the id."""
     if Path(path).expanduser().exists() or not _is_of_the_network(error):
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return one_line(error)
     return (
         "the hub cannot be reached and there is no local copy of it. Where there is a network run "
         f"`hf download {download}{path}` and bring its cache here (HF_HOME names the place, HF_HUB_OFFLINE=1 keeps "

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import class_name, counted, duration  # noqa: F401
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -336,23 +337,6 @@ class Estimate:
 
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things in words: 1 image, 2 images."""
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def class_name(target: str) -> str:
-    """What a ``_target_`` is known by: the bare name of a class of this package, the full path of a user's own."""
-    return target.rpartition(".")[2] if target.startswith("vitpatch.") else target
 
 
 def option_identity(config: Any) -> Any:

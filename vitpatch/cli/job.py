@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.launch import place
 
 if TYPE_CHECKING:
@@ -139,8 +140,9 @@ def _attempt(run: Callable[[], None], path: Path) -> Outcome:
         return Outcome("interrupted", STOPPED_HALFWAY)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
-        said = " ".join(str(error).split())[:500]
-        return Outcome("failed", f"{type(error).__name__}: {said} (a bug in vitpatch; please report it)")
+        return Outcome(
+            "failed", f"{type(error).__name__}: {one_line(error, 500)} (a bug in vitpatch; please report it)"
+        )
     return Outcome("finished")
 
 

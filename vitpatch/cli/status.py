@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from vitpatch.compare.run_labels import elided
+from vitpatch.formatting import duration, format_interval
 from vitpatch.io import in_order
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.status import DONE, RunState, state_of
-from vitpatch.types import duration
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
@@ -59,7 +59,7 @@ def format_table(states: Sequence[RunState]) -> list[str]:
             "state": state.state,
             "seconds": "–" if state.seconds is None else f"{state.seconds:.1f}",
             "peak layer": "–" if state.peak_layer is None else str(state.peak_layer),
-            effect: _format_effect(state),
+            effect: format_interval(state.effect, state.effect_low, state.effect_high),
             "reason": state.reason if len(state.reason) <= LONGEST_REASON else f"{state.reason[: LONGEST_REASON - 1]}…",
         }
         for state in states
@@ -71,13 +71,6 @@ def format_table(states: Sequence[RunState]) -> list[str]:
     cells = {column: f"{{:{sides[column]}{widths[column]}}} ".format for column in table}
     text = table.to_string(index=False, justify="left", formatters=cells)
     return [line.rstrip() for line in text.splitlines()]
-
-
-def _format_effect(state: RunState) -> str:
-    if state.effect is None:
-        return "–"
-    has_interval = not pd.isna(state.effect_low)  # of a single cluster there is none
-    return f"{state.effect:+.3f}" + (f" [{state.effect_low:+.3f}, {state.effect_high:+.3f}]" if has_interval else "")
 
 
 def list_shortcomings(states: Sequence[RunState]) -> list[str]:

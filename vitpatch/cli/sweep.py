@@ -27,12 +27,12 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from vitpatch.cli.job import STOPPED, describe_disk_error
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted
 from vitpatch.runs.launch import is_follower
 from vitpatch.runs.name_overrides import as_value, check_names_are_text, quote_swept_names
 from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
 from vitpatch.runs.secrets import check_no_secret
-from vitpatch.types import counted
 
 if TYPE_CHECKING:
     from vitpatch.runs.status import RunState

@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.tracking import within
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def saved(project: str, entity: str | None) -> str:
     except VitPatchError:
         raise
     except Exception as error:  # of many classes: no answer, no such entity, no right to write
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        said = one_line(error, 200)
         raise VitPatchError(f"the view could not be written: {said}; --dry-run prints it") from error
     return urls[0]
 
@@ -125,7 +126,7 @@ def _has_key() -> bool:
         wandb.setup(wandb.Settings(silent=True))
         return bool(wandb.login(prompt=False, verify=False))
     except Exception as error:  # of several classes: a key of the wrong form, an unreadable netrc
-        raise VitPatchError(f"Weights & Biases key: {' '.join(str(error).split())[:200]}; or use --dry-run") from error
+        raise VitPatchError(f"Weights & Biases key: {one_line(error, 200)}; or use --dry-run") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

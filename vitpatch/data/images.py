@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitpatch.data.labels import LEFT_OUT
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def _file(stored: dict[str, Any] | None) -> str | None:
 def _why_unreadable(stored: dict[str, Any] | None, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no known image format" if _bytes(stored) else "it has 0 bytes"
-    return "the row has none" if stored is None else " ".join(str(error).split())[:120] or type(error).__name__
+    return "the row has none" if stored is None else one_line(error, 120)
 
 
 def _bytes(stored: dict[str, Any]) -> bytes:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from vitpatch.checks import Count, Expected, Interval, Share, is_list
+from vitpatch.checks import Count, Expected, Interval, Share, is_list, is_of
 from vitpatch.data.labels import SHOWN, are_numbers, fold, spoken
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.hub import explain
 from vitpatch.models.classes import class_names, name_classes
 from vitpatch.models.families import Family, family_from_yaml, family_of
@@ -193,7 +194,7 @@ def _head(checkpoint: Checkpoint, config: Any) -> torch.nn.Linear:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise VitPatchError(f"model.head_path {path}: not a readable safetensors file ({reason})") from error
     weight, bias = weights.get("weight"), weights.get("bias")
     width = config.hidden_size
@@ -292,7 +293,7 @@ def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
 def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
     size = checkpoint.image_size if checkpoint.image_size is not None else size
     pixels = (size, size) if isinstance(size, int) else size
-    if not isinstance(pixels, tuple | list) or len(pixels) != 2 or not all(type(n) is int and n > 0 for n in pixels):
+    if not is_of(pixels, tuple[Count, Count]):
         raise VitPatchError(f"model.image_size {size!r}: expected pixels, such as 224 or [224,224]")
     if checkpoint.mean is None or checkpoint.std is None:
         raise VitPatchError("model.mean and model.std: both are needed where one of these or of model.image_size, "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 
 PATCHES, EVERYTHING, POOLED = "patches", "all", "pooled"
 """What a head may read besides a special token: the mean over patches or all tokens, or what ``Readout.pool`` gives."""
@@ -232,7 +233,7 @@ def family_from_yaml(path: str) -> Family:
     try:
         said = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise VitPatchError(f"model.anatomy {path}: cannot be read ({' '.join(str(error).split())[:120]})") from error
+        raise VitPatchError(f"model.anatomy {path}: cannot be read ({one_line(error, 120)})") from error
     if not isinstance(said, dict):
         raise VitPatchError(f"model.anatomy {path}: holds {type(said).__name__}; expected keys like blocks: …")
     said = dict(said)

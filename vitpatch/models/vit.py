@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.models.block import Block, CallArguments
 from vitpatch.models.classes import class_names, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
@@ -269,7 +270,7 @@ class PatchableViT(nn.Module):
             try:
                 self.model(pixel_values=torch.zeros(1, 3, *self.input_size, device=self.device, dtype=self.dtype))
             except (RuntimeError, ValueError, TypeError) as error:
-                reason = " ".join(str(error).split())[:160]
+                reason = one_line(error, 160)
                 raise VitPatchError(f"{self._name}: cannot be run on {self.input_size} pixels ({reason})") from error
         if not {"stream", *(("attention", number) for number in range(len(self.blocks)))} <= set(calls):
             raise VitPatchError(f"{self._name}: its blocks or their attention are never run")

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from vitpatch.corruptions.embedding_noise import Moments, OnEmbeddings, moments, noise_of
-from vitpatch.corruptions.pixels import Corruption, corrupted, traits
+from vitpatch.corruptions.embedding_noise import Moments, moments, noise_of
+from vitpatch.corruptions.pixels import Corruption, OnEmbeddings, corrupted, traits
 from vitpatch.data.datamodule import Decoded, Positions, batches_of
 from vitpatch.data.images import UNKNOWN
+from vitpatch.formatting import counted
 from vitpatch.io import write_json
 from vitpatch.runs.adjustable import Adjustable
 from vitpatch.runs.calibration import Calibration, Curve, Damage, common_drop, grid, largest, search, tolerance_of
@@ -30,7 +31,7 @@ from vitpatch.runs.controls import check_all, found_of
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
 from vitpatch.stats.summary import estimates
-from vitpatch.types import Estimate, ImageBatch, counted, digest
+from vitpatch.types import Estimate, ImageBatch, digest
 
 log = logging.getLogger(__name__)
 

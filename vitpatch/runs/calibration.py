@@ -16,6 +16,7 @@ import numpy as np
 
 from vitpatch.checks import one_of
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import format_interval
 from vitpatch.types import Estimate
 
 POINTS = 9
@@ -191,11 +192,11 @@ class Calibration:
 
     def __str__(self) -> str:
         """In a line."""
-        low_high = f" [{self.drop.low:.3f}, {self.drop.high:.3f}]" if self.drop.known else ""
+        drop = format_interval(self.drop.mean, self.drop.low, self.drop.high, ".3f")
         of_what = "the predicted labels' " if self.predicted else ""
         shape = "" if self.monotone else ", damage does not rise all along the grid"
         return (
-            f"corruption.{self.key}={self.strength:g}: {of_what}{self.asked.damage} {self.drop.mean:.3f}{low_high} on "
+            f"corruption.{self.key}={self.strength:g}: {of_what}{self.asked.damage} {drop} on "
             f"{self.images} training images (asked {self.asked}, {self.wanted:.3g}; {len(self.curve)} strengths{shape})"
         )
 

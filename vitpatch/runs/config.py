@@ -20,6 +20,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 
 from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number, window_of
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.run_names import run_name
 from vitpatch.types import (
     EVERY_HEAD,
@@ -246,7 +247,7 @@ def _class_of(option: DictConfig, group: str, kind: type) -> type:
     try:
         found = pkgutil.resolve_name(target)
     except Exception as error:  # whatever the user's module raises when it is imported
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise VitPatchError(f"{group}._target_ {target!r}: cannot be imported ({reason})") from error
     if not isinstance(found, type) or not issubclass(found, kind):
         what = "a class whose objects can be called" if kind is Callable else f"{kind.__name__} or a class of its kind"
@@ -277,7 +278,7 @@ def construct(cfg: DictConfig) -> Any:
         cause = error.__cause__
         if isinstance(cause, VitPatchError):
             raise cause from error
-        raise VitPatchError(f"{cfg.get('_target_')}: {' '.join(str(cause or error).split())[:300]}") from error
+        raise VitPatchError(f"{cfg.get('_target_')}: {one_line(cause or error)}") from error
 
 
 def typed(key: str, value: str) -> str:

@@ -12,8 +12,9 @@ from vitpatch.data.datamodule import Positions, mean_luminance
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import partners
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted
 from vitpatch.models.preprocessing import Preprocessing
-from vitpatch.types import Donor, Partner, Study, counted
+from vitpatch.types import Donor, Partner, Study
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.io import write_json
 from vitpatch.runs.devices import Devices
 from vitpatch.runs.interrupt import SIGNALS, Interrupted
@@ -290,6 +291,6 @@ def _rendezvous(at: Place) -> torch.distributed.Store:
         url = f"env://?rank={at.rank}&world_size={at.world}"
         store, _, _ = next(torch.distributed.rendezvous(url, timeout=timedelta(seconds=MEETING_S)))
     except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error, 200)
         raise VitPatchError(f"process {at.rank} of {at.world} did not meet the others: {said}") from error
     return store

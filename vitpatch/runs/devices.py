@@ -11,9 +11,9 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted
 from vitpatch.runs.launch import place
 from vitpatch.runs.trainer import QUIETLY, quiet, trainer_of
-from vitpatch.types import counted
 
 STARTS = "torchrun --nnodes=… --nproc-per-node=… patch.py, or srun python patch.py"
 

@@ -12,16 +12,16 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vitpatch.corruptions.embedding_noise import OnEmbeddings
-from vitpatch.corruptions.pixels import corrupted
+from vitpatch.corruptions.pixels import OnEmbeddings, corrupted
 from vitpatch.data.datamodule import ImageDataModule
+from vitpatch.formatting import counted
 from vitpatch.plots.examples import Page, ShownImage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.patching import Patching
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
 from vitpatch.stats.result import Outcome, metric_of
-from vitpatch.types import BaseRun, ImageBatch, counted
+from vitpatch.types import BaseRun, ImageBatch
 
 IMAGES_A_PAGE = 6
 DRAWS = 10

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.config import CONF, register_resolvers
 
 CHAIN = "vitpatch.corruptions.Chain"
@@ -97,7 +98,7 @@ def _composed(name: str, key: str) -> DictConfig:
         try:
             return compose("patch", overrides=[f"corruption={name}", *searched])
         except (HydraException, OmegaConfBaseException) as error:
-            raise VitPatchError(f"{key}: option {name!r}: {' '.join(str(error).split())[:300]}") from error
+            raise VitPatchError(f"{key}: option {name!r}: {one_line(error)}") from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from vitpatch.corruptions.pixels import corrupted, traits
 from vitpatch.data.datamodule import Decoded, batches_of
 from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
 from vitpatch.patching.cost import Cost, Room, cost_of, memory_limit
@@ -21,7 +22,7 @@ from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.runs.setup import Setup
 from vitpatch.schema import OF_CORRUPTION
-from vitpatch.types import BaseRun, Donor, ImageBatch, Run, counted
+from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 
 log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from vitpatch.corruptions.pixels import traits
 from vitpatch.data.datamodule import BadImage, ImageDataModule
 from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import counted, duration
 from vitpatch.patching.cost import GB, cost_of, described, memory_limit
 from vitpatch.patching.table import Columns, joined
 from vitpatch.runs.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
@@ -41,7 +42,7 @@ from vitpatch.schema import (
     with_fields,
 )
 from vitpatch.stats.result import included as included_by
-from vitpatch.types import ImageBatch, counted, duration
+from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from vitpatch.formatting import one_line
 from vitpatch.runs.folder import RunFolder
 
 DONE = ("finished", "finished before", "planned")
@@ -50,7 +51,7 @@ def state_of(folder: RunFolder, since: float = 0.0) -> RunState:
         found = {"seconds": manifest.get("seconds"), "metric": manifest.get("config", {}).get("metric", "")}
         return RunState(folder.path.name, state, **found, **_of_peak(folder, manifest))
     except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        return RunState(folder.path.name, "failed", f"its files cannot be read ({' '.join(str(error).split())[:80]})")
+        return RunState(folder.path.name, "failed", f"its files cannot be read ({one_line(error, 80)})")
 
 
 def _of_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:

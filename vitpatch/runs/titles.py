@@ -14,7 +14,7 @@ from vitpatch.corruptions import masked as regions
 from vitpatch.corruptions import pixels as corruptions
 from vitpatch.corruptions import shape as shapes
 from vitpatch.corruptions.pixels import as_option
-from vitpatch.types import class_name
+from vitpatch.formatting import class_name
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""

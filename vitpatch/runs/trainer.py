@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from vitpatch.checks import Count, Expected, Index, check_values
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.config import check_option, construct
 
 QUIETLY = {
@@ -83,7 +84,7 @@ def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any)
     try:
         return make_trainer(**arguments)
     except Exception as error:  # Lightning's, of any class: what the user said is not checked before it is used
-        raise VitPatchError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+        raise VitPatchError(f"trainer: {one_line(error)}") from error
 
 
 def one_device(

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from vitpatch.corruptions.embedding_noise import OnEmbeddings
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.runs.crew import OFTEN_S, Board, Follower, Order, Outside, read_order
 from vitpatch.runs.devices import share
 from vitpatch.runs.interrupt import SIGNALS, TOGETHER_S, Interrupted, waiting
@@ -50,7 +51,7 @@ def obey(order: Order, follower: Follower, local_rank: int, shards: Shards) -> N
         follower.end("failed", " ".join(str(error).split()))
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        said = f"{type(error).__name__}: {one_line(error, 500)}"
         follower.end("failed", f"process {follower.rank}: {said} (a bug in vitpatch; please report it)")
 
 

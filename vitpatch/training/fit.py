@@ -25,6 +25,7 @@ from vitpatch.data.datamodule import BadImage, Decoded, Item, Positions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.io import write_json, written_beside
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.models.classes import Classes, as_classes, classes_of_training
@@ -158,7 +159,7 @@ def _architecture(cfg: DictConfig) -> Any:
             model = AutoModelForImageClassification.from_config(config)
             model(pixel_values=torch.zeros(1, 3, *pair(config.image_size)))
     except Exception as error:  # of transformers and torch, of any class
-        raise VitPatchError(f"architecture: {' '.join(str(error).split())[:300]}") from error
+        raise VitPatchError(f"architecture: {one_line(error)}") from error
     return config
 
 
