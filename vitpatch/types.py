@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -175,6 +177,21 @@ class Inclusion:
     def selects_on_the_outcome(self) -> bool:
         """Whether images are chosen by what the corruption did to them, which biases every mean away from 0."""
         return self.rule in (Include.FLIPPED, Include.MIN_TOTAL_EFFECT)
+
+
+def read_inclusion(value: Any) -> Inclusion:
+    """The rule that ``include`` asks for. Raises ``VitPatchError``."""
+    rule, colon, least = str(value).partition(":")
+    try:
+        number = float(least) if colon else None
+        if rule not in list(Include) or (number is not None) != (rule == Include.MIN_TOTAL_EFFECT):
+            raise ValueError
+        if number is not None and not math.isfinite(number):
+            raise ValueError
+    except ValueError as error:
+        known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
+        raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
+    return Inclusion(Include(rule), number)
 
 
 EVERYONE = Inclusion()
@@ -353,6 +370,11 @@ def duration(seconds: float) -> str:
 def class_name(target: str) -> str:
     """What a ``_target_`` is known by: the bare name of a class of this package, the full path of a user's own."""
     return target.rpartition(".")[2] if target.startswith("vitpatch.") else target
+
+
+def as_option(name: str) -> str:
+    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def option_identity(config: Any) -> Any:
