@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -178,6 +180,21 @@ class Inclusion:
         return self.rule in (Include.FLIPPED, Include.MIN_TOTAL_EFFECT)
 
 
+def read_inclusion(value: Any) -> Inclusion:
+    """The rule that ``include`` asks for. Raises ``VitPatchError``."""
+    rule, colon, least = str(value).partition(":")
+    try:
+        number = float(least) if colon else None
+        if rule not in list(Include) or (number is not None) != (rule == Include.MIN_TOTAL_EFFECT):
+            raise ValueError
+        if number is not None and not math.isfinite(number):
+            raise ValueError
+    except ValueError as error:
+        known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
+        raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
+    return Inclusion(Include(rule), number)
+
+
 EVERYONE = Inclusion()
 """No image is left out."""
 
@@ -337,6 +354,11 @@ class Estimate:
 
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""
+
+
+def as_option(name: str) -> str:
+    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def option_identity(config: Any) -> Any:

@@ -21,7 +21,7 @@ from vitpatch.runs import titles
 from vitpatch.runs.adjustable import adjustable
 from vitpatch.runs.config import construct, register_resolvers
 from vitpatch.runs.options import corruption_option, corruption_options, resolved
-from vitpatch.runs.titles import corruption_words
+from vitpatch.titles import corruption_words
 from vitpatch.training import fit
 from vitpatch.types import ImageBatch
 

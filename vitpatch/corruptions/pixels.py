@@ -15,7 +15,6 @@ Here: the protocol, colour, noise, blur, and the chain. Others: ``frequencies``,
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from vitpatch.checks import Interval, Share, check_arguments
 from vitpatch.errors import VitPatchError
-from vitpatch.types import BT601_LUMA, ImageBatch, Partner
+from vitpatch.types import BT601_LUMA, ImageBatch, Partner, as_option
 
 Corruption = Callable[[ImageBatch, int], Tensor]
 FAR_OUT = 30.0
@@ -120,11 +119,6 @@ def normal_like(batch: ImageBatch, seed: int) -> Tensor:
 def uniform(batch: ImageBatch, seed: int, *shape: int) -> Tensor:
     """(batch, …shape) draws in [0, 1), a function of (seed, id) alone; on the CPU."""
     return torch.stack([torch.rand(shape, generator=generator) for generator in _generators(batch, seed)])
-
-
-def as_option(name: str) -> str:
-    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def called(corruption: Corruption) -> str:

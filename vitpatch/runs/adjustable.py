@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from vitpatch.corruptions.pixels import Corruption, Identity, traits
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct
-from vitpatch.runs.titles import corruption_words
+from vitpatch.titles import corruption_words
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import pkgutil
 import re
@@ -28,8 +27,6 @@ from vitpatch.types import (
     BaseRun,
     Direction,
     Donor,
-    Include,
-    Inclusion,
     Interval,
     Metric,
     Site,
@@ -37,6 +34,7 @@ from vitpatch.types import (
     Target,
     Tested,
     TokenGroup,
+    read_inclusion,
 )
 
 PACKAGE = Path(__file__).parents[1]
@@ -171,21 +169,6 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError("synergy true with single heads: these have no windows; use target.heads=joint")
     if study.synergy and set(study.windows) == {1}:
         raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
-
-
-def read_inclusion(value: Any) -> Inclusion:
-    """The rule that ``include`` asks for. Raises ``VitPatchError``."""
-    rule, colon, least = str(value).partition(":")
-    try:
-        number = float(least) if colon else None
-        if rule not in list(Include) or (number is not None) != (rule == Include.MIN_TOTAL_EFFECT):
-            raise ValueError
-        if number is not None and not math.isfinite(number):
-            raise ValueError
-    except ValueError as error:
-        known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
-        raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
-    return Inclusion(Include(rule), number)
 
 
 def _listed(key: str, value: Any) -> list[Any]:

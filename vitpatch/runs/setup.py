@@ -42,10 +42,10 @@ from vitpatch.runs.controls import donors_of, partners_of
 from vitpatch.runs.devices import devices_of
 from vitpatch.runs.options import code_identity, resolved
 from vitpatch.runs.peers import read_corruptions
-from vitpatch.runs.titles import corruption_words, data_words, short
 from vitpatch.runs.tracking import tracker_of
 from vitpatch.runs.trainer import make_trainer_of
 from vitpatch.stats.inference import check_signed
+from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.types import (
     EVERYONE,
     JOINT,

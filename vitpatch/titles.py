@@ -1,20 +1,20 @@
-"""Model, data and corruption of a run in words, from their config."""
+"""Model, data and corruption of a run in words, from their config alone: no torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitpatch.corruptions import counterfactual as counterfactuals
-from vitpatch.corruptions import embedding_noise
-from vitpatch.corruptions import frequency as frequencies
-from vitpatch.corruptions import masked as regions
-from vitpatch.corruptions import pixels as corruptions
-from vitpatch.corruptions import shape as shapes
-from vitpatch.corruptions.pixels import as_option
 from vitpatch.formatting import class_name
+from vitpatch.types import as_option
+
+OWN_CORRUPTIONS = (
+    *("BackgroundOnly", "BackgroundSwap", "Blur", "Chain", "DesaturateBackground", "DesaturateObject", "Edges"),
+    *("EmbeddingNoise", "Gray", "Identity", "LowPass", "Noise", "ObjectOnly", "Occlude", "OnEmbeddings", "OtherImage"),
+    *("PatchShuffle", "PhaseScramble", "Silhouette"),
+)
+"""The classes of ``vitpatch.corruptions``, named here so that a title needs no torch."""
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""
@@ -52,7 +52,7 @@ def corruption_name(corruption: Mapping[str, Any]) -> str:
     if class_name(target) == "Identity":
         return "no corruption"
     name = target.rpartition(".")[2]
-    if not target.startswith("vitpatch.") and name.lower() in _own_names():
+    if not target.startswith("vitpatch.") and name.lower() in map(str.lower, OWN_CORRUPTIONS):
         return target
     return as_option(name).replace("_", " ")
 
@@ -62,14 +62,6 @@ def _step_words(step: Mapping[str, Any]) -> str:
     if class_name(step["_target_"]) == "Chain" and strength_words(step):
         return f"[{corruption_name(step)}] ({strength_words(step)})"
     return corruption_words(step)
-
-
-@cache
-def _own_names() -> frozenset[str]:
-    """The names of vitpatch's own corruptions, in small letters."""
-    modules = (corruptions, counterfactuals, embedding_noise, frequencies, regions, shapes)
-    named = (item for module in modules for item in vars(module).items())
-    return frozenset(name.lower() for name, of in named if isinstance(of, type) and "__call__" in vars(of))
 
 
 def strength_words(corruption: Mapping[str, Any]) -> str:
