@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import cut_off
 from matplotlib.collections import LineCollection
 from PIL import Image
 
@@ -252,9 +253,21 @@ def test_nothing_is_cut_off(layers, series):
     controls = {f"effect_{donor}": run_figures.CONTROL_WORDS[donor] for donor in run_figures.CONTROL_WORDS}
     figure = profile.layer_profile(rows, profile.References(TOTAL, TOTAL, "own", controls), caption)
     figure.canvas.draw()
-    box = figure.get_tightbbox()
-    assert box.x0 > -0.05 and box.y0 > -0.05 and box.x1 < figure.get_figwidth() + 0.05, box
-    assert box.y1 < figure.get_figheight() + 0.05, box
+    assert not cut_off(figure)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("metric", [Metric.PROB, Metric.LOG_ODDS])
+def test_maps_of_few_layers_have_room_for_their_words(layers, metric):
+    tokens = [*(f"grid:{row}x{column}" for row in range(2) for column in range(2)), "all"]
+    rows = [{"layer": layer, "window": window, "head": -1, "tokens": name, "effect": 0.1}
+            for window in (-1, -2, 1) for layer in range(layers) for name in tokens]  # fmt: skip
+    summary = pd.DataFrame(rows)
+    title = f"depth_1 on even, noise, attn_out each+all, windows prefix+suffix+1\n{style.NO_MORE_THAN}"
+    caption = replace(CAPTION, title=title, metric=metric)
+    figure = heatmaps.effect_maps(summary, heatmaps.rows_over_image(summary), caption)
+    figure.canvas.draw()
+    assert not cut_off(figure)
 
 
 RUNS = {

@@ -155,7 +155,7 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
     cls = [f", CLS {effect:+.3f}" for effect in summary["effect"].iloc[cls_rows(summary, at)]] or [""] * len(layers)
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
-    figure = Figure(figsize=(2.2 * columns + 1.2, 2.3 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(2.2 * columns + 1.2, LEAST_WIDTH), 2.3 * rows + 0.9), layout="constrained")
     panels, limit = figure.subplots(rows, columns, squeeze=False).ravel(), colour_limit(maps)
     for axes, layer, values, words in zip(panels, layers, maps, cls, strict=False):
         image = draw_map(axes, values, limit)
