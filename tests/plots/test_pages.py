@@ -7,20 +7,21 @@ import pandas as pd
 import pytest
 from conftest import pictures, write_parquet
 
-from vitpatch.plots.examples import MapAxes, Trace, example_page, map_page
-from vitpatch.plots.heatmaps import over_the_image
+from vitpatch.plots.examples import ShownImage, Trace, example_page, map_page
+from vitpatch.plots.heatmaps import rows_over_image
 from vitpatch.plots.style import Caption, layer_words
 from vitpatch.types import PREFIX, SUFFIX, BaseRun, Metric
 
 
-def trace(maps, beside=()):
+def trace(maps, cls=()):
     images = {run: np.zeros((4, 4, 3), np.uint8) for run in BaseRun}
-    return Trace("cat", images, dict.fromkeys(BaseRun, "cat"), dict.fromkeys(BaseRun, 0.5), {}, maps, beside)
+    predicted, base = dict.fromkeys(BaseRun, "cat"), dict.fromkeys(BaseRun, 0.5)
+    return Trace(ShownImage(0, "cat", images, predicted, base, np.zeros(0)), {}, maps, cls)
 
 
 def test_each_series_of_an_image_is_at_its_own_layers():
     patched = {"w3": (np.array([1]), np.array([0.4])), "w1": (np.array([0, 1, 2]), np.array([0.1, 0.2, 0.3]))}
-    figure = example_page([replace(trace(None), patched=patched)], "layer", "", Caption("t", Metric.PROB, 1, 1))
+    figure = example_page([replace(trace(None), curves=patched)], "layer", "", Caption("t", Metric.PROB, 1, 1))
     lines = {line.get_label(): line for line in figure.axes[2].get_lines()}
     for name, (layers, values) in patched.items():
         line = lines[f"patched run, {name}"]
@@ -33,7 +34,7 @@ def test_maps_are_of_the_layers_of_one_window_in_order():
     places = [(PREFIX, layer) for layer in (3, 1)] + [(1, layer) for layer in (1, 3, 0, 2)]
     rows = [{"window": w, "layer": layer, "head": -1, "tokens": name} for w, layer in places for name in cells]
     summary = pd.DataFrame(rows)
-    at = over_the_image(summary)
+    at = rows_over_image(summary)
     assert at.shape == (2, 2, 2) and set(summary["window"][at.ravel()]) == {PREFIX}
     assert summary["layer"][at[:, 0, 0]].tolist() == [1, 3]
     assert summary["tokens"][at[0].ravel()].tolist() == cells
@@ -45,7 +46,7 @@ def texts(ticks):
 
 def test_heads_and_layers_keep_their_numbers():
     maps = np.arange(6.0).reshape(1, 2, 3)
-    figure = map_page([trace(maps)], ["x"], MapAxes([3, 1, 0], [7, 2]), "", Caption("t", Metric.PROB, 1, 1))
+    figure = map_page([trace(maps)], ["x"], ([3, 1, 0], [7, 2]), "", Caption("t", Metric.PROB, 1, 1))
     axes = figure.axes[2]
     assert texts(axes.get_xticklabels()) == ["3", "1", "0"] and texts(axes.get_yticklabels()) == ["7", "2"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer")

@@ -5,24 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import cut_off
 from matplotlib.collections import LineCollection
 from PIL import Image
 
 from vitpatch.compare.redrawn import outcome_of, redraw
-from vitpatch.plots import peak as evidence
-from vitpatch.plots import profile as profiles
-from vitpatch.plots import run_figures as pictures
-from vitpatch.plots import small_multiples as panels
-from vitpatch.plots import style as plots
+from vitpatch.plots import heatmaps, peak, profile, run_figures, small_multiples, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs import examples
 from vitpatch.runs import folder as store
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.report import _with_interval
 from vitpatch.runs.results import read_pages
+from vitpatch.stats.summary import GroupPeak
 from vitpatch.types import Estimate, Metric
 
-CAPTION = plots.Caption("a run", Metric.PROB, 90, 40)
+CAPTION = style.Caption("a run", Metric.PROB, 90, 40)
 TOTAL, NONE = Estimate(0.3, 0.01, 0.28, 0.32), Estimate(np.nan, np.nan, np.nan, np.nan)
 CONTROLS = {"effect_same_class": "of its class", "effect_other_class": "of another"}
 
@@ -65,8 +63,8 @@ def words_of(figure):
 
 def test_profile_has_the_effect_both_intervals_controls_and_references():
     rows = a_summary()
-    beside = profiles.Beside(TOTAL, Estimate(0.25, 0, 0.2, 0.3), "own", CONTROLS)
-    figure = profiles.layer_profile(rows, beside, CAPTION)
+    references = profile.References(TOTAL, Estimate(0.25, 0, 0.2, 0.3), "own", CONTROLS)
+    figure = profile.layer_profile(rows, references, CAPTION)
     axes = figure.axes[0]
     assert np.array_equal(y_of(axes, "own"), rows["effect"])
     for column, words in CONTROLS.items():
@@ -86,7 +84,7 @@ def test_profile_has_the_effect_both_intervals_controls_and_references():
 
 def test_the_ring_is_at_the_peak_set_where_resamples_say_so():
     def rings(rows):
-        axes = profiles.layer_profile(rows, profiles.Beside(TOTAL), CAPTION).axes[0]
+        axes = profile.layer_profile(rows, profile.References(TOTAL), CAPTION).axes[0]
         return [line for line in axes.get_lines() if line.get_markersize() == 13 and len(line.get_xdata())]
 
     (ring,) = rings(a_summary())
@@ -97,7 +95,7 @@ def test_the_ring_is_at_the_peak_set_where_resamples_say_so():
 @pytest.mark.parametrize(("deep", "number"), [(-0.1, 1), (-2.0, 2)])
 def test_controls_that_leave_the_axis_are_whole_below(deep, number):
     rows = a_summary(deep=deep)
-    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION)
+    figure = profile.layer_profile(rows, profile.References(TOTAL, None, "own", CONTROLS), CAPTION)
     low, high = figure.axes[0].get_ylim()
     assert len(figure.axes) == number and (low < deep < high) == (number == 1)
     whole = figure.axes[-1]
@@ -107,34 +105,34 @@ def test_controls_that_leave_the_axis_are_whole_below(deep, number):
 @pytest.mark.parametrize("unknown", ["_low", "_high"])
 def test_a_control_without_an_interval_is_whole_below(unknown):
     rows = a_summary(deep=-2.0)
-    known = profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION)
+    known = profile.layer_profile(rows, profile.References(TOTAL, None, "own", CONTROLS), CAPTION)
     of_one = {f"effect_same_class{end}": np.nan for end in ("_low", "_high")} | {f"effect_other_class{unknown}": np.nan}
-    figure = profiles.layer_profile(rows.assign(**of_one), profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION)
+    figure = profile.layer_profile(rows.assign(**of_one), profile.References(TOTAL, None, "own", CONTROLS), CAPTION)
     above, below = figure.axes
     assert above.get_ylim() == known.axes[0].get_ylim() and below.get_ylim()[0] < -2 < above.get_ylim()[0]
 
 
 def test_a_control_that_no_image_has_is_not_said():
     rows = a_summary(series=tuple(f"h{i}" for i in range(20)), layers=1).assign(effect_same_class=np.nan)
-    words = words_of(profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION))
+    words = words_of(profile.layer_profile(rows, profile.References(TOTAL, None, "own", CONTROLS), CAPTION))
     assert any("other class -0.100" in one for one in words) and not any("same class" in one for one in words)
     assert _with_interval(NONE) == "none: no included image has such a partner"
 
 
 def test_a_layer_by_itself_is_in_the_middle():
-    beside = profiles.Beside(TOTAL, None, "own", CONTROLS)
-    assert profiles.layer_profile(a_summary(layers=1), beside, CAPTION).axes[0].get_xlim() == (-0.5, 0.5)
+    references = profile.References(TOTAL, None, "own", CONTROLS)
+    assert profile.layer_profile(a_summary(layers=1), references, CAPTION).axes[0].get_xlim() == (-0.5, 0.5)
 
 
 def test_what_rounding_leaves_has_no_colour():
-    tiny = [plots.OfClass("cat", 9, 9, [Estimate(1e-8, np.nan, np.nan, np.nan)], 0.0)]
-    (image,) = plots.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
-    assert image.get_clim() == (-plots.LEAST_LIMIT, plots.LEAST_LIMIT)
+    tiny = [heatmaps.ClassEffects("cat", 9, 9, [Estimate(1e-8, np.nan, np.nan, np.nan)], 0.0)]
+    (image,) = heatmaps.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
+    assert image.get_clim() == (-style.LEAST_LIMIT, style.LEAST_LIMIT)
 
 
 def test_donors_of_several_series_have_a_panel_each():
     rows = a_summary(series=("cls", "patches"))
-    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, None, "own", CONTROLS), CAPTION)
+    figure = profile.layer_profile(rows, profile.References(TOTAL, None, "own", CONTROLS), CAPTION)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["", "cls", "patches"]
     for axes, name in zip(figure.axes[1:], ("cls", "patches"), strict=True):
         assert whiskers_of(axes, rows[rows["series"] == name], "effect")
@@ -143,17 +141,17 @@ def test_donors_of_several_series_have_a_panel_each():
 
 def test_a_constant_donor_has_no_total_and_says_what_is_done():
     rows = a_summary().assign(recovered=np.nan)
-    caption = plots.Caption("a run", Metric.PROB, 9, 9, cause="zero ablation")
-    figure = profiles.layer_profile(rows, profiles.Beside(NONE), caption)
+    caption = style.Caption("a run", Metric.PROB, 9, 9, cause="zero ablation")
+    figure = profile.layer_profile(rows, profile.References(NONE), caption)
     (axes,) = figure.axes
     assert axes.get_ylabel() == "effect of zero ablation on the\nprobability of the true class"
     assert not axes.child_axes and not any("total" in words for words in words_of(figure))
-    assert profiles.layer_profile(a_summary(), profiles.Beside(TOTAL), CAPTION).axes[0].child_axes
+    assert profile.layer_profile(a_summary(), profile.References(TOTAL), CAPTION).axes[0].child_axes
 
 
 def test_means_of_all_images_are_dashed_beside_selected_ones():
     rows = a_summary().assign(effect_unselected=0.05)
-    axes = profiles.layer_profile(rows, profiles.Beside(TOTAL, everyone="all 9 images"), CAPTION).axes[0]
+    axes = profile.layer_profile(rows, profile.References(TOTAL, unselected="all 9 images"), CAPTION).axes[0]
     assert set(y_of(axes, "all 9 images")) == {0.05} and line_of(axes, "all 9 images").is_dashed()
 
 
@@ -162,26 +160,26 @@ def test_a_window_is_beside_the_sum_of_its_layers():
     rows = pd.concat([one, three], ignore_index=True)
     known = {"sum": np.arange(5.0), "synergy": -0.1, "synergy_low": -0.2, "synergy_high": 0.1}
     sums = pd.DataFrame(known, index=range(5, 10))
-    figure = panels.windows(rows, sums, TOTAL, CAPTION)
+    figure = small_multiples.windows(rows, sums, TOTAL, CAPTION)
     above, below = figure.axes
     assert np.array_equal(y_of(above, "window 3"), three["effect"]) and whiskers_of(above, three, "effect")
     (dashed,) = [line for line in above.get_lines() if line.get_linestyle() == "--" and line.get_label()[0] == "_"]
     assert np.array_equal(dashed.get_ydata(), sums["sum"])
     assert dashed.get_color() == line_of(above, "window 3").get_color() != line_of(above, "window 1").get_color()
     assert whiskers_of(below, sums, "synergy")
-    assert len(panels.windows(rows, sums[:0], TOTAL, CAPTION).axes) == 1  # nothing is known of single layers
+    assert len(small_multiples.windows(rows, sums[:0], TOTAL, CAPTION).axes) == 1  # nothing is known of single layers
 
 
 def some_classes(number, layers):
     for i in range(number):
         known = i % 2 == 0
         effects = [Estimate(0.1 * i, *((0.1, 0.1 * i - 1, 0.1 * i + 1) if known else [np.nan] * 3))] * layers
-        yield plots.OfClass(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
+        yield heatmaps.ClassEffects(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
 
 
 def test_each_class_has_a_panel_with_its_numbers():
     classes = list(some_classes(3, 4))
-    figure = panels.classes(classes, range(4), [0.2] * 4, "layer", CAPTION)
+    figure = small_multiples.classes(classes, range(4), [0.2] * 4, "layer", CAPTION)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == [
         "class 0\n10 images in 7 clusters", "class 1\n11 images in 4 clusters", "class 2\n12 images in 7 clusters",
@@ -193,33 +191,38 @@ def test_each_class_has_a_panel_with_its_numbers():
 
 
 def test_of_many_classes_those_with_most_images_are_drawn():
-    figure = panels.classes(list(some_classes(100, 40)), range(40), [0.2] * 40, "layer", CAPTION)
+    figure = small_multiples.classes(list(some_classes(100, 40)), range(40), [0.2] * 40, "layer", CAPTION)
     shown = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.get_visible()]
     assert shown == [f"class {i}" for i in range(60, 100)] and "the 40 of 100 classes" in figure.get_suptitle()
 
 
-def stability(places, shares, members, name="w1"):
-    return evidence.Stability(
-        name, "layer", places, np.array(shares), np.array(members), int(np.argmax(shares)), 0.2, 0.15
-    )
+def group_peak(rows, shares, members, name="w1"):
+    shares, rows = np.array(shares), np.array(rows)
+    return GroupPeak(name, int(rows[np.argmax(shares)]), rows[np.array(members)], rows, shares, 0.15)
 
 
 def test_bars_are_the_shares_of_resamples():
-    groups = [stability(list("012"), [0.7, 0.3, 0], [True, False, True], name) for name in ("w1", "w3")]
-    figure = evidence.peak_stability(groups, CAPTION)
+    summary = pd.concat([a_summary(3, window=window) for window in (1, 3)], ignore_index=True).assign(effect=0.2)
+    rows = {"w1": [0, 1, 2], "w3": [3, 4, 5]}
+    groups = [group_peak(rows[name], [0.7, 0.3, 0], [True, False, True], name) for name in rows]
+    figure = peak.peak_stability(groups, summary, CAPTION)
     for axes, name in zip(figure.axes, ("w1", "w3"), strict=True):
         bars = [p for p in axes.patches if p.get_width() < 1]
         assert [bar.get_height() for bar in bars] == [0.7, 0.3, 0]
         assert bars[0].get_facecolor() != bars[1].get_facecolor()
         assert [p.get_x() for p in axes.patches if p.get_width() == 1] == [-0.5, 1.5]  # grounds of the peak set
+        assert axes.get_xlabel() == ("layer" if name == "w1" else "layer (the centre of a window of 3)")
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "2"]
         assert axes.get_title() == f"{name}\npeak effect +0.200, from split halves +0.150\npeak set: 2 of 3"
 
 
 def test_of_many_heads_the_most_frequent_are_named():
     shares = np.r_[np.zeros(30), 0.4, 0.6]
-    figure = evidence.peak_stability([stability([f"h{i}" for i in range(32)], shares, shares > 0)], CAPTION)
+    summary = pd.DataFrame({"layer": 0, "head": range(32), "window": 1, "tokens": "all", "effect": 0.2})
+    figure = peak.peak_stability([group_peak(range(32), shares, shares > 0)], summary, CAPTION)
     names = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
-    assert len(names) == 16 and names[-2:] == ["h30", "h31"]
+    assert len(names) == 16 and names[-2:] == ["layer 0, h30", "layer 0, h31"]
+    assert figure.axes[0].get_xlabel() == "the 16 of 32 most frequent"
 
 
 def test_the_strength_curve_marks_what_was_wanted_and_chosen():
@@ -229,7 +232,7 @@ def test_the_strength_curve_marks_what_was_wanted_and_chosen():
         "drop": {"drop": 0.21, "se": 0.01, "low": 0.19, "high": 0.23}, "monotone": True, "images": 50, "clusters": 40,
         "curve": [{"strength": s, "drop": d, "se": 0.1, "low": d - 0.1, "high": d + 0.1} for s, d in points],
     }  # fmt: skip
-    figure = evidence.strength_curve(calibration, "a run")
+    figure = peak.strength_curve(calibration, "a run")
     (axes,) = figure.axes
     line = line_of(axes, "measured, 95 % interval")
     assert list(line.get_xdata()) == [0, 1, 2] and list(line.get_ydata()) == [0, 0.21, 0.4]
@@ -238,7 +241,7 @@ def test_the_strength_curve_marks_what_was_wanted_and_chosen():
     assert "n = 50 training images in 40 clusters" in figure.get_suptitle().replace("\n", " ")
     unknown = calibration["drop"] | {"low": None, "high": None}
     curve = [point | {"low": None, "high": None} for point in calibration["curve"]]
-    (axes,) = evidence.strength_curve(calibration | {"drop": unknown, "curve": curve}, "a run").axes
+    (axes,) = peak.strength_curve(calibration | {"drop": unknown, "curve": curve}, "a run").axes
     assert not axes.collections and line_of(axes, "reached: 0.210") and line_of(axes, "measured")
 
 
@@ -247,12 +250,24 @@ def test_the_strength_curve_marks_what_was_wanted_and_chosen():
 def test_nothing_is_cut_off(layers, series):
     rows = a_summary(layers, tuple(f"h{i}" for i in range(series)) if series > 1 else ("",), deep=-2)
     caption = replace(CAPTION, title="a model with a long name, of some data, " * 4)
-    controls = {f"effect_{donor}": pictures.CONTROL_WORDS[donor] for donor in pictures.CONTROL_WORDS}
-    figure = profiles.layer_profile(rows, profiles.Beside(TOTAL, TOTAL, "own", controls), caption)
+    controls = {f"effect_{donor}": run_figures.CONTROL_WORDS[donor] for donor in run_figures.CONTROL_WORDS}
+    figure = profile.layer_profile(rows, profile.References(TOTAL, TOTAL, "own", controls), caption)
     figure.canvas.draw()
-    box = figure.get_tightbbox()
-    assert box.x0 > -0.05 and box.y0 > -0.05 and box.x1 < figure.get_figwidth() + 0.05, box
-    assert box.y1 < figure.get_figheight() + 0.05, box
+    assert not cut_off(figure)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("metric", [Metric.PROB, Metric.LOG_ODDS])
+def test_maps_of_few_layers_have_room_for_their_words(layers, metric):
+    tokens = [*(f"grid:{row}x{column}" for row in range(2) for column in range(2)), "all"]
+    rows = [{"layer": layer, "window": window, "head": -1, "tokens": name, "effect": 0.1}
+            for window in (-1, -2, 1) for layer in range(layers) for name in tokens]  # fmt: skip
+    summary = pd.DataFrame(rows)
+    title = f"depth_1 on even, noise, attn_out each+all, windows prefix+suffix+1\n{style.NO_MORE_THAN}"
+    caption = replace(CAPTION, title=title, metric=metric)
+    figure = heatmaps.effect_maps(summary, heatmaps.rows_over_image(summary), caption)
+    figure.canvas.draw()
+    assert not cut_off(figure)
 
 
 RUNS = {
@@ -308,7 +323,7 @@ def test_each_row_says_the_images_effect_at_the_peak(patched):
     (images,) = [page.images for page in shown if page.name == "sorted"]
     row = {i: n for n, i in enumerate(outcome.examples["example_id"])}
     effects = [outcome.effects[row[image.example_id], outcome.peak.name] for image in images]
-    place = plots.place_words(outcome.peak_layer, outcome.peak_series)
+    place = style.place_words(outcome.peak_layer, outcome.peak_series)
     assert outcome.peak_series in ("w1", "w3") and place == f"layer {outcome.peak_layer}, {outcome.peak_series}"
     assert said == [f"effect {effect:+.3f}\nat {place}" for effect in effects]
     assert list(effects) == sorted(effects, key=lambda effect: -outcome.towards * effect)

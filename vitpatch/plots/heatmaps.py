@@ -1,34 +1,121 @@
-"""Maps over the image, and pages of single images, from an outcome."""
+"""Effects as colours: classes or heads by layer, and maps over the image → matplotlib figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from vitpatch.patching.tokens import cell
-from vitpatch.plots import examples as pages
-from vitpatch.plots import style as plots
-from vitpatch.plots.examples import Page, ShownImage
-from vitpatch.stats.result import Outcome
-from vitpatch.stats.summary import in_layer_order
-from vitpatch.types import window_word
+from vitpatch.plots.style import (
+    FEW_CLUSTERS,
+    LEAST_HEIGHT,
+    LEAST_LIMIT,
+    LEAST_WIDTH,
+    METRIC_NAMES,
+    MOST_CLASSES,
+    Caption,
+    colour_bar,
+    cut,
+    headline,
+)
+from vitpatch.types import Estimate, window_word
 
 
-def also(caption: plots.Caption, words: str) -> plots.Caption:
-    """A caption with some words more in the first line of its title."""
-    first, newline, rest = caption.title.partition("\n")
-    return replace(caption, title=f"{first}{words}{newline}{rest}")
+@dataclass(frozen=True)
+class ClassEffects:
+    """Effects on the images of a class: an ``Estimate`` a layer, without an interval of fewer than ``FEW_CLUSTERS``;
+    ``total`` is the mean total effect, NaN where there is none."""
+
+    name: str
+    images: int
+    clusters: int
+    effects: Sequence[Estimate]
+    total: float
 
 
-def over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
+def with_most_images(classes: Sequence[ClassEffects]) -> tuple[list[ClassEffects], str]:
+    """At most ``MOST_CLASSES`` classes, in their order, and in words for a title which."""
+    if len(classes) <= MOST_CLASSES:
+        return list(classes), ""
+    largest = sorted(range(len(classes)), key=lambda i: -classes[i].images)[:MOST_CLASSES]
+    words = f"; the {MOST_CLASSES} of {len(classes)} classes with the most images"
+    return [classes[i] for i in sorted(largest)], words
+
+
+def class_heatmap(classes: Sequence[ClassEffects], layers: Sequence[int], layer_axis: str, caption: Caption) -> Figure:
+    """Mean effect, class × layer; numbers in bold where the class's own 95 % interval leaves 0 out.
+
+    Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so. ``layer_axis`` names the
+    axis.
+    """
+    classes, some = with_most_images(classes)
+    size = max(2.6 + 0.62 * len(layers), LEAST_WIDTH), max(1.9 + 0.36 * len(classes), LEAST_HEIGHT)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    estimates = [one.effects for one in classes]
+    image = _draw_numbers(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
+    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set_yticks(range(len(classes)), [f"{cut(one.name)} (n = {one.images})" for one in classes])
+    axes.set_xlabel(layer_axis)
+    colour_bar(figure, image, [axes], f"mean {caption.effect}")
+    bold = f"bold: 95 % interval without 0, of classes in {FEW_CLUSTERS} clusters or more"
+    headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
+    return figure
+
+
+def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
+    """Mean effect, layer × head, a panel a token group; numbers in bold where the 95 % interval leaves 0 out."""
+    groups, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "head"))
+    layers = sorted(set(summary["layer"]))
+    width, height = (1.6 + 0.5 * len(heads)) * len(groups) + 1, 1.6 + 0.32 * len(layers)
+    figure = Figure(figsize=(max(width, LEAST_WIDTH), max(height, LEAST_HEIGHT)), layout="constrained")
+    limit = float(summary["effect"].abs().max())
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    columns = ["effect", "effect_se", "effect_low", "effect_high"]
+    for axes, tokens in zip(panels, groups, strict=True):
+        rows = summary[summary["tokens"] == tokens].set_index(["layer", "head"])[columns]
+        cells = [[Estimate(*rows.loc[(layer, head)]) for head in heads] for layer in layers]
+        image = _draw_numbers(axes, cells, limit)
+        axes.set_xticks(range(len(heads)), [str(head) for head in heads])
+        axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
+    panels[0].set_ylabel("layer")
+    colour_bar(figure, image, panels, f"mean {caption.effect}")
+    headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
+    return figure
+
+
+def _draw_numbers(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
+    """Means as colours and numbers, rows × columns; ``limit`` is the colours' end on both sides of 0."""
+    limit = max(limit, LEAST_LIMIT)
+    means = np.array([[e.mean for e in row] for row in estimates])
+    image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+    for (row, column), value in np.ndenumerate(means):
+        estimate = estimates[row][column]
+        style = {"fontweight": "bold"} if estimate.known and not estimate.holds_zero else {"alpha": 0.75}
+        ink = "white" if abs(value) > 0.6 * limit else "black"
+        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
+    return image
+
+
+def _short(value: float) -> str:
+    if abs(value) < 0.005:
+        return "0"
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+
+
+def rows_over_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
     """Rows of ``each`` or ``grid`` as (layers, rows, columns), of the first window and head; ``None`` without them.
 
-    Where there are several, ``_first_of`` says so.
+    Where there are several, ``shown_part`` says so.
     """
     kinds = [name.partition(":")[0] for name in summary["tokens"] if cell(name)]
     if not kinds:
@@ -43,19 +130,18 @@ def over_the_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
     return at
 
 
-def _first_of(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
-    """What is shown of a run with several windows, heads or kinds of token groups, in words for a title."""
-    said = {"window": window_word(summary["window"].loc[row])}
+def shown_part(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
+    """What maps show of a run with several windows, heads or kinds of token groups, in words for a title."""
+    shown = {"window": window_word(summary["window"].loc[row])}
     if heads:
-        said["head"] = summary["head"].loc[row]
-    words = [f"{name} {value}" for name, value in said.items() if summary[name].nunique() > 1]
-    kinds = {name.partition(":")[0] for name in summary["tokens"]}
-    if len(kinds) > 1:
+        shown["head"] = summary["head"].loc[row]
+    words = [f"{name} {value}" for name, value in shown.items() if summary[name].nunique() > 1]
+    if len({name.partition(":")[0] for name in summary["tokens"]}) > 1:
         words.append(f"tokens {summary['tokens'].loc[row].partition(':')[0]}")
     return f"; shown: {', '.join(words)}" if words else ""
 
 
-def _of_cls(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
+def cls_rows(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
     """The rows of ``each:cls`` by layer, of the window and head that maps are of; empty where there are none."""
     shown = summary.iloc[at.flat[0]]
     same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
@@ -63,79 +149,32 @@ def _of_cls(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
     return rows.tolist() if len(rows) == len(at) else []
 
 
-def mean_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: plots.Caption) -> Figure:
-    """Mean effects over the image, of the rows ``at`` (layers, rows, columns)."""
-    layers = summary["layer"].iloc[at[:, 0, 0]].tolist()
-    shown = summary.iloc[at.flat[0]]
-    of_cls = summary["effect"].iloc[_of_cls(summary, at)]
-    beside = [f", CLS {effect:+.3f}" for effect in of_cls] or [""] * len(layers)
-    caption = also(caption, _first_of(summary, at.flat[0]))
-    what = "token" if shown["tokens"].startswith("each") else "block of patches"
-    return pages.effect_maps(summary["effect"].to_numpy()[at], layers, beside, what, caption)
+def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -> Figure:
+    """Mean effects over the image of the rows ``at`` (layers, rows, columns): a panel a layer, one scale."""
+    maps, layers = summary["effect"].to_numpy()[at], summary["layer"].iloc[at[:, 0, 0]].tolist()
+    cls = [f", CLS {effect:+.3f}" for effect in summary["effect"].iloc[cls_rows(summary, at)]] or [""] * len(layers)
+    columns = min(4, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = Figure(figsize=(max(2.2 * columns + 1.2, LEAST_WIDTH), 2.3 * rows + 0.9), layout="constrained")
+    panels, limit = figure.subplots(rows, columns, squeeze=False).ravel(), colour_limit(maps)
+    for axes, layer, values, words in zip(panels, layers, maps, cls, strict=False):
+        image = draw_map(axes, values, limit)
+        axes.set_title(f"layer {layer}{words}", fontsize=8)
+    for axes in panels[len(layers) :]:
+        axes.set_visible(False)
+    what = "token" if summary["tokens"].iloc[at.flat[0]].startswith("each") else "block of patches"
+    colour_bar(figure, image, panels, f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}")
+    headline(figure, caption.extended(shown_part(summary, at.flat[0])).title, caption.sample)
+    return figure
 
 
-def image_pages(
-    outcome: Outcome, shown: Sequence[Page], caption: plots.Caption, summary: pd.DataFrame
-) -> dict[str, Figure]:
-    """A page for each choice of images."""
-    return {
-        page.name: _page(_traces(outcome, page.images, summary), outcome, summary, page.chosen, caption)
-        for page in shown
-    }
+def colour_limit(maps: NDArray[np.floating]) -> float:
+    """The colours' end on both sides of 0."""
+    return max(float(np.nanmax(np.abs(maps))), LEAST_LIMIT)
 
 
-def _page(
-    traces: list[pages.Trace], outcome: Outcome, summary: pd.DataFrame, chosen: str, caption: plots.Caption
-) -> Figure:
-    over_image = over_the_image(summary)
-    if traces[0].maps is not None:
-        row = 0 if over_image is None else over_image.flat[0]
-        caption = also(caption, _first_of(summary, row, heads=over_image is not None))
-    if over_image is not None:
-        names = [f"layer {layer}" for layer in summary["layer"].iloc[over_image[:, 0, 0]]]
-        return pages.map_page(traces, names, None, chosen, caption)
-    if traces[0].maps is not None:
-        heads, layers = list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"]))
-        return pages.map_page(traces, ["layer × head"], pages.MapAxes(heads, layers), chosen, caption)
-    return pages.example_page(traces, plots.layer_words(set(summary["window"])), chosen, caption)
-
-
-def _maps_at(outcome: Outcome, summary: pd.DataFrame) -> NDArray[np.intp] | None:
-    """Rows of the summary as maps of one image: over the image by layer, or one of layer × head."""
-    over_image = over_the_image(summary)
-    if over_image is None and outcome.study.target.one_head_at_a_time:
-        first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
-        return in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
-    return over_image
-
-
-def _traces(outcome: Outcome, images: Sequence[ShownImage], summary: pd.DataFrame) -> list[pages.Trace]:
-    """What is drawn of each image, from what was kept of it."""
-    maps, over_image = _maps_at(outcome, summary), over_the_image(summary)
-    of_cls = [] if over_image is None else _of_cls(summary, over_image)
-    of_series = {name: np.flatnonzero(summary["series"] == name) for name in dict.fromkeys(summary["series"])}
-    of_series = {name: in_layer_order(summary, rows) for name, rows in of_series.items()}
-    recipient, layers, traces = outcome.study.direction.recipient, summary["layer"].to_numpy(), []
-    for image in images:
-        effects = image.patched - image.base[recipient]
-        traces.append(
-            pages.Trace(
-                name=image.name,
-                pictures=image.pictures,
-                predictions=image.predicted,
-                base=image.base,
-                patched={name: (layers[rows], image.patched[rows]) for name, rows in of_series.items()},
-                maps=None if maps is None else effects[maps],
-                said=_said(outcome, effects),
-                beside=tuple(f"CLS {effect:+.2f}" for effect in effects[of_cls]),
-            )
-        )
-    return traces
-
-
-def _said(outcome: Outcome, effects: NDArray[np.floating]) -> str:
-    """An image's effect at the peak of all, in words."""
-    if outcome.peak is None:
-        return ""
-    place = plots.place_words(outcome.peak_layer, outcome.peak_series)
-    return f"effect {effects[outcome.peak.name]:+.3f}\nat {place}"
+def draw_map(axes: Axes, values: NDArray[np.floating], limit: float) -> AxesImage:
+    """A map (rows, columns) as colours, 0 white, without ticks."""
+    image = axes.imshow(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), interpolation="nearest")
+    axes.set_xticks([]), axes.set_yticks([])
+    return image

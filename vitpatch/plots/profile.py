@@ -1,4 +1,4 @@
-"""Effects by layer → the profile of a run with its controls, a matplotlib figure. No disk, no tracker."""
+"""Effects by layer → profiles of a run, with its controls, handover and direct effects: matplotlib figures."""
 
 from __future__ import annotations
 
@@ -25,42 +25,45 @@ from vitpatch.plots.style import (
     ORANGE,
     STYLES,
     Caption,
+    draw_series,
     headline,
     layer_words,
     legend_below,
     name_points,
     number_layers,
+    offsets,
+    place_words,
     whiskers,
     width_for,
 )
 from vitpatch.types import Estimate
 
 CONTROLS = (("#CC79A7", "s", "--"), ("#000000", "^", "-."))
-"""(colour, marker, line) of controls beside one series."""
+"""(colour, marker, line) of controls that are drawn with one series."""
 GREY_CONTROLS = ((GREY, "d", "--"), (GREY, "x", ":"))
-"""The same beside several, which have the colours."""
+"""The same with several series, which have the colours."""
 STRETCH = 1.5
 """Controls that would stretch the axis by more than this are drawn whole in a panel of their own."""
 PANELS_A_ROW = 4
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What stands beside the effects of a profile.
+class References:
+    """What effects are drawn with, and its labels.
 
-    ``total`` effect, its mean NaN where there is none; ``together`` the effect of all layers at once; ``own`` the
-    donor in words, and ``controls``, in words by their column of the summary; ``everyone``, in words, the images of the
-    column ``effect_unselected``, where the means are of selected ones.
+    ``total`` is the total effect, its mean NaN where there is none; ``together`` the effect of all layers at once;
+    ``own`` the label of the run's own donor, ``controls`` those of others by their columns; ``unselected`` that of the
+    column ``effect_unselected``, where the means are of selected images.
     """
 
     total: Estimate
     together: Estimate | None = None
     own: str = "mean effect"
     controls: Mapping[str, str] = field(default_factory=dict)
-    everyone: str = ""
+    unselected: str = ""
 
 
-def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Figure:
+def layer_profile(summary: pd.DataFrame, references: References, caption: Caption) -> Figure:
     """Mean effect by layer with its interval and the simultaneous one, and the total effect as a line.
 
     ``summary`` has a column ``series`` that tells rows of one layer apart. Of more than ``MOST_LINES`` series each row
@@ -70,21 +73,24 @@ def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Fi
     """
     series = list(dict.fromkeys(summary["series"]))
     figure = Figure(figsize=(width_for(summary["layer"].nunique()), 4.4), layout="constrained")
-    below = _series_below(summary, series, beside)
+    below = _series_below(summary, series, references)
     axes, panels = _stacked(figure, len(below))
-    references(axes, beside)
+    draw_references(axes, references)
     if len(series) > MOST_LINES:
-        _dots(axes, summary, beside)
+        _draw_points(axes, summary, references)
     else:
-        _lines(axes, summary, series, beside)
+        _draw_lines(axes, summary, series, references)
     if len(series) == 1:
-        _add_controls(axes, summary, beside, keep_axis=bool(below))
+        limits = axes.get_ylim()
+        _draw_controls(axes, summary, references, CONTROLS, limits if below else (-np.inf, np.inf))
+        if below:
+            axes.set_ylim(limits)
     finish(axes, summary, caption.effect)
     if summary["recovered"].notna().any():
-        _share_of_total(axes, beside.total)
-    for panel, name in zip(panels, below, strict=True):
+        _share_of_total(axes, references.total)
+    for panel, name, style in zip(panels, below, STYLES, strict=False):
         rows = summary[summary["series"] == name]
-        _draw_whole(panel, rows, beside, series, name)
+        _draw_whole(panel, rows, references, style, len(series) == 1)
         finish(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
     legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, conventions(summary, len(series)))
@@ -92,21 +98,20 @@ def layer_profile(summary: pd.DataFrame, beside: Beside, caption: Caption) -> Fi
     return figure
 
 
-def _series_below(summary: pd.DataFrame, series: Sequence[str], beside: Beside) -> list[str]:
+def _series_below(summary: pd.DataFrame, series: Sequence[str], references: References) -> list[str]:
     """The series whose donors have a panel of their own."""
-    if not beside.controls or len(series) > MOST_LINES:
+    if not references.controls or len(series) > MOST_LINES:
         return []
-    own = _reach(summary, ["effect", "effect_sim"], beside)
-    whole = _reach(summary, ["effect", "effect_sim", *beside.controls], beside)
+    own = _axis_length(summary, ["effect", "effect_sim"], references.total)
+    whole = _axis_length(summary, ["effect", "effect_sim", *references.controls], references.total)
     return list(series) if len(series) > 1 or whole > STRETCH * own else []
 
 
-def _reach(summary: pd.DataFrame, columns: Sequence[str], beside: Beside) -> float:
-    """How far an axis reaches that holds 0, the total effect, columns and the ends of their intervals, as far as these
-    are known."""
+def _axis_length(summary: pd.DataFrame, columns: Sequence[str], total: Estimate) -> float:
+    """The length of an axis that holds 0, the total effect, columns and their intervals, as far as these are known."""
     names = [f"{column}{end}" for column in columns for end in ("", "_low", "_high")]
     values = summary[[name for name in names if name in summary]].to_numpy(float)
-    ends = [0, beside.total.mean, *values.flat]
+    ends = [0, total.mean, *values.flat]
     return float(np.nanmax(ends) - np.nanmin(ends))
 
 
@@ -125,10 +130,10 @@ def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
     return axes, panels
 
 
-def references(axes: Axes, beside: Beside) -> None:
+def draw_references(axes: Axes, references: References) -> None:
     """0, the total effect with its interval, and the effect of all layers at once, where there are such."""
     axes.axhline(0, color="black", linewidth=0.8)
-    total, together = beside.total, beside.together
+    total, together = references.total, references.together
     if not np.isnan(total.mean):
         label = f"total effect {total.mean:+.3f}{', 95 % interval' if total.known else ''}"
         axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label=label)
@@ -139,28 +144,18 @@ def references(axes: Axes, beside: Beside) -> None:
         axes.axhline(together.mean, color=GREEN, linewidth=2.4, linestyle=":", label=label)
 
 
-def _lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], beside: Beside) -> None:
-    """Every series a line; unselected means dashed in grey."""
-    for i, ((colour, marker), name) in enumerate(zip(STYLES, series, strict=False)):
+def _draw_lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], references: References) -> None:
+    """A line a series with both intervals, rings at the peak set; means of all images dashed in grey."""
+    for (colour, marker), name, aside in zip(STYLES, series, offsets(len(series)), strict=False):
         rows = summary[summary["series"] == name].sort_values("layer")
-        aside = APART * (i - (len(series) - 1) / 2)  # so that intervals do not hide each other
-        _line(axes, rows, name or beside.own, (colour, marker, "-"), aside)
-        if beside.everyone:
-            style = {"color": GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": beside.everyone}
+        layers, is_member = rows["layer"].to_numpy() + aside, _may_be_peak(rows)
+        label = name or references.own
+        draw_series(axes, layers, rows, "effect", hollow=clipped_of(rows), color=colour, marker=marker, label=label)
+        whiskers(axes, layers, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
+        axes.plot(layers[is_member], rows["effect"][is_member], "o", zorder=4, **_ring(colour))
+        if references.unselected:
+            style = {"color": GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": references.unselected}
             axes.plot(rows["layer"], rows["effect_unselected"], marker, markersize=3, **style)
-
-
-def _line(axes: Axes, rows: pd.DataFrame, label: str, style: tuple[str, str, Any], aside: float) -> None:
-    """One series: a line, both intervals, full markers, hollow ones where the window is clipped, rings."""
-    colour, marker, line = style
-    layers, effect = rows["layer"].to_numpy() + aside, rows["effect"].to_numpy()
-    whiskers(axes, layers, rows, "effect", color=colour)
-    whiskers(axes, layers, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
-    axes.plot(layers, effect, marker, color=colour, linestyle=line, linewidth=1.8, zorder=3, label=label)
-    clipped = clipped_of(rows)
-    axes.plot(layers[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
-    member = _may_be_peak(rows)
-    axes.plot(layers[member], effect[member], "o", zorder=4, **_ring(colour))
 
 
 def clipped_of(rows: pd.DataFrame) -> np.ndarray:
@@ -199,7 +194,7 @@ def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     return shown
 
 
-def _dots(axes: Axes, summary: pd.DataFrame, beside: Beside) -> None:
+def _draw_points(axes: Axes, summary: pd.DataFrame, references: References) -> None:
     """Every row a dot; the largest with name, interval and controls."""
     number = summary["series"].nunique()
     label = f"mean effect, {number} a layer; the {NAMED} largest, with 95 % interval:"
@@ -207,52 +202,45 @@ def _dots(axes: Axes, summary: pd.DataFrame, beside: Beside) -> None:
     largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index]
     whiskers(axes, largest["layer"].to_numpy(float), largest, "effect", color=BLUE, alpha=0.5)
     rows = largest.to_dict("records")
-    name_points(axes, [(row["layer"], row["effect"], _said(row, beside.controls)) for row in rows])
+    name_points(axes, [(row["layer"], row["effect"], _point_label(row, references.controls)) for row in rows])
 
 
-def _said(row: dict[str, Any], controls: Mapping[str, str]) -> str:
-    """A row, its effect with interval and those of controls, in words."""
+def _point_label(row: dict[str, Any], controls: Mapping[str, str]) -> str:
+    """A row's place, its effect with interval and those of controls."""
     interval = "" if np.isnan(row["effect_low"]) else f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
     donors = {column: column.removeprefix("effect_").replace("_", " ") for column in controls}
-    known = {donor: row[column] for column, donor in donors.items() if not np.isnan(row[column])}
-    others = "".join(f"; {donor} {effect:+.3f}" for donor, effect in known.items())
-    return f"layer {row['layer']}, {row['series']}: {row['effect']:+.3f}{interval}{others}"
+    others = "".join(f"; {name} {row[c]:+.3f}" for c, name in donors.items() if not np.isnan(row[c]))
+    return f"{place_words(row['layer'], row['series'])}: {row['effect']:+.3f}{interval}{others}"
 
 
-def _add_controls(axes: Axes, rows: pd.DataFrame, beside: Beside, keep_axis: bool) -> None:
-    """The controls of one series as lines; ``keep_axis``: only as far as they keep to the axis as it is."""
-    limits = axes.get_ylim()
-    _controls(axes, rows, beside, CONTROLS, limits if keep_axis else (-np.inf, np.inf))
-    if keep_axis:
-        axes.set_ylim(limits)
-
-
-def _controls(
+def _draw_controls(
     axes: Axes,
     rows: pd.DataFrame,
-    beside: Beside,
+    references: References,
     styles: Sequence[tuple[str, str, str]],
     within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
     """Each control a line, with intervals of the means ``within`` these."""
     rows = rows.sort_values("layer")
-    for i, ((colour, marker, line), (column, words)) in enumerate(zip(styles, beside.controls.items(), strict=False)):
-        layers = rows["layer"].to_numpy() + 1.5 * APART * (i + 1)
-        inside = rows[column].between(*within).to_numpy()
-        whiskers(axes, layers[inside], rows[inside], column, color=colour, alpha=0.7)
-        look = {"color": colour, "linestyle": line, "linewidth": 1.4, "markersize": 4.5, "zorder": 2.5}
-        axes.plot(layers, rows[column], marker, label=words, **look)
+    for i, (style, (column, label)) in enumerate(zip(styles, references.controls.items(), strict=False)):
+        ends = [f"{column}_low", f"{column}_high"]
+        inside = rows.assign(**rows[ends].where(rows[column].between(*within)))
+        look = dict(
+            zip(("color", "marker", "linestyle"), style, strict=True), linewidth=1.4, markersize=4.5, zorder=2.5
+        )
+        draw_series(axes, rows["layer"] + 1.5 * APART * (i + 1), inside, column, bar_alpha=0.7, label=label, **look)
 
 
-def _draw_whole(axes: Axes, rows: pd.DataFrame, beside: Beside, series: Sequence[str], name: str) -> None:
-    """All donors of one series, on an axis that holds them."""
-    rows, (colour, marker) = rows.sort_values("layer"), STYLES[series.index(name)]
+def _draw_whole(
+    axes: Axes, rows: pd.DataFrame, references: References, style: tuple[str, str], is_one_series: bool
+) -> None:
+    """All donors of one series, on an axis that holds them; ``style`` (colour, marker) of its own."""
+    name, rows, (colour, marker) = rows["series"].iloc[0], rows.sort_values("layer"), style
     axes.axhline(0, color="black", linewidth=0.8)
-    if not np.isnan(beside.total.mean):
-        axes.axhline(beside.total.mean, color=ORANGE, linewidth=1.4, linestyle="--")
-    whiskers(axes, rows["layer"].to_numpy(float), rows, "effect", color=colour)
-    axes.plot(rows["layer"], rows["effect"], marker, color=colour, linestyle="-", linewidth=1.6, markersize=5)
-    _controls(axes, rows, beside, CONTROLS if len(series) == 1 else GREY_CONTROLS)
+    if not np.isnan(references.total.mean):
+        axes.axhline(references.total.mean, color=ORANGE, linewidth=1.4, linestyle="--")
+    draw_series(axes, rows["layer"], rows, "effect", color=colour, marker=marker, linewidth=1.6, markersize=5, zorder=2)
+    _draw_controls(axes, rows, references, CONTROLS if is_one_series else GREY_CONTROLS)
     axes.set_title(name or "the same, on an axis that holds all donors", fontsize=9, loc="left")
 
 
@@ -271,3 +259,58 @@ def _share_of_total(axes: Axes, total: Estimate) -> None:
     share = axes.secondary_yaxis("right", functions=(lambda y: y / total.mean, lambda s: s * total.mean))
     share.set_ylabel("share of the total effect recovered")
     share.yaxis.set_major_locator(MaxNLocator(6))
+
+
+def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
+    """Share of the total effect recovered by the residual stream at CLS and at the image patches, by layer."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for level in (0, 1):
+        axes.axhline(level, color="black", linewidth=0.8)
+    for (colour, marker), tokens in zip(STYLES, ("cls", "patches"), strict=False):
+        rows = summary[summary["tokens"] == tokens].sort_values("layer")
+        label = f"{summary['site'].iloc[0]} at {tokens}"
+        draw_series(axes, rows["layer"], rows, "recovered", color=colour, marker=marker, label=label)
+    finish(axes, summary, "share of the total effect recovered")
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    what = "handover: where the information moves to CLS"
+    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    return figure
+
+
+def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
+    """Effect on the log odds and its direct share: by layer, or of many series as dots, direct against whole."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color="black", linewidth=0.8)
+    series = list(dict.fromkeys(summary["series"]))
+    if len(series) > MOST_LINES // 2:
+        _draw_direct_points(axes, summary)
+        legend_below(figure, [axes])
+    else:
+        for (colour, marker), name, aside in zip(STYLES, series, offsets(len(series)), strict=False):
+            rows = summary[summary["series"] == name].sort_values("layer")
+            look, prefix, x = {"color": colour, "marker": marker}, f"{name}: " * bool(name), rows["layer"] + aside
+            draw_series(axes, x, rows, "log_odds_effect", label=f"{prefix}whole effect", **look)
+            look |= {"linestyle": ":", "markerfacecolor": "white"}
+            draw_series(axes, x, rows, "direct_log_odds", label=f"{prefix}direct effect", **look)
+        finish(axes, summary, "change of the log odds of the true class (nats)")
+        axes.legend(loc="best", frameon=False, fontsize=9)
+    what = "direct: carried straight to the readout, last layer norm's scale frozen"
+    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    return figure
+
+
+def _draw_direct_points(axes: Axes, summary: pd.DataFrame) -> None:
+    x, y = summary["direct_log_odds"], summary["log_odds_effect"]
+    points = axes.scatter(x, y, c=summary["layer"], cmap="viridis", s=18)
+    axes.figure.colorbar(points, ax=axes, label="layer")
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="whole = direct")
+    largest = summary.loc[y.abs().nlargest(NAMED).index].to_dict("records")
+    name_points(
+        axes, [(r["direct_log_odds"], r["log_odds_effect"], place_words(r["layer"], r["series"])) for r in largest]
+    )
+    axes.set_xlabel("direct effect on the log odds of the true class (nats)")
+    axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
+    axes.grid(axis="y", alpha=0.25)

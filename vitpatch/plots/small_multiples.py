@@ -1,4 +1,4 @@
-"""Small profiles beside each other → matplotlib figures: windows beside the sums of their layers, and classes."""
+"""Small profiles side by side → matplotlib figures: windows with the sums of their layers, and classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vitpatch.plots.profile import Beside, clipped_of, conventions, finish, references
+from vitpatch.plots.heatmaps import ClassEffects, with_most_images
+from vitpatch.plots.profile import References, clipped_of, conventions, draw_references, finish
 from vitpatch.plots.style import (
     APART,
     BLUE,
@@ -21,14 +22,12 @@ from vitpatch.plots.style import (
     ORANGE,
     STYLES,
     Caption,
-    OfClass,
     cut,
+    draw_series,
     headline,
     legend_below,
     number_layers,
-    whiskers,
     width_for,
-    with_most_images,
 )
 from vitpatch.types import Estimate, counted, window_word
 
@@ -46,13 +45,13 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
     shared = {"sharex": "col", "sharey": "row"}
     grid = figure.subplots(rows, len(groups), squeeze=False, height_ratios=(4.4, 2.6)[:rows], **shared)
     for i, (panels, tokens) in enumerate(zip(grid.T, groups, strict=True)):
-        of_group = summary[summary["tokens"] == tokens]
-        references(panels[0], Beside(total))
-        for j, window in enumerate(dict.fromkeys(of_group["window"])):
-            _draw_window(panels, of_group[of_group["window"] == window].sort_values("layer"), sums, j)
+        rows_of_group = summary[summary["tokens"] == tokens]
+        draw_references(panels[0], References(total))
+        for j, window in enumerate(dict.fromkeys(rows_of_group["window"])):
+            _draw_window(panels, rows_of_group[rows_of_group["window"] == window].sort_values("layer"), sums, j)
         for axes, words in zip(panels, (caption.effect, "window − sum"), strict=False):
             axes.axhline(0, color="black", linewidth=0.8)
-            finish(axes, of_group, words if i == 0 else "")
+            finish(axes, rows_of_group, words if i == 0 else "")
         panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
     more = conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
     if len(sums):
@@ -63,37 +62,32 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
 
 
 def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
-    """The windows of one size, and beside them what is known of their layers; ``at`` the size's place among them."""
-    colour, marker = STYLES[at % len(STYLES)]
-    aside, effect, clipped = APART * (at - 1), rows["effect"].to_numpy(), clipped_of(rows)
-    x = rows["layer"].to_numpy() + aside
-    whiskers(panels[0], x, rows, "effect", color=colour)
-    window = rows["window"].iloc[0]
+    """The windows of one size and what is known of their layers; ``at`` the size's place among them."""
+    window, (colour, marker) = rows["window"].iloc[0], STYLES[at % len(STYLES)]
+    look, layers = {"color": colour, "marker": marker}, rows["layer"] + APART * (at - 1)
     label = f"window {window}" if window > 0 else window_word(window)
-    panels[0].plot(x, effect, marker, color=colour, linestyle="-", linewidth=1.8, zorder=3, label=label)
-    panels[0].plot(x[clipped], effect[clipped], marker, color=colour, markerfacecolor="white", zorder=3.1)
+    draw_series(panels[0], layers, rows, "effect", hollow=clipped_of(rows), label=label, **look)
     known = sums.loc[[row for row in rows.index if row in sums.index]]
     if len(known):
-        x = rows["layer"].loc[known.index].to_numpy() + aside
-        panels[0].plot(x, known["sum"], "--", color=colour, linewidth=1.5, zorder=2.8)
-        whiskers(panels[1], x, known, "synergy", color=colour)
-        panels[1].plot(x, known["synergy"], marker, color=colour, linestyle="-", linewidth=1.5, markersize=5, zorder=3)
+        layers = layers[known.index]
+        panels[0].plot(layers, known["sum"], "--", color=colour, linewidth=1.5, zorder=2.8)
+        draw_series(panels[1], layers, known, "synergy", linewidth=1.5, markersize=5, **look)
 
 
 def classes(
-    of_classes: Sequence[OfClass], layers: Sequence[int], everyone: Sequence[float], layer_axis: str, caption: Caption
+    effects: Sequence[ClassEffects], layers: Sequence[int], means: Sequence[float], layer_axis: str, caption: Caption
 ) -> Figure:
-    """A small profile for each class, with interval, beside the means of all images, on the same axes.
+    """A small profile for each class, with interval, and the ``means`` of all images by layer, on the same axes.
 
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
     """
-    shown, some = with_most_images(of_classes)
+    shown, some = with_most_images(effects)
     columns = _columns(len(shown))
     rows = ceil(len(shown) / columns)
     figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, one in zip(panels, shown, strict=False):
-        _draw_class(axes, one, layers, everyone)
+        _draw_class(axes, one, layers, means)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     for axes in panels[max(len(shown) - columns, 0) : len(shown)]:
@@ -113,15 +107,15 @@ def _columns(panels: int) -> int:
     return min(range(max(near - 1, 1), near + 2), key=lambda columns: (-panels % columns, abs(columns - near)))
 
 
-def _draw_class(axes: Axes, one: OfClass, layers: Sequence[int], everyone: Sequence[float]) -> None:
+def _draw_class(axes: Axes, one: ClassEffects, layers: Sequence[int], means: Sequence[float]) -> None:
     axes.axhline(0, color="black", linewidth=0.7)
     if not np.isnan(one.total):
         axes.axhline(one.total, color=ORANGE, linewidth=1.3, linestyle="--", label="total effect of the class")
-    axes.plot(layers, everyone, color=GREY, linewidth=1.2, linestyle=":", label="all images")
-    rows = pd.DataFrame({"effect_low": [e.low for e in one.effects], "effect_high": [e.high for e in one.effects]})
-    whiskers(axes, np.asarray(layers, dtype=float), rows, "effect", color=BLUE, alpha=0.7)
+    axes.plot(layers, means, color=GREY, linewidth=1.2, linestyle=":", label="all images")
+    rows = pd.DataFrame({"effect": [e.mean for e in one.effects]})
+    rows["effect_low"], rows["effect_high"] = [e.low for e in one.effects], [e.high for e in one.effects]
     style = {"color": BLUE, "markersize": 3, "linewidth": 1.4, "label": "class"}
-    axes.plot(layers, [e.mean for e in one.effects], "o-", **style)
+    draw_series(axes, layers, rows, "effect", bar_alpha=0.7, **style)
     sample = f"{counted(one.images, 'image')} in {counted(one.clusters, 'cluster')}"
     axes.set_title(f"{cut(one.name, 26)}\n{sample}", fontsize=8)
     number_layers(axes, layers, most=7)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
@@ -92,6 +91,11 @@ class Caption:
     clusters: int
     interval: str = "percentile"
     cause: str = ""
+
+    def extended(self, words: str) -> Caption:
+        """The same with words more in the first line of its title."""
+        first, newline, rest = self.title.partition("\n")
+        return replace(self, title=f"{first}{words}{newline}{rest}")
 
     @property
     def sample(self) -> str:
@@ -187,6 +191,33 @@ def whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: boo
         axes.plot(x[known], end[known], "_", markersize=6, zorder=2, **style)
 
 
+def draw_series(
+    axes: Axes,
+    x: Iterable[float],
+    rows: pd.DataFrame,
+    column: str,
+    *,
+    hollow: NDArray[np.bool_] | None = None,
+    bar_alpha: float | None = None,
+    **style: Any,
+) -> None:
+    """One series: a column's means (rows,) at ``x`` as markers joined by a line, their intervals as whiskers below.
+
+    ``hollow``: which markers, (rows,) bool, have no filling; ``style``: ``color`` and what else ``Axes.plot`` takes.
+    """
+    x, style = np.asarray(x, dtype=float), {"marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 3} | style
+    whiskers(axes, x, rows, column, color=style["color"], alpha=bar_alpha)
+    axes.plot(x, rows[column], **style)
+    if hollow is not None:
+        blank = {"linestyle": "", "label": None, "markerfacecolor": "white", "zorder": style["zorder"] + 0.1}
+        axes.plot(x[hollow], rows[column][hollow], **style | blank)
+
+
+def offsets(series: int) -> NDArray[np.floating]:
+    """How far each series is drawn beside its layers, so that their intervals do not hide each other."""
+    return APART * (np.arange(series) - (series - 1) / 2)
+
+
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     """Numbers points from the largest on; the legend has their names."""
     for i, (x, y, name) in enumerate(points, start=1):
@@ -195,162 +226,6 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         axes.plot([], [], " ", label=f"{i}: {name}")
 
 
-@dataclass(frozen=True)
-class OfClass:
-    """Effects on the images of a class: an ``Estimate`` a layer, without an interval of fewer than ``FEW_CLUSTERS``;
-    ``total`` is the mean total effect, NaN where there is none."""
-
-    name: str
-    images: int
-    clusters: int
-    effects: Sequence[Estimate]
-    total: float
-
-
-def with_most_images(classes: Sequence[OfClass]) -> tuple[list[OfClass], str]:
-    """At most ``MOST_CLASSES`` classes, in their order, and in words for a title which."""
-    kept = {id(one) for one in sorted(classes, key=lambda one: -one.images)[:MOST_CLASSES]}
-    shown = [one for one in classes if id(one) in kept]
-    if len(shown) == len(classes):
-        return shown, ""
-    return shown, f"; the {MOST_CLASSES} of {len(classes)} classes with the most images"
-
-
-def class_heatmap(classes: Sequence[OfClass], layers: Sequence[int], layer_axis: str, caption: Caption) -> Figure:
-    """Mean effect, class × layer; numbers in bold where the class's own 95 % interval leaves 0 out.
-
-    Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so. ``layer_axis`` names the
-    axis.
-    """
-    shown, some = with_most_images(classes)
-    size = max(2.6 + 0.62 * len(layers), LEAST_WIDTH), max(1.9 + 0.36 * len(shown), LEAST_HEIGHT)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    estimates = [one.effects for one in shown]
-    image = _heatmap(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
-    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set_yticks(range(len(shown)), [f"{cut(one.name)} (n = {one.images})" for one in shown])
-    axes.set_xlabel(layer_axis)
-    colour_bar(figure, image, [axes], f"mean {caption.effect}")
-    bold = f"bold: 95 % interval without 0, of classes in {FEW_CLUSTERS} clusters or more"
-    headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
-    return figure
-
-
 def cut(name: str, longest: int = LONGEST_NAME) -> str:
     """A class's name, of so many letters at most."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
-
-
-def _heatmap(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
-    """Means as colours and numbers, rows × columns; ``limit`` is the colours' end on both sides of 0."""
-    limit = max(limit, LEAST_LIMIT)
-    means = np.array([[e.mean for e in row] for row in estimates])
-    image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
-    for (row, column), value in np.ndenumerate(means):
-        estimate = estimates[row][column]
-        style = {"fontweight": "bold"} if estimate.known and not estimate.holds_zero else {"alpha": 0.75}
-        ink = "white" if abs(value) > 0.6 * limit else "black"
-        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
-    return image
-
-
-def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
-    """Mean effect, layer × head, a panel a token group; numbers in bold where the 95 % interval leaves 0 out."""
-    groups, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "head"))
-    layers = sorted(set(summary["layer"]))
-    width, height = (1.6 + 0.5 * len(heads)) * len(groups) + 1, 1.6 + 0.32 * len(layers)
-    figure = Figure(figsize=(max(width, LEAST_WIDTH), max(height, LEAST_HEIGHT)), layout="constrained")
-    limit = float(summary["effect"].abs().max())
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, tokens in zip(panels, groups, strict=True):
-        rows = summary[summary["tokens"] == tokens].set_index(["layer", "head"])
-        cells = [[_estimate(rows.loc[(layer, head)]) for head in heads] for layer in layers]
-        image = _heatmap(axes, cells, limit)
-        axes.set_xticks(range(len(heads)), [str(head) for head in heads])
-        axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
-        axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
-    panels[0].set_ylabel("layer")
-    colour_bar(figure, image, panels, f"mean {caption.effect}")
-    headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
-    return figure
-
-
-def _estimate(row: pd.Series) -> Estimate:
-    return Estimate(row["effect"], row["effect_se"], row["effect_low"], row["effect_high"])
-
-
-def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
-    """Share of the total effect recovered by the residual stream at CLS and at the image patches, by layer."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    for level in (0, 1):
-        axes.axhline(level, color="black", linewidth=0.8)
-    for (colour, marker), tokens in zip(STYLES, ("cls", "patches"), strict=False):
-        rows = summary[summary["tokens"] == tokens].sort_values("layer")
-        share = rows["recovered"].to_numpy()
-        label = f"{summary['site'].iloc[0]} at {tokens}"
-        axes.plot(rows["layer"], share, marker, color=colour, linestyle="-", linewidth=1.8, label=label)
-        whiskers(axes, rows["layer"].to_numpy(float), rows, "recovered", color=colour)
-    number_layers(axes, summary["layer"])
-    axes.set_xlabel(layer_words(set(summary["window"])))
-    axes.set_ylabel("share of the total effect recovered")
-    axes.legend(loc="best", frameon=False, fontsize=9)
-    axes.grid(axis="y", alpha=0.25)
-    headline(
-        figure, caption.title, "handover: where the information moves to CLS", f"{caption.sample}; {caption.intervals}"
-    )
-    return figure
-
-
-def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
-    """Effect on the log odds beside its direct share: by layer, or of many series as dots, direct against whole."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(0, color="black", linewidth=0.8)
-    series = list(dict.fromkeys(summary["series"]))
-    if len(series) > MOST_LINES // 2:
-        _scatter_direct(axes, summary)
-    else:
-        for i, ((colour, marker), name) in enumerate(zip(STYLES, series, strict=False)):
-            rows = summary[summary["series"] == name].sort_values("layer")
-            beside = APART * (i - (len(series) - 1) / 2)
-            for column, look, word in (("log_odds_effect", "-", "whole"), ("direct_log_odds", ":", "direct")):
-                value = rows[column].to_numpy()
-                label = f"{name}: {word} effect" if name else f"{word} effect"
-                style = {"color": colour, "marker": marker, "linestyle": look, "label": label}
-                fill = {} if word == "whole" else {"markerfacecolor": "white"}
-                x = rows["layer"].to_numpy() + beside
-                axes.plot(x, value, linewidth=1.8, **style, **fill)
-                whiskers(axes, x, rows, column, color=colour)
-        number_layers(axes, summary["layer"])
-        axes.set_xlabel(layer_words(set(summary["window"])))
-        axes.set_ylabel("change of the log odds of the true class (nats)")
-    if len(series) > MOST_LINES // 2:
-        legend_below(figure, [axes])
-    else:
-        axes.legend(loc="best", frameon=False, fontsize=9)
-    axes.grid(axis="y", alpha=0.25)
-    what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
-    return figure
-
-
-def _scatter_direct(axes: Axes, summary: pd.DataFrame) -> None:
-    x, y = summary["direct_log_odds"], summary["log_odds_effect"]
-    points = axes.scatter(x, y, c=summary["layer"], cmap="viridis", s=18)
-    axes.figure.colorbar(points, ax=axes, label="layer")
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="whole = direct")
-    largest = summary.loc[y.abs().nlargest(NAMED).index].to_dict("records")
-    name_points(
-        axes, [(r["direct_log_odds"], r["log_odds_effect"], f"layer {r['layer']}, {r['series']}") for r in largest]
-    )
-    axes.set_xlabel("direct effect on the log odds of the true class (nats)")
-    axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
-
-
-def _short(value: float) -> str:
-    if abs(value) < 0.005:
-        return "0"
-    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
