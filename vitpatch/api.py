@@ -19,7 +19,6 @@ from vitpatch.checks import one_of, whole_number, window_of
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
-from vitpatch.models.pretrained import check_bare
 from vitpatch.models.verify import matches_own_forward, verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import cost_of, memory_limit
@@ -49,7 +48,7 @@ def load(model: nn.Module | str | Path, input_size: tuple[int, int] | None = Non
         return Checkpoint(str(model)).load()
     if not isinstance(model, nn.Module):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    check_bare(model)
+    _check_bare(model)
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
@@ -222,6 +221,19 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
     towards = float(np.sign(images["total_effect"].mean()))
     resamples = Resamples(images["cluster"].to_numpy(), seed)
     return summarized(patches, read, images[["cluster", "label", "total_effect"]], resamples, method, towards)[0]
+
+
+def _check_bare(model: Any) -> None:
+    """Raises ``VitPatchError`` where something wraps a Hugging Face model, which then is to be given itself."""
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise VitPatchError("model: is compiled; give the model as it was before torch.compile (model._orig_mod)")
+    if type(model).__module__.startswith("peft."):
+        raise VitPatchError(f"model: {kind} is peft's; give model.merge_and_unload(), or model.get_base_model()")
+    if not hasattr(getattr(model, "config", None), "model_type"):
+        held = [name for name, of in model.named_children() if hasattr(getattr(of, "config", None), "model_type")]
+        if held:
+            raise VitPatchError(f"model: got {kind}; give the Hugging Face model that it holds (model.{held[0]})")
 
 
 def _input_size(images: Any) -> tuple[int, int] | None:

@@ -87,7 +87,7 @@ def test_a_pickle_only_by_the_key_that_allows_it(saved, pixels, tmp_path):
     assert "\n" not in str(error.value)
     model, safe = Checkpoint(str(folder), allow_bin=True).load(), Checkpoint(str(saved("vit")), allow_bin=True).load()
     assert model.weights_digest == safe.weights_digest
-    Pretrained(str(folder), allow_bin=True).saved_again(tmp_path / "new")
+    Pretrained(str(folder), allow_bin=True).save_copy(tmp_path / "new")
     assert Checkpoint(str(tmp_path / "new")).load().weights_digest == safe.weights_digest
 
 
@@ -275,7 +275,7 @@ def test_a_tokenizer_that_reads_nothing_and_labels_that_are_no_words_are_refused
         ZeroShotCheckpoint(str(folder)).load(NAMES)
     with pytest.raises(VitPatchError, match=r"they are numbers \(0, 1\); give it words"):
         ZeroShotCheckpoint(str(saved("clip_zero_shot"))).load(["0", "1"])
-    assert room.spoken("n02123045") == "tabby" and room.spoken("tabby, tabby cat") == "tabby"
+    assert room.readable_name("n02123045") == "tabby" and room.readable_name("tabby, tabby cat") == "tabby"
 
 
 # --- a family of one's own ---

@@ -29,7 +29,7 @@ NO_VALUE = frozenset({"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "#n
 """What is written, in any case, where a column of text has no value."""
 
 
-def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
+def resolve_columns(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
     """The ``asked`` columns, ``AUTO`` found; ``features`` are those of ``datasets`` by column name.
 
     Raises ``VitPatchError`` for a column that is missing or of another kind, or where several could be it.
@@ -103,7 +103,7 @@ class Labels:
     alphabetical: bool = False
 
 
-def numbered(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] = ()) -> Labels:
+def number_labels(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] = ()) -> Labels:
     """A column of labels as numbers, and their names where they have some.
 
     Names in a column of text, and ``more`` that no image has, are numbered by the numbers that they are, else in
@@ -111,7 +111,7 @@ def numbered(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] 
     names. No value, an empty name, and −1 are no label. Raises ``VitPatchError`` for what is no class's number.
     """
     if is_text(kind):
-        return _of_names(values, more)
+        return _number_names(values, more)
     if getattr(kind, "dtype", None) == "bool":
         return Labels(np.array([UNKNOWN if v is None else int(v) for v in values], np.int64), ("False", "True"))
     names = getattr(kind, "names", None)
@@ -129,7 +129,7 @@ def _is_class(number: float, end: int) -> bool:
     return 0 <= number < end and number == int(number)
 
 
-def _of_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
+def _number_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
     named = ["" if value is None else plain(value) for value in values]
     names = {name: name for name in (*named, *map(plain, more)) if name}
     are_numbers = all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in names)
@@ -199,7 +199,7 @@ def number_in_class(labels: Numbers) -> Numbers:
     return found
 
 
-def rows_taken(
+def select_rows(
     labels: Numbers,
     *,
     merged: Numbers | None = None,

@@ -20,7 +20,7 @@ LEFT_OUT = -1
 """The class of a label whose images are left out."""
 
 
-def matched(
+def match_labels(
     data_names: Sequence[str] | None,
     model_names: Sequence[str] | None,
     classes: int,
@@ -42,9 +42,9 @@ def matched(
         return None
     numbers = [-1, *(used or ()), *(key for key in label_map if type(key) is int)]
     labels = list(map(str, range(1 + max(numbers)))) if data_names is None else list(data_names)
-    given = _given(label_map, labels, model_names, classes)
+    given = _classes_by_map(label_map, labels, model_names, classes)
     rest = [at for at in range(len(labels)) if at not in given and (used is None or at in used)]
-    if takes_place(data_names, model_names) and rest:
+    if matched_by_place(data_names, model_names) and rest:
         _check_places([labels[at] for at in rest], len(labels), classes, given, doubt)
     found = (
         _by_name(labels, model_names)
@@ -57,12 +57,12 @@ def matched(
     return None if found == list(range(classes)) else found
 
 
-def takes_place(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
+def matched_by_place(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
     """Whether labels with names meet a model without: only their place among the data's labels says which they are."""
     return data_names is not None and not are_numbers(data_names) and not _have_words(data_names, model_names)
 
 
-def by_place(names: Sequence[str]) -> str:
+def place_note(names: Sequence[str]) -> str:
     """What a reader must know where labels are the classes by their place."""
     order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
     shown = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:SHOWN]))
@@ -98,7 +98,7 @@ def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes
     return [numbers.index(number) if number in once else None for number in asked]
 
 
-def _given(
+def _classes_by_map(
     label_map: Mapping[Any, Any], labels: Sequence[str], model_names: Sequence[str] | None, classes: int
 ) -> dict[int, int]:
     """The classes that ``data.label_map`` gives to labels, by number; ``LEFT_OUT`` where it leaves them out."""
@@ -180,13 +180,13 @@ def _find(said: Any, names: Sequence[str] | None, number: int) -> int | None:
     return said if type(said) is int and 0 <= said < number else None
 
 
-def indices_of(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[Any, int]:
+def mapped_labels(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[Any, int]:
     """Which of these labels the keys of a ``data.label_map`` are, of those that are some."""
     found = {key: _find(key, names, len(names)) for key in label_map}
     return {key: index for key, index in found.items() if index is not None}
 
 
-def class_names_of(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
+def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
     """The classes that ``data.label_map`` makes of labels: by first appearance, numbers in their order."""
     given = {_index("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
     made: list[str] = []
@@ -202,7 +202,7 @@ def class_names_of(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[s
     return sorted(made, key=_number) if label_map and are_numbers(made) else made
 
 
-def chosen(said: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
+def label_numbers(said: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
     """What a key (``data.classes``) says of the data's labels, as their numbers."""
     classes = [said] if isinstance(said, str | int) else list(said)
     if not classes:
@@ -267,7 +267,7 @@ def fold(name: str) -> str:
     return re.sub(r"[\s_]+|(?<!^)-|^-(?!\d)", "", plain) or plain
 
 
-def spoken(name: str) -> str:
+def readable_name(name: str) -> str:
     """A label as one says it: a synset's words, the first of several names, spaces for underscores."""
     return _parts(name)[0].replace("_", " ").strip()
 

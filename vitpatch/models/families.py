@@ -219,7 +219,7 @@ def family_of(model_type: str, where: str) -> Family:
     return FAMILIES[model_type]
 
 
-def is_known(family: Family) -> bool:
+def is_known_family(family: Family) -> bool:
     """Whether a row is one of ``FAMILIES``, by the names of some version of transformers."""
     return any(family == replace(row, **names) for row in FAMILIES.values() for names in ({}, *row.versions))
 
