@@ -65,13 +65,17 @@ def resolve_columns(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNa
     return ColumnNames(image, label, asked.mask, asked.cluster, name, asked.pair)
 
 
-def _the_one(found: list[str], names: list[str], usual: str) -> str:
+def _the_one(candidates: list[str], names: list[str], usual: str) -> str:
     """The one column of a kind, or of several, or none, the one with the usual name."""
-    if len(found) == 1:
-        return found[0]
-    if usual in (found or names):
+    if len(candidates) == 1:
+        return candidates[0]
+    if usual in (candidates or names):
         return usual
-    what = f"several could be it: {', '.join(found)}" if found else f"none of its columns is one: {', '.join(names)}"
+    what = (
+        f"several could be it: {', '.join(candidates)}"
+        if candidates
+        else f"none of its columns is one: {', '.join(names)}"
+    )
     without = "; images without labels: data.label_column=null" if usual == "label" else ""
     raise VitPatchError(f"data.{usual}_column is missing: {what}; name it{without}")
 
@@ -154,8 +158,8 @@ def cluster_values(values: Sequence[Any]) -> tuple[list[Hashable], list[bool]]:
     one of ``NO_VALUE``.
     """
     without = [_is_none(value) for value in values]
-    found = (plain(value) if isinstance(value, str) else value for value in values)
-    return [("row", row) if without[row] else ("value", value) for row, value in enumerate(found)], without
+    plain_values = (plain(value) if isinstance(value, str) else value for value in values)
+    return [("row", row) if without[row] else ("value", value) for row, value in enumerate(plain_values)], without
 
 
 def _is_none(value: Any) -> bool:
@@ -192,11 +196,11 @@ def in_rounds(labels: Numbers, seed: int) -> Numbers:
 
 def number_in_class(labels: Numbers) -> Numbers:
     """How many of its class stand before each, (images,) int64."""
-    found = np.empty(len(labels), dtype=np.int64)
+    numbers = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         of_class = labels == label
-        found[of_class] = np.arange(np.count_nonzero(of_class))
-    return found
+        numbers[of_class] = np.arange(np.count_nonzero(of_class))
+    return numbers
 
 
 def select_rows(

@@ -108,12 +108,12 @@ class FolderImages(ImageSource):
         names = ", ".join(folder.name for folder in inside) or "no folder of images"
         if self.split is not None:
             called = (self.split, *_OTHER_SPLIT_NAMES.get(self.split, ()))
-            found = next((folder for name in called for folder in inside if folder.name == name), None)
-            if found is None:
+            chosen = next((folder for name in called for folder in inside if folder.name == name), None)
+            if chosen is None:
                 raise VitPatchError(
                     f"data.split {self.split}: the data have {names}; choose one, or null for all of it"
                 )
-            return found
+            return chosen
         flat = [bool(images_in(folder)) for folder in inside]
         listed = any((path / name).is_file() for name in METADATA_NAMES)
         if self.label_column is None or images_in(path) or all(flat) or listed:
@@ -231,12 +231,12 @@ class DiskImages(ImageSource):
         path = Path(self.path).expanduser()
         if not path.is_dir():
             raise VitPatchError(f"data.path {self.path}: no such folder; give one that save_to_disk of datasets wrote")
-        found = load_from_disk(str(path))
-        if isinstance(found, Dataset):
+        data = load_from_disk(str(path))
+        if isinstance(data, Dataset):
             if self.split is not None:
                 raise VitPatchError(f"data.split {self.split}: the data have no splits; leave it null")
-            return found
-        return found[_split(self, found)]
+            return data
+        return data[_split(self, data)]
 
 
 def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:

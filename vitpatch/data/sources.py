@@ -227,9 +227,9 @@ def _open(source: ImageSource) -> LabelledImages:
     clusters: Sequence[Any] = ids.tolist()
     if columns.cluster is not None:
         clusters = _clusters(values[columns.cluster], ids, columns)
-    here = StreamedRows(rows, ids) if source.streams else rows.select(ids)
+    selected = StreamedRows(rows, ids) if source.streams else rows.select(ids)
     return LabelledImages(
-        rows=here,
+        rows=selected,
         columns=columns,
         ids=ids,
         labels=labels.numbers[ids],
@@ -251,8 +251,8 @@ def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, 
     leaves_out = any(of_model is None for _, of_model in source.label_map or ())
     few = in_order and not leaves_out and not any(is_text(rows.features[column]) for column in wanted)
     one = wanted or list(rows.features)[:1]
-    there = list(islice(rows.select_columns(one), source.limit if few else None))
-    return {column: [row[column] for row in there] for column in wanted}, len(there)
+    read = list(islice(rows.select_columns(one), source.limit if few else None))
+    return {column: [row[column] for row in read] for column in wanted}, len(read)
 
 
 def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
@@ -282,10 +282,10 @@ def _mapped(source: ImageSource, labels: Labels, number: int) -> tuple[list[str]
     """
     names = list(labels.names) if labels.names is not None else list(map(str, range(max(number, 1))))
     label_map = dict(source.label_map or ())
-    given = mapped_labels(label_map, names)
-    for key, label in given.items():
+    mapped = mapped_labels(label_map, names)
+    for key, label in mapped.items():
         names[label] = str(label_map[key])
-    return names, [label for key, label in given.items() if label_map[key] is None]
+    return names, [label for key, label in mapped.items() if label_map[key] is None]
 
 
 def _where(source: ImageSource) -> str:
@@ -313,8 +313,8 @@ def _check_labels(source: ImageSource, labels: NDArray[np.int64], ids: NDArray[n
 
 def _clusters(values: Sequence[Any], ids: NDArray[np.int64], columns: ColumnNames) -> list[Hashable]:
     """The cluster of each image that is taken; what is odd about them is said."""
-    found, without = cluster_values(values)
-    clusters = [found[row] for row in ids]
+    by_row, without = cluster_values(values)
+    clusters = [by_row[row] for row in ids]
     where, single = f"data.cluster_column {columns.cluster!r}", sum(without[row] for row in ids)
     if single:
         log.warning("%s: %d of %d images have no value; each is a cluster of its own", where, single, len(ids))

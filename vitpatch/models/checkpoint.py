@@ -1,4 +1,4 @@
-"""Checkpoints → models with named sites, and new classifiers; what is wrong with one is said in one line."""
+"""Checkpoints → models with named sites, and new classifiers; what is wrong with one becomes one line."""
 
 from __future__ import annotations
 
@@ -186,8 +186,8 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, files: tuple[An
 
 def _resize_keys(size: tuple[int, int], preprocessing: Preprocessing) -> str:
     """What to type so that images are resized to the model's size, normalised as before."""
-    given = {"image_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
-    keys = [f"model.{key}=[{','.join(f'{number:g}' for number in numbers)}]" for key, numbers in given.items()]
+    values = {"image_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
+    keys = [f"model.{key}=[{','.join(f'{number:g}' for number in numbers)}]" for key, numbers in values.items()]
     return f"; to resize images to that: {' '.join(keys)}"
 
 
@@ -243,12 +243,12 @@ def _embed_texts(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], pro
         texts = [prompt.replace("{}", readable_name(name)) for prompt in prompts]
         tokens = tokenizer(texts, padding=padding, max_length=longest, truncation=True, return_tensors="pt")
         _check_texts_differ(checkpoint, read.setdefault(tuple(tokens["input_ids"].flatten().tolist()), name), name)
-        given = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        arguments = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
         if padding == "max_length":
-            given.pop("attention_mask", None)
-        found = model.get_text_features(**given)
-        found = found if isinstance(found, torch.Tensor) else found.pooler_output
-        directions.append(F.normalize(F.normalize(found.float(), dim=-1).mean(0), dim=-1))
+            arguments.pop("attention_mask", None)
+        features = model.get_text_features(**arguments)
+        features = features if isinstance(features, torch.Tensor) else features.pooler_output
+        directions.append(F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=-1))
     return torch.stack(directions).to(DTYPES[checkpoint.dtype])
 
 

@@ -69,11 +69,11 @@ def as_classes(
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0:
         raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
-    given = _of_split(dict(label_map or ()), images, beside)
+    label_map_ = _of_split(dict(label_map or ()), images, beside)
     used = set(images.labels.tolist())
-    found = match_labels(images.label_names, classes.names, classes.number, given, used, classes.doubt)
-    if found is not None:
-        return images.as_classes(found, classes.names, classes.number)
+    matched = match_labels(images.label_names, classes.names, classes.number, label_map_, used, classes.doubt)
+    if matched is not None:
+        return images.as_classes(matched, classes.names, classes.number)
     if high >= classes.number:
         raise VitPatchError(
             f"the data have labels from {low} to {high}; the model's {classes.number} go from 0 to {classes.number - 1}"
@@ -124,9 +124,9 @@ def classes_of_training(
             f"data: the {with_names} split's labels have names, the other's are numbers; give both the same kind of "
             "labels (data.label_column), for which number is which name is not known"
         )
-    given = _of_split(dict(label_map or ()), train, test)
-    names = mapped_class_names(label_texts(train), given)
-    if train.label_names is None and not given:
+    mapping = _of_split(dict(label_map or ()), train, test)
+    names = mapped_class_names(label_texts(train), mapping)
+    if train.label_names is None and not mapping:
         names = [f"LABEL_{name}" for name in names]
     if len(names) < 2:
         raise VitPatchError(f"the training images have one class, {', '.join(names)}; a classifier needs two or more")
@@ -143,10 +143,10 @@ def _other_classes(own: Classes, names: Sequence[str]) -> str | None:
     if own.number != len(names) or are_numbers(names) != (own.names is None or are_numbers(own.names)):
         return f"{theirs}, {own.number} of them"
     try:
-        found = match_labels(names, own.names, own.number)
+        matched = match_labels(names, own.names, own.number)
     except VitPatchError:
-        found = [0]
-    return None if found is None or sorted(found) == list(range(own.number)) else theirs
+        matched = [0]
+    return None if matched is None or sorted(matched) == list(range(own.number)) else theirs
 
 
 def _some(names: Sequence[str]) -> str:

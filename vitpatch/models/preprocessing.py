@@ -59,9 +59,9 @@ def from_processor(processor: Any) -> Preprocessing:
     return Preprocessing(processor, *(_per_colour(x) for x in (processor.image_mean, processor.image_std)))
 
 
-def _per_colour(said: Any) -> tuple[float, ...]:
+def _per_colour(value: Any) -> tuple[float, ...]:
     """One number a colour, of a list or of one number for all."""
-    values = tuple(map(float, said)) if isinstance(said, list | tuple) else (float(said),)
+    values = tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
     return values * 3 if len(values) == 1 else values
 
 
@@ -82,7 +82,7 @@ def explicit_preprocessing(
         resized: dict[str, int] = {"height": size[0], "width": size[1]}
     else:
         resized = {"shortest_edge": math.floor(min(size) / crop_share)}
-    said = {
+    config = {
         "size": resized,
         "resample": RESAMPLE[resample],
         "do_center_crop": crop_share is not None,
@@ -90,25 +90,25 @@ def explicit_preprocessing(
         "image_mean": list(mean),
         "image_std": list(std),
     }
-    return from_processor(pillow_processor(said))
+    return from_processor(pillow_processor(config))
 
 
-def pillow_processor(said: Mapping[str, Any]) -> Any:
+def pillow_processor(config: Mapping[str, Any]) -> Any:
     """A processor that does by Pillow what ``preprocessor_config.json`` says: resize, crop, rescale, normalise."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     keys = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
     steps = {"do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
-    given = {key: said[key] for key in keys if said.get(key) is not None}
-    return CLIPImageProcessorPil(**given, **{step: said.get(step, default) for step, default in steps.items()})
+    values = {key: config[key] for key in keys if config.get(key) is not None}
+    return CLIPImageProcessorPil(**values, **{step: config.get(step, default) for step, default in steps.items()})
 
 
-def from_timm(said: Mapping[str, Any]) -> Preprocessing:
+def from_timm(config: Mapping[str, Any]) -> Preprocessing:
     """What timm's ``pretrained_cfg`` says: input size, share of the crop, interpolation, mean and std."""
-    size = tuple(said.get("input_size") or (3, 224, 224))[1:]
-    share = None if said.get("crop_mode") == "squash" else float(said.get("crop_pct") or 0.875)
-    mean, std = (said.get(key) or [0.5] * 3 for key in ("mean", "std"))
-    return explicit_preprocessing(size, mean, std, said.get("interpolation") or "bilinear", share)
+    size = tuple(config.get("input_size") or (3, 224, 224))[1:]
+    share = None if config.get("crop_mode") == "squash" else float(config.get("crop_pct") or 0.875)
+    mean, std = (config.get(key) or [0.5] * 3 for key in ("mean", "std"))
+    return explicit_preprocessing(size, mean, std, config.get("interpolation") or "bilinear", share)
 
 
 def cut_into_patches(pixels: Tensor, patch: int) -> Tensor:

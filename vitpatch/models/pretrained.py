@@ -156,8 +156,8 @@ class Pretrained:
                 raise VitPatchError(_CODE.format(path=self.path)) from error
             if "torchvision" not in str(error):
                 raise
-            said, _ = ImageProcessingMixin.get_image_processor_dict(self._where, **self._arguments)
-            return pillow_processor(said)
+            config, _ = ImageProcessingMixin.get_image_processor_dict(self._where, **self._arguments)
+            return pillow_processor(config)
 
     def tokenizer(self) -> Any:
         """The tokenizer of a model of images and texts."""
@@ -313,8 +313,8 @@ def _files_problem(folder: Path) -> str | None:
 
 def _number(folder: Path) -> tuple[int, str]:
     """Sorts checkpoint-500 before checkpoint-1000."""
-    found = re.search(r"(\d+)$", folder.name)
-    return int(found[1]) if found else -1, folder.name
+    digits = re.search(r"(\d+)$", folder.name)
+    return int(digits[1]) if digits else -1, folder.name
 
 
 def _shards_problem(folder: Path) -> str | None:
@@ -330,9 +330,13 @@ def _shards_problem(folder: Path) -> str | None:
 
 def check_not_quantised(config: Any, path: str) -> None:
     """Raises ``VitPatchError`` where weights are quantised: their sums are not those of floats."""
-    said = getattr(config, "quantization_config", None)
-    if said is not None:
-        method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        method = (
+            quantisation.get("quant_method")
+            if isinstance(quantisation, dict)
+            else getattr(quantisation, "quant_method", None)
+        )
         raise VitPatchError(
             f"model {path}: its weights are quantised ({method or 'quantization_config'}); give it in float32 "
             "or below: model.dequantize().save_pretrained(FOLDER) in Python, or the model it was made from"

@@ -98,8 +98,8 @@ def take_square_images(tower: nn.Module) -> None:
         rows, columns = (edge // patch for edge in pixels.shape[2:])
         shapes = torch.tensor([[rows, columns]], device=pixels.device).expand(len(pixels), -1)
         everywhere = torch.ones(len(pixels), rows * columns, dtype=torch.int64, device=pixels.device)
-        given = {"pixel_attention_mask": everywhere, "spatial_shapes": shapes}
-        return (), kwargs | given | {"pixel_values": cut_into_patches(pixels, patch)}
+        shapes_and_mask = {"pixel_attention_mask": everywhere, "spatial_shapes": shapes}
+        return (), kwargs | shapes_and_mask | {"pixel_values": cut_into_patches(pixels, patch)}
 
     tower.register_forward_pre_hook(to_patches, with_kwargs=True)
 

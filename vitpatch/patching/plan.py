@@ -264,8 +264,8 @@ def make_plan(
     patches = of(windows, layers)
     leave_outs: tuple[Patch, ...] = ()
     if synergy:
-        there = set(layers) if 1 in windows else set()
-        patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - there))
+        patched = set(layers) if 1 in windows else set()
+        patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - patched))
         leave_outs = tuple(patch for whole in patches for patch in _leave_one_out(whole))
     together = _all_layers_patch(target, sizes) if len(donors) > 1 else ()
     return _plan_states(patches, donors, (leave_outs, together), direction, target, sizes)

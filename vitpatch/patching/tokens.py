@@ -70,22 +70,22 @@ def needs_masks(names: Sequence[str]) -> bool:
 def fixed_tokens(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
     """Where a group that is the same in every image is: bool (tokens,). ``blocks`` are those of the group ``grid``."""
     special, (rows, columns) = len(sizes.special), sizes.grid
-    here = np.zeros(sizes.tokens, dtype=bool)
-    patches = here[special:].reshape(rows, columns)  # a view
+    mask = np.zeros(sizes.tokens, dtype=bool)
+    patches = mask[special:].reshape(rows, columns)  # a view
     if name == TokenGroup.ALL:
-        here[:] = True
+        mask[:] = True
     elif name == TokenGroup.CLS:
-        here[sizes.special.index("cls")] = True
+        mask[sizes.special.index("cls")] = True
     elif name == TokenGroup.REGISTERS:
-        here[_registers(sizes)] = True
+        mask[_registers(sizes)] = True
     elif name == TokenGroup.PATCHES:
         patches[:] = True
     elif (at := cell(name)) is None:
-        here[sizes.special.index(name.partition(":")[2])] = True
+        mask[sizes.special.index(name.partition(":")[2])] = True
     else:
         height, width = (1, 1) if name.startswith("each") else (rows // blocks[0], columns // blocks[1])
         patches[at[0] * height : (at[0] + 1) * height, at[1] * width : (at[1] + 1) * width] = True
-    return here
+    return mask
 
 
 def possible_tokens(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
@@ -113,14 +113,11 @@ def token_masks(
             f"target.tokens {next(n for n in names if n in MASK_GROUPS)}: the data have no object masks; "
             "set data.mask_column, or give masks"
         )
-    of_mask = _mask_groups(masks, sizes, ids, seed) if needs_masks(names) else {}
-    here = [
-        of_mask[name]
-        if name in of_mask
-        else np.broadcast_to(fixed_tokens(name, sizes, blocks), (len(ids), sizes.tokens))
-        for name in names
-    ]
-    return torch.from_numpy(np.stack(here))
+    groups = _mask_groups(masks, sizes, ids, seed) if needs_masks(names) else {}
+    for name in names:
+        if name not in groups:
+            groups[name] = np.broadcast_to(fixed_tokens(name, sizes, blocks), (len(ids), sizes.tokens))
+    return torch.from_numpy(np.stack([groups[name] for name in names]))
 
 
 def _mask_groups(masks: Tensor, sizes: Sizes, ids: Sequence[int], seed: int) -> dict[str, np.ndarray]:
