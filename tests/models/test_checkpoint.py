@@ -295,7 +295,7 @@ def renamed(folder, model_type):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
 
 
-def test_a_row_of_ones_own_is_proven_the_same_way(saved, pixels, tmp_path):
+def test_a_row_of_ones_own_is_verified_the_same_way(saved, pixels, tmp_path):
     (tmp_path / "row.yaml").write_text(ROW)
     model = Checkpoint(str(saved("vit")), anatomy=str(tmp_path / "row.yaml")).load()
     assert model.family.name == "my ViT" and model.stepwise and model.by_heads
@@ -361,7 +361,7 @@ def test_a_site_of_ones_own_row_is_what_it_is_called(saved, pixels, tmp_path, ch
         Checkpoint(str(saved("vit")), anatomy=str(tmp_path / "row.yaml")).load().require(Site.Q)
 
 
-def test_a_row_is_proven_in_float32_also_for_weights_below_it(saved, tmp_path):
+def test_a_row_is_verified_in_float32_also_for_weights_below_it(saved, tmp_path):
     """Read by CLS where the model reads the mean patch: in bfloat16 the two would pass for equal."""
     (tmp_path / "row.yaml").write_text("like: clip\nreadouts: [{heads: {classifier: [cls]}}]\n")
     model = Checkpoint(str(saved("clip")), anatomy=str(tmp_path / "row.yaml"), dtype="bfloat16").load()
