@@ -117,7 +117,11 @@ def patch(
     with _in_eval_mode(model), _names_of_arguments():
         vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
         _check_images(vit, clean, corrupt, labels, masks)
-        _check_ids(labels, ids, clusters, seed)
+        if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
+            raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
+        if len(clusters) != len(labels):
+            raise VitPatchError(f"clusters: {len(clusters)} of them, {len(labels)} images")
+        whole_number("seed", seed, least=0)
         what = _target(target, tokens, layers, heads, grid)
         vit.require(what.site)
         windows = _windows(window, what, vit.sizes.depth)
@@ -275,14 +279,6 @@ def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: T
         raise VitPatchError(f"labels {int(labels.min())} to {int(labels.max())}: the model has {model.classes} classes")
     if masks is not None and not 0 <= float(masks.min()) <= float(masks.max()) <= 1:
         raise VitPatchError(f"masks: values {float(masks.min()):g} to {float(masks.max()):g}; expected 0 to 1")
-
-
-def _check_ids(labels: Tensor, ids: Tensor, clusters: Sequence[int], seed: int) -> None:
-    if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
-        raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
-    if len(clusters) != len(labels):
-        raise VitPatchError(f"clusters: {len(clusters)} of them, {len(labels)} images")
-    whole_number("seed", seed, least=0)
 
 
 def _target(site: Any, tokens: Any, layers: Any, heads: Any, grid: Any) -> Target:

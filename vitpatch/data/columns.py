@@ -49,9 +49,12 @@ def resolve_columns(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNa
         label = _the_one([name for name in classes if name in rest] or classes, rest, "label")
     for column in filter(None, (image, asked.mask, asked.pair)):
         kind = features[column]
-        if not isinstance(kind, datasets.Image) and not _stores_images(kind):
+        is_stored = isinstance(kind, dict) and set(kind) >= {"bytes", "path"}  # as an Image without its feature
+        if not (isinstance(kind, datasets.Image) or is_stored or getattr(kind, "dtype", None) == "binary"):
             raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
-    if label is not None and not _names_classes(features[label]):
+    dtype = str(getattr(features.get(label), "dtype", ""))
+    can_name = hasattr(features.get(label), "names") or dtype.startswith(("int", "uint", "float", "bool", *TEXT))
+    if label is not None and not can_name:
         raise VitPatchError(
             f"data.label_column {label!r} holds {features[label]}; expected a name, a whole number or a ClassLabel for "
             "each image (null: the images have no labels)"
@@ -78,16 +81,6 @@ def _the_one(candidates: list[str], names: list[str], usual: str) -> str:
     )
     without = "; images without labels: data.label_column=null" if usual == "label" else ""
     raise VitPatchError(f"data.{usual}_column is missing: {what}; name it{without}")
-
-
-def _stores_images(kind: Any) -> bool:
-    """Whether a column without an Image feature holds what one is stored as: a struct of bytes and path, or bytes."""
-    return (isinstance(kind, dict) and set(kind) >= {"bytes", "path"}) or getattr(kind, "dtype", None) == "binary"
-
-
-def _names_classes(kind: Any) -> bool:
-    """Whether a column holds ClassLabel, numbers, true and false, or text."""
-    return hasattr(kind, "names") or str(getattr(kind, "dtype", "")).startswith(("int", "uint", "float", "bool", *TEXT))
 
 
 def is_text(kind: Any) -> bool:
@@ -121,16 +114,12 @@ def number_labels(values: Sequence[Any], kind: Any, column: str, more: Sequence[
     names = getattr(kind, "names", None)
     end = MOST_CLASSES if names is None else len(names)
     numbers = [UNKNOWN if value is None or value != value else value for value in values]
-    wrong = next((number for number in numbers if number != UNKNOWN and not _is_class(number, end)), None)
+    wrong = next((n for n in numbers if n != UNKNOWN and not (0 <= n < end and n == int(n))), None)
     if wrong is not None:
         raise VitPatchError(
             f"data.label_column {column!r}: label {wrong}; expected whole numbers from 0 to {end - 1}, or -1 for none"
         )
     return Labels(np.array(numbers, dtype=np.int64), None if names is None else tuple(names))
-
-
-def _is_class(number: float, end: int) -> bool:
-    return 0 <= number < end and number == int(number)
 
 
 def _number_names(values: Sequence[Any], more: Sequence[str]) -> Labels:

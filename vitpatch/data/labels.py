@@ -52,7 +52,9 @@ def match_labels(
         else _by_number(labels, model_names, classes)
     )
     matched = [mapped.get(at, index) for at, index in enumerate(matched)]
-    matched = _all_found(matched, labels, model_names or list(map(str, range(classes))), used)
+    if missing := [labels[at] for at, index in enumerate(matched) if index is None and (used is None or at in used)]:
+        raise VitPatchError(_no_class(missing, labels, model_names or list(map(str, range(classes)))))
+    matched = [LEFT_OUT if index is None else index for index in matched]  # of these there is no image
     _check_once({at: matched[at] for at in rest}, labels, model_names)
     return None if matched == list(range(classes)) else matched
 
@@ -126,16 +128,6 @@ def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mappin
         raise VitPatchError(
             f"the data have {labels} classes, the model {classes} without names: not the same labels; {remedy}"
         )
-
-
-def _all_found(
-    matched: Sequence[int | None], data_names: Sequence[str], model_names: Sequence[str], used: Collection[int] | None
-) -> list[int]:
-    """What was found; a label without a class is one of which there is no image."""
-    missing = [data_names[at] for at, index in enumerate(matched) if index is None and (used is None or at in used)]
-    if missing:
-        raise VitPatchError(_no_class(missing, data_names, model_names))
-    return [LEFT_OUT if index is None else index for index in matched]
 
 
 def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
