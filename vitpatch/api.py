@@ -19,7 +19,6 @@ from vitpatch.checks import one_of, whole_number, window_of
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
-from vitpatch.models.pretrained import check_bare
 from vitpatch.models.verify import matches_own_forward, verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import cost_of, memory_limit
@@ -49,7 +48,7 @@ def load(model: nn.Module | str | Path, input_size: tuple[int, int] | None = Non
         return Checkpoint(str(model)).load()
     if not isinstance(model, nn.Module):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    check_bare(model)
+    _check_bare(model)
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
@@ -118,7 +117,11 @@ def patch(
     with _in_eval_mode(model), _names_of_arguments():
         vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
         _check_images(vit, clean, corrupt, labels, masks)
-        _check_ids(labels, ids, clusters, seed)
+        if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
+            raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
+        if len(clusters) != len(labels):
+            raise VitPatchError(f"clusters: {len(clusters)} of them, {len(labels)} images")
+        whole_number("seed", seed, least=0)
         what = _target(target, tokens, layers, heads, grid)
         vit.require(what.site)
         windows = _windows(window, what, vit.sizes.depth)
@@ -223,6 +226,19 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
     return summary_table(patches, measured, examples, resamples, towards, method=method)[0]
 
 
+def _check_bare(model: Any) -> None:
+    """Raises ``VitPatchError`` where something wraps a Hugging Face model, which then is to be given itself."""
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise VitPatchError("model: is compiled; give the model as it was before torch.compile (model._orig_mod)")
+    if type(model).__module__.startswith("peft."):
+        raise VitPatchError(f"model: {kind} is peft's; give model.merge_and_unload(), or model.get_base_model()")
+    if not hasattr(getattr(model, "config", None), "model_type"):
+        held = [name for name, of in model.named_children() if hasattr(getattr(of, "config", None), "model_type")]
+        if held:
+            raise VitPatchError(f"model: got {kind}; give the Hugging Face model that it holds (model.{held[0]})")
+
+
 def _input_size(images: Any) -> tuple[int, int] | None:
     """(height, width) of a batch of images, if it is one."""
     return tuple(images.shape[2:]) if isinstance(images, Tensor) and images.dim() == 4 else None
@@ -262,14 +278,6 @@ def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: T
         raise VitPatchError(f"labels {int(labels.min())} to {int(labels.max())}: the model has {model.classes} classes")
     if masks is not None and not 0 <= float(masks.min()) <= float(masks.max()) <= 1:
         raise VitPatchError(f"masks: values {float(masks.min()):g} to {float(masks.max()):g}; expected 0 to 1")
-
-
-def _check_ids(labels: Tensor, ids: Tensor, clusters: Sequence[int], seed: int) -> None:
-    if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
-        raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
-    if len(clusters) != len(labels):
-        raise VitPatchError(f"clusters: {len(clusters)} of them, {len(labels)} images")
-    whole_number("seed", seed, least=0)
 
 
 def _target(site: Any, tokens: Any, layers: Any, heads: Any, grid: Any) -> Target:

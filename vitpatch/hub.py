@@ -9,7 +9,7 @@ from pathlib import Path
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 
-PATIENCE_S = 3.0
+TIMEOUT_S = 3.0
 
 
 def resolve(path: str, key: str) -> str:
@@ -21,11 +21,11 @@ def resolve(path: str, key: str) -> str:
         return str(local)
     if local.exists() or local.is_absolute() or path.startswith(".") or path.count("/") > 1:
         raise VitPatchError(f"{key} {path}: no such folder; give an existing one, or a hub id such as owner/name")
-    stay_local_if_unreachable()
+    go_offline_if_unreachable()
     return path
 
 
-def stay_local_if_unreachable() -> None:
+def go_offline_if_unreachable() -> None:
     """Turns the hub's offline mode on where it does not answer in 3 s; its own client would try for half a minute."""
     import datasets.config
     import httpx
@@ -34,7 +34,7 @@ def stay_local_if_unreachable() -> None:
     if constants.HF_HUB_OFFLINE:
         return
     try:
-        httpx.head(constants.ENDPOINT, timeout=PATIENCE_S)
+        httpx.head(constants.ENDPOINT, timeout=TIMEOUT_S)
     except httpx.HTTPError:
         os.environ["HF_HUB_OFFLINE"] = "1"  # for processes started from here
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
@@ -65,7 +65,7 @@ def _is_of_the_network(error: BaseException | None) -> bool:
     return False
 
 
-def downloaded(path: str, revision: str | None, kind: str) -> Path | None:
+def local_copy(path: str, revision: str | None, kind: str) -> Path | None:
     """The folder that ``hf download`` left of a ``model`` or ``dataset``, named by its commit, if there is one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -83,18 +83,18 @@ def commit_of(path: str, revision: str | None, kind: str) -> str | None:
     try:
         return HfApi().repo_info(path, repo_type=kind, revision=revision).sha
     except _no_answer():
-        copy = downloaded(path, revision, kind)
+        copy = local_copy(path, revision, kind)
         return copy.name if copy else None
 
 
-def files_of_model(path: str, revision: str | None) -> list[str]:
+def model_files(path: str, revision: str | None) -> list[str]:
     """The names of a model's files on the hub; where it does not answer, of the local copy."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().list_repo_files(path, revision=revision)
     except _no_answer():
-        copy = downloaded(path, revision, "model")
+        copy = local_copy(path, revision, "model")
         return [file.name for file in copy.iterdir()] if copy else []
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Image, List, Value
 
-from vitpatch.data.columns import cluster_values, found_in, numbered
+from vitpatch.data.columns import cluster_values, number_labels, resolve_columns
 from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.errors import VitPatchError
 
@@ -40,7 +40,7 @@ ACUTE = ("caf\u00e9", "cafe\u0301")
     ],
 )
 def test_each_kind_of_label_is_its_class_or_none(kind, values, numbers, names, alphabetical):
-    found = numbered(values, Value(kind) if isinstance(kind, str) else kind, "y")
+    found = number_labels(values, Value(kind) if isinstance(kind, str) else kind, "y")
     assert found.numbers.tolist() == numbers and found.numbers.dtype == np.int64
     assert (found.names, found.alphabetical) == (names, alphabetical)
 
@@ -58,13 +58,13 @@ def test_each_kind_of_label_is_its_class_or_none(kind, values, numbers, names, a
 )
 def test_what_is_no_class_is_one_line(kind, values, says):
     with pytest.raises(VitPatchError, match=f"data.label_column 'y': {says}"):
-        numbered(values, kind, "y")
+        number_labels(values, kind, "y")
 
 
 def test_classes_without_images_keep_their_places():
-    found = numbered(["c", "a"], Value("string"), "y", ["b"])
+    found = number_labels(["c", "a"], Value("string"), "y", ["b"])
     assert found.names == ("a", "b", "c") and found.numbers.tolist() == [2, 0]
-    assert numbered(["10", "1"], Value("string"), "y", ["2"]).names == ("1", "2", "10")
+    assert number_labels(["10", "1"], Value("string"), "y", ["2"]).names == ("1", "2", "10")
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,15 @@ def test_classes_without_images_keep_their_places():
 )  # fmt: skip
 def test_a_label_is_one_name_or_number(kind):
     with pytest.raises(VitPatchError, match=r"data.label_column 'y' holds .*a name, a whole number or a ClassLabel"):
-        found_in({"image": Image(), "y": kind}, ColumnNames("image", "y"))
+        resolve_columns({"image": Image(), "y": kind}, ColumnNames("image", "y"))
 
 
 @pytest.mark.parametrize("kind", [List(Value("int64")), {"a": Value("string")}, Image()])
 def test_a_cluster_is_one_value(kind):
     with pytest.raises(VitPatchError, match=r"data.cluster_column 'c' holds .*expected one value for each image"):
-        found_in({"image": Image(), "c": kind, "label": Value("int64")}, ColumnNames("image", "label", cluster="c"))
+        resolve_columns(
+            {"image": Image(), "c": kind, "label": Value("int64")}, ColumnNames("image", "label", cluster="c")
+        )
 
 
 DAY = datetime.date(2024, 1, 2)

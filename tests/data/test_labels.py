@@ -2,75 +2,75 @@
 
 import pytest
 
-from vitpatch.data.labels import _synsets, chosen, matched
+from vitpatch.data.labels import _synsets, label_numbers, match_labels
 from vitpatch.errors import VitPatchError
 
 PETS = ["tabby, tabby cat", "Egyptian cat", "golden retriever", "tiger_cat"]
 
 
 def test_names_in_order_need_no_map():
-    assert matched(PETS, PETS, 4) is None
-    assert matched([n.upper().replace(" ", "_") for n in PETS], PETS, 4) is None
-    assert matched(["crane", "crane"], ["crane", "Crane"], 2) is None  # one name twice, in order
-    assert matched(["crane", "crane2", "n01440764"], ["crane", "crane, lifter", "tench"], 3) is None
-    assert matched(["crane", "crane, lifter"], ["crane, lifter", "crane"], 2) == [1, 0]  # whole names come first
+    assert match_labels(PETS, PETS, 4) is None
+    assert match_labels([n.upper().replace(" ", "_") for n in PETS], PETS, 4) is None
+    assert match_labels(["crane", "crane"], ["crane", "Crane"], 2) is None  # one name twice, in order
+    assert match_labels(["crane", "crane2", "n01440764"], ["crane", "crane, lifter", "tench"], 3) is None
+    assert match_labels(["crane", "crane, lifter"], ["crane, lifter", "crane"], 2) == [1, 0]  # whole names come first
     with pytest.raises(VitPatchError, match=r"'crane2'"):
-        matched(["crane", "crane2"], ["crane", "heron"], 2)
+        match_labels(["crane", "crane2"], ["crane", "heron"], 2)
 
 
 def test_names_in_another_order_are_found():
-    assert matched(["Golden-Retriever", "egyptian_cat"], PETS, 4) == [2, 1]
-    assert matched(["tabby", "tigercat"], PETS, 4) == [0, 3]  # one of several words
-    assert matched(["tabby, tabby cat", "golden retriever"], ["Golden Retriever", "tabby"], 2) == [1, 0]
+    assert match_labels(["Golden-Retriever", "egyptian_cat"], PETS, 4) == [2, 1]
+    assert match_labels(["tabby", "tigercat"], PETS, 4) == [0, 3]  # one of several words
+    assert match_labels(["tabby, tabby cat", "golden retriever"], ["Golden Retriever", "tabby"], 2) == [1, 0]
 
 
 def test_labels_without_an_image_need_no_class():
-    assert matched(["poodle", "egyptian cat"], PETS, 4, used={1}) == [-1, 1]
-    assert matched(["poodle", "egyptian cat", "dog"], PETS, 4, {"dog": 2}, used={1, 2}) == [-1, 1, 2]
+    assert match_labels(["poodle", "egyptian cat"], PETS, 4, used={1}) == [-1, 1]
+    assert match_labels(["poodle", "egyptian cat", "dog"], PETS, 4, {"dog": 2}, used={1, 2}) == [-1, 1, 2]
     with pytest.raises(VitPatchError, match=r"1 of the data's 2 labels are none.*'poodle'"):
-        matched(["poodle", "egyptian cat"], PETS, 4, used={0, 1})
+        match_labels(["poodle", "egyptian cat"], PETS, 4, used={0, 1})
 
 
 def test_numbers_without_names_can_be_mapped():
-    assert matched(None, PETS, 4, {7: 1, 2: None}, used={0, 2, 7})[:8:7] == [0, 1]
+    assert match_labels(None, PETS, 4, {7: 1, 2: None}, used={0, 2, 7})[:8:7] == [0, 1]
     with pytest.raises(VitPatchError, match=r"1 of the data's 10 labels are none.*'9'"):
-        matched(None, PETS, 4, {7: 1}, used={0, 7, 9})
+        match_labels(None, PETS, 4, {7: 1}, used={0, 7, 9})
 
 
 def test_names_that_are_numbers_are_the_classes_they_say():
-    assert matched(["0", "1", "2", "3"], PETS, 4) is None
+    assert match_labels(["0", "1", "2", "3"], PETS, 4) is None
     in_order, sorted_ = [str(i) for i in range(12)], sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, …
-    assert matched(sorted_, in_order, 12) == matched(sorted_, None, 12) == [int(name) for name in sorted_]
+    assert match_labels(sorted_, in_order, 12) == match_labels(sorted_, None, 12) == [int(name) for name in sorted_]
     assert (
-        matched(in_order, sorted_, 12)
-        == matched(None, sorted_, 12, used=range(12))
+        match_labels(in_order, sorted_, 12)
+        == match_labels(None, sorted_, 12, used=range(12))
         == [sorted_.index(name) for name in in_order]
     )
-    assert matched(sorted_, sorted_, 12) is None
-    assert matched(["3", "7", "9"], in_order, 12) == matched(["3", "7", "9"], None, 12) == [3, 7, 9]
+    assert match_labels(sorted_, sorted_, 12) is None
+    assert match_labels(["3", "7", "9"], in_order, 12) == match_labels(["3", "7", "9"], None, 12) == [3, 7, 9]
     with pytest.raises(VitPatchError, match=r"1 of the data's 2 labels are none.*'12'"):
-        matched(["3", "12"], None, 12)
+        match_labels(["3", "12"], None, 12)
 
 
 def test_a_number_that_is_a_name_is_the_name():
-    assert chosen([1], ["1", "2", "3"], 3) == [0] and chosen([0], ["1", "2", "3"], 3) == [0]
-    assert matched(["1", "2"], PETS, 4, {1: None, "2": 3}) == [-1, 3]
-    assert matched(["café"], ["cafe\u0301"], 1) is None  # one letter or two
+    assert label_numbers([1], ["1", "2", "3"], 3) == [0] and label_numbers([0], ["1", "2", "3"], 3) == [0]
+    assert match_labels(["1", "2"], PETS, 4, {1: None, "2": 3}) == [-1, 3]
+    assert match_labels(["café"], ["cafe\u0301"], 1) is None  # one letter or two
 
 
 def test_without_names_the_numbers_hold():
-    assert matched(None, PETS, 4) is None and matched(PETS, None, 4) is None
+    assert match_labels(None, PETS, 4) is None and match_labels(PETS, None, 4) is None
     with pytest.raises(VitPatchError, match=r"4 classes, the model 7 without names"):
-        matched(PETS, None, 7)
+        match_labels(PETS, None, 7)
 
 
 def test_synsets_are_their_words():
     names = list(_synsets().values())
     assert len(names) == 1000 and names[0].startswith("tench") and len(_synsets()) == 1000
-    assert matched(list(_synsets()), names, 1000) is None
-    assert matched(["n03126707", "n02012849", "n01440764"], names, 1000) == [517, 134, 0]  # both cranes
-    assert matched(["tench", "English springer", "cassette player"], names, 1000) == [0, 217, 482]
-    assert matched(["n01440764", "n02102040"], ["English springer", "tench"], 2) == [1, 0]
+    assert match_labels(list(_synsets()), names, 1000) is None
+    assert match_labels(["n03126707", "n02012849", "n01440764"], names, 1000) == [517, 134, 0]  # both cranes
+    assert match_labels(["tench", "English springer", "cassette player"], names, 1000) == [0, 217, 482]
+    assert match_labels(["n01440764", "n02102040"], ["English springer", "tench"], 2) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_synsets_are_their_words():
 )
 def test_a_partial_match_stops_and_lists_the_first(data, model, says):
     with pytest.raises(VitPatchError, match=says) as error:
-        matched(data, model, len(model))
+        match_labels(data, model, len(model))
     assert "\n" not in str(error.value)
 
 
 def test_a_map_says_the_rest():
-    assert matched(["retriever", "tabby"], PETS, 4, {"retriever": "golden retriever"}) == [2, 0]
-    assert matched(["retriever", "tabby"], PETS, 4, {"retriever": 2, "tabby": None}) == [2, -1]
-    assert matched(["a", "b"], None, 4, {"a": 3, 1: 0}) == [3, 0]
-    assert matched(["cat", "cats"], PETS, 4, {"cat": 0, "cats": 0}) == [0, 0]  # several may be one class
+    assert match_labels(["retriever", "tabby"], PETS, 4, {"retriever": "golden retriever"}) == [2, 0]
+    assert match_labels(["retriever", "tabby"], PETS, 4, {"retriever": 2, "tabby": None}) == [2, -1]
+    assert match_labels(["a", "b"], None, 4, {"a": 3, 1: 0}) == [3, 0]
+    assert match_labels(["cat", "cats"], PETS, 4, {"cat": 0, "cats": 0}) == [0, 0]  # several may be one class
     for label_map, says in (
         ({"dog": 2}, r"data.label_map 'dog': none of the data's labels"),
         ({"retriever": "retriver"}, r"data.label_map 'retriver': none of the classes; did you mean 'golden retriever'"),
@@ -100,7 +100,7 @@ def test_a_map_says_the_rest():
         ({"tabby": 1}, r"1 of the data's 2 labels"),
     ):
         with pytest.raises(VitPatchError, match=says):
-            matched(["retriever", "tabby"], PETS, 4, label_map)
+            match_labels(["retriever", "tabby"], PETS, 4, label_map)
 
 
 LABELS = [f"LABEL_{i}" for i in range(12)]
@@ -127,7 +127,7 @@ LABELS = [f"LABEL_{i}" for i in range(12)]
 )
 def test_neighbours_of_names_and_numbers(data, model, classes, label_map, found):
     used = None if data else range(classes)
-    assert matched(data, model, classes, label_map, used) == found
+    assert match_labels(data, model, classes, label_map, used) == found
 
 
 @pytest.mark.parametrize(
@@ -151,5 +151,5 @@ def test_neighbours_of_names_and_numbers(data, model, classes, label_map, found)
 )
 def test_neighbours_that_are_one_line(data, model, label_map, says):
     with pytest.raises(VitPatchError, match=says) as error:
-        matched(data, model, len(model) if model else 3, label_map)
+        match_labels(data, model, len(model) if model else 3, label_map)
     assert "\n" not in str(error.value)

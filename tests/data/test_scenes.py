@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vitpatch.data.files import ParquetImages
-from vitpatch.data.scenes import TEXTURES, TexturedScenes, on_ground, texture
+from vitpatch.data.scenes import TEXTURES, TexturedScenes, on_background, texture
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import asset
 
@@ -46,7 +46,7 @@ def test_a_drawing_on_white_is_laid_on_another_ground_as_pillow_lays_it():
     want = Image.alpha_composite(ground.convert("RGBA"), drawing).convert("RGB")
     white = Image.alpha_composite(Image.new("RGBA", (16, 16), "white"), drawing).convert("RGB")
     alpha = np.asarray(drawing)[..., 3:] / 255
-    got = on_ground(np.asarray(white, dtype=float), alpha, np.asarray(ground, dtype=float))
+    got = on_background(np.asarray(white, dtype=float), alpha, np.asarray(ground, dtype=float))
     assert np.abs(got.astype(int) - np.asarray(want)).max() <= 1
 
 

@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from vitpatch.data.columns import in_rounds, is_sorted_by_class, rows_taken
+from vitpatch.data.columns import in_rounds, is_sorted_by_class, select_rows
 
 SORTED = np.repeat(np.arange(10), 20)
 RANDOM = np.random.default_rng(0).permutation(SORTED)
@@ -46,19 +46,19 @@ def test_random_orders_are_hardly_ever_taken_for_sorted():
 
 def test_a_limit_of_sorted_rows_takes_rounds_over_the_classes_and_says_so(caplog):
     caplog.set_level(logging.INFO)
-    rows = rows_taken(SORTED, limit=25, seed=4, where="data birds")
+    rows = select_rows(SORTED, limit=25, seed=4, where="data birds")
     (line,) = caplog.messages
     assert line == (
         "data birds: rows are sorted by class; 25 of 200 are taken in rounds over the classes by seed 4 "
         "(data.shuffle_seed=null: the first)"
     )
     assert np.array_equal(rows, np.sort(rows)) and set(np.bincount(SORTED[rows])) == {2, 3}
-    assert np.array_equal(rows, rows_taken(SORTED, limit=25, seed=4))
-    assert not np.array_equal(rows, rows_taken(SORTED, limit=25, seed=5))
+    assert np.array_equal(rows, select_rows(SORTED, limit=25, seed=4))
+    assert not np.array_equal(rows, select_rows(SORTED, limit=25, seed=5))
 
 
 def test_fewer_are_among_more_and_come_in_no_special_order():
-    taken = [set(rows_taken(SORTED, limit=limit, seed=2)) for limit in range(1, 201)]
+    taken = [set(select_rows(SORTED, limit=limit, seed=2)) for limit in range(1, 201)]
     assert all(fewer < more for fewer, more in itertools.pairwise(taken))
     first = [SORTED[in_rounds(SORTED, seed)[0]] for seed in range(40)]
     assert len(set(first)) > 5  # not always the class of lowest number
@@ -77,26 +77,26 @@ def test_fewer_are_among_more_and_come_in_no_special_order():
 )
 def test_else_the_first_rows_are_taken_whatever_the_seed(labels, keys, caplog):
     caplog.set_level(logging.INFO)
-    assert rows_taken(labels, limit=16, **keys).tolist() == list(range(16)) and not caplog.messages
+    assert select_rows(labels, limit=16, **keys).tolist() == list(range(16)) and not caplog.messages
 
 
 def test_a_seed_shuffles_and_no_limit_takes_all():
-    assert rows_taken(SORTED, limit=16, shuffle_seed=1).tolist() == sorted(
+    assert select_rows(SORTED, limit=16, shuffle_seed=1).tolist() == sorted(
         np.random.default_rng(1).permutation(200)[:16]
     )
     for limit in (None, 200, 999):
-        assert len(rows_taken(SORTED, limit=limit)) == 200
+        assert len(select_rows(SORTED, limit=limit)) == 200
 
 
 def test_rounds_are_over_the_classes_that_are_asked_for():
-    rows = rows_taken(SORTED, limit=4, classes=[7, 3])
+    rows = select_rows(SORTED, limit=4, classes=[7, 3])
     assert np.bincount(SORTED[rows])[[3, 7]].tolist() == [2, 2]
-    rows = rows_taken(SORTED, limit=10, per_class=2)
+    rows = select_rows(SORTED, limit=10, per_class=2)
     assert np.bincount(SORTED[rows]).tolist() == [1] * 10 and set(rows % 20) <= {0, 1}  # of the first two of each
 
 
 def test_labels_that_are_left_out_take_no_place_of_a_limit():
     for labels in (SORTED, RANDOM):
-        rows = rows_taken(labels, limit=8, left_out=range(1, 10))
+        rows = select_rows(labels, limit=8, left_out=range(1, 10))
         assert len(rows) == 8 and set(labels[rows]) == {0}
-    assert len(rows_taken(SORTED, left_out=[0])) == 200  # without a limit they are counted when they are dropped
+    assert len(select_rows(SORTED, left_out=[0])) == 200  # without a limit they are counted when they are dropped

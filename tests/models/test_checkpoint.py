@@ -87,7 +87,7 @@ def test_a_pickle_only_by_the_key_that_allows_it(saved, pixels, tmp_path):
     assert "\n" not in str(error.value)
     model, safe = Checkpoint(str(folder), allow_bin=True).load(), Checkpoint(str(saved("vit")), allow_bin=True).load()
     assert model.weights_digest == safe.weights_digest
-    Pretrained(str(folder), allow_bin=True).saved_again(tmp_path / "new")
+    Pretrained(str(folder), allow_bin=True).save_copy(tmp_path / "new")
     assert Checkpoint(str(tmp_path / "new")).load().weights_digest == safe.weights_digest
 
 
@@ -275,7 +275,7 @@ def test_a_tokenizer_that_reads_nothing_and_labels_that_are_no_words_are_refused
         ZeroShotCheckpoint(str(folder)).load(NAMES)
     with pytest.raises(VitPatchError, match=r"they are numbers \(0, 1\); give it words"):
         ZeroShotCheckpoint(str(saved("clip_zero_shot"))).load(["0", "1"])
-    assert room.spoken("n02123045") == "tabby" and room.spoken("tabby, tabby cat") == "tabby"
+    assert room.readable_name("n02123045") == "tabby" and room.readable_name("tabby, tabby cat") == "tabby"
 
 
 # --- a family of one's own ---
@@ -295,7 +295,7 @@ def renamed(folder, model_type):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
 
 
-def test_a_row_of_ones_own_is_proven_the_same_way(saved, pixels, tmp_path):
+def test_a_row_of_ones_own_is_verified_the_same_way(saved, pixels, tmp_path):
     (tmp_path / "row.yaml").write_text(ROW)
     model = Checkpoint(str(saved("vit")), anatomy=str(tmp_path / "row.yaml")).load()
     assert model.family.name == "my ViT" and model.stepwise and model.by_heads
@@ -361,7 +361,7 @@ def test_a_site_of_ones_own_row_is_what_it_is_called(saved, pixels, tmp_path, ch
         Checkpoint(str(saved("vit")), anatomy=str(tmp_path / "row.yaml")).load().require(Site.Q)
 
 
-def test_a_row_is_proven_in_float32_also_for_weights_below_it(saved, tmp_path):
+def test_a_row_is_verified_in_float32_also_for_weights_below_it(saved, tmp_path):
     """Read by CLS where the model reads the mean patch: in bfloat16 the two would pass for equal."""
     (tmp_path / "row.yaml").write_text("like: clip\nreadouts: [{heads: {classifier: [cls]}}]\n")
     model = Checkpoint(str(saved("clip")), anatomy=str(tmp_path / "row.yaml"), dtype="bfloat16").load()

@@ -1,4 +1,4 @@
-"""Every family of models: its row proven on loading, and every site's effects those of full forwards with hooks."""
+"""Every family of models: its row verified on loading, and every site's effects those of full forwards with hooks."""
 
 import copy
 

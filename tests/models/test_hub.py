@@ -13,7 +13,7 @@ from fake_hub import serving
 from hub import DATA, MODELS, commit_of, data_of, names_of, put_data, put_model
 from hydra import compose, initialize_config_dir
 
-from vitpatch.data.labels import matched
+from vitpatch.data.labels import match_labels
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct, register_resolvers
 
@@ -51,7 +51,7 @@ def test_a_named_model_is_loaded_as_its_files_say(cache, option):
     model = checkpoint.load(names if checkpoint.needs_names else None)
     assert model.stepwise and model.by_heads and model.input_size == (224, 224)
     assert checkpoint.commit == commit_of(name)
-    assert matched(names, model.label_names, model.classes) is None and model.classes == len(names)
+    assert match_labels(names, model.label_names, model.classes) is None and model.classes == len(names)
     assert model.mean.flatten().tolist() == pytest.approx(said["image_mean"])
     assert model.std.flatten().tolist() == pytest.approx(said["image_std"])
     pixels = torch.rand(2, 3, 224, 224)

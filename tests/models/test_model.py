@@ -216,4 +216,4 @@ def test_a_layer_that_the_model_records_itself_is_patched(made, by_library, site
     at_recorded = table[(table["layer"] == Recording.LAYER) & (table["tokens"] == "all")]
     if site == "resid_post":
         assert at_recorded["effect"].to_numpy() == pytest.approx(at_recorded["total_effect"].to_numpy(), abs=1e-5)
-        assert at_recorded["effect"].abs().min() > 1e-3
+        assert at_recorded["effect"].abs().max() > 0.1

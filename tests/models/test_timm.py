@@ -1,4 +1,4 @@
-"""timm's vision transformers through transformers' wrapper (the optional extra): rows proven, effects as by hooks."""
+"""timm's vision transformers through transformers' wrapper (the optional extra): rows verified, effects as by hooks."""
 
 import pytest
 import torch

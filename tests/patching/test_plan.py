@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitpatch.errors import VitPatchError
-from vitpatch.patching.plan import DONOR, RECIPIENT, edits_of, make_plan
+from vitpatch.patching.plan import DONOR, RECIPIENT, make_plan, patch_edits
 from vitpatch.types import Direction, Site, Sizes, Target, TokenGroup, window_layers
 
 
@@ -169,7 +169,7 @@ def computed(run, half):
 
 def test_edits_of_one_stream_have_one_name():
     before, after = plan("resid_pre").patches[2], plan("resid_post").patches[1]
-    assert edits_of(before) == edits_of(after)
+    assert patch_edits(before) == patch_edits(after)
 
 
 # --- what does not fit ---

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise VitPatchError(f"{said.folder}: is there already; name a new folder")
         checkpoint = Pretrained(said.model, said.revision, allow_bin=True)
         checkpoint.check_path()
-        written = checkpoint.saved_again(said.folder)
+        written = checkpoint.save_copy(said.folder)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
     print(f"{said.folder}: {', '.join(written)}; use it with model.path={said.folder}")

@@ -29,7 +29,7 @@ NO_VALUE = frozenset({"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "#n
 """What is written, in any case, where a column of text has no value."""
 
 
-def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
+def resolve_columns(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
     """The ``asked`` columns, ``AUTO`` found; ``features`` are those of ``datasets`` by column name.
 
     Raises ``VitPatchError`` for a column that is missing or of another kind, or where several could be it.
@@ -49,9 +49,12 @@ def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
         label = _the_one([name for name in classes if name in rest] or classes, rest, "label")
     for column in filter(None, (image, asked.mask, asked.pair)):
         kind = features[column]
-        if not isinstance(kind, datasets.Image) and not _stores_images(kind):
+        is_stored = isinstance(kind, dict) and set(kind) >= {"bytes", "path"}  # as an Image without its feature
+        if not (isinstance(kind, datasets.Image) or is_stored or getattr(kind, "dtype", None) == "binary"):
             raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
-    if label is not None and not _names_classes(features[label]):
+    dtype = str(getattr(features.get(label), "dtype", ""))
+    can_name = hasattr(features.get(label), "names") or dtype.startswith(("int", "uint", "float", "bool", *TEXT))
+    if label is not None and not can_name:
         raise VitPatchError(
             f"data.label_column {label!r} holds {features[label]}; expected a name, a whole number or a ClassLabel for "
             "each image (null: the images have no labels)"
@@ -65,25 +68,19 @@ def found_in(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
     return ColumnNames(image, label, asked.mask, asked.cluster, name, asked.pair)
 
 
-def _the_one(found: list[str], names: list[str], usual: str) -> str:
+def _the_one(candidates: list[str], names: list[str], usual: str) -> str:
     """The one column of a kind, or of several, or none, the one with the usual name."""
-    if len(found) == 1:
-        return found[0]
-    if usual in (found or names):
+    if len(candidates) == 1:
+        return candidates[0]
+    if usual in (candidates or names):
         return usual
-    what = f"several could be it: {', '.join(found)}" if found else f"none of its columns is one: {', '.join(names)}"
+    what = (
+        f"several could be it: {', '.join(candidates)}"
+        if candidates
+        else f"none of its columns is one: {', '.join(names)}"
+    )
     without = "; images without labels: data.label_column=null" if usual == "label" else ""
     raise VitPatchError(f"data.{usual}_column is missing: {what}; name it{without}")
-
-
-def _stores_images(kind: Any) -> bool:
-    """Whether a column without an Image feature holds what one is stored as: a struct of bytes and path, or bytes."""
-    return (isinstance(kind, dict) and set(kind) >= {"bytes", "path"}) or getattr(kind, "dtype", None) == "binary"
-
-
-def _names_classes(kind: Any) -> bool:
-    """Whether a column holds ClassLabel, numbers, true and false, or text."""
-    return hasattr(kind, "names") or str(getattr(kind, "dtype", "")).startswith(("int", "uint", "float", "bool", *TEXT))
 
 
 def is_text(kind: Any) -> bool:
@@ -103,7 +100,7 @@ class Labels:
     alphabetical: bool = False
 
 
-def numbered(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] = ()) -> Labels:
+def number_labels(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] = ()) -> Labels:
     """A column of labels as numbers, and their names where they have some.
 
     Names in a column of text, and ``more`` that no image has, are numbered by the numbers that they are, else in
@@ -111,13 +108,13 @@ def numbered(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] 
     names. No value, an empty name, and −1 are no label. Raises ``VitPatchError`` for what is no class's number.
     """
     if is_text(kind):
-        return _of_names(values, more)
+        return _number_names(values, more)
     if getattr(kind, "dtype", None) == "bool":
         return Labels(np.array([UNKNOWN if v is None else int(v) for v in values], np.int64), ("False", "True"))
     names = getattr(kind, "names", None)
     end = MOST_CLASSES if names is None else len(names)
     numbers = [UNKNOWN if value is None or value != value else value for value in values]
-    wrong = next((number for number in numbers if number != UNKNOWN and not _is_class(number, end)), None)
+    wrong = next((n for n in numbers if n != UNKNOWN and not (0 <= n < end and n == int(n))), None)
     if wrong is not None:
         raise VitPatchError(
             f"data.label_column {column!r}: label {wrong}; expected whole numbers from 0 to {end - 1}, or -1 for none"
@@ -125,11 +122,7 @@ def numbered(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] 
     return Labels(np.array(numbers, dtype=np.int64), None if names is None else tuple(names))
 
 
-def _is_class(number: float, end: int) -> bool:
-    return 0 <= number < end and number == int(number)
-
-
-def _of_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
+def _number_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
     named = ["" if value is None else plain(value) for value in values]
     names = {name: name for name in (*named, *map(plain, more)) if name}
     are_numbers = all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in names)
@@ -154,8 +147,8 @@ def cluster_values(values: Sequence[Any]) -> tuple[list[Hashable], list[bool]]:
     one of ``NO_VALUE``.
     """
     without = [_is_none(value) for value in values]
-    found = (plain(value) if isinstance(value, str) else value for value in values)
-    return [("row", row) if without[row] else ("value", value) for row, value in enumerate(found)], without
+    plain_values = (plain(value) if isinstance(value, str) else value for value in values)
+    return [("row", row) if without[row] else ("value", value) for row, value in enumerate(plain_values)], without
 
 
 def _is_none(value: Any) -> bool:
@@ -192,14 +185,14 @@ def in_rounds(labels: Numbers, seed: int) -> Numbers:
 
 def number_in_class(labels: Numbers) -> Numbers:
     """How many of its class stand before each, (images,) int64."""
-    found = np.empty(len(labels), dtype=np.int64)
+    numbers = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         of_class = labels == label
-        found[of_class] = np.arange(np.count_nonzero(of_class))
-    return found
+        numbers[of_class] = np.arange(np.count_nonzero(of_class))
+    return numbers
 
 
-def rows_taken(
+def select_rows(
     labels: Numbers,
     *,
     merged: Numbers | None = None,

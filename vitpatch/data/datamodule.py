@@ -108,11 +108,11 @@ class Decoded(Dataset):
 
 def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:
     """The mean BT.601 luma of each image at the model's input size, (images,); NaN of one that cannot be read."""
-    found = np.full(len(images), np.nan)
+    means = np.full(len(images), np.nan)
     for position, item in enumerate(map(Decoded(images, to_input, masks=False).__getitem__, range(len(images)))):
         if not isinstance(item, BadImage):
-            found[position] = float(item.image.mean((1, 2)) @ torch.tensor(BT601_LUMA))
-    return found
+            means[position] = float(item.image.mean((1, 2)) @ torch.tensor(BT601_LUMA))
+    return means
 
 
 def _ignore_signals(worker: int) -> None:

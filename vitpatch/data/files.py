@@ -56,7 +56,7 @@ class ParquetImages(ImageSource):
     def _in_folder(self, folder: Path) -> list[Path]:
         """The files of the split; without one, all, where they are not of several."""
         files = sorted(filter(is_visible, folder.glob("*.parquet")))
-        splits = sorted({found[1] for file in files if (found := re.match(_OF_A_SPLIT, file.name))})
+        splits = sorted({found[1] for file in files if (found := re.match(_SPLIT_FILE, file.name))})
         if self.split is None and len(splits) > 1:
             raise VitPatchError(f"data.split null: the data have {', '.join(splits)}; choose one")
         if self.split is not None:
@@ -69,8 +69,8 @@ class ParquetImages(ImageSource):
         return files
 
 
-_OF_A_SPLIT = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
-_CALLED = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
+_SPLIT_FILE = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
+_OTHER_SPLIT_NAMES = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
 """Other names of a split's folder."""
 
 
@@ -89,31 +89,31 @@ class FolderImages(ImageSource):
         if path.is_file():
             if self.split is not None:
                 raise VitPatchError(f"data.split {self.split}: data.path {self.path} is one image; leave it null")
-            return _of_files([path])
+            return _file_rows([path])
         if not path.is_dir():
             raise VitPatchError(
                 f"data.path {self.path}: no such folder; give a folder with one folder of images a class, or an image"
             )
-        folder = self._of_split(path)
+        folder = self._split_folder(path)
         log_unread(folder, path)
         if (metadata := read_metadata(folder, path)) is not None:
             check_files(metadata, folder, missing=self.on_error == "raise", twice=self.cluster_column is None)
             return self._with_labels(metadata, folder).rows()
         files = images_below(folder)
-        return _of_files(files, None if self.label_column is None else self._class_names(files, folder))
+        return _file_rows(files, None if self.label_column is None else self._class_names(files, folder))
 
-    def _of_split(self, path: Path) -> Path:
+    def _split_folder(self, path: Path) -> Path:
         """The folder of the split, or ``path`` itself where it has the classes."""
         inside = [folder for folder in _folders_in(path) if images_below(folder)]
         names = ", ".join(folder.name for folder in inside) or "no folder of images"
         if self.split is not None:
-            called = (self.split, *_CALLED.get(self.split, ()))
-            found = next((folder for name in called for folder in inside if folder.name == name), None)
-            if found is None:
+            called = (self.split, *_OTHER_SPLIT_NAMES.get(self.split, ()))
+            chosen = next((folder for name in called for folder in inside if folder.name == name), None)
+            if chosen is None:
                 raise VitPatchError(
                     f"data.split {self.split}: the data have {names}; choose one, or null for all of it"
                 )
-            return found
+            return chosen
         flat = [bool(images_in(folder)) for folder in inside]
         listed = any((path / name).is_file() for name in METADATA_NAMES)
         if self.label_column is None or images_in(path) or all(flat) or listed:
@@ -159,7 +159,7 @@ class FolderImages(ImageSource):
         path = Path(self.path).expanduser()
         if not path.is_dir():
             return ()
-        folder = self._of_split(path)
+        folder = self._split_folder(path)
         if images_in(folder) or read_metadata(folder, path) is not None:
             return ()
         return tuple(inside.name for inside in _folders_in(folder) if not files_below(inside))
@@ -208,7 +208,7 @@ def _named_by_folders(metadata: Metadata, folder: Path) -> Metadata:
     return replace(metadata, features=Features(metadata.features | {"label": label}))
 
 
-def _of_files(files: list[Path], labels: list[str] | None = None) -> datasets.Dataset:
+def _file_rows(files: list[Path], labels: list[str] | None = None) -> datasets.Dataset:
     """Rows of image files, with the names of their classes where they have some."""
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature
@@ -231,12 +231,12 @@ class DiskImages(ImageSource):
         path = Path(self.path).expanduser()
         if not path.is_dir():
             raise VitPatchError(f"data.path {self.path}: no such folder; give one that save_to_disk of datasets wrote")
-        found = load_from_disk(str(path))
-        if isinstance(found, Dataset):
+        data = load_from_disk(str(path))
+        if isinstance(data, Dataset):
             if self.split is not None:
                 raise VitPatchError(f"data.split {self.split}: the data have no splits; leave it null")
-            return found
-        return found[_split(self, found)]
+            return data
+        return data[_split(self, data)]
 
 
 def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:

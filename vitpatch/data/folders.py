@@ -35,10 +35,10 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:
     real = folder.resolve()
     if real in above:  # a link to a folder that it lies in
         return []
-    found = []
+    files = []
     for entry in filter(is_visible, folder.iterdir()):
-        found += _walk(entry, (*above, real)) if entry.is_dir() else [entry]  # a broken link is a file, and is reported
-    return found
+        files += _walk(entry, (*above, real)) if entry.is_dir() else [entry]  # a broken link is a file, and is reported
+    return files
 
 
 def is_image(path: Path) -> bool:

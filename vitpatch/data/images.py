@@ -49,38 +49,35 @@ class Rows(Protocol):
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
+@dataclass(eq=False)
 class LabelledImages:
     """The selected rows of a source, in order of their ids.
 
     ``ids`` (images,) int64, their numbers in the split; ``labels`` (images,) int64, ``UNKNOWN`` of an image without;
     ``label_names`` by label or ``None``, and whether labels are only their places in ``alphabetical`` order;
-    ``clusters`` (images,) int64, numbered by first appearance; ``digest``
-    identifies ids, images, labels and clusters, whatever their files are called – of a ``fingerprint``, where images
-    are not to be read for it. ``on_error`` and ``num_workers`` are the source's. ``left_out`` counts the images whose
-    label is mapped to no class.
+    ``clusters`` (images,): any values that tell clusters apart, which become int64, numbered by first appearance;
+    ``digest`` identifies ids, images, labels and clusters, whatever their files are called – of a ``fingerprint``,
+    where images are not to be read for it. ``where`` names the data in errors; ``on_error`` and ``num_workers`` are the
+    source's. ``left_out`` counts the images whose label is mapped to no class.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        columns: ColumnNames,
-        ids: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        label_names: tuple[str, ...] | None,
-        clusters: Sequence[Any],
-        where: str,
-        fingerprint: str | None = None,
-        on_error: str = "raise",
-        num_workers: int = 0,
-        alphabetical: bool = False,
-    ) -> None:
-        self.alphabetical = alphabetical
-        self._rows, self.columns, self.ids, self.labels, self.label_names = rows, columns, ids, labels, label_names
-        self._where, self.on_error, self.num_workers = where, on_error, num_workers
+    rows: Rows
+    columns: ColumnNames
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    label_names: tuple[str, ...] | None
+    clusters: Any
+    where: str
+    fingerprint: str | None = None
+    on_error: str = "raise"
+    num_workers: int = 0
+    alphabetical: bool = False
+
+    def __post_init__(self) -> None:
         numbers: dict[Any, int] = {}
-        self.clusters: NDArray[np.int64] = np.array([numbers.setdefault(v, len(numbers)) for v in clusters], np.int64)
-        self.digest = self._digest(fingerprint)
-        self._kept, self.left_out = np.arange(len(ids)), 0
+        self.clusters = np.array([numbers.setdefault(v, len(numbers)) for v in self.clusters], np.int64)
+        self.digest = self._digest(self.fingerprint)
+        self._kept, self.left_out = np.arange(len(self.ids)), 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -137,13 +134,13 @@ class LabelledImages:
         return _file(row[self.columns.image]) or f"row {example_id}"
 
     def _row(self, position: int) -> dict[str, Any]:
-        return self._rows[int(self._kept[position])]
+        return self.rows[int(self._kept[position])]
 
     def _decoded(self, position: int, column: str) -> Image.Image:
         stored = self._row(position)[column]
         file = _file(stored)
         at = self.ids[position]
-        where = f"data row {at}" + (f" ({file})" if file else f" of {self._where}") + f", column {column}"
+        where = f"data row {at}" + (f" ({file})" if file else f" of {self.where}") + f", column {column}"
         try:
             image = Image.open(io.BytesIO(_bytes(stored)))
             image.load()
@@ -163,9 +160,9 @@ class LabelledImages:
             total.update(f"{fingerprint} {self.columns.image} {self.columns.mask}{pair}".encode())
             return total.hexdigest()[:16]
         if len(self) > MANY:
-            log.info("reading %d images of %s once, to identify them", len(self), self._where)
+            log.info("reading %d images of %s once, to identify them", len(self), self.where)
         columns = [c for c in (self.columns.image, self.columns.mask, self.columns.pair) if c]
-        for row in self._rows:
+        for row in self.rows:
             for column in columns:
                 try:
                     total.update(hashlib.sha256(_bytes(row[column])).digest())

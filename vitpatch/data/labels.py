@@ -20,7 +20,7 @@ LEFT_OUT = -1
 """The class of a label whose images are left out."""
 
 
-def matched(
+def match_labels(
     data_names: Sequence[str] | None,
     model_names: Sequence[str] | None,
     classes: int,
@@ -42,27 +42,29 @@ def matched(
         return None
     numbers = [-1, *(used or ()), *(key for key in label_map if type(key) is int)]
     labels = list(map(str, range(1 + max(numbers)))) if data_names is None else list(data_names)
-    given = _given(label_map, labels, model_names, classes)
-    rest = [at for at in range(len(labels)) if at not in given and (used is None or at in used)]
-    if takes_place(data_names, model_names) and rest:
-        _check_places([labels[at] for at in rest], len(labels), classes, given, doubt)
-    found = (
+    mapped = _classes_by_map(label_map, labels, model_names, classes)
+    rest = [at for at in range(len(labels)) if at not in mapped and (used is None or at in used)]
+    if matched_by_place(data_names, model_names) and rest:
+        _check_places([labels[at] for at in rest], len(labels), classes, mapped, doubt)
+    matched = (
         _by_name(labels, model_names)
         if _have_words(data_names, model_names)
         else _by_number(labels, model_names, classes)
     )
-    found = [given.get(at, index) for at, index in enumerate(found)]
-    found = _all_found(found, labels, model_names or list(map(str, range(classes))), used)
-    _check_once({at: found[at] for at in rest}, labels, model_names)
-    return None if found == list(range(classes)) else found
+    matched = [mapped.get(at, index) for at, index in enumerate(matched)]
+    if missing := [labels[at] for at, index in enumerate(matched) if index is None and (used is None or at in used)]:
+        raise VitPatchError(_no_class(missing, labels, model_names or list(map(str, range(classes)))))
+    matched = [LEFT_OUT if index is None else index for index in matched]  # of these there is no image
+    _check_once({at: matched[at] for at in rest}, labels, model_names)
+    return None if matched == list(range(classes)) else matched
 
 
-def takes_place(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
+def matched_by_place(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
     """Whether labels with names meet a model without: only their place among the data's labels says which they are."""
     return data_names is not None and not are_numbers(data_names) and not _have_words(data_names, model_names)
 
 
-def by_place(names: Sequence[str]) -> str:
+def place_note(names: Sequence[str]) -> str:
     """What a reader must know where labels are the classes by their place."""
     order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
     shown = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:SHOWN]))
@@ -86,8 +88,8 @@ def _have_words(data_names: Sequence[str] | None, model_names: Sequence[str] | N
 
 def _number(name: str) -> int | None:
     """The number that a name is, as 7 and LABEL_7 are."""
-    found = re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.IGNORECASE)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.IGNORECASE)
+    return int(match[1]) if match else None
 
 
 def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes: int) -> list[int | None]:
@@ -98,26 +100,26 @@ def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes
     return [numbers.index(number) if number in once else None for number in asked]
 
 
-def _given(
+def _classes_by_map(
     label_map: Mapping[Any, Any], labels: Sequence[str], model_names: Sequence[str] | None, classes: int
 ) -> dict[int, int]:
     """The classes that ``data.label_map`` gives to labels, by number; ``LEFT_OUT`` where it leaves them out."""
-    given: dict[int, int] = {}
+    mapped: dict[int, int] = {}
     for key, value in label_map.items():
         at = _index("data.label_map", key, labels, len(labels), "the data's labels")
-        if at in given:
+        if at in mapped:
             raise VitPatchError(f"data.label_map: {key!r} is the label {labels[at]!r}, which it names twice")
-        given[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
-    return given
+        mapped[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
+    return mapped
 
 
-def _check_places(rest: Sequence[str], labels: int, classes: int, given: Mapping[int, int], doubt: str | None) -> None:
+def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mapping[int, int], doubt: str | None) -> None:
     """Raises ``VitPatchError`` where the ``rest`` of the labels cannot be told by their place alone."""
     remedy = "data.label_map={label: number} says which is which"
     some = ", ".join(map(repr, rest[:SHOWN])) + ", …" * (len(rest) > SHOWN)
     if doubt is not None:
         raise VitPatchError(f"the model's classes have no sure names: {doubt}; {remedy}, of each of {some}")
-    if any(index != LEFT_OUT for index in given.values()):
+    if any(index != LEFT_OUT for index in mapped.values()):
         raise VitPatchError(
             f"data.label_map leaves {some} without a class, and the model has no names to find them by; say all of "
             "them, {label: number}, or null to leave a label's images out"
@@ -126,16 +128,6 @@ def _check_places(rest: Sequence[str], labels: int, classes: int, given: Mapping
         raise VitPatchError(
             f"the data have {labels} classes, the model {classes} without names: not the same labels; {remedy}"
         )
-
-
-def _all_found(
-    found: Sequence[int | None], data_names: Sequence[str], model_names: Sequence[str], used: Collection[int] | None
-) -> list[int]:
-    """What was found; a label without a class is one of which there is no image."""
-    missing = [data_names[at] for at, index in enumerate(found) if index is None and (used is None or at in used)]
-    if missing:
-        raise VitPatchError(_no_class(missing, data_names, model_names))
-    return [LEFT_OUT if index is None else index for index in found]
 
 
 def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
@@ -150,11 +142,11 @@ def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Se
     )
 
 
-def _check_once(found: Mapping[int, int], data_names: Sequence[str], model_names: Sequence[str] | None) -> None:
+def _check_once(matched: Mapping[int, int], data_names: Sequence[str], model_names: Sequence[str] | None) -> None:
     """Raises ``VitPatchError`` where two labels are one class and nobody said so; ``found`` by label."""
-    twice = [index for index, number in Counter(i for i in found.values() if i != LEFT_OUT).items() if number > 1]
+    twice = [index for index, number in Counter(i for i in matched.values() if i != LEFT_OUT).items() if number > 1]
     if twice:
-        which = [data_names[at] for at, index in found.items() if index == twice[0]]
+        which = [data_names[at] for at, index in matched.items() if index == twice[0]]
         name = f"{model_names[twice[0]]!r}" if model_names else f"class {twice[0]}"
         raise VitPatchError(
             f"the data's labels {' and '.join(map(repr, which[:2]))} are both the model's {name}; "
@@ -162,36 +154,36 @@ def _check_once(found: Mapping[int, int], data_names: Sequence[str], model_names
         )
 
 
-def _index(key: str, said: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
+def _index(key: str, value: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
     """A label by its name, which may be a number, or else by its number."""
-    if (found := _find(said, names, number)) is not None:
-        return found
-    near = difflib.get_close_matches(str(said), list(map(str, names or ())), n=3, cutoff=0.4)
+    if (index := _find(value, names, number)) is not None:
+        return index
+    near = difflib.get_close_matches(str(value), list(map(str, names or ())), n=3, cutoff=0.4)
     numbers = f"numbers from 0 to {number - 1}"
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"names, or {numbers}" if names else numbers
-    raise VitPatchError(f"{key} {said!r}: none of {whose}; {hint}")
+    raise VitPatchError(f"{key} {value!r}: none of {whose}; {hint}")
 
 
-def _find(said: Any, names: Sequence[str] | None, number: int) -> int | None:
+def _find(value: Any, names: Sequence[str] | None, number: int) -> int | None:
     for form in (str, fold):
         forms = [form(name) for name in names or ()]
-        if type(said) in (int, str) and forms.count(form(str(said))) == 1:
-            return forms.index(form(str(said)))
-    return said if type(said) is int and 0 <= said < number else None
+        if type(value) in (int, str) and forms.count(form(str(value))) == 1:
+            return forms.index(form(str(value)))
+    return value if type(value) is int and 0 <= value < number else None
 
 
-def indices_of(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[Any, int]:
+def mapped_labels(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[Any, int]:
     """Which of these labels the keys of a ``data.label_map`` are, of those that are some."""
-    found = {key: _find(key, names, len(names)) for key in label_map}
-    return {key: index for key, index in found.items() if index is not None}
+    indices = {key: _find(key, names, len(names)) for key in label_map}
+    return {key: index for key, index in indices.items() if index is not None}
 
 
-def class_names_of(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
+def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
     """The classes that ``data.label_map`` makes of labels: by first appearance, numbers in their order."""
-    given = {_index("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
+    keys = {_index("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
     made: list[str] = []
     for at, name in enumerate(names):
-        value = label_map[given[at]] if at in given else name
+        value = label_map[keys[at]] if at in keys else name
         if value is None:
             continue
         if type(value) not in (int, str):
@@ -202,9 +194,9 @@ def class_names_of(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[s
     return sorted(made, key=_number) if label_map and are_numbers(made) else made
 
 
-def chosen(said: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
+def label_numbers(value: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
     """What a key (``data.classes``) says of the data's labels, as their numbers."""
-    classes = [said] if isinstance(said, str | int) else list(said)
+    classes = [value] if isinstance(value, str | int) else list(value)
     if not classes:
         raise VitPatchError(f"{key}: empty; give names or numbers of labels, or null for all")
     return [_index(key, one, names, number, "the data's labels") for one in classes]
@@ -218,21 +210,21 @@ def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int 
     as_written = _once(model_names) & _once(data_names)
     same_order = len(data_names) == len(model_names)
     own = {fold(part) for name in data_names for part in _parts(name)}
-    found: list[int | None] = []
+    matched: list[int | None] = []
     for index, name in enumerate(data_names):
         folded = fold(_words(name))
         if name in as_written:  # before Cat and cat are one
-            found.append(model_names.index(name))
+            matched.append(model_names.index(name))
         elif same_order and folded == fold(_words(model_names[index])):  # also where two classes have one name
-            found.append(index)
+            matched.append(index)
         elif folded in whole:
-            found.append(at[folded])
+            matched.append(at[folded])
         elif same_order and _share_a_word(name, model_names[index], own):
-            found.append(index)
+            matched.append(index)
         else:
             candidates = {owner[part] for part in map(fold, _parts(name)) if part in parts}
-            found.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
-    return found
+            matched.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
+    return matched
 
 
 def _share_a_word(name: str, other: str, own: Collection[str]) -> bool:
@@ -267,7 +259,7 @@ def fold(name: str) -> str:
     return re.sub(r"[\s_]+|(?<!^)-|^-(?!\d)", "", plain) or plain
 
 
-def spoken(name: str) -> str:
+def readable_name(name: str) -> str:
     """A label as one says it: a synset's words, the first of several names, spaces for underscores."""
     return _parts(name)[0].replace("_", " ").strip()
 

@@ -31,38 +31,38 @@ def partners(
     rng = np.random.default_rng([seed, list(Partner).index(kind), 2])  # 2: apart from other draws of the seed
     if kind is Partner.OTHER_CLASS:
         return _deranged(np.arange(len(labels)), labels, clusters, False, rng)
-    found = np.full(len(labels), NOBODY, dtype=np.int64)
+    partner = np.full(len(labels), NOBODY, dtype=np.int64)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        found[rows] = _deranged(rows, labels, clusters, True, rng)
-    return found
+        partner[rows] = _deranged(rows, labels, clusters, True, rng)
+    return partner
 
 
 def _deranged(
     rows: Numbers, labels: Numbers, clusters: Numbers, same: bool, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """A partner among ``rows`` for each of them: a permutation, mended by swaps where two do not fit."""
-    found = rng.permutation(rows)
+    partner = rng.permutation(rows)
 
     def fits(a: Numbers, b: Numbers) -> NDArray[np.bool_]:
         return ((labels[a] == labels[b]) == same) & (clusters[a] != clusters[b])
 
-    for i in np.flatnonzero(~fits(rows, found)):
-        swaps = np.flatnonzero(fits(rows[i], found) & fits(rows, found[i]))
+    for i in np.flatnonzero(~fits(rows, partner)):
+        swaps = np.flatnonzero(fits(rows[i], partner) & fits(rows, partner[i]))
         if len(swaps):
             j = rng.choice(swaps)
-            found[i], found[j] = found[j], found[i]
-    for i in np.flatnonzero(~fits(rows, found)):
+            partner[i], partner[j] = partner[j], partner[i]
+    for i in np.flatnonzero(~fits(rows, partner)):
         free = rows[fits(rows[i], rows)]
-        found[i] = rng.choice(free) if len(free) else NOBODY
-    return found
+        partner[i] = rng.choice(free) if len(free) else NOBODY
+    return partner
 
 
 def _nearest(luminance: NDArray[np.floating], labels: Numbers, clusters: Numbers) -> NDArray[np.int64]:
-    found = np.empty(len(labels), dtype=np.int64)
+    partner = np.empty(len(labels), dtype=np.int64)
     for first in range(0, len(labels), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
         apart = np.nan_to_num(np.abs(luminance[rows, None] - luminance), nan=np.inf)
         apart[(labels[rows, None] == labels) | (clusters[rows, None] == clusters)] = np.inf
-        found[rows] = np.where(np.isfinite(apart.min(1)), apart.argmin(1), NOBODY)
-    return found
+        partner[rows] = np.where(np.isfinite(apart.min(1)), apart.argmin(1), NOBODY)
+    return partner

@@ -60,13 +60,13 @@ class TexturedScenes(ParquetImages):
             for stored, mode in ((drawing, "RGB"), (mask, "L"))
         )
         rng = np.random.default_rng([zlib.crc32(str(self.split).encode()), row])
-        scene = on_ground(pixels, alpha[..., None] / 255, 255 * texture(rng, *alpha.shape))
+        scene = on_background(pixels, alpha[..., None] / 255, 255 * texture(rng, *alpha.shape))
         stream = io.BytesIO()
         Image.fromarray(scene).save(stream, "PPM")
         return {"bytes": stream.getvalue(), "path": None}
 
 
-def on_ground(on_white: Field, alpha: Field, ground: Field) -> NDArray[np.uint8]:
+def on_background(on_white: Field, alpha: Field, ground: Field) -> NDArray[np.uint8]:
     """What was drawn on white by ``alpha`` (height, width, 1) in [0, 1], on another ground; pixels from 0 to 255."""
     return (on_white + (1 - alpha) * (ground - 255)).round().clip(0, 255).astype(np.uint8)
 

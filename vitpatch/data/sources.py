@@ -21,17 +21,17 @@ from vitpatch.data.columns import (
     AUTO,
     Labels,
     cluster_values,
-    found_in,
     is_sorted_by_class,
     is_text,
-    numbered,
-    rows_taken,
+    number_labels,
+    resolve_columns,
+    select_rows,
 )
 from vitpatch.data.folders import check_images_of_splits, check_same_classes, files_below
 from vitpatch.data.images import UNKNOWN, ColumnNames, LabelledImages
-from vitpatch.data.labels import chosen, indices_of
+from vitpatch.data.labels import label_numbers, mapped_labels
 from vitpatch.errors import VitPatchError
-from vitpatch.hub import commit_of, downloaded, explain, resolve
+from vitpatch.hub import commit_of, explain, local_copy, resolve
 
 if TYPE_CHECKING:
     import datasets
@@ -143,7 +143,7 @@ class HubImages(ImageSource):
         try:
             return self._load(where, self.revision)
         except ConnectionError:  # datasets looks for what it prepared itself, not for what was downloaded
-            if (copy := downloaded(where, self.revision, "dataset")) is None:
+            if (copy := local_copy(where, self.revision, "dataset")) is None:
                 raise
         return self._load(str(copy), None)
 
@@ -206,7 +206,7 @@ def _open(source: ImageSource) -> LabelledImages:
         rows = source.rows()
         if rows.features is None:  # of a stream, known from its first rows
             rows = rows._resolve_features()
-        columns = found_in(rows.features, source.asked(rows.features))
+        columns = resolve_columns(rows.features, source.asked(rows.features))
         for column in filter(None, (columns.image, columns.mask, columns.pair)):
             rows = rows.cast_column(column, datasets.Image(decode=False))
         of_labels = (source.classes, source.per_class, source.label_map)
@@ -218,7 +218,7 @@ def _open(source: ImageSource) -> LabelledImages:
         more = source.classes_without_images()
         if more:
             log.info("data.path %s: %s: a class without images", source.path, ", ".join(more))
-        labels = numbered(values[columns.label], rows.features[columns.label], columns.label, more)
+        labels = number_labels(values[columns.label], rows.features[columns.label], columns.label, more)
     ids = _selected(source, labels)
     if not len(ids):
         raise VitPatchError(f"data {source.path}: the selection is empty; there is no image to patch")
@@ -227,9 +227,9 @@ def _open(source: ImageSource) -> LabelledImages:
     clusters: Sequence[Any] = ids.tolist()
     if columns.cluster is not None:
         clusters = _clusters(values[columns.cluster], ids, columns)
-    here = StreamedRows(rows, ids) if source.streams else rows.select(ids)
+    selected = StreamedRows(rows, ids) if source.streams else rows.select(ids)
     return LabelledImages(
-        rows=here,
+        rows=selected,
         columns=columns,
         ids=ids,
         labels=labels.numbers[ids],
@@ -251,18 +251,18 @@ def _read(source: ImageSource, rows: Any, wanted: list[str]) -> tuple[dict[str, 
     leaves_out = any(of_model is None for _, of_model in source.label_map or ())
     few = in_order and not leaves_out and not any(is_text(rows.features[column]) for column in wanted)
     one = wanted or list(rows.features)[:1]
-    there = list(islice(rows.select_columns(one), source.limit if few else None))
-    return {column: [row[column] for row in there] for column in wanted}, len(there)
+    read = list(islice(rows.select_columns(one), source.limit if few else None))
+    return {column: [row[column] for row in read] for column in wanted}, len(read)
 
 
 def _selected(source: ImageSource, labels: Labels) -> NDArray[np.int64]:
     """The rows that are taken, ascending."""
     number = len(labels.names) if labels.names is not None else int(labels.numbers.max(initial=0)) + 1
     classes, left_out = _mapped(source, labels, number)
-    taken = rows_taken(
+    taken = select_rows(
         labels.numbers,
         merged=np.where(labels.numbers == UNKNOWN, UNKNOWN, np.unique(classes, return_inverse=True)[1][labels.numbers]),
-        classes=None if source.classes is None else chosen(source.classes, labels.names, number),
+        classes=None if source.classes is None else label_numbers(source.classes, labels.names, number),
         left_out=left_out,
         per_class=source.per_class,
         limit=source.limit,
@@ -282,10 +282,10 @@ def _mapped(source: ImageSource, labels: Labels, number: int) -> tuple[list[str]
     """
     names = list(labels.names) if labels.names is not None else list(map(str, range(max(number, 1))))
     label_map = dict(source.label_map or ())
-    given = indices_of(label_map, names)
-    for key, label in given.items():
+    mapped = mapped_labels(label_map, names)
+    for key, label in mapped.items():
         names[label] = str(label_map[key])
-    return names, [label for key, label in given.items() if label_map[key] is None]
+    return names, [label for key, label in mapped.items() if label_map[key] is None]
 
 
 def _where(source: ImageSource) -> str:
@@ -313,8 +313,8 @@ def _check_labels(source: ImageSource, labels: NDArray[np.int64], ids: NDArray[n
 
 def _clusters(values: Sequence[Any], ids: NDArray[np.int64], columns: ColumnNames) -> list[Hashable]:
     """The cluster of each image that is taken; what is odd about them is said."""
-    found, without = cluster_values(values)
-    clusters = [found[row] for row in ids]
+    by_row, without = cluster_values(values)
+    clusters = [by_row[row] for row in ids]
     where, single = f"data.cluster_column {columns.cluster!r}", sum(without[row] for row in ids)
     if single:
         log.warning("%s: %d of %d images have no value; each is a cluster of its own", where, single, len(ids))

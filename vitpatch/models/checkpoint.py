@@ -1,4 +1,4 @@
-"""Checkpoints → models with named sites, and new classifiers; what is wrong with one is said in one line."""
+"""Checkpoints → models with named sites, and new classifiers; what is wrong with one becomes one line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from vitpatch.checks import Count, Expected, Interval, Share, is_list, is_of
-from vitpatch.data.labels import SHOWN, are_numbers, fold, spoken
+from vitpatch.checks import Count, Expected, Share, is_list, is_of
+from vitpatch.data.labels import SHOWN, are_numbers, fold, readable_name
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.hub import explain
 from vitpatch.models.classes import class_names, name_classes
 from vitpatch.models.families import Family, family_from_yaml, family_of
-from vitpatch.models.preprocessing import Preprocessing, explicit, of_processor, of_timm, pair, vision_config
-from vitpatch.models.pretrained import DTYPES, OF_TEXTS, UNTRAINED_SEED, Pretrained
+from vitpatch.models.preprocessing import (
+    Preprocessing,
+    explicit_preprocessing,
+    from_processor,
+    from_timm,
+    pair,
+    vision_config,
+)
+from vitpatch.models.pretrained import DTYPES, IMAGE_TEXT_TYPES, UNTRAINED_SEED, Pretrained
 from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.models.wrappers import BackboneClassifier, ZeroShot, take_square_images
@@ -103,7 +110,7 @@ _HEAD_NEEDED = (
 _HEAD_SPARE = "model.head_path is for backbones without a classifier, such as DINOv3; {} models bring their own"
 
 
-OF_SIGMOIDS = (
+SIGMOID_NOTE = (
     "SigLIP is trained to answer each text by itself, with a sigmoid; prob, log_odds and kl here are of the softmax "
     "over the data's labels; metric=logit takes the label's own logit alone"
 )
@@ -144,7 +151,7 @@ class ZeroShotCheckpoint(Checkpoint):
                 f"this model reads the data's label names, and they are numbers ({', '.join(names[:3])}); give it words"
             )
         config = self.config()
-        if config.model_type not in OF_TEXTS:
+        if config.model_type not in IMAGE_TEXT_TYPES:
             raise VitPatchError(
                 f"model {self.path}: model_type {config.model_type!r} has no texts; CLIP and SigLIP have"
             )
@@ -153,8 +160,8 @@ class ZeroShotCheckpoint(Checkpoint):
         family = family_from_yaml(self.anatomy) if self.anatomy else family_of(config.model_type, self.path)
         preprocessing = _preprocessing_of(self, config)
         model = self.model(config, "AutoModel")
-        texts = _embedded(self, model, names, self._prompts)
-        notes = (OF_SIGMOIDS,) * config.model_type.startswith("siglip") + _alike(names, texts)
+        texts = _embed_texts(self, model, names, self._prompts)
+        notes = (SIGMOID_NOTE,) * config.model_type.startswith("siglip") + _same_text_notes(names, texts)
         if config.model_type == "siglip2":
             take_square_images(model.vision_model)
         return ZeroShot(model, texts, names, notes), preprocessing, family
@@ -172,16 +179,16 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, files: tuple[An
     if size != patchable.input_size:
         raise VitPatchError(
             f"model {checkpoint.path}: its image processor gives {size} pixels, the model takes {patchable.input_size}"
-            f"{_resized(patchable.input_size, preprocessing)}"
+            f"{_resize_keys(patchable.input_size, preprocessing)}"
         )
     verify_model(patchable)
     return patchable
 
 
-def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> str:
+def _resize_keys(size: tuple[int, int], preprocessing: Preprocessing) -> str:
     """What to type so that images are resized to the model's size, normalised as before."""
-    given = {"image_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
-    keys = [f"model.{key}=[{','.join(f'{number:g}' for number in numbers)}]" for key, numbers in given.items()]
+    values = {"image_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
+    keys = [f"model.{key}=[{','.join(f'{number:g}' for number in numbers)}]" for key, numbers in values.items()]
     return f"; to resize images to that: {' '.join(keys)}"
 
 
@@ -225,7 +232,7 @@ def _head_and_names(checkpoint: Checkpoint, config: Any) -> tuple[torch.nn.Linea
 
 
 @torch.no_grad()
-def _embedded(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompts: tuple[str, ...]) -> torch.Tensor:
+def _embed_texts(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompts: tuple[str, ...]) -> torch.Tensor:
     """Of each class the mean direction of its texts, (classes, width), in float32 and of length 1."""
     tokenizer = checkpoint.tokenizer()
     model.eval()
@@ -234,19 +241,19 @@ def _embedded(checkpoint: Checkpoint, model: Any, names: tuple[str, ...], prompt
     directions: list[torch.Tensor] = []
     read: dict[tuple, str] = {}
     for name in names:
-        texts = [prompt.replace("{}", spoken(name)) for prompt in prompts]
+        texts = [prompt.replace("{}", readable_name(name)) for prompt in prompts]
         tokens = tokenizer(texts, padding=padding, max_length=longest, truncation=True, return_tensors="pt")
-        _check_read(checkpoint, read.setdefault(tuple(tokens["input_ids"].flatten().tolist()), name), name)
-        given = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        _check_texts_differ(checkpoint, read.setdefault(tuple(tokens["input_ids"].flatten().tolist()), name), name)
+        arguments = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
         if padding == "max_length":
-            given.pop("attention_mask", None)
-        found = model.get_text_features(**given)
-        found = found if isinstance(found, torch.Tensor) else found.pooler_output
-        directions.append(F.normalize(F.normalize(found.float(), dim=-1).mean(0), dim=-1))
+            arguments.pop("attention_mask", None)
+        features = model.get_text_features(**arguments)
+        features = features if isinstance(features, torch.Tensor) else features.pooler_output
+        directions.append(F.normalize(F.normalize(features.float(), dim=-1).mean(0), dim=-1))
     return torch.stack(directions).to(DTYPES[checkpoint.dtype])
 
 
-def _alike(names: Sequence[str], texts: torch.Tensor) -> tuple[str, ...]:
+def _same_text_notes(names: Sequence[str], texts: torch.Tensor) -> tuple[str, ...]:
     """A line on the labels that have the same direction; ``texts`` (classes, width)."""
     groups: dict[bytes, list[str]] = {}
     for name, direction in zip(names, texts, strict=True):
@@ -256,9 +263,9 @@ def _alike(names: Sequence[str], texts: torch.Tensor) -> tuple[str, ...]:
     return (SAME_TEXT.format(some),) if several else ()
 
 
-def _check_read(checkpoint: Checkpoint, other: str, name: str) -> None:
+def _check_texts_differ(checkpoint: Checkpoint, other: str, name: str) -> None:
     """Raises ``VitPatchError`` where the tokenizer reads two labels as the same text."""
-    if fold(spoken(other)) != fold(spoken(name)):  # ImageNet has a Cardigan, the dog, and a cardigan
+    if fold(readable_name(other)) != fold(readable_name(name)):  # ImageNet has a Cardigan, the dog, and a cardigan
         raise VitPatchError(
             f"model {checkpoint.path}: its tokenizer reads the labels {other!r} and {name!r} as the same text; are its "
             "files (tokenizer.json, or vocab.json and merges.txt) there?"
@@ -270,9 +277,9 @@ def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
     vision = vision_config(config)
     keys = ("image_size", "crop_share", "resample", "mean", "std")
     if any(getattr(checkpoint, key) is not None for key in keys):
-        return explicit(*_explicit_keys(checkpoint, getattr(vision, "image_size", None)))
+        return explicit_preprocessing(*_explicit_keys(checkpoint, getattr(vision, "image_size", None)))
     if config.model_type == "timm_wrapper":
-        return of_timm(getattr(config, "pretrained_cfg", None) or {})
+        return from_timm(getattr(config, "pretrained_cfg", None) or {})
     try:
         processor = checkpoint.processor()
     except VitPatchError:
@@ -283,10 +290,10 @@ def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
             "how images reach it: model.mean=[R,G,B] model.std=[R,G,B] on the [0, 1] scale, and where they differ from "
             "the model's size and bicubic, model.image_size, model.crop_share, model.resample"
         ) from error
-    own = of_processor(processor)
+    own = from_processor(processor)
     if config.model_type == "siglip2":  # of any shape; here all images have the shape that positions were trained at
         edge = round(vision.num_patches**0.5) * vision.patch_size
-        return explicit((edge, edge), own.mean, own.std, "bilinear")
+        return explicit_preprocessing((edge, edge), own.mean, own.std, "bilinear")
     return own
 
 
@@ -314,7 +321,7 @@ def pretrained_classifier(
     family = family_of(config.model_type, checkpoint.path)
     preprocessing = _preprocessing_of(checkpoint, config)
     name_classes(config, names)
-    model, info = checkpoint.loaded("AutoModelForImageClassification", config)
+    model, info = checkpoint.load_with_info("AutoModelForImageClassification", config)
     drawn = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
     modules = dict(model.named_modules())
     heads = {head for readout in family.readouts for head in readout.heads} & set(modules)
@@ -335,4 +342,4 @@ def new_classifier(config: Any, names: Sequence[str]) -> tuple[Any, Preprocessin
     height, width = pair(config.image_size)
     half = [0.5, 0.5, 0.5]
     processor = ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
-    return AutoModelForImageClassification.from_config(config), of_processor(processor)
+    return AutoModelForImageClassification.from_config(config), from_processor(processor)

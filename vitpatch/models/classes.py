@@ -10,7 +10,15 @@ from typing import Any
 from torch import nn
 
 from vitpatch.data.images import LabelledImages
-from vitpatch.data.labels import are_numbers, by_place, class_names_of, fold, indices_of, matched, takes_place
+from vitpatch.data.labels import (
+    are_numbers,
+    fold,
+    mapped_class_names,
+    mapped_labels,
+    match_labels,
+    matched_by_place,
+    place_note,
+)
 from vitpatch.errors import VitPatchError
 
 MULTI_LABEL = "multi_label_classification"
@@ -61,11 +69,11 @@ def as_classes(
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0:
         raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
-    given = _of_split(dict(label_map or ()), images, beside)
+    label_map_ = _of_split(dict(label_map or ()), images, beside)
     used = set(images.labels.tolist())
-    found = matched(images.label_names, classes.names, classes.number, given, used, classes.doubt)
-    if found is not None:
-        return images.as_classes(found, classes.names, classes.number)
+    matched = match_labels(images.label_names, classes.names, classes.number, label_map_, used, classes.doubt)
+    if matched is not None:
+        return images.as_classes(matched, classes.names, classes.number)
     if high >= classes.number:
         raise VitPatchError(
             f"the data have labels from {low} to {high}; the model's {classes.number} go from 0 to {classes.number - 1}"
@@ -77,21 +85,21 @@ def notes_on(images: LabelledImages, classes: Classes, label_map: Sequence[tuple
     """What a reader must know of how these images, labelled as the data have it, came to their classes."""
     if classes.doubt is not None:
         return (f"classes are called by their numbers, they have no sure names: {classes.doubt}",)
-    all_given = len(indices_of(dict(label_map or ()), images.label_names or ())) == len(images.label_names or ())
-    if not images.has_labels or all_given or not takes_place(images.label_names, classes.names):
+    all_given = len(mapped_labels(dict(label_map or ()), images.label_names or ())) == len(images.label_names or ())
+    if not images.has_labels or all_given or not matched_by_place(images.label_names, classes.names):
         return ()
-    return (by_place(images.label_names),)
+    return (place_note(images.label_names),)
 
 
 def _of_split(label_map: Mapping[Any, Any], images: LabelledImages, beside: LabelledImages | None) -> dict[Any, Any]:
     """The map without labels that only the other split has."""
     if beside is None or not label_map:
         return dict(label_map)
-    here, there = (indices_of(label_map, labels_of(each)) for each in (images, beside))
+    here, there = (mapped_labels(label_map, label_texts(each)) for each in (images, beside))
     return {key: value for key, value in label_map.items() if key in here or key not in there}
 
 
-def labels_of(images: LabelledImages) -> list[str]:
+def label_texts(images: LabelledImages) -> list[str]:
     """The names of all labels, their numbers where they have no names."""
     if images.label_names is not None:
         return list(images.label_names)
@@ -116,9 +124,9 @@ def classes_of_training(
             f"data: the {with_names} split's labels have names, the other's are numbers; give both the same kind of "
             "labels (data.label_column), for which number is which name is not known"
         )
-    given = _of_split(dict(label_map or ()), train, test)
-    names = class_names_of(labels_of(train), given)
-    if train.label_names is None and not given:
+    mapping = _of_split(dict(label_map or ()), train, test)
+    names = mapped_class_names(label_texts(train), mapping)
+    if train.label_names is None and not mapping:
         names = [f"LABEL_{name}" for name in names]
     if len(names) < 2:
         raise VitPatchError(f"the training images have one class, {', '.join(names)}; a classifier needs two or more")
@@ -135,10 +143,10 @@ def _other_classes(own: Classes, names: Sequence[str]) -> str | None:
     if own.number != len(names) or are_numbers(names) != (own.names is None or are_numbers(own.names)):
         return f"{theirs}, {own.number} of them"
     try:
-        found = matched(names, own.names, own.number)
+        matched = match_labels(names, own.names, own.number)
     except VitPatchError:
-        found = [0]
-    return None if found is None or sorted(found) == list(range(own.number)) else theirs
+        matched = [0]
+    return None if matched is None or sorted(matched) == list(range(own.number)) else theirs
 
 
 def _some(names: Sequence[str]) -> str:

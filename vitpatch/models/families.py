@@ -52,7 +52,7 @@ class Family:
     interpolated, so that images need not have the config's size. ``versions`` are names of the same modules in other
     versions of transformers, {field: name} each.
 
-    ``Family`` is data: that it is true of a model is shown when the model is loaded (``vitpatch.models.verify``).
+    ``Family`` is data: that it is true of a model is verified when the model is loaded (``vitpatch.models.verify``).
     """
 
     name: str
@@ -220,7 +220,7 @@ def family_of(model_type: str, where: str) -> Family:
     return FAMILIES[model_type]
 
 
-def is_known(family: Family) -> bool:
+def is_known_family(family: Family) -> bool:
     """Whether a row is one of ``FAMILIES``, by the names of some version of transformers."""
     return any(family == replace(row, **names) for row in FAMILIES.values() for names in ({}, *row.versions))
 
@@ -231,27 +231,31 @@ def family_from_yaml(path: str) -> Family:
 
     file = Path(path).expanduser()
     try:
-        said = yaml.safe_load(file.read_text())
+        row = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise VitPatchError(f"model.anatomy {path}: cannot be read ({one_line(error, 120)})") from error
-    if not isinstance(said, dict):
-        raise VitPatchError(f"model.anatomy {path}: holds {type(said).__name__}; expected keys like blocks: …")
-    said = dict(said)
-    like = said.pop("like", None)
+    if not isinstance(row, dict):
+        raise VitPatchError(f"model.anatomy {path}: holds {type(row).__name__}; expected keys like blocks: …")
+    row = dict(row)
+    like = row.pop("like", None)
     if like is not None and like not in FAMILIES:
         raise VitPatchError(f"model.anatomy {path}: like {like!r}; expected one of {', '.join(sorted(FAMILIES))}")
     whole = {} if like is None else {f.name: getattr(FAMILIES[like], f.name) for f in fields(Family)}
-    if "readouts" in said:
-        readouts = said["readouts"] if isinstance(said["readouts"], list) else [said["readouts"]]
-        said["readouts"] = tuple(_readout(readout, path) for readout in readouts)
-    return _made(Family, whole | {key: _tupled(value) for key, value in said.items()}, path, "")
+    if "readouts" in row:
+        readouts = row["readouts"] if isinstance(row["readouts"], list) else [row["readouts"]]
+        row["readouts"] = tuple(_readout(readout, path) for readout in readouts)
+    return _made(Family, whole | {key: _tupled(value) for key, value in row.items()}, path, "")
 
 
-def _readout(said: Any, path: str) -> Readout:
-    if not isinstance(said, dict) or not isinstance(said.get("heads"), dict) or not said["heads"]:
-        raise VitPatchError(f"model.anatomy {path}: readouts {said!r}; expected heads: {{classifier: [cls]}} and norm")
-    heads = {str(head): _tupled(parts if isinstance(parts, list) else [parts]) for head, parts in said["heads"].items()}
-    return _made(Readout, said | {"heads": heads}, path, "readouts.")
+def _readout(values: Any, path: str) -> Readout:
+    if not isinstance(values, dict) or not isinstance(values.get("heads"), dict) or not values["heads"]:
+        raise VitPatchError(
+            f"model.anatomy {path}: readouts {values!r}; expected heads: {{classifier: [cls]}} and norm"
+        )
+    heads = {
+        str(head): _tupled(parts if isinstance(parts, list) else [parts]) for head, parts in values["heads"].items()
+    }
+    return _made(Readout, values | {"heads": heads}, path, "readouts.")
 
 
 def _made(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:

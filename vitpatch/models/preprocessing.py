@@ -46,7 +46,7 @@ class Preprocessing:
         return sizes.pop()
 
 
-def of_processor(processor: Any) -> Preprocessing:
+def from_processor(processor: Any) -> Preprocessing:
     """What a checkpoint's image processor says. ``VitPatchError`` where its pixels are not on the [0, 1] scale."""
     factor = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
     if abs(255 * factor - 1) > 1e-3:
@@ -56,16 +56,16 @@ def of_processor(processor: Any) -> Preprocessing:
         )
     if not getattr(processor, "do_normalize", True):
         return Preprocessing(processor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Preprocessing(processor, *(_of_colours(x) for x in (processor.image_mean, processor.image_std)))
+    return Preprocessing(processor, *(_per_colour(x) for x in (processor.image_mean, processor.image_std)))
 
 
-def _of_colours(said: Any) -> tuple[float, ...]:
+def _per_colour(value: Any) -> tuple[float, ...]:
     """One number a colour, of a list or of one number for all."""
-    values = tuple(map(float, said)) if isinstance(said, list | tuple) else (float(said),)
+    values = tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
     return values * 3 if len(values) == 1 else values
 
 
-def explicit(
+def explicit_preprocessing(
     size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -82,7 +82,7 @@ def explicit(
         resized: dict[str, int] = {"height": size[0], "width": size[1]}
     else:
         resized = {"shortest_edge": math.floor(min(size) / crop_share)}
-    said = {
+    config = {
         "size": resized,
         "resample": RESAMPLE[resample],
         "do_center_crop": crop_share is not None,
@@ -90,28 +90,28 @@ def explicit(
         "image_mean": list(mean),
         "image_std": list(std),
     }
-    return of_processor(by_pillow(said))
+    return from_processor(pillow_processor(config))
 
 
-def by_pillow(said: Mapping[str, Any]) -> Any:
+def pillow_processor(config: Mapping[str, Any]) -> Any:
     """A processor that does by Pillow what ``preprocessor_config.json`` says: resize, crop, rescale, normalise."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     keys = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
     steps = {"do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True}
-    given = {key: said[key] for key in keys if said.get(key) is not None}
-    return CLIPImageProcessorPil(**given, **{step: said.get(step, default) for step, default in steps.items()})
+    values = {key: config[key] for key in keys if config.get(key) is not None}
+    return CLIPImageProcessorPil(**values, **{step: config.get(step, default) for step, default in steps.items()})
 
 
-def of_timm(said: Mapping[str, Any]) -> Preprocessing:
+def from_timm(config: Mapping[str, Any]) -> Preprocessing:
     """What timm's ``pretrained_cfg`` says: input size, share of the crop, interpolation, mean and std."""
-    size = tuple(said.get("input_size") or (3, 224, 224))[1:]
-    share = None if said.get("crop_mode") == "squash" else float(said.get("crop_pct") or 0.875)
-    mean, std = (said.get(key) or [0.5] * 3 for key in ("mean", "std"))
-    return explicit(size, mean, std, said.get("interpolation") or "bilinear", share)
+    size = tuple(config.get("input_size") or (3, 224, 224))[1:]
+    share = None if config.get("crop_mode") == "squash" else float(config.get("crop_pct") or 0.875)
+    mean, std = (config.get(key) or [0.5] * 3 for key in ("mean", "std"))
+    return explicit_preprocessing(size, mean, std, config.get("interpolation") or "bilinear", share)
 
 
-def patches_of(pixels: Tensor, patch: int) -> Tensor:
+def cut_into_patches(pixels: Tensor, patch: int) -> Tensor:
     """(batch, 3, height, width) → (batch, patches, patch · patch · 3): row by row, colours innermost."""
     batch, colours, height, width = pixels.shape
     cut = pixels.reshape(batch, colours, height // patch, patch, width // patch, patch)

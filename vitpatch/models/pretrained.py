@@ -19,14 +19,14 @@ import torch
 
 from vitpatch.checks import check_fields
 from vitpatch.errors import VitPatchError
-from vitpatch.hub import commit_of, explain, files_of_model, resolve
+from vitpatch.hub import commit_of, explain, model_files, resolve
 from vitpatch.models.classes import config_labels, keep_labels
-from vitpatch.models.preprocessing import by_pillow
+from vitpatch.models.preprocessing import pillow_processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNTRAINED_SEED = 0
 """Of the weights of ``random_init``: the control for a profile is one model, the same in every run."""
-OF_TEXTS = ("clip", "siglip", "siglip2")
+IMAGE_TEXT_TYPES = ("clip", "siglip", "siglip2")
 """Model types that also come as a pair of towers, without a classifier."""
 
 
@@ -103,9 +103,13 @@ class Pretrained:
             with torch.random.fork_rng(devices=[]), one_line(self.path):
                 torch.manual_seed(UNTRAINED_SEED)
                 return getattr(transformers, kind).from_config(config).to(DTYPES[self.dtype])
-        model, info = self.loaded(kind, config)
+        model, info = self.load_with_info(kind, config)
         if missing := sorted(key for key in info["missing_keys"] if not key.endswith(_UNUSED)):
-            hint = "; by its texts it classifies without: model=clip_zero_shot" if config.model_type in OF_TEXTS else ""
+            hint = (
+                "; by its texts it classifies without: model=clip_zero_shot"
+                if config.model_type in IMAGE_TEXT_TYPES
+                else ""
+            )
             some = ", ".join(missing[:3])
             raise VitPatchError(f"model {self.path}: no weights for {some}: not a fine-tuned image classifier{hint}")
         if info["mismatched_keys"]:
@@ -116,7 +120,7 @@ class Pretrained:
             raise VitPatchError(f"model {self.path}: its config has no place for the weights {', '.join(spare[:3])}")
         return model
 
-    def loaded(self, kind: str, config: Any) -> tuple[Any, Mapping[str, Any]]:
+    def load_with_info(self, kind: str, config: Any) -> tuple[Any, Mapping[str, Any]]:
         """Model of a config, and what transformers says of the weights."""
         import transformers
 
@@ -152,8 +156,8 @@ class Pretrained:
                 raise VitPatchError(_CODE.format(path=self.path)) from error
             if "torchvision" not in str(error):
                 raise
-            said, _ = ImageProcessingMixin.get_image_processor_dict(self._where, **self._arguments)
-            return by_pillow(said)
+            config, _ = ImageProcessingMixin.get_image_processor_dict(self._where, **self._arguments)
+            return pillow_processor(config)
 
     def tokenizer(self) -> Any:
         """The tokenizer of a model of images and texts."""
@@ -162,7 +166,7 @@ class Pretrained:
         with one_line(self.path):
             return AutoTokenizer.from_pretrained(self._where, **self._arguments)
 
-    def saved_again(self, folder: Path) -> list[str]:
+    def save_copy(self, folder: Path) -> list[str]:
         """Writes the checkpoint into a new folder as ``save_pretrained`` does, in safetensors; what was written."""
         import transformers
 
@@ -173,7 +177,7 @@ class Pretrained:
         model = model or self.model(config, kinds[0])  # says what is wrong
         part = folder.with_name(f"{folder.name}.part")
         written = {"model": model, "image processor": _or_none(self.processor), "tokenizer": _or_none(self.tokenizer)}
-        if config.model_type not in OF_TEXTS:
+        if config.model_type not in IMAGE_TEXT_TYPES:
             del written["tokenizer"]
         try:
             with one_line(self.path):
@@ -189,7 +193,7 @@ class Pretrained:
         if Path(self._where).is_dir():
             files = [file.name for file in Path(self._where).iterdir()]
         else:
-            files = files_of_model(self._where, self.commit or self.revision)
+            files = model_files(self._where, self.commit or self.revision)
         kinds = {".safetensors": "model", ".bin": "pytorch_model"}
         has = {kind: any(name.startswith(first) and kind in name for name in files) for kind, first in kinds.items()}
         return has[".bin"] and not has[".safetensors"]
@@ -234,13 +238,19 @@ _SAVE = "load it in Python and save its Hugging Face model and image processor: 
 _EXPECTED = "expected a folder written by save_pretrained"
 _WEIGHTS = (".safetensors", ".bin")
 _LIGHTNING = (".ckpt", ".pt", ".pth")
-_OTHERS = {".onnx": "ONNX", ".gguf": "GGUF", ".h5": "TensorFlow", ".msgpack": "Flax", ".tflite": "TensorFlow Lite"}
+_OTHER_FORMATS = {
+    ".onnx": "ONNX",
+    ".gguf": "GGUF",
+    ".h5": "TensorFlow",
+    ".msgpack": "Flax",
+    ".tflite": "TensorFlow Lite",
+}
 _PREFIXES = {
     "_orig_mod.": "saved from a model that torch.compile wraps: save model._orig_mod instead",
     "module.": "saved from DataParallel or DistributedDataParallel: save model.module instead",
     "base_model.model.": "saved from a model that peft wraps: save model.merge_and_unload() instead",
 }
-_HELD = "saved from a module that holds the model: save the Hugging Face model in it instead"
+_INSIDE_A_MODULE = "saved from a module that holds the model: save the Hugging Face model in it instead"
 
 
 def check_path(path: str) -> None:
@@ -250,14 +260,14 @@ def check_path(path: str) -> None:
     """
     local = Path(path).expanduser()
     if local.is_file():
-        raise VitPatchError(f"model.path {path}: is a file; {_EXPECTED}{_hint_of_file(local, path)}")
+        raise VitPatchError(f"model.path {path}: is a file; {_EXPECTED}{_file_hint(local, path)}")
     if local.is_dir():
-        reason = _of_adapter(local) or _of_files(local) or _of_shards(local)
+        reason = _adapter_problem(local) or _files_problem(local) or _shards_problem(local)
         if reason is not None:
             raise VitPatchError(f"model.path {path}: {reason}")
 
 
-def _hint_of_file(file: Path, path: str) -> str:
+def _file_hint(file: Path, path: str) -> str:
     if file.suffix in _LIGHTNING:
         return f"; of a Lightning checkpoint {_SAVE.format('module.model')}"
     if (file.parent / "config.json").exists():
@@ -265,7 +275,7 @@ def _hint_of_file(file: Path, path: str) -> str:
     return ""
 
 
-def _of_adapter(folder: Path) -> str | None:
+def _adapter_problem(folder: Path) -> str | None:
     file = folder / "adapter_config.json"
     if not file.exists():
         return None
@@ -279,11 +289,11 @@ def _of_adapter(folder: Path) -> str | None:
     )
 
 
-def _of_files(folder: Path) -> str | None:
+def _files_problem(folder: Path) -> str | None:
     """What is missing of config and weights."""
     names = sorted(file.name for file in folder.iterdir())
     suffixes = {Path(name).suffix for name in names}
-    other = [name for suffix, name in _OTHERS.items() if suffix in suffixes]
+    other = [name for suffix, name in _OTHER_FORMATS.items() if suffix in suffixes]
     if "config.json" in names:
         if other and not suffixes & set(_WEIGHTS):
             return f"has weights of {' and '.join(other)} only; export the model as safetensors (save_pretrained)"
@@ -303,11 +313,11 @@ def _of_files(folder: Path) -> str | None:
 
 def _number(folder: Path) -> tuple[int, str]:
     """Sorts checkpoint-500 before checkpoint-1000."""
-    found = re.search(r"(\d+)$", folder.name)
-    return int(found[1]) if found else -1, folder.name
+    digits = re.search(r"(\d+)$", folder.name)
+    return int(digits[1]) if digits else -1, folder.name
 
 
-def _of_shards(folder: Path) -> str | None:
+def _shards_problem(folder: Path) -> str | None:
     for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -320,9 +330,13 @@ def _of_shards(folder: Path) -> str | None:
 
 def check_not_quantised(config: Any, path: str) -> None:
     """Raises ``VitPatchError`` where weights are quantised: their sums are not those of floats."""
-    said = getattr(config, "quantization_config", None)
-    if said is not None:
-        method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        method = (
+            quantisation.get("quant_method")
+            if isinstance(quantisation, dict)
+            else getattr(quantisation, "quant_method", None)
+        )
         raise VitPatchError(
             f"model {path}: its weights are quantised ({method or 'quantization_config'}); give it in float32 "
             "or below: model.dequantize().save_pretrained(FOLDER) in Python, or the model it was made from"
@@ -334,20 +348,7 @@ def check_names(missing: Collection[str], unexpected: Iterable[str], path: str) 
     for name in sorted(unexpected):
         at = [name.removesuffix(key) for key in missing if name.endswith(f".{key}")]
         if prefix := min(at, key=len, default=""):
-            why = next((words for known, words in _PREFIXES.items() if prefix.startswith(known)), _HELD)
+            why = next((words for known, words in _PREFIXES.items() if prefix.startswith(known)), _INSIDE_A_MODULE)
             raise VitPatchError(f"model {path}: its weights are called {prefix}…, such as {name}: {why}")
     if lost := sorted(name for name in missing if re.search(r"\.layers?\.\d+\.", name)):
         raise VitPatchError(f"model {path}: no weights for {', '.join(lost[:3])}, …: not a checkpoint of this model")
-
-
-def check_bare(model: Any) -> None:
-    """Raises ``VitPatchError`` where something wraps a Hugging Face model, which then is to be given itself."""
-    kind = type(model).__name__
-    if hasattr(model, "_orig_mod"):
-        raise VitPatchError("model: is compiled; give the model as it was before torch.compile (model._orig_mod)")
-    if type(model).__module__.startswith("peft."):
-        raise VitPatchError(f"model: {kind} is peft's; give model.merge_and_unload(), or model.get_base_model()")
-    if not hasattr(getattr(model, "config", None), "model_type"):
-        held = [name for name, of in model.named_children() if hasattr(getattr(of, "config", None), "model_type")]
-        if held:
-            raise VitPatchError(f"model: got {kind}; give the Hugging Face model that it holds (model.{held[0]})")

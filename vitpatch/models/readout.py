@@ -1,4 +1,4 @@
-"""From the stream that leaves the last block to logits, and the straight way there of a change of the stream."""
+"""From the stream that leaves the last block to logits, and the direct effect of a change of the stream on them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,11 @@ class Reader:
 
     def __init__(self, model: nn.Module, readout: Readout, special: tuple[str, ...], tokens: int) -> None:
         self.readout, self._special = readout, special
-        self._of = model.get_submodule
+        self._submodule = model.get_submodule
         parts = {part for parts in readout.heads.values() for part in parts}
         pooled = parts & {PATCHES, EVERYTHING, POOLED}
         self.reads = tokens if pooled else max(map(special.index, parts)) + 1
         """The classifier reads this many tokens, the first ones."""
-
-    def fits(self, name: str | None) -> bool:
-        """Whether one of the heads has this name (``None``: any)."""
-        return name is None or name in self.readout.heads
 
     def __call__(self, stream: Tensor) -> Tensor:
         """The last stream at the tokens that are read, (rows, reads, width) → logits (rows, classes)."""
@@ -42,7 +38,7 @@ class Reader:
         )
 
     def _module(self, path: str | None) -> Callable[[Tensor], Tensor]:
-        return nn.Identity() if path is None else self._of(path)
+        return nn.Identity() if path is None else self._submodule(path)
 
     def _parts(self, normed: Tensor, head: str) -> Tensor:
         """What a head reads of (rows, reads, width): its parts side by side."""
@@ -55,8 +51,8 @@ class Reader:
             return normed[:, len(self._special) if part == PATCHES else 0 :].mean(1)
         return normed[:, self._special.index(part)]
 
-    def _logits(self, of_head: dict[str, Tensor]) -> Tensor:
-        logits = [self._of(head)(parts) for head, parts in of_head.items()]
+    def _logits(self, by_head: dict[str, Tensor]) -> Tensor:
+        logits = [self._submodule(head)(parts) for head, parts in by_head.items()]
         return logits[0] if len(logits) == 1 else sum(logits) / len(logits)
 
     def direct(self, stream: Tensor, changes: Iterable[Change]) -> Tensor:
@@ -73,14 +69,15 @@ class Reader:
         logits = []
         for change in changes:
             if carry is None or None in carry_pooled.values():
-                logits.append(torch.full_like(self._logits(unmoved_after(pooled_norm, unmoved)), torch.nan))
+                after = {head: pooled_norm(parts) for head, parts in unmoved.items()}
+                logits.append(torch.full_like(self._logits(after), torch.nan))
                 continue
             moved = carry(change.values, change.tokens)
-            of_head = {}
+            by_head = {}
             for head, before in unmoved.items():
                 added = self._moved(normed, change.tokens, moved, head)
-                of_head[head] = (pooled_norm(before) + carry_pooled[head](added, slice(None))).to(stream.dtype)
-            logits.append(self._logits(of_head))
+                by_head[head] = (pooled_norm(before) + carry_pooled[head](added, slice(None))).to(stream.dtype)
+            logits.append(self._logits(by_head))
         return torch.stack(logits)
 
     def _moved(self, normed: Tensor, tokens: Tensor, moved: Tensor, head: str) -> Tensor:
@@ -99,11 +96,6 @@ class Reader:
                 weight = (tokens == self._special.index(part)).to(moved.dtype)
             parts.append(torch.einsum("rnw,n->rw", moved, weight))
         return torch.cat(parts, -1)
-
-
-def unmoved_after(norm: Callable[[Tensor], Tensor], of_head: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each head's parts after the norm between parts and heads."""
-    return {head: norm(parts) for head, parts in of_head.items()}
 
 
 def frozen(norm: nn.Module, at: Tensor) -> Callable[[Tensor, Tensor | slice], Tensor] | None:

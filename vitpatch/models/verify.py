@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitpatch.errors import VitPatchError
 from vitpatch.models.block import Block
-from vitpatch.models.families import is_known
+from vitpatch.models.families import is_known_family
 from vitpatch.models.readout import Change, Reader
 from vitpatch.models.vit import HOOKED, PatchableViT, Place
 from vitpatch.types import ALL_HEADS, BaseRun, Site
@@ -86,7 +86,7 @@ def _verify_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: T
     model.stepwise = reader is not None and _is_true(_steps, model, pixels, values)
     model.reader = reader or model.reader
     model.by_heads = not model.missing and all(_is_true(_is_by_heads, model, layer, values) for layer in layers)
-    if model.by_heads or is_known(model.family):
+    if model.by_heads or is_known_family(model.family):
         return
     model.missing |= {Site.Q, Site.K, Site.V}
     if Site.Z not in model.missing and not all(_is_true(_enters_output, model, layer, values) for layer in layers):

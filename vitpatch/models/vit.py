@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -258,6 +258,10 @@ class PatchableViT(nn.Module):
     def _record_calls(self) -> None:
         """One forward pass of a blank image: the token axis, and what attention is called with besides the stream."""
         calls: dict[Any, tuple[tuple, dict[str, Any], Any]] = {}
+
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, key: Any) -> None:
+            calls[key] = (args, kwargs, output.clone() if isinstance(output, Tensor) else output)  # a bias is changed
+
         watched: dict[Any, nn.Module | None] = {"stream": self.blocks[0].module}
         watched["shared bias"] = _submodule(self.model, self.family.shared_bias)
         for number, block in enumerate(self.blocks):
@@ -266,7 +270,7 @@ class PatchableViT(nn.Module):
         with ExitStack() as hooks:
             for key, module in watched.items():
                 if module is not None:
-                    hooks.enter_context(module.register_forward_hook(_recorder(calls, key), with_kwargs=True))
+                    hooks.enter_context(module.register_forward_hook(partial(record, key=key), with_kwargs=True))
             try:
                 self.model(pixel_values=torch.zeros(1, 3, *self.input_size, device=self.device, dtype=self.dtype))
             except (RuntimeError, ValueError, TypeError) as error:
@@ -335,15 +339,6 @@ class PatchableViT(nn.Module):
         with self.reading(places) as values:
             self(pixels)
         return next((layer for (_, layer), value in values.items() if not value.isfinite().all()), None)
-
-
-def _recorder(calls: dict[Any, Any], key: Any) -> Any:
-    """A hook that keeps a module's arguments and output under a key; a copy of the output, which others may change."""
-
-    def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        calls[key] = (args, kwargs, output.clone() if isinstance(output, Tensor) else output)
-
-    return record
 
 
 def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from vitpatch.models.preprocessing import patches_of
+from vitpatch.models.preprocessing import cut_into_patches
 from vitpatch.types import digest
 
 NOT_OF_THE_ARCHITECTURE = (
@@ -32,7 +32,7 @@ class BackboneClassifier(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Linear, names: Sequence[str] | None) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, head
-        self.config = labelled(backbone.config, names, head.out_features)
+        self.config = with_labels(backbone.config, names, head.out_features)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """Pixels (batch, 3, height, width) → ``logits`` (batch, classes)."""
@@ -80,7 +80,7 @@ class ZeroShot(nn.Module):
         self.vision_model = model.vision_model
         bias = getattr(model, "logit_bias", torch.zeros(()))
         self.similarity = Similarity(texts, model.logit_scale.exp(), bias, getattr(model, "visual_projection", None))
-        self.config = labelled(model.config, names, len(names))
+        self.config = with_labels(model.config, names, len(names))
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """Pixels (batch, 3, height, width) → ``logits`` (batch, classes)."""
@@ -98,13 +98,13 @@ def take_square_images(tower: nn.Module) -> None:
         rows, columns = (edge // patch for edge in pixels.shape[2:])
         shapes = torch.tensor([[rows, columns]], device=pixels.device).expand(len(pixels), -1)
         everywhere = torch.ones(len(pixels), rows * columns, dtype=torch.int64, device=pixels.device)
-        given = {"pixel_attention_mask": everywhere, "spatial_shapes": shapes}
-        return (), kwargs | given | {"pixel_values": patches_of(pixels, patch)}
+        shapes_and_mask = {"pixel_attention_mask": everywhere, "spatial_shapes": shapes}
+        return (), kwargs | shapes_and_mask | {"pixel_values": cut_into_patches(pixels, patch)}
 
     tower.register_forward_pre_hook(to_patches, with_kwargs=True)
 
 
-def labelled(config: Any, names: Sequence[str] | None, classes: int) -> Any:
+def with_labels(config: Any, names: Sequence[str] | None, classes: int) -> Any:
     """A copy of a config with these labels, by number where they have no names."""
     config = copy.deepcopy(config)
     config.id2label = dict(enumerate(names or [f"LABEL_{i}" for i in range(classes)]))

@@ -27,6 +27,7 @@ def means(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> Constant
     """The mean of a site over images, by position, in all layers; ``pixels`` are batches of normalised images."""
     read = Site.RESID_PRE if site is Site.PATTERN else site  # no module hands over the pattern
     places = tuple((read, layer) for layer in range(model.sizes.depth))
+    wide = torch.float32 if model.device.type == "mps" else torch.float64  # mps has no float64
     total: dict[Place, Tensor] = {}
     images = 0
     for batch in pixels:
@@ -34,7 +35,7 @@ def means(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> Constant
         with model.reading(places) as values:
             model(batch)
         for (_, layer), value in values.items():
-            summed = _by_head(model, site, layer, value).sum(0, dtype=_wide(model.device))
+            summed = _by_head(model, site, layer, value).sum(0, dtype=wide)
             total[site, layer] = total.get((site, layer), 0) + summed
     return {place: (value / images).float() for place, value in total.items()}
 
@@ -44,7 +45,3 @@ def _by_head(model: PatchableViT, site: Site, layer: int, value: Tensor) -> Tens
     if site is Site.PATTERN:
         return model.blocks[layer].heads(value, pattern=True).pattern
     return value.unflatten(-1, (model.sizes.heads, -1)).transpose(1, 2) if site.by_head else value
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -124,11 +124,6 @@ def _mlp_weights(model: PatchableViT) -> list[torch.Tensor]:
     return [weight for weight in model.blocks[0].mlp_parameters() if weight.dim() == 2]
 
 
-def _inner(model: PatchableViT) -> int:
-    """The most channels inside the MLP."""
-    return max((max(weight.shape) for weight in _mlp_weights(model)), default=model.width)
-
-
 def _edits(plan: Plan, steps: tuple, width: int) -> float:
     """Head edits of the recipient's attention: the heads' attention again, and their part of the projection."""
     sizes, total = plan.sizes, 0.0
@@ -160,7 +155,8 @@ def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, in
         image += 3 * runs * sizes.heads * sizes.tokens**2 * size
     elif plan.target.site in (Site.Q, Site.K):
         image += stream
-    row = max(8 * stream, 3 * stream + 2 * sizes.tokens * _inner(model) * size)
+    inside_mlp = max((max(weight.shape) for weight in _mlp_weights(model)), default=width)  # channels
+    row = max(8 * stream, 3 * stream + 2 * sizes.tokens * inside_mlp * size)
     row += sizes.heads * sizes.tokens**2 * size * model.has_bias  # a bias may keep attention from going in parts
     return image, KEPT * row, (5 + 3 * partners) * pixels
 

@@ -89,8 +89,10 @@ class DirectEffects:
 
     def delta_norms(self) -> Tensor:
         """(patches, batch): the norm of donor − recipient over that of the recipient; NaN where that is 0."""
-        summed = _sum_by_patch(self._squares.transpose(0, 1), list(map(self._numbers, self.plan.patches)))
-        difference, recipient = summed.unbind(1)
+        numbers = [(row, n) for row, patch in enumerate(self.plan.patches) for n in self._numbers(patch)]
+        rows, comparisons = torch.tensor(numbers, device=self._squares.device).unbind(1)
+        summed = self._squares.new_zeros(2, len(self.plan.patches), self._squares.shape[2])
+        difference, recipient = summed.index_add_(1, rows, self._squares[:, comparisons])
         return (difference / recipient.where(recipient > 0, torch.nan)).sqrt()
 
     def changes(self) -> Iterator[Change]:
@@ -102,14 +104,6 @@ class DirectEffects:
         for patch in self.plan.patches:
             first_change, *others = [self._changes[number] for number in self._numbers(patch)[first:]]
             yield Change(first_change.tokens, sum(change.values for change in others) + first_change.values)
-
-
-def _sum_by_patch(values: Tensor, numbers: list[list[int]]) -> Tensor:
-    """For each patch's list of numbers the sum of these ``values`` (comparisons, …)."""
-    owner = [patch for patch, some in enumerate(numbers) for _ in some]
-    flat = [number for some in numbers for number in some]
-    total = torch.zeros(len(numbers), *values.shape[1:], device=values.device)
-    return total.index_add_(0, torch.tensor(owner, device=values.device), values[flat])
 
 
 def _squares(donor: Tensor, recipient: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,8 @@ def execute(
     """
     masks_by_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
     direct_effects = DirectEffects(plan, model, masks_by_group)
-    inputs = Inputs(pixels, masks_by_group, constants, noise)
+    noise_by_run = {} if noise is None else {BaseRun.CORRUPT: noise}
+    inputs = Inputs(pixels, noise_by_run, masks_by_group, constants)
     if model.goes_by_parts(plan.target.site):
         walk = _Walk(plan, model, inputs, direct_effects, room)
         base, patched = walk.logits()
@@ -106,11 +107,20 @@ class _Walk:
         self.plan, self.model, self.inputs, self.direct_effects = plan, model, inputs, direct_effects
         self.masks = inputs.masks
         self.images, self.runs = len(inputs.pixels[plan.recipient]), len(plan.base_runs)
-        self.base = inputs.embedded(model, plan.base_runs).unflatten(0, (self.runs, self.images))
+        self.base = self._embed().unflatten(0, (self.runs, self.images))
         self.states = self.base.new_empty(plan.whole, *self.base.shape[1:])
         self._rows = room.rows
         self._at_once = max(1, room.rows // self.images)  # states
         self._heads: list[Heads] = []
+
+    def _embed(self) -> Tensor:
+        """The streams of the base runs that enter the first block, (runs · images, tokens, width)."""
+        runs, noise = self.plan.base_runs, self.inputs.noise
+        pixels = torch.cat([self.inputs.pixels[run] for run in runs])
+        if not noise:
+            return self.model.embed(pixels)
+        quiet = torch.zeros_like(next(iter(noise.values())))
+        return self.model.embed(pixels, torch.cat([noise.get(run, quiet) for run in runs]))
 
     def logits(self) -> tuple[dict[Run, Tensor], Tensor]:
         """Of the base runs, (images, classes) each, and of every patched run, (runs, images, classes)."""

@@ -5,7 +5,7 @@ These are for models whose parts do not give their own logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from vitpatch.models.hooks import Act
 from vitpatch.models.vit import PatchableViT, Place
 from vitpatch.patching.direct_effect import DirectEffects
 from vitpatch.patching.plan import Plan
-from vitpatch.types import ALL_HEADS, BaseRun, Patch, Run, Site
+from vitpatch.types import ALL_HEADS, Patch, Run, Site
 
 Constants = Mapping[Place, Tensor]
 """Values of a site, the same for all images, before a fixed layer scale: (tokens, width); by head (heads, tokens, head
@@ -25,28 +25,17 @@ width); of ``pattern`` (heads, query tokens, key tokens)."""
 
 @dataclass(frozen=True)
 class Inputs:
-    """``pixels`` normalised, (images, 3, height, width) by base run; ``masks`` bool (images, tokens) by token group.
+    """What a plan is run on, besides the model.
 
-    ``constants`` of a donor that is no run; ``noise`` (images, image patches, width) of the corrupted run's patch
-    embeddings.
+    ``pixels`` normalised, (images, 3, height, width) by base run; ``noise`` (images, image patches, width) of the base
+    runs whose patch embeddings it is added to; ``masks`` bool (images, tokens) by token group; ``constants`` of a donor
+    that is no run.
     """
 
     pixels: Mapping[Run, Tensor]
+    noise: Mapping[Run, Tensor]
     masks: Mapping[str, Tensor]
     constants: Constants | None = None
-    noise: Tensor | None = None
-
-    def noise_of(self, run: Run) -> Tensor | None:
-        """The noise on a run's patch embeddings."""
-        return self.noise if run is BaseRun.CORRUPT else None
-
-    def embedded(self, model: PatchableViT, runs: Sequence[Run]) -> Tensor:
-        """The streams that enter the first block, (runs · images, tokens, width)."""
-        pixels = torch.cat([self.pixels[run] for run in runs])
-        if self.noise is None:
-            return model.embed(pixels)
-        quiet = torch.zeros_like(self.noise)
-        return model.embed(pixels, torch.cat([quiet if self.noise_of(run) is None else self.noise for run in runs]))
 
 
 def full_forwards(
@@ -62,7 +51,7 @@ def full_forwards(
     base, values = {}, {}
     for run in plan.base_runs:
         with model.reading(places) as values[run]:
-            base[run] = model(inputs.pixels[run], inputs.noise_of(run))
+            base[run] = model(inputs.pixels[run], inputs.noise.get(run))
     received = values[recipient]
     donors = [
         values[run] if (run := plan.run_of(i)) is not None else _constants(inputs, received, plan.target.site)
@@ -74,7 +63,7 @@ def full_forwards(
     patched = []
     for patch, donor in plan.runs:
         with model.hooked(_acts(patch, donors[donor], inputs.masks[patch.tokens], model)):
-            patched.append(model(inputs.pixels[recipient], inputs.noise_of(recipient)))
+            patched.append(model(inputs.pixels[recipient], inputs.noise.get(recipient)))
     direct = base[recipient].new_full((len(plan.patches), *base[recipient].shape), torch.nan)
     return base, torch.stack(patched), direct
 

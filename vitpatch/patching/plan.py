@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from vitpatch.errors import VitPatchError
-from vitpatch.patching.tokens import possible, token_names
+from vitpatch.patching.tokens import possible_tokens, token_names
 from vitpatch.types import (
     ALL_HEADS,
     EVERY_HEAD,
@@ -213,7 +213,7 @@ class Plan:
     def _tokens_read(self) -> dict[str, np.ndarray]:
         """By token group which of the tokens that the classifier reads it may hold, int64 (n,) each."""
         reads, grid = self.sizes.reads, self.target.grid
-        return {name: np.flatnonzero(possible(name, self.sizes, grid)[:reads]) for name in self.token_groups}
+        return {name: np.flatnonzero(possible_tokens(name, self.sizes, grid)[:reads]) for name in self.token_groups}
 
     @property
     def token_groups(self) -> tuple[str, ...]:
@@ -264,20 +264,20 @@ def make_plan(
     patches = of(windows, layers)
     leave_outs: tuple[Patch, ...] = ()
     if synergy:
-        there = set(layers) if 1 in windows else set()
-        patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - there))
-        leave_outs = tuple(patch for whole in patches for patch in _without_each(whole))
-    together = _together(target, sizes) if len(donors) > 1 else ()
-    return _with_states(patches, donors, (leave_outs, together), direction, target, sizes)
+        patched = set(layers) if 1 in windows else set()
+        patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - patched))
+        leave_outs = tuple(patch for whole in patches for patch in _leave_one_out(whole))
+    together = _all_layers_patch(target, sizes) if len(donors) > 1 else ()
+    return _plan_states(patches, donors, (leave_outs, together), direction, target, sizes)
 
 
-def _without_each(patch: Patch) -> list[Patch]:
+def _leave_one_out(patch: Patch) -> list[Patch]:
     """A window of several layers without each of them."""
     layers = patch.layers if len(patch.layers) > 1 else ()
     return [replace(patch, layers=tuple(x for x in layers if x != layer), without=layer) for layer in layers]
 
 
-def _together(target: Target, sizes: Sizes) -> tuple[Patch, ...]:
+def _all_layers_patch(target: Target, sizes: Sizes) -> tuple[Patch, ...]:
     """All layers at once, of a target that is one token group."""
     names = token_names(target, sizes)
     if len(names) > 1:
@@ -316,7 +316,7 @@ def _heads(target: Target, sizes: Sizes) -> Sequence[int]:
     return range(sizes.heads) if target.heads == EVERY_HEAD else target.heads
 
 
-def edits_of(patch: Patch, donor: int = 0) -> dict[int, Edit]:
+def patch_edits(patch: Patch, donor: int = 0) -> dict[int, Edit]:
     """A patch as edits by position: 2 h + 1 is inside half h, 2 h on the stream that enters it."""
     return dict(_edit(patch, layer, donor) for layer in patch.layers)
 
@@ -336,7 +336,7 @@ def comparisons_of(patch: Patch) -> tuple[Comparison, ...]:
     return tuple(Comparison(patch.site, layer, patch.tokens, patch.head) for layer in patch.layers)
 
 
-def _with_states(
+def _plan_states(
     patches: tuple[Patch, ...],
     donors: tuple[Donor, ...],
     others: tuple[tuple[Patch, ...], tuple[Patch, ...]],
@@ -344,7 +344,7 @@ def _with_states(
     target: Target,
     sizes: Sizes,
 ) -> Plan:
-    edits = [edits_of(*run) for run in _runs(patches, len(donors), sum(others, ()))]
+    edits = [patch_edits(*run) for run in _runs(patches, len(donors), sum(others, ()))]
     handed_over = {number for number, donor in enumerate(donors) if not donor.is_constant}
     final, states, whole_states = [RECIPIENT] * len(edits), 0, 0
     positions: list[tuple[Step, ...]] = []
@@ -352,7 +352,7 @@ def _with_states(
         if position == 4 * (sizes.depth - 1) + 1:  # inside the last block's attention
             whole_states = states
         of_stream = handed_over if position % 2 == 0 else set()
-        steps, states = _part(final, [e.get(position) for e in edits], states, position % 2 == 0, of_stream)
+        steps, states = _branch_off(final, [e.get(position) for e in edits], states, position % 2 == 0, of_stream)
         positions.append(steps)
     pairs = zip(positions[:-1:2], positions[1::2], strict=True)
     halves = tuple(Half(mixes, steps) for mixes, steps in pairs)
@@ -361,7 +361,7 @@ def _with_states(
     )
 
 
-def _part(
+def _branch_off(
     current: list[int], edits: list[Edit | None], states: int, is_stream: bool, handed_over: set[int]
 ) -> tuple[tuple[Step, ...], int]:
     """Moves each run on from its ``current`` state (in place) by its edit here; the steps, and the states so far.

@@ -13,7 +13,7 @@ from vitpatch.types import Sizes, Target, TokenGroup
 if TYPE_CHECKING:
     from torch import Tensor
 
-OF_THE_MASK = (TokenGroup.OBJECT, TokenGroup.BACKGROUND, TokenGroup.RANDOM_OBJECT)
+MASK_GROUPS = (TokenGroup.OBJECT, TokenGroup.BACKGROUND, TokenGroup.RANDOM_OBJECT)
 """Groups that differ between images: they need the data's object masks."""
 OBJECT_SHARE = 0.5
 """A patch is object when at least this share of its pixels is."""
@@ -26,11 +26,11 @@ def token_names(target: Target, sizes: Sizes) -> tuple[str, ...]:
     """
     names: list[str] = []
     for group in target.tokens:
-        names += _spelt_out(group, target, sizes)
+        names += _expand_group(group, target, sizes)
     return tuple(dict.fromkeys(names))
 
 
-def _spelt_out(group: TokenGroup, target: Target, sizes: Sizes) -> list[str]:
+def _expand_group(group: TokenGroup, target: Target, sizes: Sizes) -> list[str]:
     rows, columns = sizes.grid
     if group is TokenGroup.EACH:
         return [f"each:{name}" for name in sizes.special] + _cells("each", rows, columns)
@@ -64,33 +64,33 @@ def cell(name: str) -> tuple[int, int] | None:
 
 def needs_masks(names: Sequence[str]) -> bool:
     """Whether one of the groups is taken from the data's object masks."""
-    return bool(set(names) & set(OF_THE_MASK))
+    return bool(set(names) & set(MASK_GROUPS))
 
 
-def fixed(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
+def fixed_tokens(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
     """Where a group that is the same in every image is: bool (tokens,). ``blocks`` are those of the group ``grid``."""
     special, (rows, columns) = len(sizes.special), sizes.grid
-    here = np.zeros(sizes.tokens, dtype=bool)
-    patches = here[special:].reshape(rows, columns)  # a view
+    mask = np.zeros(sizes.tokens, dtype=bool)
+    patches = mask[special:].reshape(rows, columns)  # a view
     if name == TokenGroup.ALL:
-        here[:] = True
+        mask[:] = True
     elif name == TokenGroup.CLS:
-        here[sizes.special.index("cls")] = True
+        mask[sizes.special.index("cls")] = True
     elif name == TokenGroup.REGISTERS:
-        here[_registers(sizes)] = True
+        mask[_registers(sizes)] = True
     elif name == TokenGroup.PATCHES:
         patches[:] = True
     elif (at := cell(name)) is None:
-        here[sizes.special.index(name.partition(":")[2])] = True
+        mask[sizes.special.index(name.partition(":")[2])] = True
     else:
         height, width = (1, 1) if name.startswith("each") else (rows // blocks[0], columns // blocks[1])
         patches[at[0] * height : (at[0] + 1) * height, at[1] * width : (at[1] + 1) * width] = True
-    return here
+    return mask
 
 
-def possible(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
+def possible_tokens(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
     """Where a group may be in some image: bool (tokens,)."""
-    return fixed(TokenGroup.PATCHES if name in OF_THE_MASK else name, sizes, blocks)
+    return fixed_tokens(TokenGroup.PATCHES if name in MASK_GROUPS else name, sizes, blocks)
 
 
 def token_masks(
@@ -110,18 +110,17 @@ def token_masks(
 
     if masks is None and needs_masks(names):
         raise VitPatchError(
-            f"target.tokens {next(n for n in names if n in OF_THE_MASK)}: the data have no object masks; "
+            f"target.tokens {next(n for n in names if n in MASK_GROUPS)}: the data have no object masks; "
             "set data.mask_column, or give masks"
         )
-    of_mask = _of_mask(masks, sizes, ids, seed) if needs_masks(names) else {}
-    here = [
-        of_mask[name] if name in of_mask else np.broadcast_to(fixed(name, sizes, blocks), (len(ids), sizes.tokens))
-        for name in names
-    ]
-    return torch.from_numpy(np.stack(here))
+    groups = _mask_groups(masks, sizes, ids, seed) if needs_masks(names) else {}
+    for name in names:
+        if name not in groups:
+            groups[name] = np.broadcast_to(fixed_tokens(name, sizes, blocks), (len(ids), sizes.tokens))
+    return torch.from_numpy(np.stack([groups[name] for name in names]))
 
 
-def _of_mask(masks: Tensor, sizes: Sizes, ids: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+def _mask_groups(masks: Tensor, sizes: Sizes, ids: Sequence[int], seed: int) -> dict[str, np.ndarray]:
     import torch.nn.functional as F
 
     share = F.adaptive_avg_pool2d(masks.float().cpu(), sizes.grid).flatten(1).numpy()  # (batch, patches)
