@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from vitpatch.checks import Count, Expected, Share, is_list, is_of
+from vitpatch.checks import Count, Expected, Interval, Share, is_list, is_of
 from vitpatch.data.labels import SHOWN, are_numbers, fold, readable_name
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
