@@ -47,7 +47,7 @@ def test_a_failed_job_is_marked_and_does_not_leak_into_the_next(tmp_path):
     assert wandb.run is None
     with WandbTracker("offline").run(info(tmp_path / "second")) as second:
         second.log(results())
-    assert first.about["id"] != second.about["id"] and wandb.run is None
+    assert first.details["id"] != second.details["id"] and wandb.run is None
     assert str(tmp_path / "second" / "wandb") in second.sync_command
     codes = [
         next(row["exit"] for row in inspected(tmp_path / name) if row["type"] == "exit") for name in ("first", "second")
@@ -61,13 +61,13 @@ def test_an_id_of_the_environment_is_a_single_runs_and_said(tmp_path, monkeypatc
     wandb.teardown()  # it reads the environment once
     monkeypatch.setenv("WANDB_RUN_ID", "left-over")
     with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
-        assert run.about["id"] == "left-over" and "the id of WANDB_RUN_ID, left-over" in caplog.text
+        assert run.details["id"] == "left-over" and "the id of WANDB_RUN_ID, left-over" in caplog.text
     wandb.teardown()
 
 
 def test_auto_without_a_key_is_offline_and_the_environment_decides(tmp_path, monkeypatch):
     with WandbTracker("auto").run(info(tmp_path / "a")) as run:
-        assert run.about["mode"] == "offline"
+        assert run.details["mode"] == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with WandbTracker("auto").run(info(tmp_path / "b")) as run:
         assert run.sync_command is None
@@ -87,7 +87,7 @@ def test_auto_with_a_key_and_no_network_goes_offline(tmp_path, monkeypatch, capl
     monkeypatch.setattr(wandb, "login", lambda **_: True)
     monkeypatch.setattr(wandb, "init", no_network)
     with caplog.at_level(logging.WARNING), WandbTracker("auto").run(info(tmp_path / "a")) as run:
-        assert run.about["mode"] == "offline"
+        assert run.details["mode"] == "offline"
     assert "did not answer" in caplog.text
     with pytest.raises(VitPatchError, match=r"logger.mode=online: Weights & Biases did not start: .*timed out"):
         with WandbTracker("online").run(info(tmp_path / "b")):
@@ -116,7 +116,7 @@ def test_a_server_that_did_not_answer_is_not_asked_again(tmp_path, monkeypatch, 
 def test_a_key_of_the_wrong_form_is_a_warning_or_one_line(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with caplog.at_level(logging.WARNING), WandbTracker("auto").run(info(tmp_path / "a")) as run:
-        assert run.about["mode"] == "offline"
+        assert run.details["mode"] == "offline"
     assert "Weights & Biases key" in caplog.text
     with pytest.raises(VitPatchError, match=r"logger.mode=online: "), WandbTracker("online").run(info(tmp_path / "b")):
         pass
@@ -137,7 +137,7 @@ def test_a_tracker_that_does_not_start_does_not_stop_the_run(tmp_path, monkeypat
     monkeypatch.setattr(wandb, "init", broken)
     with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
         run.log(results())
-    assert run.about is None and "did not start (no service)" in caplog.text
+    assert run.details is None and "did not start (no service)" in caplog.text
 
 
 def test_a_broken_tracker_is_one_warning(tmp_path, caplog):

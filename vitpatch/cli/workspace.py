@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.runs.tracking import within
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 NAME = "Patching by layer"
 COLUMNS = ("options.model", "options.data", "options.corruption", "window", "metric", "direction")
 SCALARS = ("total_effect", "peak_layer", "peak_effect", "prob_clean", "prob_corrupt")
-SAVE_TIMEOUT_S = 60.0
 
 
 def workspace(project: str, entity: str) -> Workspace:
@@ -100,23 +98,17 @@ def _comparisons() -> Section:
 
 def saved(project: str, entity: str | None) -> str:
     """Writes the view to the server; its address. Raises ``VitPatchError`` where the server does not take it."""
-    urls: list[str] = []
-
-    def save() -> None:
-        import wandb
-
-        view = workspace(project, entity or wandb.Api().default_entity)
-        view.save()
-        urls.append(view.url)
+    import wandb
 
     try:
-        within(SAVE_TIMEOUT_S, save)
+        view = workspace(project, entity or wandb.Api().default_entity)
+        view.save()  # a request has 19 s
     except VitPatchError:
         raise
     except Exception as error:  # of many classes: no answer, no such entity, no right to write
-        said = one_line(error, 200)
-        raise VitPatchError(f"the view could not be written: {said}; --dry-run prints it") from error
-    return urls[0]
+        reason = one_line(error, 200)
+        raise VitPatchError(f"the view could not be written: {reason}; --dry-run prints it") from error
+    return view.url
 
 
 def _has_key() -> bool:

@@ -109,7 +109,7 @@ def _make(
             | {
                 "files": folder.checksums(),
                 "devices": asdict(devices),
-                "tracking": tracked.about,
+                "tracking": tracked.details,
                 "seconds": round(time.monotonic() - started, 3),
                 "images_per_second": round(done.images / patching_seconds, 3),
             }
