@@ -62,6 +62,7 @@ def test_a_command_has_the_options_of_the_checkout(command, name, entry):
     assert here.stdout.startswith(f"{entry} is powered by Hydra")
 
 
+@pytest.mark.long
 def test_the_gallery_finds_its_options_and_images(command, tmp_path):
     code, printed = command("vitpatch-gallery", "sheet.png")
     assert (code, printed) == (0, "sheet.png\n") and (tmp_path / "sheet.png").stat().st_size > 50_000

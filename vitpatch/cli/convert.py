@@ -14,7 +14,7 @@ from vitpatch.models.pretrained import Pretrained
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Converts, or says in one line what is wrong."""
+    """Converts; an error is one line."""
     parser = argparse.ArgumentParser(prog="vitpatch-convert", description=__doc__)
     parser.add_argument("model", help="a hub id, or a folder")
     parser.add_argument("folder", type=Path, help="a new folder")

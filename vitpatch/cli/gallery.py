@@ -45,7 +45,7 @@ CELL = (2.4, 0.95)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws the sheet, or says in one line what is wrong."""
+    """Draws the sheet; an error is one line."""
     parser = argparse.ArgumentParser(
         prog="vitpatch-gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,7 +123,7 @@ def _draw_row(row: NDArray[np.object_], name: str, batch: ImageBatch, seed: int)
     label = _describe_option(name, option, key)
     row[0].text(1, 0.5, label, ha="right", va="center", fontsize=9, transform=row[0].transAxes)
     _draw_images(row[1], batch.images, "clean")
-    if key is None:  # a class of somebody's own that does not say what makes it stronger
+    if key is None:  # a user's own class without a strength
         _draw_images(row[2], corrupted(construct(option), batch, seed), "as it is")
         return
     strongest = min(strength.strongest, STRONGEST_DISPLAYED.get(key, strength.strongest))

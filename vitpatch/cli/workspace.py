@@ -104,8 +104,7 @@ def save_view(project: str, entity: str | None) -> str:
     except VitPatchError:
         raise
     except Exception as error:  # of many classes: no answer, no such entity, no right to write
-        said = one_line(error, 200)
-        raise VitPatchError(f"the view could not be written: {said}; --dry-run prints it") from error
+        raise VitPatchError(f"the view could not be written: {one_line(error, 200)}; --dry-run prints it") from error
     return urls[0]
 
 

@@ -73,7 +73,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
         (folder / earlier).unlink(missing_ok=True)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     train, test = (
-        as_classes(images, classes, source.label_map, beside) for images, beside in ((train, test), (test, train))
+        as_classes(images, classes, source.label_map, others) for images, others in ((train, test), (test, train))
     )
     if checkpoint is None:
         model, preprocessing = new_classifier(checked.architecture, classes.names)
@@ -84,7 +84,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
         some = ", ".join(classes.names[:5]) + ", …" * (len(classes.names) > 5)
         line = f"the head is a new one, for {some}: the checkpoint {why_new_head or 'has none of this size'}"
         log.info("%s", f"the checkpoint's head is kept, its classes are {some}" if is_kept else line)
-    _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
+    _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is reported before the training
     trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, checked.augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
@@ -229,24 +229,16 @@ def _partners(
     return found
 
 
-class TrainingImages(torch.utils.data.Dataset):
-    """All images of a split as bytes in memory, decoded once; an unreadable one stops the training."""
-
-    def __init__(self, images: LabelledImages, preprocessing: Preprocessing) -> None:
-        decoded = Decoded(images, preprocessing.to_input, masks=False)
-        self._pixels, self._labels = [], images.labels
-        for row in range(len(decoded)):
-            item = decoded[row]
-            if isinstance(item, BadImage):
-                raise VitPatchError(item.reason)
-            self._pixels.append((item.image * 255).round().byte())
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def __getitem__(self, row: int) -> Item:
-        """The image at a row, without a mask."""
-        return Item(self._pixels[row].float() / 255, None, row, int(self._labels[row]))
+def _decode(images: LabelledImages, preprocessing: Preprocessing) -> list[Item]:
+    """All images of a split, without masks, decoded once and kept as bytes; an unreadable one stops the training."""
+    decoded = Decoded(images, preprocessing.to_input, masks=False)
+    items = []
+    for row in range(len(decoded)):
+        item = decoded[row]
+        if isinstance(item, BadImage):
+            raise VitPatchError(item.reason)
+        items.append(replace(item, image=(item.image * 255).round().byte()))
+    return items
 
 
 def fit(
@@ -260,10 +252,10 @@ def fit(
 ) -> tuple[torch.nn.Module, torch.device]:
     """The trained model and where it was trained; of the best epoch where images are held back, else of the last."""
     train_rows, validation_rows = _split(images, recipe.validation)
-    data = TrainingImages(images, preprocessing)
+    items = _decode(images, preprocessing)
     loaders = [
-        _training_loader(data, images.labels, train_rows, recipe),
-        _loader(Subset(data, validation_rows.tolist()), recipe) if len(validation_rows) else None,
+        _training_loader(items, images.labels, train_rows, recipe),
+        _loader(items, validation_rows, recipe) if len(validation_rows) else None,
     ]
     model.train()  # from_pretrained leaves dropout off
     model.set_attn_implementation(recipe.attention)
@@ -300,22 +292,22 @@ def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray
     return np.flatnonzero(~held_back), np.flatnonzero(held_back)
 
 
-def _only_images(items: Sequence[Item]) -> ImageBatch:
-    batch, bad = collate(items)
+def _collate(items: Sequence[Item]) -> ImageBatch:
+    batch, bad = collate([replace(item, image=item.image.float() / 255) for item in items])
     assert batch is not None and not bad, "training images are decoded before"
     return batch
 
 
-def _loader(data: torch.utils.data.Dataset, recipe: Recipe, **options: Any) -> DataLoader:
-    return DataLoader(data, batch_size=recipe.batch_size, collate_fn=_only_images, **options)
+def _loader(items: Sequence[Item], rows: np.ndarray, recipe: Recipe, **options: Any) -> DataLoader:
+    return DataLoader(Subset(items, rows.tolist()), batch_size=recipe.batch_size, collate_fn=_collate, **options)
 
 
-def _training_loader(data: TrainingImages, labels: np.ndarray, rows: np.ndarray, recipe: Recipe) -> DataLoader:
+def _training_loader(items: Sequence[Item], labels: np.ndarray, rows: np.ndarray, recipe: Recipe) -> DataLoader:
     """Batches in random order; balanced, a class is drawn as often as any other."""
     row_labels = labels[rows]
     weights = 1 / np.bincount(row_labels)[row_labels] if recipe.balanced else np.ones(len(rows))
     sampler = WeightedRandomSampler(torch.from_numpy(weights), len(rows), replacement=recipe.balanced)
-    return _loader(Subset(data, rows.tolist()), recipe, sampler=sampler, drop_last=len(rows) > recipe.batch_size)
+    return _loader(items, rows, recipe, sampler=sampler, drop_last=len(rows) > recipe.batch_size)
 
 
 @torch.no_grad()
