@@ -15,7 +15,7 @@ from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
 from vitpatch.runs.name_overrides import as_value, check_names_are_text, with_quotes
-from vitpatch.runs.run_names import LONGEST_NAME, names_of, run_name
+from vitpatch.runs.run_names import LONGEST_NAME, name_runs, run_name
 
 CLEAN = re.compile(r"[A-Za-z0-9=,._-]{1,120}")
 LONG = "a_very_long_name_of_a_folder/" * 8
@@ -66,7 +66,7 @@ def test_where_nobody_knows_the_other_runs_what_is_replaced_has_a_digest():
 )
 def test_no_two_names_are_alike_on_any_disk(values):
     jobs = [[f"model.path={value}"] for value in values]
-    names = list(names_of(jobs, {}).values())
+    names = list(name_runs(jobs, {}).values())
     assert len({name.casefold().rstrip(".") for name in names}) == len(values), names
     assert all(CLEAN.fullmatch(name) and not name.endswith(".") for name in names)
     record = SweepRecord(["model.path"], [], "", dict(zip(names, jobs, strict=True)))
@@ -75,12 +75,12 @@ def test_no_two_names_are_alike_on_any_disk(values):
 
 
 def test_what_is_alike_has_digests_and_others_do_not():
-    names = list(names_of([["a=x/y"], ["a=x_y"], ["a=z/z"]], {}).values())
+    names = list(name_runs([["a=x/y"], ["a=x_y"], ["a=z/z"]], {}).values())
     assert [re.sub("-[0-9a-f]{8}$", "-#", name) for name in names] == ["a=x_y-#", "a=x_y-#", "a=z_z"]
 
 
 def test_a_name_that_is_too_long_keeps_what_is_short_and_ends():
-    (name,) = names_of([[f"model.path=/{LONG}epoch_3", "window=3", "data.split=test"]], {}).values()
+    (name,) = name_runs([[f"model.path=/{LONG}epoch_3", "window=3", "data.split=test"]], {}).values()
     assert len(name) == LONGEST_NAME and name.endswith("epoch_3,window=3,data.split=test"), name
 
 

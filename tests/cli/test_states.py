@@ -48,7 +48,7 @@ def sweep(tmp_path):
 
 
 def test_states_and_the_effect_at_the_peak(sweep):
-    found = {state.run: state for state in states.states_of(sweep, SINCE)}
+    found = {state.run: state for state in states.read_states(sweep, SINCE)}
     assert {run: state.state for run, state in found.items()} == {
         "a": "finished", "b": "finished before", "c": "failed", "d": "unfinished",
     }  # fmt: skip
@@ -70,16 +70,16 @@ def test_a_run_that_another_process_has_is_running(sweep):
     thread.start()
     try:
         assert entered.wait(20)
-        state = next(s for s in states.states_of(sweep, SINCE) if s.run == "d")
+        state = next(s for s in states.read_states(sweep, SINCE) if s.run == "d")
         assert state.state == "running" and f"process {os.getpid()} on" in state.reason and state.fell_short
     finally:
         leave.set()
         thread.join()
-    assert next(s for s in states.states_of(sweep, SINCE) if s.run == "d").state == "unfinished"
+    assert next(s for s in states.read_states(sweep, SINCE) if s.run == "d").state == "unfinished"
 
 
 def test_the_table_is_aligned_and_short(sweep):
-    found = states.states_of(sweep, SINCE)
+    found = states.read_states(sweep, SINCE)
     head, a, b, c, d = states.format_table(found)
     assert head.split() == ["run", "state", "seconds", "peak", "layer", "effect", "(prob)", "reason"]
     assert a.split()[:5] == ["a", "finished", "3.2", "1", "+0.200"] and "[+0.100, +0.300]" in a
@@ -98,7 +98,7 @@ def test_files_that_are_broken_are_a_reason(sweep):
     (sweep / "a" / "manifest.json").write_text("{")
     (sweep / "b" / "manifest.json").write_text('{"config": 3}')
     (sweep / "c" / "failed.json").write_text("[]")
-    found = states.states_of(sweep, SINCE)
+    found = states.read_states(sweep, SINCE)
     assert [state.state for state in found] == ["failed", "failed", "failed", "unfinished"]
     assert all(state.reason.startswith("its files cannot be read (") for state in found[:3])
 
@@ -107,11 +107,11 @@ def test_runs_are_sorted_by_their_numbers(tmp_path):
     names = ["std=0.05,window=3", "std=0.05,window=10", "std=0.1,window=1", "std=noise", "x"]
     for name in reversed(names):
         job(tmp_path, name)
-    assert [state.run for state in states.states_of(tmp_path, SINCE)] == names
+    assert [state.run for state in states.read_states(tmp_path, SINCE)] == names
 
 
 def test_runs_that_never_began_are_named(sweep):
-    found = states.states_of(sweep, SINCE)
+    found = states.read_states(sweep, SINCE)
     found += states.not_started(["a", "x", "x", "d", "y"], found)
     assert [state.run for state in found] == [*"abcdxy"] and states.list_shortcomings(found)[
         -1
@@ -184,4 +184,4 @@ def test_a_row_is_no_other_runs(tmp_path):
     assert all("…" in row and "  finished" in row for row in rows)
     for name in ("a/run", "b/run"):
         job(tmp_path, name)
-    assert [state.run for state in states.states_of(tmp_path, SINCE)] == ["a/run", "b/run"]
+    assert [state.run for state in states.read_states(tmp_path, SINCE)] == ["a/run", "b/run"]

@@ -65,7 +65,8 @@ def test_the_keys_of_the_view_are_those_that_runs_log():
     row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": 0.5}
     summary = pd.DataFrame([row | {"effect_same_class": 0.3, "effect_other_class": -0.2}])
     logged = set(dict(history(Results(summary, [""], {}, {})))[0])
-    asked = {key for panel in workspace._by_layer().panels for key in panel._to_model().config.metrics}
+    by_layer, *_ = workspace.workspace("demo", "somebody").sections
+    asked = {key for panel in by_layer.panels for key in panel._to_model().config.metrics}
     assert asked == logged
 
 

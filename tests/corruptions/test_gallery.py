@@ -18,11 +18,11 @@ def batch():
 
 
 def test_every_class_has_a_row_and_no_strength_two():
-    shown = gallery.shown_options()
+    displayed = gallery.displayed_options()
     options = {name: option("corruption", name)._target_ for name in option_names("corruption")}
     unseen = {"vitpatch.corruptions.Identity", "vitpatch.corruptions.EmbeddingNoise"}
-    assert {options[name] for name in shown} == set(options.values()) - unseen
-    assert "noise" in shown and not {"noise_low", "noise_high", "occlude_half", "none"} & set(shown)
+    assert {options[name] for name in displayed} == set(options.values()) - unseen
+    assert "noise" in displayed and not {"noise_low", "noise_high", "occlude_half", "none"} & set(displayed)
 
 
 def test_a_row_is_clean_and_rising_and_each_cell_is_what_its_title_says(batch):
@@ -48,7 +48,7 @@ def test_a_row_that_cannot_be_drawn_says_why(batch):
 
 
 def test_the_sheet_is_written(batch, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gallery, "shown_options", lambda: ["gray"])
+    monkeypatch.setattr(gallery, "displayed_options", lambda: ["gray"])
     gallery.main([str(tmp_path / "sheet.png")])
     assert (tmp_path / "sheet.png").stat().st_size > 5000 and capsys.readouterr().out == f"{tmp_path / 'sheet.png'}\n"
 
@@ -64,7 +64,7 @@ def test_the_sheet_is_written(batch, tmp_path, monkeypatch, capsys):
 )
 def test_a_wrong_path_is_one_line(out, says, tmp_path, monkeypatch):
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(gallery, "shown_options", lambda: ["gray"])
+    monkeypatch.setattr(gallery, "displayed_options", lambda: ["gray"])
     with pytest.raises(SystemExit, match=f"^error: .*{says}$"):
         gallery.main([str(tmp_path / out)])
     with pytest.raises(VitPatchError):

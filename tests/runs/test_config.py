@@ -38,6 +38,14 @@ def test_every_option_composes_and_has_the_keys_of_its_class(group, option):
         assert set(keys) - HYDRAS <= set(parameters), keys._target_
 
 
+def test_an_option_of_ones_own_starts_from_another_in_any_folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults: [hf, _self_]\npath: a/b\n")
+    hf, mine = (composed("patch", f"model={name}", f"hydra.searchpath=[file://{tmp_path}]") for name in ("hf", "mine"))
+    assert dict(mine.model) == dict(OmegaConf.merge(hf.model, {"path": "a/b"}))
+    assert list(mine.model) == list(hf.model)
+
+
 @pytest.mark.parametrize("key", ["recipe", "augment"])
 def test_training_keys_are_those_of_their_class(key):
     keys = composed("train_eval")[key]

@@ -1,4 +1,4 @@
-"""``python -m vitpatch.cli.convert MODEL FOLDER``: a checkpoint that has only ``pytorch_model.bin`` → safetensors.
+"""``vitpatch-convert MODEL FOLDER``: a checkpoint that has only ``pytorch_model.bin`` → safetensors.
 
 Weights are read with ``weights_only``: tensors, and no code.
 """
@@ -14,21 +14,21 @@ from vitpatch.models.pretrained import Pretrained
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Converts, or says in one line what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m vitpatch.cli.convert", description=__doc__)
+    """Converts; an error is one line."""
+    parser = argparse.ArgumentParser(prog="vitpatch-convert", description=__doc__)
     parser.add_argument("model", help="a hub id, or a folder")
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--revision", help="of a hub id")
-    said = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if said.folder.exists():
-            raise VitPatchError(f"{said.folder}: is there already; name a new folder")
-        checkpoint = Pretrained(said.model, said.revision, allow_bin=True)
+        if options.folder.exists():
+            raise VitPatchError(f"{options.folder}: is there already; name a new folder")
+        checkpoint = Pretrained(options.model, options.revision, allow_bin=True)
         checkpoint.check_path()
-        written = checkpoint.save_copy(said.folder)
+        written = checkpoint.save_copy(options.folder)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
-    print(f"{said.folder}: {', '.join(written)}; use it with model.path={said.folder}")
+    print(f"{options.folder}: {', '.join(written)}; use it with model.path={options.folder}")
 
 
 if __name__ == "__main__":

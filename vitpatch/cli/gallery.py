@@ -1,4 +1,4 @@
-"""``python -m vitpatch.cli.gallery OUT.png``: every corruption on the same emoji scenes, clean and at rising strength.
+"""``vitpatch-gallery OUT.png``: every corruption on the same emoji scenes, clean and at rising strength.
 
 A row is an option of conf/corruption; _low, _half and _high ones, which differ in strength only, have none. A cell has
 three images; above it stands the strength, a quarter, half, three quarters and all of the class's strongest.
@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -33,68 +33,67 @@ from vitpatch.types import ImageBatch, Partner
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the strongest."""
-SHOWN_UP_TO = {"sigma": 8.0}
+STRONGEST_DISPLAYED = {"sigma": 8.0}
 """Where the strongest is for larger images: these are 32 pixels a side."""
 UNITS = {"sigma": " px", "width": "°", "std": " of [0, 1]"}
 VARIANTS = ("_low", "_half", "_high")
-KINDS = (".png", ".svg", ".pdf")
-SHOWN, AMONG = (5, 13, 51), 64
-"""Rows of the test split that are shown, and how many of its first rows partners are taken from."""
+SUFFIXES = (".png", ".svg", ".pdf")
+ROWS, CANDIDATES = (5, 13, 51), 64
+"""Rows of the test split that are drawn, and how many of its first rows partners are taken from."""
 CELL = (2.4, 0.95)
 """Width and height of a cell in inches."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws the sheet, or says in one line what is wrong."""
+    """Draws the sheet; an error is one line."""
     parser = argparse.ArgumentParser(
-        prog="python -m vitpatch.cli.gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="vitpatch-gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help=f"the file to write: {', '.join(KINDS)}")
+    parser.add_argument("out", type=Path, help=f"the file to write: {', '.join(SUFFIXES)}")
     parser.add_argument("--seed", type=int, default=0, help="of noise, scrambles and partners (0)")
-    said = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        write(said.out, said.seed)
+        write(options.out, options.seed)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
-    print(said.out)
+    print(options.out)
 
 
 def write(out: Path, seed: int = 0) -> None:
     """Draws the sheet into a file. Raises ``VitPatchError`` where it cannot be written."""
-    if out.suffix.lower() not in KINDS:
-        raise VitPatchError(f"{out}: expected a file name that ends in {', '.join(KINDS)}")
+    if out.suffix.lower() not in SUFFIXES:
+        raise VitPatchError(f"{out}: expected a file name that ends in {', '.join(SUFFIXES)}")
     if not out.parent.is_dir():
         raise VitPatchError(f"{out}: there is no folder {out.parent}; make it first")
     if seed < 0:
         raise VitPatchError(f"--seed {seed}: expected a whole number, 0 or more")
-    figure = sheet(shown_options(), scenes(seed), seed)
+    figure = sheet(displayed_options(), scenes(seed), seed)
     try:
         figure.savefig(out, dpi=110)
     except OSError as error:
         raise VitPatchError(f"{out}: cannot be written ({error.strerror})") from error
 
 
-def shown_options() -> list[str]:
+def displayed_options() -> list[str]:
     """The options that have a row: without variants in strength, the null, and what leaves the pixels alone."""
     names = corruption_options()
-    bases = {name: next((name.removesuffix(v) for v in VARIANTS if name.endswith(v)), None) for name in names}
-    shown = [name for name in names if bases[name] not in names and name != "none"]
-    return [name for name in shown if not issubclass(_class_of(name), EmbeddingNoise)]
+    variants = {f"{name}{suffix}" for name in names for suffix in VARIANTS}
+    return [name for name in names if name not in variants | {"none"} and not _is_on_embeddings(name)]
 
 
-def _class_of(name: str) -> type:
-    return hydra.utils.get_class(corruption_option(name, "corruption")._target_)
+def _is_on_embeddings(name: str) -> bool:
+    return issubclass(hydra.utils.get_class(corruption_option(name, "corruption")._target_), EmbeddingNoise)
 
 
 def scenes(seed: int) -> ImageBatch:
     """The images of every cell, with masks and partners of all kinds that need no column."""
     columns = {f"{name}_column": name for name in ("image", "label", "mask")}
-    source = TexturedScenes(path=asset("emoji"), split="test", cluster_column="base", limit=AMONG, **columns)
+    source = TexturedScenes(path=asset("emoji"), split="test", cluster_column="base", limit=CANDIDATES, **columns)
     images = source.open()
     light = mean_luminance(images, _to_input)
     kinds = [kind for kind in Partner if kind is not Partner.PAIR]
     positions = {kind: partners(kind, images.labels, images.clusters, seed, light) for kind in kinds}
-    return ImageDataModule(images, _to_input, len(SHOWN), positions).batch_of(SHOWN)
+    return ImageDataModule(images, _to_input, len(ROWS), positions).batch_of(ROWS)
 
 
 def _to_input(image: Image.Image) -> Tensor:
@@ -119,33 +118,32 @@ def sheet(names: list[str], batch: ImageBatch, seed: int) -> Figure:
 
 def _draw_row(row: NDArray[np.object_], name: str, batch: ImageBatch, seed: int) -> None:
     option = corruption_option(name, "corruption")
-    said = traits(construct(option))
-    key = said.strength_key
-    row[0].text(1, 0.5, _words(name, option, key), ha="right", va="center", fontsize=9, transform=row[0].transAxes)
-    _picture(row[1], batch.images, "clean")
-    if key is None:  # a class of somebody's own that does not say what makes it stronger
-        _picture(row[2], corrupted(construct(option), batch, seed), "as it is")
+    strength = traits(construct(option))
+    key = strength.strength_key
+    label = _describe_option(name, option, key)
+    row[0].text(1, 0.5, label, ha="right", va="center", fontsize=9, transform=row[0].transAxes)
+    _draw_images(row[1], batch.images, "clean")
+    if key is None:  # a user's own class without a strength
+        _draw_images(row[2], corrupted(construct(option), batch, seed), "as it is")
         return
+    strongest = min(strength.strongest, STRONGEST_DISPLAYED.get(key, strength.strongest))
     for ax, share in zip(row[2:], SHARES, strict=True):
-        value = share * min(said.strongest, SHOWN_UP_TO.get(key, said.strongest))
-        option[key] = value
-        _picture(ax, corrupted(construct(option), batch, seed), f"{key} {value:g}{UNITS.get(key, '')}")
+        option[key] = share * strongest
+        _draw_images(ax, corrupted(construct(option), batch, seed), f"{key} {option[key]:g}{UNITS.get(key, '')}")
 
 
-def _words(name: str, option: DictConfig, key: str | None) -> str:
-    """The option and what it says beside its strength."""
-    rest = [f"{k}={_short(v)}" for k, v in option.items() if k not in ("_target_", key)]
-    return "\n".join([name, *rest])
+def _describe_option(name: str, option: DictConfig, strength_key: str | None) -> str:
+    """The name of an option and its other keys, a line each; of the steps of a chain their classes."""
+    lines = [name]
+    for key, value in option.items():
+        if key not in ("_target_", strength_key):
+            if OmegaConf.is_list(value):
+                value = f"[{', '.join(str(step['_target_']).rpartition('.')[2] for step in value)}]"
+            lines.append(f"{key}={value}")
+    return "\n".join(lines)
 
 
-def _short(value: object) -> str:
-    """A value; of the steps of a chain their classes."""
-    if isinstance(value, str | int | float | None):
-        return str(value)
-    return "[" + ", ".join(str(step["_target_"]).rpartition(".")[2] for step in value) + "]"
-
-
-def _picture(ax: Axes, images: Tensor, title: str) -> None:
+def _draw_images(ax: Axes, images: Tensor, title: str) -> None:
     """The images side by side, a white line between them."""
     side_by_side = torch.cat([torch.nn.functional.pad(image, (1, 1), value=1.0) for image in images], dim=-1)
     ax.imshow(side_by_side.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")

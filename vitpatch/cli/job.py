@@ -1,4 +1,4 @@
-"""A job of Hydra: it ends in a sealed folder, or in one line that says why not."""
+"""A job of Hydra: it ends in a finished folder, or in one line with the reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STOPPED = threading.Event()
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended, and why, in one line; without a reason where there is nothing to say, or rank 0 says it."""
+    """How a job ended, and why, in one line; without a reason where rank 0 reports it."""
 
     status: Literal["finished", "failed", "interrupted"]
     reason: str = ""

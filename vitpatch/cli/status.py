@@ -19,7 +19,7 @@ LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
 
 
-def states_of(root: Path, since: float) -> list[RunState]:
+def read_states(root: Path, since: float) -> list[RunState]:
     """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names,
     which are their paths below it."""
     return [

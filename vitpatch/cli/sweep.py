@@ -48,7 +48,7 @@ PATIENCE_S = 10.0
 
 
 class SweepCallback(Callback):
-    """Refuses a folder that cannot be written before Hydra fails in it; says how far a sweep is, and how it ended.
+    """Refuses a folder that cannot be written before Hydra fails in it; logs the progress of a sweep and its end.
 
     Other processes, in which launchers run jobs, have a copy of what the launching one knew at the sweep's start.
     """
@@ -115,7 +115,7 @@ class SweepCallback(Callback):
             _remove_wandb_variables()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Says how far the sweep is."""
+        """Logs how far the sweep is."""
         if config.hydra.mode == RunMode.MULTIRUN and self._folders is not None:
             from vitpatch.cli.status import progress
 
@@ -143,7 +143,7 @@ class SweepCallback(Callback):
         from vitpatch.cli import status
 
         SweepCallback.launched = None
-        runs = status.states_of(self._root, self._since)
+        runs = status.read_states(self._root, self._since)
         if not runs:
             return []
         runs += status.not_started(self._folders or (), runs)
@@ -163,10 +163,10 @@ class SweepCallback(Callback):
     def _stop(self, signum: int, frame: Any) -> None:
         """CTRL-C where jobs run in other processes: these keep what is done, and the sweep ends."""
         signal.signal(signum, signal.SIG_IGN)
-        from vitpatch.cli.status import states_of
+        from vitpatch.cli.status import read_states
 
         until = time.monotonic() + PATIENCE_S
-        while any(s.state == "running" for s in states_of(self._root, self._since)) and time.monotonic() < until:
+        while any(s.state == "running" for s in read_states(self._root, self._since)) and time.monotonic() < until:
             time.sleep(0.2)
         raise KeyboardInterrupt
 

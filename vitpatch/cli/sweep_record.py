@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.run_names import is_unnamed, key_of, named_parts, names_of, plain_name
+from vitpatch.runs.run_names import is_unnamed, name_parts, name_runs, override_key, plain_name
 
 FILE = "sweep.json"
 
@@ -49,7 +49,7 @@ class SweepRecord:
     def naming(self) -> dict[str, Any]:
         """What ``run_name`` needs to know of the sweep."""
         alike = [name for name, parts in self.runs.items() if name != plain_name(parts)] if self.runs else None
-        return {"swept": list(self.swept), "fixed": list(map(key_of, self.fixed)), "alike": alike}
+        return {"swept": list(self.swept), "fixed": list(map(override_key, self.fixed)), "alike": alike}
 
 
 def make_record(
@@ -68,8 +68,8 @@ def make_record(
         for key, override in by_key.items()
         if not override.is_sweep_override() and key not in swept
     }
-    named = [named_parts(job, swept, fixed) for job in jobs or ()]
-    runs = {name: parts for parts, name in names_of(named, before.runs if before else {}).items()} if named else {}
+    named = [name_parts(job, swept, fixed) for job in jobs or ()]
+    runs = {name: parts for parts, name in name_runs(named, before.runs if before else {}).items()} if named else {}
     return SweepRecord(swept, list(fixed.values()), _command(), runs)
 
 
@@ -81,7 +81,10 @@ def _command() -> str:
 
 def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
     """Raises ``VitPatchError`` where runs of another start share what those of this one do not."""
-    was, new = ({key_of(o): o for o in record.fixed if not is_unnamed(key_of(o))} for record in (before, now))
+    was, new = (
+        {key: override for override in record.fixed if not is_unnamed(key := override_key(override))}
+        for record in (before, now)
+    )
     differ = [key for key in {**was, **new} if was.get(key) != new.get(key)]
     if not differ:
         return

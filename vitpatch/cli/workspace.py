@@ -1,4 +1,4 @@
-"""``python -m vitpatch.cli.workspace PROJECT``: a view of a Weights & Biases project, its panels as runs are logged."""
+"""``vitpatch-workspace PROJECT``: a view of a Weights & Biases project, its panels as runs are logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 
 if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Section, Workspace
+    from wandb_workspaces.workspaces import Workspace
 
 NAME = "Patching by layer"
 COLUMNS = ("options.model", "options.data", "options.corruption", "window", "metric", "direction")
@@ -23,14 +23,15 @@ def workspace(project: str, entity: str) -> Workspace:
 
     Raises ``VitPatchError`` where ``wandb-workspaces`` is not installed.
     """
-    ws, _ = _library()
+    ws, panels = _library()
     groups = [ws.Config("options.corruption"), ws.Config("window")]
     columns = ["run:displayName", *(f"config:{key}" for key in COLUMNS), *(f"summary:{key}" for key in SCALARS)]
+    sections = _panels_by_section(panels).items()
     return ws.Workspace(
         entity=entity,
         project=project,
         name=NAME,
-        sections=[_by_layer(), _several_series(), _pictures(), _runs(), _comparisons()],
+        sections=[ws.Section(name=name, panels=content, is_open=True) for name, content in sections],
         settings=ws.WorkspaceSettings(x_axis="layer"),
         runset_settings=ws.RunsetSettings(groupby=groups, pinned_columns=columns),
     )
@@ -47,58 +48,54 @@ def _library() -> tuple[Any, Any]:
     return ws, panels
 
 
-def _by_layer() -> Section:
-    ws, panels = _library()
-    effect = ["effect/mean", "effect/low", "effect/high"]
-    controls = ["effect/mean", "effect/same_class", "effect/other_class"]
-    lines = [
-        panels.LinePlot(title="Effect, mean and 95 % interval", x="layer", y=effect, title_x="layer"),
-        panels.LinePlot(title="Recovered part of the total effect", x="layer", y=["effect/recovered"], title_x="layer"),
-        panels.LinePlot(title="Effect beside controls", x="layer", y=controls, title_x="layer"),
-    ]
-    return ws.Section(name="By layer", panels=lines, is_open=True)
+def _panels_by_section(panels: Any) -> dict[str, list[Any]]:
+    """By the name of a section its panels, of the module ``panels``."""
+
+    def line(title: str, **metrics: Any) -> Any:
+        return panels.LinePlot(title=title, x="layer", title_x="layer", **metrics)
+
+    def table(name: str, width: int, height: int) -> Any:
+        return panels.WeavePanelSummaryTable(table_name=name, layout=panels.Layout(w=width, h=height))
+
+    return {
+        "By layer": [
+            line("Effect, mean and 95 % interval", y=["effect/mean", "effect/low", "effect/high"]),
+            line("Recovered part of the total effect", y=["effect/recovered"]),
+            line("Effect beside controls", y=["effect/mean", "effect/same_class", "effect/other_class"]),
+        ],
+        "By layer, several windows, heads or tokens": [  # whose keys have one name more: effect/w3/mean
+            line("Effect", metric_regex="effect/[^/]+/mean"),
+            line("Recovered part of the total effect", metric_regex="effect/[^/]+/recovered"),
+        ],
+        "Pictures": [
+            panels.MediaBrowser(title=key.replace("_", " "), media_keys=[key])
+            for key in ("heatmap", "layer_profile", "examples")
+        ],
+        "Runs": [
+            *(panels.BarPlot(title=key.replace("_", " "), metrics=[key]) for key in SCALARS),
+            table("effects", 24, 8),
+            panels.RunComparer(diff_only=True, layout=panels.Layout(w=24, h=8)),
+        ],
+        "Comparisons of sweeps": [
+            *(table(f"table/{name}", 24, 10) for name in ("overview", "differences", "not_subtracted")),
+            panels.MediaBrowser(title="page", media_keys=["page"], layout=panels.Layout(w=24, h=20)),
+        ],
+    }
 
 
-def _several_series() -> Section:
-    """Of runs with several windows, heads or token groups, whose keys have one name more: ``effect/w3/mean``."""
-    ws, panels = _library()
-    lines = [
-        panels.LinePlot(title=title, x="layer", metric_regex=f"effect/[^/]+/{key}", title_x="layer")
-        for title, key in (("Effect", "mean"), ("Recovered part of the total effect", "recovered"))
-    ]
-    return ws.Section(name="By layer, several windows, heads or tokens", panels=lines, is_open=True)
+def save_view(project: str, entity: str | None) -> str:
+    """Writes the view to the server and returns its address.
 
+    Raises ``VitPatchError`` where the server does not take it.
+    """
+    urls: list[str] = []
 
-def _pictures() -> Section:
-    ws, panels = _library()
-    keys = ("heatmap", "layer_profile", "examples")
-    browsers = [panels.MediaBrowser(title=key.replace("_", " "), media_keys=[key]) for key in keys]
-    return ws.Section(name="Pictures", panels=browsers, is_open=True)
+    def save() -> None:
+        import wandb
 
-
-def _runs() -> Section:
-    ws, panels = _library()
-    bars = [panels.BarPlot(title=key.replace("_", " "), metrics=[key]) for key in SCALARS]
-    wide = panels.Layout(w=24, h=8)
-    rest = [
-        panels.WeavePanelSummaryTable(table_name="effects", layout=wide),
-        panels.RunComparer(diff_only=True, layout=wide),
-    ]
-    return ws.Section(name="Runs", panels=[*bars, *rest], is_open=True)
-
-
-def _comparisons() -> Section:
-    ws, panels = _library()
-    wide = panels.Layout(w=24, h=10)
-    names = ("overview", "differences", "not_subtracted")
-    tables = [panels.WeavePanelSummaryTable(table_name=f"table/{name}", layout=wide) for name in names]
-    page = panels.MediaBrowser(title="page", media_keys=["page"], layout=panels.Layout(w=24, h=20))
-    return ws.Section(name="Comparisons of sweeps", panels=[*tables, page], is_open=True)
-
-
-def saved(project: str, entity: str | None) -> str:
-    """Writes the view to the server; its address. Raises ``VitPatchError`` where the server does not take it."""
-    import wandb
+        view = workspace(project, entity or wandb.Api().default_entity)
+        view.save()
+        urls.append(view.url)
 
     try:
         view = workspace(project, entity or wandb.Api().default_entity)
@@ -106,9 +103,8 @@ def saved(project: str, entity: str | None) -> str:
     except VitPatchError:
         raise
     except Exception as error:  # of many classes: no answer, no such entity, no right to write
-        reason = one_line(error, 200)
-        raise VitPatchError(f"the view could not be written: {reason}; --dry-run prints it") from error
-    return view.url
+        raise VitPatchError(f"the view could not be written: {one_line(error, 200)}; --dry-run prints it") from error
+    return urls[0]
 
 
 def _has_key() -> bool:
@@ -123,19 +119,19 @@ def _has_key() -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Exit code 1, with one line, where the view cannot be made or written."""
-    parser = argparse.ArgumentParser(prog="python -m vitpatch.cli.workspace", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vitpatch-workspace", description=__doc__)
     parser.add_argument("project", help="the project's name, vitpatch where logger.project is not set")
     parser.add_argument("--entity", help="whose project it is; without: the key's default entity")
     parser.add_argument("--dry-run", action="store_true", help="print the view's JSON, and write nothing")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if asked.dry_run or not _has_key():
-            view = workspace(asked.project, asked.entity or "ENTITY")
+        if options.dry_run or not _has_key():
+            view = workspace(options.project, options.entity or "ENTITY")
             print(view._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))  # no public way to it
-            why = "dry run" if asked.dry_run else "no Weights & Biases key"
+            why = "dry run" if options.dry_run else "no Weights & Biases key"
             print(f"{why}: nothing is written; this is the view that would be", file=sys.stderr)
             return 0
-        print(saved(asked.project, asked.entity))
+        print(save_view(options.project, options.entity))
     except VitPatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

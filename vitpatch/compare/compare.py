@@ -128,7 +128,7 @@ def _of_groups(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m vitpatch.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vitpatch-compare", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
     parser.add_argument(
         "--output", type=Path, help="where all goes (default: comparison/ in DIR; of several DIRs: here)"

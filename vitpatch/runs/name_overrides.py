@@ -28,12 +28,12 @@ NAMES = (
 """Keys whose values are names."""
 NAMES_OR_NUMBERS = ("data.classes", "data.label_map")
 """Keys whose values may be numbers too: what is typed as Python writes a number (``3``) is one, ``1_000`` is a name."""
-READ = {OverrideLexer.INT: int, OverrideLexer.FLOAT: float, OverrideLexer.BOOL: lambda text: text.lower() == "true"}
-"""Tokens of Hydra's grammar that are no text, and what it reads in them."""
+READERS = {OverrideLexer.INT: int, OverrideLexer.FLOAT: float, OverrideLexer.BOOL: lambda text: text.lower() == "true"}
+"""Tokens of Hydra's grammar that are no text, and how it reads them."""
 
 
 def with_quotes(override: str) -> str:
-    """An override with quotes around what is meant as a name; others as they are, and what Hydra cannot read.
+    """An override with quotes around values that are names; other overrides, and invalid ones, as they are.
 
     Raises ``VitPatchError`` for a name that cannot have quotes: a mapping's key.
     """
@@ -42,12 +42,13 @@ def with_quotes(override: str) -> str:
     if key not in (*NAMES, *NAMES_OR_NUMBERS):
         return override
     try:
-        tree, quoted = _parsed(override), override
-    except HydraException:
+        tree, quoted = _parse(override), override
+    except HydraException:  # of "=" or letters beyond ASCII in a name; commas are between several
         is_plain = key in NAMES and not set(value) & set("'\"[](){}$\\")
-        return _each_quoted(override) if is_plain else override
-    for place, token in reversed(list(_no_texts(tree))):
-        read = READ[token.type](token.text)
+        start = override.partition("=")[0]
+        return f"{start}={','.join(map(as_value, value.split(',')))}" if is_plain else override
+    for place, token in reversed(list(_find_non_texts(tree))):
+        read = READERS[token.type](token.text)
         if key in NAMES_OR_NUMBERS and not isinstance(read, bool) and str(read) == token.text:
             continue
         if isinstance(place, OverrideParser.DictKeyContext):
@@ -59,38 +60,32 @@ def with_quotes(override: str) -> str:
     return re.sub(r"=choice\((.*,.*)\)$", r"=\1", quoted) if quoted != override else override  # choice() drops quotes
 
 
-def _parsed(override: str) -> Any:
+def _parse(override: str) -> Any:
     """The tree of an override by Hydra's grammar. Raises ``HydraException``."""
     lexer = OverrideLexer(InputStream(override))
     parser = OverrideParser(CommonTokenStream(lexer))
-    for of in (lexer, parser):
-        of.removeErrorListeners()
-        of.addErrorListener(HydraErrorListener())
+    for part in (lexer, parser):
+        part.removeErrorListeners()
+        part.addErrorListener(HydraErrorListener())
     return parser.override()
 
 
-def _each_quoted(override: str) -> str:
-    """A name with what Hydra has no word for – ``=``, letters beyond ASCII –, or several with commas between."""
-    key, _, value = override.partition("=")
-    return f"{key}={','.join(as_value(name) for name in value.split(','))}"
-
-
-def _no_texts(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """The places in a parsed override, spaces around included, where Hydra reads a number or a boolean; each with its
-    token, in order."""
+def _find_non_texts(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The nodes of a parsed override that Hydra reads as a number or a boolean, in order, each with its token; a node
+    includes the spaces around the token."""
     if isinstance(tree, OverrideParser.FunctionContext) and tree.ID().getText() != "choice":
         return
     if isinstance(tree, OverrideParser.DictKeyContext | OverrideParser.PrimitiveContext):
         tokens = [node.symbol for node in tree.getChildren() if node.symbol.type != OverrideLexer.WS]
-        if len(tokens) == 1 and tokens[0].type in READ:
+        if len(tokens) == 1 and tokens[0].type in READERS:
             yield tree, tokens[0]
         return
-    for at in range(tree.getChildCount()):
-        yield from _no_texts(tree.getChild(at))
+    for child in getattr(tree, "children", None) or ():
+        yield from _find_non_texts(child)
 
 
 def quote_swept_names(config: DictConfig) -> None:
-    """The same in what a config, with Hydra's part, sweeps over."""
+    """Puts quotes around names in what a config, with Hydra's part, sweeps over."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     for key, value in params.items():
         if isinstance(value, str):
@@ -98,9 +93,9 @@ def quote_swept_names(config: DictConfig) -> None:
 
 
 def as_value(value: Any) -> str:
-    """Mappings, lists and texts as the value of an override, which Hydra reads as just these."""
+    """A mapping, a list or a text as the value of an override, which Hydra reads as just this."""
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{as_value(of)}' for key, of in value.items())}}}"
+        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(as_value, value))}]"
     return "null" if value is None else QuotedString(value, Quote.single).with_quotes()

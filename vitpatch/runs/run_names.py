@@ -26,14 +26,15 @@ def run_name(overrides: Iterable[str], naming: Mapping[str, Any] | None = None) 
     name, and a digest wherever a letter was replaced or cut.
     """
     naming = naming or {}
-    parts = named_parts(overrides, naming.get("swept") or (), naming.get("fixed") or ())
+    parts = name_parts(overrides, naming.get("swept") or (), naming.get("fixed") or ())
     alike = naming.get("alike")
     if alike is None:
-        return plain_name(parts) if _is_whole(parts) else with_digest(parts)
+        is_whole = plain_name(parts) == (",".join(parts) or "default")
+        return plain_name(parts) if is_whole else with_digest(parts)
     return with_digest(parts) if with_digest(parts) in alike else plain_name(parts)
 
 
-def key_of(override: str) -> str:
+def override_key(override: str) -> str:
     """The key of an override, with its package, without ``+`` and ``~``."""
     return override.partition("=")[0].lstrip("+~")
 
@@ -44,9 +45,9 @@ def is_unnamed(key: str) -> bool:
     return any(key == word or key.startswith(f"{word}.") for word in UNNAMED)
 
 
-def named_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[str] = ()) -> list[str]:
+def name_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[str] = ()) -> list[str]:
     """The overrides that a name is made of: those of ``swept`` in that order, then others that are not ``fixed``."""
-    by_key = {key_of(override): override for override in overrides}
+    by_key = {override_key(override): override for override in overrides}
     others = [key for key in by_key if key not in (*swept, *fixed) and not is_unnamed(key)]
     return [by_key[key] for key in (*(key for key in swept if key in by_key), *others)]
 
@@ -62,7 +63,7 @@ def with_digest(parts: Sequence[str]) -> str:
     return f"{_cut(parts, LONGEST_NAME - DIGEST - 1)}-{digest}"
 
 
-def names_of(jobs: Iterable[Sequence[str]], before: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], str]:
+def name_runs(jobs: Iterable[Sequence[str]], before: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], str]:
     """By the parts of each run of a sweep its name, like no other's, also where a disk takes no note of case.
 
     ``before``: by name the parts of the runs that the sweep had at earlier starts, whose names stay.
@@ -96,7 +97,3 @@ def _clean(override: str) -> tuple[str, str]:
     key, equals, value = override.partition("=")
     key = re.sub(r"[^A-Za-z0-9._-]+", "_", key.lstrip("+~"))
     return key + equals, re.sub(r"[^A-Za-z0-9=._-]+", "_", re.sub(r"[\"'\[\]{}]", "", value))
-
-
-def _is_whole(parts: Sequence[str]) -> bool:
-    return plain_name(parts) == (",".join(parts) or "default")

@@ -61,28 +61,31 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     """
     check_names_are_text(cfg)
     checked = check_config(cfg)
-    recipe, augment, source, cfg = checked.recipe, checked.augment, checked.source, checked.cfg
-    settings = _settings(cfg)
+    recipe, source, cfg = checked.recipe, checked.source, checked.cfg
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
     _check_masks(checked.corruptions, test)
     checkpoint = checked.checkpoint
     own = None if checkpoint is None else Classes.of(checkpoint.config())
-    classes, why = classes_of_training(train, source.label_map, own, test)
-    settings["classes"] = list(classes.names)
+    classes, why_new_head = classes_of_training(train, source.label_map, own, test)
+    settings = _settings(cfg) | {"classes": list(classes.names)}
     _check_same_training(folder, settings)
     for earlier in ("manifest.json", "failed.json"):
         (folder / earlier).unlink(missing_ok=True)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     train, test = (
-        as_classes(images, classes, source.label_map, beside) for images, beside in ((train, test), (test, train))
+        as_classes(images, classes, source.label_map, others) for images, others in ((train, test), (test, train))
     )
     if checkpoint is None:
         model, preprocessing = new_classifier(checked.architecture, classes.names)
     else:
-        model, preprocessing, kept = pretrained_classifier(checkpoint, classes.names, keeps_head=why is None)
-        log.info("%s", _about_head(kept, classes.names, why))
-    _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is said before the training
-    trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, augment)
+        model, preprocessing, is_kept = pretrained_classifier(
+            checkpoint, classes.names, keeps_head=why_new_head is None
+        )
+        some = ", ".join(classes.names[:5]) + ", …" * (len(classes.names) > 5)
+        line = f"the head is a new one, for {some}: the checkpoint {why_new_head or 'has none of this size'}"
+        log.info("%s", f"the checkpoint's head is kept, its classes are {some}" if is_kept else line)
+    _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is reported before the training
+    trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, checked.augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
     preprocessing.processor.save_pretrained(target)
@@ -99,8 +102,8 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a config says; either ``architecture`` or ``checkpoint`` is given. Nothing of it is loaded."""
+class CheckedConfig:
+    """What a config asks for, nothing of it loaded: either a new ``architecture`` or a ``checkpoint``."""
 
     cfg: DictConfig
     recipe: Recipe
@@ -112,7 +115,7 @@ class Checked:
     make_trainer: Any
 
 
-def check_config(cfg: DictConfig) -> Checked:
+def check_config(cfg: DictConfig) -> CheckedConfig:
     """Raises ``VitPatchError`` for what is wrong with a composed config whatever the data are."""
     check_keys(cfg, TrainKeys, TRAIN_GROUPS)
     recipe, augment = construct_option(cfg, "recipe", Recipe), construct_option(cfg, "augment", Augment)
@@ -124,7 +127,7 @@ def check_config(cfg: DictConfig) -> Checked:
     make_trainer = make_trainer_of(cfg)
     devices_of(make_trainer)
     cfg = with_defaults(cfg, ("data", "recipe"))
-    return Checked(cfg, recipe, augment, source, architecture, checkpoint, corruptions, make_trainer)
+    return CheckedConfig(cfg, recipe, augment, source, architecture, checkpoint, corruptions, make_trainer)
 
 
 class ArchitectureKeys(TypedDict, total=False):
@@ -163,21 +166,17 @@ def _architecture(cfg: DictConfig) -> Any:
     return config
 
 
-def _about_head(kept: bool, names: Sequence[str], why: str | None) -> str:
-    """Whether a checkpoint's head is kept."""
-    some = ", ".join(names[:5]) + ", …" * (len(names) > 5)
-    if kept:
-        return f"the checkpoint's head is kept, its classes are {some}"
-    return f"the head is a new one, for {some}: the checkpoint {why or 'has none of this size'}"
-
-
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What makes a training another one; how many epochs it has and when it stops do not."""
     kept = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
     settings = {key: OmegaConf.to_container(cfg, resolve=True).get(key) for key in kept}
-    settings["recipe"] = {k: v for k, v in settings["recipe"].items() if k not in ("epochs", "patience")}
-    unsaid = ["split", "limit", "num_workers"] + ["seed"] * (settings["data"].get("seed") == settings["seed"])
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in unsaid}
+    data, recipe = settings["data"], settings["recipe"]
+    for key in ("epochs", "patience"):
+        recipe.pop(key, None)
+    for key in ("split", "limit", "num_workers"):
+        data.pop(key, None)
+    if data.get("seed") == settings["seed"]:
+        data.pop("seed")
     if settings["architecture"]:
         settings.pop("model")  # it is built, not loaded
     return settings
@@ -186,10 +185,14 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
 def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     """Raises ``VitPatchError`` where the folder's checkpoints are of a training with other settings."""
     file, last = (folder / "checkpoints" / name for name in ("settings.json", "last.ckpt"))
-    earlier = json.loads(file.read_text(encoding="utf-8")) if last.exists() and file.exists() else settings
-    if settings != (earlier := {"classes": settings["classes"]} | earlier):  # older ones do not say their classes
-        other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
-        raise VitPatchError(f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir")
+    if last.exists() and file.exists():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        earlier.setdefault("classes", settings["classes"])  # older ones do not have their classes
+        if settings != earlier:
+            other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
+            raise VitPatchError(
+                f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir"
+            )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
 
@@ -226,24 +229,16 @@ def _partners(
     return found
 
 
-class TrainingImages(torch.utils.data.Dataset):
-    """All images of a split as bytes in memory, decoded once; an unreadable one stops the training."""
-
-    def __init__(self, images: LabelledImages, preprocessing: Preprocessing) -> None:
-        decoded = Decoded(images, preprocessing.to_input, masks=False)
-        self._pixels, self._labels = [], images.labels
-        for row in range(len(decoded)):
-            item = decoded[row]
-            if isinstance(item, BadImage):
-                raise VitPatchError(item.reason)
-            self._pixels.append((item.image * 255).round().byte())
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def __getitem__(self, row: int) -> Item:
-        """The image at a row, without a mask."""
-        return Item(self._pixels[row].float() / 255, None, row, int(self._labels[row]))
+def _decode(images: LabelledImages, preprocessing: Preprocessing) -> list[Item]:
+    """All images of a split, without masks, decoded once and kept as bytes; an unreadable one stops the training."""
+    decoded = Decoded(images, preprocessing.to_input, masks=False)
+    items = []
+    for row in range(len(decoded)):
+        item = decoded[row]
+        if isinstance(item, BadImage):
+            raise VitPatchError(item.reason)
+        items.append(replace(item, image=(item.image * 255).round().byte()))
+    return items
 
 
 def fit(
@@ -256,23 +251,17 @@ def fit(
     augment: Augment,
 ) -> tuple[torch.nn.Module, torch.device]:
     """The trained model and where it was trained; of the best epoch where images are held back, else of the last."""
-    kept, held = _split(images, recipe.validation)
-    data = TrainingImages(images, preprocessing)
+    train_rows, validation_rows = _split(images, recipe.validation)
+    items = _decode(images, preprocessing)
     loaders = [
-        _training_loader(data, images.labels, kept, recipe),
-        _loader(Subset(data, held.tolist()), recipe) if len(held) else None,
+        _training_loader(items, images.labels, train_rows, recipe),
+        _loader(items, validation_rows, recipe) if len(validation_rows) else None,
     ]
     model.train()  # from_pretrained leaves dropout off
     model.set_attn_implementation(recipe.attention)
-    shape = (1, 3, 1, 1)
-    module = ClassifierTraining(
-        model,
-        torch.tensor(preprocessing.mean).view(shape),
-        torch.tensor(preprocessing.std).view(shape),
-        recipe,
-        augment,
-    )
-    best = {"monitor": "balanced_accuracy", "mode": "max"} if len(held) else {}
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    module = ClassifierTraining(model, mean, std, recipe, augment)
+    best = {"monitor": "balanced_accuracy", "mode": "max"} if len(validation_rows) else {}
     keeper = ModelCheckpoint(
         folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best
     )
@@ -298,28 +287,27 @@ def fit(
 
 def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held back, whole clusters each; fixed by the data alone."""
-    rng = np.random.default_rng(0)
-    chosen = rng.random(int(images.clusters.max()) + 1) < share
-    held = chosen[images.clusters]
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    is_held_back = np.random.default_rng(0).random(int(images.clusters.max()) + 1) < share
+    held_back = is_held_back[images.clusters]
+    return np.flatnonzero(~held_back), np.flatnonzero(held_back)
 
 
-def _only_images(items: Sequence[Item]) -> ImageBatch:
-    batch, bad = collate(items)
+def _collate(items: Sequence[Item]) -> ImageBatch:
+    batch, bad = collate([replace(item, image=item.image.float() / 255) for item in items])
     assert batch is not None and not bad, "training images are decoded before"
     return batch
 
 
-def _loader(data: torch.utils.data.Dataset, recipe: Recipe, **options: Any) -> DataLoader:
-    return DataLoader(data, batch_size=recipe.batch_size, collate_fn=_only_images, **options)
+def _loader(items: Sequence[Item], rows: np.ndarray, recipe: Recipe, **options: Any) -> DataLoader:
+    return DataLoader(Subset(items, rows.tolist()), batch_size=recipe.batch_size, collate_fn=_collate, **options)
 
 
-def _training_loader(data: TrainingImages, labels: np.ndarray, rows: np.ndarray, recipe: Recipe) -> DataLoader:
+def _training_loader(items: Sequence[Item], labels: np.ndarray, rows: np.ndarray, recipe: Recipe) -> DataLoader:
     """Batches in random order; balanced, a class is drawn as often as any other."""
-    of_rows = labels[rows]
-    weights = 1 / np.bincount(of_rows)[of_rows] if recipe.balanced else np.ones(len(of_rows))
+    row_labels = labels[rows]
+    weights = 1 / np.bincount(row_labels)[row_labels] if recipe.balanced else np.ones(len(rows))
     sampler = WeightedRandomSampler(torch.from_numpy(weights), len(rows), replacement=recipe.balanced)
-    return _loader(Subset(data, rows.tolist()), recipe, sampler=sampler, drop_last=len(rows) > recipe.batch_size)
+    return _loader(items, rows, recipe, sampler=sampler, drop_last=len(rows) > recipe.batch_size)
 
 
 @torch.no_grad()
@@ -329,41 +317,41 @@ def evaluate(
     """Accuracy and mean true-class probability, clean and under each corruption, for each class and over all.
 
     Columns: run, class, n, accuracy, prob (mean softmax probability of the true class), predicted (the share of all
-    images that are called this class). Class ``balanced`` is the mean over classes, ``all`` the mean over images.
+    images whose prediction is this class). Class ``balanced`` is the mean over classes, ``all`` the mean over images.
     """
     partners = _partners(corruptions, images, model.preprocessing, seed)
     decoded = Decoded(images, model.preprocessing.to_input, partners=partners, needed=tuple(partners))
     loader = DataLoader(decoded, batch_size=batch_size, collate_fn=collate)
-    predictions: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
+    run_probs: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
     labels = []
     for batch, bad in loader:
         if bad:
             raise VitPatchError(bad[0].reason)
         labels.append(batch.labels)
         batch = batch.to(model.device)
-        for run, found in predictions.items():
+        for run, probs in run_probs.items():
             pixels = batch.images if run == "clean" else corrupted(corruptions[run], batch, seed)
-            found.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
+            probs.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
     truth = torch.cat(labels)
     names = model.label_names or images.label_names or tuple(map(str, range(model.classes)))
-    return pd.concat(
-        [_table(run, torch.cat(found), truth, names) for run, found in predictions.items()], ignore_index=True
-    )
+    tables = [_table(run, torch.cat(probs), truth, names) for run, probs in run_probs.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _table(run: str, probs: Tensor, truth: Tensor, names: Sequence[str]) -> pd.DataFrame:
-    called = probs.argmax(-1)
+    """The rows of one run: ``probs`` (images, classes), ``truth`` (images,)."""
+    predicted = probs.argmax(-1)
     frame = pd.DataFrame(
-        {"label": truth, "accuracy": (called == truth).double(), "prob": probs[range(len(truth)), truth]}
+        {"label": truth, "accuracy": (predicted == truth).double(), "prob": probs[range(len(truth)), truth]}
     )
     by_class = frame.groupby("label").agg(n=("label", "size"), accuracy=("accuracy", "mean"), prob=("prob", "mean"))
-    shares = np.bincount(called.numpy(), minlength=len(names)) / len(called)
+    shares = np.bincount(predicted.numpy(), minlength=len(names)) / len(predicted)
     by_class["predicted"] = shares[by_class.index]
     by_class.insert(0, "class", [names[label] for label in by_class.index])
-    over = {"n": len(frame), "predicted": shares.max()}  # the largest share: is one class called for everything?
+    over = {"n": len(frame), "predicted": shares.max()}  # the largest share: is one class predicted for all?
     rows = [
-        {"class": "balanced", **by_class[["accuracy", "prob"]].mean().to_dict(), **over},
-        {"class": "all", **frame[["accuracy", "prob"]].mean().to_dict(), **over},
+        {"class": name, **values[["accuracy", "prob"]].mean().to_dict(), **over}
+        for name, values in (("balanced", by_class), ("all", frame))
     ]
     table = pd.concat([by_class, pd.DataFrame(rows)], ignore_index=True)
     table.insert(0, "run", run)

@@ -79,25 +79,25 @@ class Augment:
     def _moved(self, images: Tensor) -> Tensor:
         if not any((self.rotate, self.scale, self.shear, self.shift)):
             return images
-        angle = _even(images, self.rotate) * math.pi / 180
-        size, shear = torch.exp(_even(images, self.scale)), _even(images, self.shear)
+        angle = _uniform(images, self.rotate) * math.pi / 180
+        size, shear = torch.exp(_uniform(images, self.scale)), _uniform(images, self.shear)
         cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
-        right, down = _even(images, 2 * self.shift), _even(images, 2 * self.shift)  # the grid goes from -1 to 1
+        right, down = _uniform(images, 2 * self.shift), _uniform(images, 2 * self.shift)  # the grid goes from -1 to 1
         rows = [torch.stack([cos, shear * cos - sin, right], 1), torch.stack([sin, cos + shear * sin, down], 1)]
         grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
         return 1 - F.grid_sample(1 - images, grid, align_corners=False, padding_mode="zeros")
 
     def _jittered(self, images: Tensor) -> Tensor:
-        images = images * _column(1 + _even(images, self.jitter))
+        images = images * _column(1 + _uniform(images, self.jitter))
         mean = _gray(images).mean((1, 2, 3), keepdim=True)
-        images = mean + (images - mean) * _column(1 + _even(images, self.jitter))
+        images = mean + (images - mean) * _column(1 + _uniform(images, self.jitter))
         gray = _gray(images)
-        return (gray + (images - gray) * _column(1 + _even(images, 2 * self.jitter))).clamp(0, 1)
+        return (gray + (images - gray) * _column(1 + _uniform(images, 2 * self.jitter))).clamp(0, 1)
 
     def _erased(self, images: Tensor) -> Tensor:
         inside = []
         for length in images.shape[2:]:
-            side, centre = 0.3125 + _even(images, 0.1875), 0.5 + _even(images, 0.5)
+            side, centre = 0.3125 + _uniform(images, 0.1875), 0.5 + _uniform(images, 0.5)
             at = (torch.arange(length, device=images.device) + 0.5) / length
             inside.append((at - centre[:, None]).abs() < side[:, None] / 2)
         rectangle = inside[0][:, None, :, None] & inside[1][:, None, None, :]
@@ -105,8 +105,8 @@ class Augment:
         return torch.where(rectangle & _flips(images, self.erase), colour, images)
 
 
-def _even(images: Tensor, reach: float) -> Tensor:
-    """(batch,) drawn evenly from ``-reach`` to ``reach``."""
+def _uniform(images: Tensor, reach: float) -> Tensor:
+    """(batch,) drawn uniformly from ``-reach`` to ``reach``."""
     return (torch.rand(len(images), device=images.device) * 2 - 1) * reach
 
 
@@ -159,19 +159,22 @@ class ClassifierTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """AdamW with a warm-up and a cosine by step; biases, norms, tokens and positions are not decayed."""
-        decayed, free = [], []
+        decayed, undecayed = [], []
         for name, parameter in self.model.named_parameters():
-            whole = parameter.ndim < 2 or "token" in name or "position" in name
-            (free if whole else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+            is_decayed = parameter.ndim >= 2 and "token" not in name and "position" not in name
+            (decayed if is_decayed else undecayed).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.recipe.weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.99))
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        warm = max(1, round(self.recipe.warmup * steps))
+        warmup = max(1, round(self.recipe.warmup * steps))
 
-        def share(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
