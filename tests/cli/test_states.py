@@ -11,8 +11,8 @@ import pytest
 
 from vitpatch.cli import status as states
 from vitpatch.cli.sweep import SweepCallback, to_the_end
+from vitpatch.runs.distributed import SIGNALS
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.interrupt import SIGNALS
 
 SINCE = 1000.0
 

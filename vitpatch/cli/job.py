@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.launch import place
+from vitpatch.runs.distributed import Interrupted
 
 if TYPE_CHECKING:
     from vitpatch.runs.folder import RunFolder
@@ -46,13 +46,10 @@ def job(module: str, cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     path = Path(hydra_cfg.runtime.output_dir)
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-    alone = place() is None or module != "vitpatch.runs.run"
     try:
         if STOPPED.is_set():  # a launcher hands this process the next job
             raise KeyboardInterrupt
-        reason = (_run_in if alone else _among_others)(
-            path, lambda: importlib.import_module(module).run(cfg, path, options)
-        )
+        reason = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
     except KeyboardInterrupt:  # also while torch was loaded, or before anybody was in the folder
         _say_interrupted(path)
         STOPPED.set()
@@ -66,30 +63,6 @@ def job(module: str, cfg: DictConfig) -> None:
         log.error("error: %s", reason)
     if hydra_cfg.mode == RunMode.RUN:
         sys.exit(1)
-
-
-def _among_others(path: Path, run: Callable[[], None]) -> str | None:
-    """As ``_run_in``, of processes that a launcher started: the first runs, the others follow it and say nothing."""
-    from vitpatch.runs.crew import outside
-    from vitpatch.runs.worker import follow_job
-
-    try:
-        others = outside()
-        if others.at.rank:
-            code = follow_job(others, path.resolve())
-            if code == INTERRUPTED:
-                sys.exit(INTERRUPTED)
-            return "" if code else None
-        others.next_job()
-    except VitPatchError as error:
-        return str(error)
-    code = INTERRUPTED
-    try:
-        reason = _run_in(path, run)
-        code = 0 if reason is None else 1
-        return reason
-    finally:
-        others.over(code)
 
 
 def _run_in(path: Path, run: Callable[[], None]) -> str | None:
@@ -115,8 +88,6 @@ def _run_in(path: Path, run: Callable[[], None]) -> str | None:
 
 def _tried(folder: RunFolder, run: Callable[[], None]) -> str | None:
     """Calls ``run``; why it failed. Ends the program where it was interrupted."""
-    from vitpatch.runs.interrupt import Interrupted
-
     try:
         run()
     except VitPatchError as error:

@@ -29,8 +29,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from vitpatch.cli.job import INTERRUPTED, STOPPED, of_the_disk
 from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.interrupt import SIGNALS
-from vitpatch.runs.launch import is_follower
+from vitpatch.runs.distributed import SIGNALS, launched
 from vitpatch.runs.name_overrides import as_value, check_names, quote_swept_names, with_quotes
 from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
@@ -56,6 +55,8 @@ def to_the_end(main: Callable[[], None]) -> None:
     Names in the command are what was typed, also where Hydra would read numbers.
     """
     with _in_one_line():
+        if launched() is not None and _assists():
+            return
         sys.argv[1:] = map(with_quotes, sys.argv[1:])
     try:
         main()
@@ -70,6 +71,17 @@ def to_the_end(main: Callable[[], None]) -> None:
     finally:
         if SweepCallback.launching is not None:  # Hydra has not called its end
             SweepCallback.launching.tell()
+
+
+def _assists() -> bool:
+    """Whether this is not rank 0 of the processes that a launcher started; it then has assisted that to its end."""
+    from vitpatch.runs.distributed import launched_group
+    from vitpatch.runs.predict import assist
+
+    group = launched_group()
+    if group.rank:
+        assist(group)
+    return group.rank > 0
 
 
 class SweepCallback(Callback):
@@ -91,8 +103,6 @@ class SweepCallback(Callback):
         STOPPED.clear()
         with _in_one_line():
             _check_no_secrets(config)
-        if is_follower():
-            return
         _try_writing(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -104,8 +114,6 @@ class SweepCallback(Callback):
             _check_sweep_name(config, overrides)
             self._root = Path(str(config.hydra.sweep.dir))
             self._name_runs(config, overrides)
-        if is_follower():  # the first process does the rest, and tells
-            return
         self._since = _disk_time(self._root)
         SweepCallback.launching = self
         STOPPED.clear()
@@ -127,8 +135,6 @@ class SweepCallback(Callback):
         config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.naming={as_value(record.naming())}")
         self._folders = jobs and jobs.folders(record.naming())
         _check_one_model_a_folder(config, self._folders or ())
-        if is_follower():
-            return
         is_replaced = config.get("overwrite") is True and before and set(before.runs) <= set(self._folders or ())
         if before and not is_replaced:
             check_same(self._root, before, record)
@@ -151,8 +157,6 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The table of runs and their comparison; exit code 1 if any fell short."""
-        if is_follower():
-            return
         try:
             states = self.tell(config)
         except Exception:  # our own mistake, of which Hydra would warn and exit with 0
