@@ -148,7 +148,7 @@ def cli(monkeypatch, capfd):
 
         from vitpatch.compare import comparison_figures
         from vitpatch.runs import run
-        from vitpatch.runs.interrupt import SIGNALS
+        from vitpatch.runs.distributed import SIGNALS
 
         if not pictures:
             for room in (run, comparison_figures):

@@ -29,7 +29,7 @@ LEGAL = {
     "amount gray erase jitter scale@augment shear shift": SHARE,
     "warmup label_smoothing average validation": PART,
     "std@corruption sigma width rotate learning_rate weight_decay initializer_range": STRENGTH,
-    "cutoff finish_timeout": ABOVE_0,
+    "cutoff finish_timeout timeout": ABOVE_0,
     "crop_share": "1 0.5" + NULL,
     "memory_gb wanted_width": ABOVE_0 + " 1e30 10**30" + NULL,
     "draws epochs batch_size num_nodes image_size@architecture patch_size hidden_size num_hidden_layers "

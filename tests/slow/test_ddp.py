@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,12 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, pictures, save_model, write_parquet
+from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs import worker
-from vitpatch.runs.crew import Order
-from vitpatch.runs.devices import Devices, share
-from vitpatch.runs.shards import Shards
+from vitpatch.runs import predict
+from vitpatch.runs.distributed import Group, SharedFailure
+from vitpatch.runs.run import batch_size_for
+from vitpatch.runs.shards import Begun, Shards
+from vitpatch.runs.trainer import build_trainer, check_processes, make_trainer_of
 
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 SLOW = '''
@@ -41,7 +44,7 @@ class Slow:
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_each_batch_is_one_processs_own(processes):
     left = [0, 2, 3, 5, 6, 9, 10]  # of a run that was stopped
-    shares = [share(left, rank, processes) for rank in range(processes)]
+    shares = [Group(rank, processes).part(left) for rank in range(processes)]
     assert sorted(number for numbers in shares for number in numbers) == left
     assert max(map(len, shares)) - min(map(len, shares)) <= 1 and shares[0]
 
@@ -50,28 +53,34 @@ def test_each_batch_is_one_processs_own(processes):
     ("asked", "images", "processes", "size"), [(64, 7, 2, 4), (2, 7, 2, 2), (64, 1, 2, 1), (64, 7, 1, 64), (5, 9, 4, 3)]
 )
 def test_batches_are_so_small_that_every_device_has_one(asked, images, processes, size):
-    assert Devices("cpu", processes).batch_size(asked, images) == size
+    assert batch_size_for(asked, images, processes) == size
+
+
+def trainer(**keys):
+    option = {"_target_": "lightning.Trainer", "_partial_": True, "accelerator": "cpu", "strategy": "ddp"}
+    return build_trainer(make_trainer_of(OmegaConf.create({"trainer": option | keys})), logger=False)
 
 
 def test_machines_are_started_by_a_launcher_and_as_many_as_the_trainer_says(monkeypatch):
-    Devices("cpu", 2).check()
+    check_processes(trainer(devices=2))
     with pytest.raises(VitPatchError, match="num_nodes 2: every machine's processes are started by torchrun"):
-        Devices("cpu", 4, nodes=2).check()
+        check_processes(trainer(devices=2, num_nodes=2))
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    Devices("cpu", 2, nodes=2).check()
+    check_processes(trainer(devices=1, num_nodes=2))
     with pytest.raises(VitPatchError, match="1 machine with 1 device each, but 2 processes were started"):
-        Devices("cpu", 1).check()
+        check_processes(trainer(devices=1))
 
 
-def test_a_process_computes_by_the_threads_of_its_order(monkeypatch, tmp_path):
-    follower, seen, before = Mock(rank=1), [], torch.get_num_threads()
-    order = Order(run_id="", config={}, batch_size=1, numbers=[0, 1], processes=2, threads=before + 1)
-    for name in ("_setup", "data_of", "make_trainer_of"):
-        monkeypatch.setattr(worker, name, Mock())
-    monkeypatch.setattr(worker, "follow", lambda *arguments: seen.append(torch.get_num_threads()))
-    worker.obey(order, follower, 1, Shards(tmp_path))
-    follower.end.assert_called_once_with("done")
+def test_a_process_computes_by_the_threads_that_the_run_began_with(monkeypatch, tmp_path):
+    before, seen = torch.get_num_threads(), []
+    Shards(tmp_path / "shards").begin(Begun("id", {}, 1, threads=before + 1))
+    order = predict.Order(tmp_path, {}, [0, 1], corruption=None, calibrations=None)
+    group = Mock(rank=1, begin=Mock(side_effect=[order, SharedFailure]), sharing_failures=nullcontext)
+    monkeypatch.setattr(predict, "prepare", lambda *config: Mock(run_id="id"))
+    monkeypatch.setattr(predict, "data_of", Mock())
+    monkeypatch.setattr(predict, "_predict_share", lambda *arguments: seen.append(torch.get_num_threads()))
+    predict.assist(group)
     assert seen == [before + 1] and torch.get_num_threads() == before
 
 
@@ -286,7 +295,54 @@ def test_processes_that_torchrun_started(seven, tmp_path, cli):
     assert code != 0 and len(done) == len(list(started.at.iterdir())) < 7, printed
     assert json.loads((tmp_path / "slowly" / "failed.json").read_text())["state"] == "interrupted"
 
-    stamped = f"hydra.run.dir={tmp_path}/${{oc.env:RANK}}"
+    stamped = f"hydra.run.dir={tmp_path}/${{oc.env:RANK}}"  # rank 0's folder is that of all
     code, printed = Started(tmp_path, *seven, *DDP, stamped, launcher=here).end()
+    assert code == 0 and not (tmp_path / "1").exists(), printed
+    assert_same(tmp_path / "one", tmp_path / "0", bits=True)
+
+
+@pytest.mark.long
+def test_processes_that_srun_started(seven, tmp_path, cli, monkeypatch):
+    """As a sweep, without Slurm, by what it puts into the environment."""
+    assert cli(*seven, "trainer=cpu", "batch_size=4", f"hydra.run.dir={tmp_path / 'one'}")[0] == 0
+    slurm = {"JOB_ID": "29871", "JOB_NAME": "run", "NODELIST": "127.0.0.1", "NTASKS": "2", "STEP_NUM_TASKS": "2"}
+    started = []
+    for rank in ("0", "1"):
+        for name, value in {**slurm, "PROCID": rank, "LOCALID": rank, "NODEID": "0"}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        where = [f"hydra.sweep.dir={tmp_path / 'sweep'}{rank}", "hydra.sweep.subdir=w${window}"]
+        started.append(Started(tmp_path, "-m", *seven, *DDP, "window=9,3", *where))
+    (code, printed), (helpers_code, by_helper) = (process.end() for process in started)
+    assert code == 1 and "1 of 2 runs finished" in printed and printed.count("failed: w9") == 1, printed
+    assert helpers_code == 0 and not by_helper and not (tmp_path / "sweep1").exists()
+    assert_same(tmp_path / "one", tmp_path / "sweep0" / "w3", bits=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_run_ends_while_its_processes_are_loading(seven, tmp_path, how):
+    started = Started(tmp_path, *seven, *DDP, f"hydra.run.dir={tmp_path / 'run'}")
+    until = time.monotonic() + 120
+    while not (others := set(members(started.process.pid)) - {started.process.pid}):
+        assert started.process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    if how == "killed":
+        os.kill(*others, signal.SIGKILL)
+        says = "error: process 1 of 2 was ended by signal 9"
+    else:
+        os.killpg(started.process.pid, signal.SIGINT)
+        says = f"interrupted: {tmp_path / 'run'}: 0 of 2 batches are done"
+    code, printed = started.end()
+    assert code == {"killed": 1, "interrupted": 130}[how] and printed.count(says) == 1, printed
+    assert "Traceback" not in printed and not (tmp_path / "run" / "manifest.json").exists(), printed
+
+
+@pytest.mark.long
+def test_a_process_that_does_not_answer_is_given_up_after_the_timeout(seven, tmp_path):
+    run = [*seven, *DDP, "batch_size=1", "trainer.timeout=4", f"hydra.run.dir={tmp_path / 'run'}"]
+    started = Started(tmp_path, *run, *slow(tmp_path, 1.0))
+    (other,) = set(started.wait_for(2)) - {started.process.pid}
+    os.kill(other, signal.SIGSTOP)
+    code, printed = started.end()
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(errors) == 1 and "hydra.run.dir=FOLDER, or sweep=NAME" in errors[0], printed
+    assert code == 1 and len(errors) == 1 and "(trainer.timeout)" in errors[0], printed

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from vitpatch.cli.job import INTERRUPTED, job
 from vitpatch.cli.sweep import SweepCallback, exit_on_error
 from vitpatch.runs.config import CONF, register_resolvers
-from vitpatch.runs.interrupt import SIGNALS
+from vitpatch.runs.distributed import SIGNALS, launched
 from vitpatch.runs.name_overrides import with_quotes
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ def run_command(main: Callable[[], None]) -> None:
     """
     register_resolvers()
     with exit_on_error():
+        if launched() is not None and _assists():
+            return
         sys.argv[1:] = map(with_quotes, sys.argv[1:])
     try:
         main()
@@ -58,3 +60,14 @@ def run_command(main: Callable[[], None]) -> None:
     finally:
         if SweepCallback.launched is not None:  # Hydra has not called its end
             SweepCallback.launched.report()
+
+
+def _assists() -> bool:
+    """Whether this is not rank 0 of the processes that a launcher started; it then has assisted that to its end."""
+    from vitpatch.runs.distributed import launched_group
+    from vitpatch.runs.predict import assist
+
+    group = launched_group()
+    if group.rank:
+        assist(group)
+    return group.rank > 0

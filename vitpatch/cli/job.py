@@ -22,7 +22,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.runs.launch import place
+from vitpatch.runs.distributed import Interrupted
 
 if TYPE_CHECKING:
     from vitpatch.runs.folder import RunFolder
@@ -39,7 +39,7 @@ STOPPED = threading.Event()
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended, and why, in one line; without a reason where rank 0 reports it."""
+    """How a job ended, and why, in one line."""
 
     status: Literal["finished", "failed", "interrupted"]
     reason: str = ""
@@ -62,13 +62,10 @@ def job(module: str, cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     path = Path(hydra_cfg.runtime.output_dir)
     options = {group: name for group, name in hydra_cfg.runtime.choices.items() if not group.startswith("hydra")}
-    is_alone = place() is None or module != "vitpatch.runs.run"
     try:
         if STOPPED.is_set():  # a launcher hands this process the next job
             raise KeyboardInterrupt
-        outcome = (_run_in if is_alone else _among_others)(
-            path, lambda: importlib.import_module(module).run(cfg, path, options)
-        )
+        outcome = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
     except KeyboardInterrupt:  # while torch was loaded, or while the end was being written
         outcome = _record_interruption(path)
     if outcome.reason:
@@ -79,27 +76,6 @@ def job(module: str, cfg: DictConfig) -> None:
         STOPPED.set()
     if outcome.status == "interrupted" or (outcome.status == "failed" and hydra_cfg.mode == RunMode.RUN):
         sys.exit(outcome.exit_code)
-
-
-def _among_others(path: Path, run: Callable[[], None]) -> Outcome:
-    """As ``_run_in``, of processes that a launcher started: the first runs, the others follow it and say nothing."""
-    from vitpatch.runs.crew import outside
-    from vitpatch.runs.worker import follow_job
-
-    try:
-        others = outside()
-        if others.at.rank:
-            code = follow_job(others, path.resolve())
-            return Outcome({0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed"))
-        others.next_job()
-    except VitPatchError as error:
-        return Outcome("failed", str(error))
-    outcome = Outcome("interrupted")
-    try:
-        outcome = _run_in(path, run)
-    finally:
-        others.over(outcome.exit_code)
-    return outcome
 
 
 def _run_in(path: Path, run: Callable[[], None]) -> Outcome:
@@ -124,8 +100,6 @@ def _run_in(path: Path, run: Callable[[], None]) -> Outcome:
 
 def _attempt(run: Callable[[], None], path: Path) -> Outcome:
     """Calls ``run``; every exception becomes an outcome."""
-    from vitpatch.runs.interrupt import Interrupted
-
     try:
         run()
     except VitPatchError as error:

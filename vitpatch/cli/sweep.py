@@ -28,7 +28,6 @@ from vitpatch.cli.job import STOPPED, describe_disk_error
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
-from vitpatch.runs.launch import is_follower
 from vitpatch.runs.name_overrides import as_value, check_names_are_text, quote_swept_names
 from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
@@ -66,8 +65,7 @@ class SweepCallback(Callback):
         STOPPED.clear()
         with exit_on_error():
             _check_no_secrets(config)
-            if not is_follower():
-                _check_writable(Path(str(config.hydra.run.dir)))
+            _check_writable(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Names the runs and tries the sweep's folder; notes the time, and which corruptions are matched."""
@@ -78,8 +76,6 @@ class SweepCallback(Callback):
             _check_sweep_name(config, overrides)
             self._root = Path(str(config.hydra.sweep.dir))
             self._name_runs(config, overrides)
-        if is_follower():  # the first process does the rest
-            return
         self._since = _disk_time(self._root)
         SweepCallback.launched = self
         STOPPED.clear()
@@ -101,8 +97,6 @@ class SweepCallback(Callback):
         config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.naming={as_value(record.naming())}")
         self._folders = None if jobs is None else _run_folders(config, jobs, record.naming())
         _check_one_model_a_folder(config, self._folders or ())
-        if is_follower():
-            return
         is_replaced = config.get("overwrite") is True and before and set(before.runs) <= set(self._folders or ())
         if before and not is_replaced:
             check_same(self._root, before, record)
@@ -125,8 +119,6 @@ class SweepCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The table of runs and their comparison; exit code 1 if any fell short."""
-        if is_follower():
-            return
         try:
             states = self.report(config)
         except Exception:  # our own mistake, of which Hydra would warn and exit with 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
+from vitpatch.runs.tracking import within
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 NAME = "Patching by layer"
 COLUMNS = ("options.model", "options.data", "options.corruption", "window", "metric", "direction")
 SCALARS = ("total_effect", "peak_layer", "peak_effect", "prob_clean", "prob_corrupt")
+SAVE_TIMEOUT_S = 60.0
 
 
 def workspace(project: str, entity: str) -> Workspace:
@@ -98,8 +100,7 @@ def save_view(project: str, entity: str | None) -> str:
         urls.append(view.url)
 
     try:
-        view = workspace(project, entity or wandb.Api().default_entity)
-        view.save()  # a request has 19 s
+        within(SAVE_TIMEOUT_S, save)
     except VitPatchError:
         raise
     except Exception as error:  # of many classes: no answer, no such entity, no right to write

@@ -6,13 +6,12 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from omegaconf import OmegaConf
@@ -39,7 +38,7 @@ MOST_IMAGES = 64
 """Images of a forward pass at most: ``batch_size`` may be meant for a loop that cuts it to what the memory holds."""
 
 
-def informed(setup: Setup, make_trainer: Callable[..., lightning.Trainer], calibrations: Path | None = None) -> Setup:
+def informed(setup: Setup, calibrations: Path | None = None) -> Setup:
     """The setup with what it takes from training images: a corruption of the strength asked for, that knows its spread.
 
     Curves are kept in the folder ``calibrations``, where there is one. Raises ``VitPatchError`` where a drop is not
@@ -47,7 +46,7 @@ def informed(setup: Setup, make_trainer: Callable[..., lightning.Trainer], calib
     """
     if setup.training is None:
         return setup
-    with on_device(setup.model, make_trainer, setup.cfg.matmul_precision):
+    with on_device(setup.model, setup.trainer, setup.cfg.matmul_precision):
         seen = Seen(setup)
         if setup.asked is not None:
             setup = _calibrated(setup, seen, calibrations)

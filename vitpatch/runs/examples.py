@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-import lightning
 import numpy as np
 import pandas as pd
 import torch
@@ -28,16 +27,14 @@ DRAWS = 10
 """Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
-def chosen(
-    setup: Setup, outcome: Outcome, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]
-) -> list[Page]:
+def chosen(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[Page]:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
 
     On the trainer's device where the model is needed again.
     """
     also = f", means of {DRAWS} draws" if _is_drawn_again(setup) else ""
     pages = _choices(outcome)
-    where = on_device(setup.model, make_trainer, setup.cfg.matmul_precision) if also else nullcontext()
+    where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:
         return [Page(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages]
 

@@ -1,27 +1,41 @@
-"""A batch of images, corrupted and patched as a run's setup says → the columns of its files."""
+"""A batch of images, corrupted and patched as a run's setup says → the columns and tables of its files."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import torch
 from torch import Tensor
 
-from vitpatch.corruptions.embedding_noise import OnEmbeddings, noise_of
-from vitpatch.corruptions.pixels import corrupted, traits
+from vitpatch.corruptions.embedding_noise import noise_of
+from vitpatch.corruptions.pixels import OnEmbeddings, corrupted, traits
 from vitpatch.data.datamodule import Decoded, batches_of
 from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import counted
+from vitpatch.formatting import counted, duration
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
-from vitpatch.patching.cost import Cost, Room, cost_of, memory_limit
+from vitpatch.patching.cost import Cost, Room, cost_of, described, memory_limit
 from vitpatch.patching.executor import Outputs, averaged, execute
 from vitpatch.patching.full_forward import Constants
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.runs.setup import Setup
-from vitpatch.schema import OF_CORRUPTION
+from vitpatch.runs.trainer import matmul_precision
+from vitpatch.schema import (
+    EFFECTS_SCHEMA,
+    EXAMPLES_SCHEMA,
+    LEAVE_OUTS_SCHEMA,
+    OF_CORRUPTION,
+    of_controls,
+    of_partners,
+    with_fields,
+)
+from vitpatch.stats.result import included
 from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 
 log = logging.getLogger(__name__)
@@ -119,6 +133,44 @@ class Patching:
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
                 raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
 
+    def log_cost(self, images: int, seconds: float) -> str:
+        """Logs what the run costs, and that its first ``images`` took so many seconds; the line."""
+        setup = self.setup
+        time_left = seconds / images * len(setup.images) / setup.trainer.world_size
+        first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
+        about = f"about {duration(time_left)} for {counted(len(setup.images), 'image')} ({first})"
+        line = f"{described(self.plan, self.cost, self.room)}, {about}"
+        if self.draws > 1:
+            line += f", {self.draws} draws of noise each"
+        log.info("plan: %s", line)
+        if (caveat := self.model.caveat(self.plan.target.site)) is not None:
+            log.warning("%s", caveat)
+        return line
+
+    def compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> dict[str, float] | None:
+        """How far the ``effects`` of a batch are from those in float32; ``None`` where it has none.
+
+        ``largest`` and ``mean`` distance, ``largest_effect`` in float32, and how many ``images``.
+        """
+        device = self.model.device
+        model = self.setup.float32_model().to(device)
+        room = self.room_for(cost_of(self.plan, model, len(self.setup.partners)))
+        with torch.autocast(device.type, enabled=False), matmul_precision("highest"):
+            exact = joined([self.part(part, model, room) for part in parts(images, room)]).effects["effect"]
+        if model is not self.model:  # whose place on the device is needed
+            model.to("cpu")
+        known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
+        if not known.any():
+            return None
+        error, largest = np.abs(effects - exact)[known], float(np.abs(exact[known]).max())
+        log.info(
+            "precision: effects of the first %d images differ from float32 by %.2g at most, %.2g on average "
+            "(largest effect %.2g)",
+            len(images), error.max(), error.mean(), largest,
+        )  # fmt: skip
+        distance = {"largest": float(error.max()), "mean": float(error.mean())}
+        return distance | {"largest_effect": largest, "images": len(images)}
+
 
 def parts(images: ImageBatch, room: Room) -> Iterator[ImageBatch]:
     """As many images at a time as there is room for."""
@@ -128,3 +180,32 @@ def parts(images: ImageBatch, room: Room) -> Iterator[ImageBatch]:
 
 def _rows_not_finite(logits: Tensor) -> list[int]:
     return (~logits.isfinite().all(-1)).nonzero().flatten().tolist()
+
+
+def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
+    """The columns of a batch as tables, by the names of a run's files."""
+    images, names = setup.images, setup.label_names
+    at = images.positions(measured.examples["example_id"])
+    included = included(setup.study.include, measured.examples, setup.study.metric)
+    if setup.study.donor.partner is not None:
+        included &= measured.examples[f"partner_{setup.study.donor}"] >= 0
+    examples = measured.examples | {
+        "label_name": [names[i] if names else str(i) for i in measured.examples["label"].tolist()],
+        "label_is_predicted": images.labels[at] == UNKNOWN,
+        "included": included,
+        "cluster": images.clusters[at],
+    }
+    plan = setup.plan
+    also = of_partners(plan.donors, bool(plan.together))
+    also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
+    tables = {
+        "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, also)),
+        "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(plan.donors))),
+    }
+    if plan.leave_outs:
+        tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)
+    return tables
+
+
+def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table([pa.array(columns[f.name]).cast(f.type, safe=False) for f in schema], schema=schema)

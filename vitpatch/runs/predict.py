@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import pyarrow as pa
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
-from vitpatch.corruptions.pixels import traits
+from vitpatch.corruptions.pixels import Corruption, traits
 from vitpatch.data.datamodule import BadImage, ImageDataModule
-from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import counted, duration
-from vitpatch.patching.cost import GB, cost_of, described, memory_limit
-from vitpatch.patching.table import Columns, joined
-from vitpatch.runs.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
-from vitpatch.runs.devices import Devices, share
-from vitpatch.runs.interrupt import TOGETHER_S, Interrupted, waiting
-from vitpatch.runs.patching import Patching, parts
+from vitpatch.formatting import counted
+from vitpatch.patching.cost import GB, memory_limit
+from vitpatch.patching.table import joined
+from vitpatch.runs.distributed import SIGNALS, STOP, Group, Interrupted, SharedFailure, StopAfterBatch, processes
+from vitpatch.runs.patching import Patching, parts, tables_of
 from vitpatch.runs.peers import folder_of
-from vitpatch.runs.progress import ImageProgress
-from vitpatch.runs.setup import Setup
+from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import BatchDone, Shards
-from vitpatch.runs.trainer import QUIETLY, matmul_precision, one_device, quiet
-from vitpatch.schema import (
-    EFFECTS_SCHEMA,
-    EXAMPLES_SCHEMA,
-    LEAVE_OUTS_SCHEMA,
-    OF_CORRUPTION,
-    of_controls,
-    of_partners,
-    with_fields,
-)
-from vitpatch.stats.result import included as included_by
+from vitpatch.runs.trainer import matmul_precision, on_device, on_threads
 from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
+
+LATE_S = 120.0
+"""What a shared disk may take to show a file on another machine."""
+TIMEOUT_S = 1800.0
+"""``trainer.timeout`` where an option has none."""
 
 
 @dataclass(frozen=True)
@@ -58,38 +54,26 @@ class Rows:
 class PatchingModule(lightning.LightningModule):
     """Corrupts a batch, runs the plan on it, some images at a time, and reads the metrics off.
 
-    ``line`` says what the plan costs, once the first images have been timed; ``precision_error`` how far the effects of
-    the first batch are from float32, of a run at reduced precision. Calls are of the sizes that the run in ``shards``
-    began with; without shards it is a dry run, and nothing but the first images is computed. Of a ``crew`` the first
-    process finds the calls' sizes, times and compares; the others wait for the sizes.
+    In rank 0 ``line`` says what the plan costs, once the first images have been timed, and ``precision_error`` how far
+    the effects of the first batch are from float32, of a run at reduced precision.
     """
 
-    def __init__(
-        self, setup: Setup, batch_size: int, shards: Shards | None = None, crew: Alone | Leader | Follower | None = None
-    ) -> None:
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than processes
+
+    def __init__(self, setup: Setup, patching: Patching, group: Group, stop: StopAfterBatch) -> None:
         super().__init__()
-        self.model, self.setup, self.batch_size = setup.model, setup, batch_size
-        self._shards, self._crew = shards, crew or Alone()
+        self.model, self.setup = setup.model, setup
+        self.group, self._patching, self._stop = group, patching, stop
         self.line: str | None = None
         self.precision_error: dict[str, float] | None = None
-        self._patching: Patching | None = None
 
     def on_predict_start(self) -> None:
-        """Looks at the device. Raises ``VitPatchError`` where one image does not fit."""
-        if self._shards is None:
-            self._patching = Patching(self.setup, self.batch_size)
-            return
-        while (begun := self._shards.begun()).images is None and self._crew.rank:
-            if self._crew.stopped():
-                raise Interrupted
-            time.sleep(OFTEN_S)
-        before = None if begun.images is None else (begun.images, begun.rows)
-        self._patching = Patching(self.setup, self.batch_size, before=before)
-        room = self._patching.room
-        if before is None:
-            self._shards.keep(replace(begun, images=room.images, rows=room.rows))
-        elif before != (room.images, room.rows):
-            log.warning("less memory is free than when the run began: calls are smaller, and numbers the same to 1e-6")
+        """Takes the signals back from Lightning."""
+        self._stop.install()
+
+    def meet(self) -> None:
+        """Waits for the other processes. Raises what ends the run in all of them, as ``Group.share`` does."""
+        self.group.share(problem=STOP if self._stop.asked else None)
 
     def predict_step(self, batch: tuple[ImageBatch | None, list[BadImage]], batch_idx: int = 0) -> Rows:
         """One batch of ``ImageDataModule`` → its rows. Raises ``VitPatchError`` where a logit is not finite."""
@@ -100,97 +84,24 @@ class PatchingModule(lightning.LightningModule):
         for part in parts(images, patching.room):
             started = time.perf_counter()
             measured.append(patching.part(part, self.model, patching.room))
-            if self.line is None and not self._crew.rank:
-                self._say(len(part), time.perf_counter() - started)
-            if self._shards is None:
-                return Rows({}, bad)
+            if self.line is None and not self.group.rank:
+                self.line = patching.log_cost(len(part), time.perf_counter() - started)
         measured = joined(measured)
-        if self.setup.is_reduced and self.precision_error is None and not self._crew.rank:
+        if self.setup.is_reduced and self.precision_error is None and not self.group.rank:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
-            self._compare_with_float32(known, measured.effects["effect"])
-        return Rows(self._tables(measured), bad)
-
-    def _say(self, images: int, seconds: float) -> None:
-        time_left = seconds / images * len(self.setup.images) / self._crew.processes
-        first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
-        about = f"about {duration(time_left)} for {counted(len(self.setup.images), 'image')} ({first})"
-        self.line = f"{described(self.setup.plan, self._patching.cost, self._patching.room)}, {about}"
-        if self._patching.draws > 1:
-            self.line += f", {self._patching.draws} draws of noise each"
-        log.info("plan: %s", self.line)
-        if (caveat := self.model.caveat(self.setup.plan.target.site)) is not None:
-            log.warning("%s", caveat)
-
-    def _compare_with_float32(self, images: ImageBatch, effects: np.ndarray) -> None:
-        """Runs the batch again in float32, and keeps how far the effects differ."""
-        model = self.setup.float32_model().to(self.device)
-        room = self._patching.room_for(cost_of(self.setup.plan, model, len(self.setup.partners)))
-        with torch.autocast(self.device.type, enabled=False), matmul_precision("highest"):
-            exact = joined([self._patching.part(part, model, room) for part in parts(images, room)]).effects["effect"]
-        if model is not self.model:  # whose place on the device is needed
-            model.to("cpu")
-        known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
-        if not known.any():
-            return
-        error = np.abs(effects - exact)[known]
-        self.precision_error = {
-            "largest": float(error.max()),
-            "mean": float(error.mean()),
-            "largest_effect": float(np.abs(exact[known]).max()),
-            "images": len(images),
-        }
-        log.info(
-            "precision: effects of the first %d images differ from float32 by %.2g at most, %.2g on average "
-            "(largest effect %.2g)",
-            len(images), error.max(), error.mean(), self.precision_error["largest_effect"],
-        )  # fmt: skip
-
-    def _tables(self, measured: Columns) -> dict[str, pa.Table]:
-        images, names = self.setup.images, self.setup.label_names
-        at = images.positions(measured.examples["example_id"])
-        included = included_by(self.setup.study.include, measured.examples, self.setup.study.metric)
-        if self.setup.study.donor.partner is not None:
-            included &= measured.examples[f"partner_{self.setup.study.donor}"] >= 0
-        examples = measured.examples | {
-            "label_name": [names[i] if names else str(i) for i in measured.examples["label"].tolist()],
-            "label_is_predicted": images.labels[at] == UNKNOWN,
-            "included": included,
-            "cluster": images.clusters[at],
-        }
-        plan = self.setup.plan
-        also = of_partners(plan.donors, bool(plan.together))
-        also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
-        tables = {
-            "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, also)),
-            "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(plan.donors))),
-        }
-        if plan.leave_outs:
-            tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)
-        return tables
-
-
-def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    return pa.table([pa.array(columns[f.name]).cast(f.type, safe=False) for f in schema], schema=schema)
+            self.precision_error = patching.compare_with_float32(known, measured.effects["effect"])
+        return Rows(tables_of(self.setup, measured), bad)
 
 
 class ShardWriter(BasePredictionWriter):
     """Streams the rows of each batch to the run's folder; an unreadable image is counted, or stops the run.
 
-    ``numbers`` are the batches' own, in the order in which they come. Once ``stopped`` says so the run ends. A process
-    that follows does not hold the folder: it writes only while the folder is its run's, ``run_id``.
+    ``numbers`` are the batches' own, in the order in which they come. After each batch all processes meet.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        numbers: Sequence[int],
-        on_error: str,
-        stopped: Callable[[], bool],
-        run_id: str | None = None,
-    ) -> None:
+    def __init__(self, shards: Shards, numbers: Sequence[int]) -> None:
         super().__init__(write_interval="batch")
-        self.shards, self.numbers, self.on_error, self.stopped = shards, numbers, on_error, stopped
-        self._run_id = run_id
+        self.shards, self.numbers = shards, numbers
 
     def write_on_batch_end(
         self,
@@ -204,19 +115,51 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         """Writes one shard. Raises ``VitPatchError`` for an unreadable image unless they are skipped.
 
-        Raises ``Interrupted`` once the shard is on the disk, where the run was asked to stop.
+        Once the shard is on the disk it raises what ends the run: ``Interrupted``, or another process's failure.
         """
-        if prediction.bad and self.on_error == "raise":
+        setup = pl_module.setup
+        if prediction.bad and setup.images.on_error == "raise":
             raise VitPatchError(prediction.bad[0].reason)
         for bad in prediction.bad:
             log.warning("skipped: %s", bad.reason.partition(";")[0])
         bad = [(image.row, image.reason) for image in prediction.bad]
-        if self._run_id is not None and ((begun := self.shards.begun()) is None or begun.run_id != self._run_id):
+        begun = self.shards.begun()
+        if pl_module.group.rank and (begun is None or begun.run_id != setup.run_id):  # only rank 0 has locked it
             raise VitPatchError(f"{self.shards.path.parent} was given to another run")
         said = {"line": pl_module.line, "precision_error": pl_module.precision_error}
         self.shards.write(self.numbers[batch_idx], prediction.tables, bad, said)
-        if self.stopped():
-            raise Interrupted
+        pl_module.meet()
+
+
+class ImageProgress(Callback):
+    """One bar for all processes, in images, and so in images per second, with the time left; from the first batch on.
+
+    Of ``numbers``, the batches that are left, the processes compute one each at a time; rank 0 shows it.
+    """
+
+    def __init__(self, data: ImageDataModule, numbers: Sequence[int], group: Group, name: str) -> None:
+        total, self._size, self._disable = len(data.images), group.size, group.rank > 0
+        self._images = [len(data.positions_of([number])) for number in numbers]
+        self._bar: tqdm | None = None
+        self._options = {"total": total, "initial": total - sum(self._images), "desc": name, "unit": " images"}
+
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Notes the time."""
+        self._started = time.time()
+
+    def on_predict_batch_end(self, *arguments: Any) -> None:
+        """Moves on; where nobody watches, every 10 s only."""
+        if self._bar is None:
+            often = 1.0 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(**self._options, mininterval=often, dynamic_ncols=True, disable=self._disable)
+            self._bar.start_t = self._started
+        batch = arguments[4]  # its number among this process's
+        self._bar.update(sum(self._images[batch * self._size : (batch + 1) * self._size]))
+
+    def close(self) -> None:
+        """Ends the bar's line, so that what follows stands on a line of its own."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 @dataclass(frozen=True)
@@ -229,6 +172,21 @@ class Done:
     precision_error: dict[str, float] | None
 
 
+@dataclass(frozen=True)
+class Order:
+    """What rank 0 found for the other processes of a run: the batches ``numbers`` are to be done.
+
+    ``corruption`` is the one that was fitted to training images, where there are any; ``calibrations`` the sweep's
+    folder of these.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    numbers: Sequence[int]
+    corruption: Corruption | None
+    calibrations: Path | None
+
+
 def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
     """The run's images in batches of this size, with the partners that they need."""
     to_input = setup.model.preprocessing.to_input
@@ -236,18 +194,11 @@ def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
     return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
 
 
-def predict(
-    setup: Setup,
-    data: ImageDataModule,
-    make_trainer: Callable[..., lightning.Trainer],
-    shards: Shards,
-    name: str,
-    devices: Devices,
-) -> Done:
-    """Patches the images of ``data`` that are not done yet into ``shards``; ``name`` stands before the bar.
+def predict(setup: Setup, data: ImageDataModule, shards: Shards) -> Done:
+    """Patches the images of ``data`` that are not done yet into ``shards``.
 
-    By as many processes as there are ``devices``, each its share of the batches. Raises ``Interrupted`` after the
-    batches in which the run was asked to stop.
+    By all processes of the trainer, each its share of the batches. Raises ``Interrupted`` after the batches in which
+    the run was asked to stop.
     """
     done = shards.done()
     numbers = [number for number in range(data.batches) if number not in done]
@@ -256,114 +207,128 @@ def predict(
         before = len(data.images) - left
         log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
     if numbers:
-        setup = _within_memory(setup, devices)
-        order = _order(setup, data, shards, numbers, processes_of(devices, numbers))
-        bar = ImageProgress(len(data.images), name, lambda: len(data.positions_of(shards.numbers())))
-        data.numbers = share(numbers, 0, order.processes)
-        together_s = 0.0 if outside() is None else TOGETHER_S
+        setup = _within_memory(setup)
+        timeout_s = setup.cfg.trainer.get("timeout", TIMEOUT_S)
+        order = Order(
+            folder=shards.path.parent.resolve(),
+            config=OmegaConf.to_container(setup.cfg, resolve=True),
+            numbers=numbers,
+            corruption=None if setup.training is None else setup.corruption,
+            calibrations=folder_of(shards.path.parent),
+        )
         try:
             with (
-                led(order, shards.path) as crew,
-                waiting(lambda: _say_stopping(crew), together_s) as asked,
-                closing(bar),
+                StopAfterBatch(announce=True) as stop,
+                processes(setup.trainer.world_size, shards.begun().threads, stop) as group,
             ):
-                try:
-                    _predict_share(setup, data, make_trainer, shards, crew, lambda: asked() or crew.stopped(), bar)
-                except RuntimeError as error:  # a cluster signals every process, those that load images too
-                    if not asked():
-                        raise
-                    raise Interrupted from error
-                _follow_the_others(crew, bar, asked)
+                group.begin(order, timeout_s)
+                with group.sharing_failures():
+                    _predict_share(setup, data, shards, numbers, group, stop)
         except Interrupted as error:
             raise Interrupted(f"{len(shards.numbers())} of {data.batches} batches are done") from error
     return _done(shards.records().values(), left)
 
 
-def _within_memory(setup: Setup, devices: Devices) -> Setup:
+def _within_memory(setup: Setup) -> Setup:
     """The setup with a process's part of what is free, where several share a machine's memory."""
-    if devices.local == 1 or devices.accelerator != "cpu" or setup.cfg.memory_gb is not None:
+    local = setup.trainer.num_devices
+    if local == 1 or setup.trainer.strategy.root_device.type != "cpu" or setup.cfg.memory_gb is not None:
         return setup
     free = memory_limit(None, torch.device("cpu")) / GB
-    return replace(setup, cfg=OmegaConf.merge(setup.cfg, {"memory_gb": free / devices.local}))
+    return replace(setup, cfg=OmegaConf.merge(setup.cfg, {"memory_gb": free / local}))
 
 
-def follow(
-    setup: Setup,
-    data: ImageDataModule,
-    make_trainer: Callable[..., lightning.Trainer],
-    shards: Shards,
-    follower: Follower,
-    local_rank: int,
-) -> None:
-    """Patches the batches of ``data`` that are this process's; raises as ``predict`` does."""
-    _predict_share(setup, data, make_trainer, shards, follower, follower.stopped, local_rank=local_rank)
+def assist(group: Group) -> None:
+    """This process's shares of the runs that rank 0 begins, as long as that is there, which reports how they end."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    with StopAfterBatch() as stop, suppress(KeyboardInterrupt):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        while True:
+            try:
+                order = group.begin()
+            except SharedFailure:  # rank 0 has ended
+                return
+            with suppress(Exception), group.sharing_failures():
+                _assist(order, group, stop)
 
 
-def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[int], processes: int) -> Order:
-    calibrations = folder_of(shards.path.parent)
-    return Order(
-        run_id=setup.run_id,
-        config=OmegaConf.to_container(setup.cfg, resolve=True),
-        batch_size=data.batch_size,
-        numbers=numbers,
-        processes=processes,
-        calibrations=None if calibrations is None else str(calibrations),
-        spread=None if setup.spread is None else setup.spread.tolist(),
-        threads=shards.begun().threads,
-    )
+def _assist(order: Order, group: Group, stop: StopAfterBatch) -> None:
+    shards = Shards(order.folder / "shards")
+    until = time.monotonic() + LATE_S
+    while (begun := shards.begun()) is None and time.monotonic() < until:
+        time.sleep(0.2)
+    if begun is None:
+        raise VitPatchError(f"process {group.rank} does not see {shards.path}; give a folder of a disk that all share")
+    setup = prepare(OmegaConf.create(order.config), order.calibrations)
+    if setup.run_id != begun.run_id:
+        raise VitPatchError(
+            f"process {group.rank}: its weights, data or code differ from the first one's; make them the same on all "
+            "machines"
+        )
+    if order.corruption is not None:
+        setup = replace(setup, corruption=order.corruption)
+    with on_threads(begun.threads):
+        _predict_share(setup, data_of(setup, begun.batch_size), shards, order.numbers, group, stop)
 
 
 def _predict_share(
-    setup: Setup,
-    data: ImageDataModule,
-    make_trainer: Callable[..., lightning.Trainer],
-    shards: Shards,
-    crew: Alone | Leader | Follower,
-    stopped: Callable[[], bool],
-    bar: ImageProgress | None = None,
-    local_rank: int = 0,
+    setup: Setup, data: ImageDataModule, shards: Shards, numbers: Sequence[int], group: Group, stop: StopAfterBatch
 ) -> None:
-    """The batches of ``data`` that are this process's."""
-    module = PatchingModule(setup, data.batch_size, shards, crew)
-    run_id = setup.run_id if crew.rank else None
-    writer = ShardWriter(shards, data.numbers, data.images.on_error, stopped, run_id)
-    shown = {"callbacks": [writer]} | ({"enable_progress_bar": False} if bar is None else {"callbacks": [writer, bar]})
-    _predict(module, data, make_trainer, local_rank, **shown)
+    """This process's part of the batches ``numbers``; ends when all are done."""
+    trainer = setup.trainer
+    data.numbers = group.part(numbers)
+    with matmul_precision(setup.cfg.matmul_precision):
+        patching = _begin_calls(setup, data, shards, group)
+        module = PatchingModule(setup, patching, group, stop)
+        writer = ShardWriter(shards, data.numbers)
+        bar = ImageProgress(data, numbers, group, name=shards.path.parent.name)
+        trainer.callbacks += [bar, writer]
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else Lightning sets fewer
+        try:
+            trainer.predict(module, datamodule=data, return_predictions=False)
+            for _ in range(len(data.numbers), math.ceil(len(numbers) / group.size) + 1):
+                module.meet()
+        except RuntimeError:  # a cluster signals every process, those that load images too
+            if not stop.asked:
+                raise
+            module.meet()
+        finally:
+            bar.close()
 
 
-def _follow_the_others(crew: Alone | Leader, bar: ImageProgress, asked: Callable[[], bool]) -> None:
-    """Until their shares are done too. Raises ``Interrupted`` where they were asked to stop."""
-    while not crew.ended():
-        crew.stopped()  # raises where one failed
-        bar.move()
-        time.sleep(OFTEN_S)
-    if crew.stopped() or asked():
-        raise Interrupted
+def _begin_calls(setup: Setup, data: ImageDataModule, shards: Shards, group: Group) -> Patching:
+    """The patching on the trainer's device, in calls of the sizes that the run began with: rank 0's, in all processes.
+
+    Raises ``VitPatchError`` where one image does not fit.
+    """
+    setup.model.to(setup.trainer.strategy.root_device)
+    begun = shards.begun()
+    sizes = patching = None
+    if group.rank == 0:
+        sizes = None if begun.images is None else (begun.images, begun.rows)
+        patching = Patching(setup, data.batch_size, before=sizes)
+        if sizes is None:
+            sizes = patching.room.images, patching.room.rows
+            shards.keep(replace(begun, images=sizes[0], rows=sizes[1]))
+    sizes = group.share(sizes)
+    patching = patching or Patching(setup, data.batch_size, before=sizes)
+    if sizes != (patching.room.images, patching.room.rows):
+        log.warning("less memory is free than when the run began: calls are smaller, and numbers the same to 1e-6")
+    group.share()
+    return patching
 
 
-def foretell(setup: Setup, data: ImageDataModule, make_trainer: Callable[..., lightning.Trainer]) -> str | None:
+def estimate_cost(setup: Setup, data: ImageDataModule) -> str | None:
     """What the run would cost, in a line, from its first images; ``None`` where none of these can be read."""
-    module = PatchingModule(setup, data.batch_size)
-    _predict(module, data, make_trainer, limit_predict_batches=1, enable_progress_bar=False)
-    return module.line
-
-
-def _predict(
-    module: PatchingModule,
-    data: ImageDataModule,
-    make_trainer: Callable[..., lightning.Trainer],
-    local_rank: int = 0,
-    **arguments: Any,
-) -> None:
-    quiet()
-    trainer = one_device(make_trainer, local_rank, **(QUIETLY | {"enable_progress_bar": True} | arguments))
-    with matmul_precision(module.setup.cfg.matmul_precision):
-        trainer.predict(module, datamodule=data, return_predictions=False)
-
-
-def _say_stopping(crew: Alone | Leader) -> None:
-    log.warning("stopping after this batch; CTRL-C again stops at once")
-    crew.stop()
+    with on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) as device, torch.inference_mode():
+        patching = Patching(setup, data.batch_size)
+        images, _ = next(iter(data.predict_dataloader()))
+        if images is None:
+            return None
+        part = next(parts(images.to(device), patching.room))
+        started = time.perf_counter()
+        patching.part(part, setup.model, patching.room)
+        return patching.log_cost(len(part), time.perf_counter() - started)
 
 
 def _done(batches: Iterable[BatchDone], images: int) -> Done:

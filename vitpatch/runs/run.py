@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,19 +20,18 @@ from vitpatch import __version__
 from vitpatch.errors import VitPatchError
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.calibrate import about, informed, roughly
-from vitpatch.runs.devices import Devices, devices_of
 from vitpatch.runs.examples import chosen
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.name_overrides import check_names_are_text
 from vitpatch.runs.peers import folder_of
-from vitpatch.runs.predict import Done, data_of, foretell, predict
+from vitpatch.runs.predict import Done, data_of, estimate_cost, predict
 from vitpatch.runs.report import described, lines, scalars
 from vitpatch.runs.results import measure, write_pages
 from vitpatch.runs.secrets import check_no_secret
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, tracker_of
-from vitpatch.runs.trainer import make_trainer_of, on_threads
+from vitpatch.runs.trainer import check_processes, on_threads
 from vitpatch.stats.result import Outcome, series_of
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
     check_names_are_text(cfg)
     started = time.monotonic()
-    tracker, make_trainer = tracker_of(cfg), make_trainer_of(cfg)
+    tracker = tracker_of(cfg)
     calibrations = folder_of(path)
     setup = prepare(cfg, calibrations)
     for note in setup.notes:  # also before, for it may be a reason to stop
@@ -57,19 +56,18 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     folder = RunFolder(path)
     if cfg.dry_run:
         setup = roughly(setup)
-        line = foretell(setup, data_of(setup, cfg.batch_size), make_trainer)
+        line = estimate_cost(setup, data_of(setup, cfg.batch_size))
         folder.plan_only(line or "no image can be read")
         return
     if _already_there(folder, setup, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
-    devices = devices_of(make_trainer)
-    devices.check()
+    check_processes(setup.trainer)
     shards = Shards(folder.shards)
-    begun = _begin(folder, shards, setup, devices)
+    begun = _begin(folder, shards, setup)
     with on_threads(begun.threads):
-        setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
-        _make(setup, folder, shards, tracker, make_trainer, devices, started, options or {})
+        setup = informed(_as_begun(setup, begun), calibrations)
+        _make(setup, folder, shards, tracker, started, options or {})
 
 
 def _make(
@@ -77,19 +75,17 @@ def _make(
     folder: RunFolder,
     shards: Shards,
     tracker: Tracker,
-    make_trainer: Callable[..., lightning.Trainer],
-    devices: Devices,
     started: float,
     options: Mapping[str, str],
 ) -> None:
     """Makes a run that has begun, up to its sealed folder."""
-    cfg, path = setup.cfg, folder.path
+    cfg, path, trainer = setup.cfg, folder.path, setup.trainer
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": dict(options), "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
         data = data_of(setup, cfg.batch_size)
         patching_started = time.monotonic()
-        done = predict(setup, data, make_trainer, shards, path.name, devices)
+        done = predict(setup, data, shards)
         patching_seconds = time.monotonic() - patching_started
         if done.skipped == len(setup.images):
             shards.drop()
@@ -99,7 +95,7 @@ def _make(
         folder.write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:
             folder.write_csv(folder.marginals, outcome.marginals)
-        shown = chosen(setup, outcome, data, make_trainer)
+        shown = chosen(setup, outcome, data)
         write_pages(folder.pages, shown)
         known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
         pictures = folder.save(draw(outcome, shown, known))
@@ -108,7 +104,11 @@ def _make(
             | _manifest(setup, config, outcome, done)
             | {
                 "files": folder.checksums(),
-                "devices": asdict(devices),
+                "devices": {
+                    "accelerator": trainer.accelerator.name(),
+                    "processes": trainer.world_size,
+                    "nodes": trainer.num_nodes,
+                },
                 "tracking": tracked.details,
                 "seconds": round(time.monotonic() - started, 3),
                 "images_per_second": round(done.images / patching_seconds, 3),
@@ -175,25 +175,30 @@ def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     return True
 
 
-def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) -> Begun:
+def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
     """Makes room for the run, or takes up what there is of it; what ``overwrite`` replaces is gone after."""
     replaced = folder.finished() is not None
     there = shards.begun()
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
         shards.drop()
-    batch_size = devices.batch_size(setup.cfg.batch_size, len(setup.images))
-    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=_threads(devices)))
+    batch_size = batch_size_for(setup.cfg.batch_size, len(setup.images), setup.trainer.world_size)
+    begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=_threads(setup)))
     folder.begin()
     if begun.batch_size != batch_size:
         log.info("batch_size is %d, as the run began with: its batches are not cut anew", begun.batch_size)
-    if begun.threads not in (None, now := _threads(devices)):
+    if begun.threads not in (None, now := _threads(setup)):
         log.info("%d threads a process, as the run began with, not %s: sums are rounded by them", begun.threads, now)
     return begun
 
 
-def _threads(devices: Devices) -> int | None:
+def batch_size_for(asked: int, images: int, processes: int) -> int:
+    """Images of a batch, so few that every process has one, where there are as many images."""
+    return min(asked, math.ceil(images / processes)) if processes > 1 else asked
+
+
+def _threads(setup: Setup) -> int | None:
     """The threads that each process computes by, which sums are rounded by: as many as one alone; ``None``: no CPU."""
-    return torch.get_num_threads() if devices.accelerator == "cpu" else None
+    return torch.get_num_threads() if setup.trainer.strategy.root_device.type == "cpu" else None
 
 
 def _as_begun(setup: Setup, begun: Begun) -> Setup:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,11 +40,10 @@ from vitpatch.runs.config import (
     with_defaults,
 )
 from vitpatch.runs.controls import donors_of, partners_of
-from vitpatch.runs.devices import devices_of
 from vitpatch.runs.options import code_identity, resolved
 from vitpatch.runs.peers import read_corruptions
 from vitpatch.runs.tracking import tracker_of
-from vitpatch.runs.trainer import make_trainer_of
+from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
 from vitpatch.stats.inference import check_signed
 from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.types import (
@@ -79,6 +79,7 @@ class Setup:
     images: LabelledImages
     plan: Plan
     checkpoint: Checkpoint
+    trainer: lightning.Trainer
     partners: Positions
     training: LabelledImages | None = None
     asked: Asked | None = None
@@ -184,6 +185,7 @@ class Checked:
     asked: Asked | None
     checkpoint: Checkpoint
     source: ImageSource
+    trainer: lightning.Trainer
 
 
 def check_config(cfg: DictConfig) -> Checked:
@@ -205,8 +207,7 @@ def check_config(cfg: DictConfig) -> Checked:
     if traits(corruption).needs_masks and not cfg.data.mask_column:
         raise no_masks(corruption)
     _check_precision(cfg, checkpoint)
-    devices_of(make_trainer)
-    return Checked(cfg, study, corruption, asked, checkpoint, source)
+    return Checked(cfg, study, corruption, asked, checkpoint, source, build_trainer(make_trainer, **QUIETLY))
 
 
 def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
@@ -239,8 +240,9 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         training = training_images(source, cfg.train_split, cfg.train_limit)
         training = as_classes(training, classes, source.label_map, beside=opened)
     return Setup(
-        cfg, study, model, corruption, images, plan, checkpoint, partners, training, asked, adjustables, notes=notes
-    )
+        cfg, study, model, corruption, images, plan, checkpoint, checked.trainer, partners, training, asked,
+        adjustables, notes=notes,
+    )  # fmt: skip
 
 
 def _adjustables(cfg: DictConfig, asked: Asked | None, calibrations: Path | None) -> tuple[Adjustable, ...]:

@@ -10,19 +10,22 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import ParallelStrategy
-from omegaconf import DictConfig
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig, OmegaConf
 
-from vitpatch.checks import Count, Expected, Index, check_values
+from vitpatch.checks import Count, Expected, Index, Interval, check_values
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.runs.config import check_option, construct
+from vitpatch.runs.distributed import launched
+from vitpatch.types import counted
 
 QUIETLY = {
     "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False
 }  # fmt: skip
 """Arguments of a trainer that only computes."""
+STARTS = "torchrun --nnodes=… --nproc-per-node=… patch.py, or srun python patch.py"
 
 
 class TrainerKeys(TypedDict):
@@ -32,6 +35,7 @@ class TrainerKeys(TypedDict):
     strategy: str
     devices: Annotated[Count | Literal["auto"] | tuple[Index, ...], Expected("how many, their numbers, or auto")]
     num_nodes: Count
+    timeout: Annotated[float, Interval(gt=0, le=1e6)]
     precision: Annotated[str | int, Expected("32, bf16-mixed or 16-mixed")]
 
 
@@ -71,46 +75,59 @@ def on_threads(number: int | None) -> Iterator[None]:
 
 def make_trainer_of(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
     """The trainer that a config asks for, still without our arguments. Raises ``VitPatchError`` for its keys."""
-    check_option(cfg, "trainer", lightning.Trainer)
+    option = cfg.get("trainer")
+    if OmegaConf.is_dict(option):
+        option = OmegaConf.masked_copy(option, [key for key in option if key != "timeout"])
+    check_option({"trainer": option}, "trainer", lightning.Trainer)
     if cfg.trainer.get("_partial_") is not True:
         raise VitPatchError(f"trainer._partial_ {cfg.trainer.get('_partial_')!r}: expected true")
     types = get_type_hints(TrainerKeys, include_extras=True)
     check_values("trainer.", {key: cfg.trainer[key] for key in types if key in cfg.trainer}, types)
-    return construct(cfg.trainer)
+    return construct(option)
 
 
-def trainer_of(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
-    """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for a device that is not there."""
+class StartedProcesses(LightningEnvironment):
+    """Processes that ``vitpatch.runs.distributed`` starts: Lightning starts none."""
+
+    creates_processes_externally = True
+
+
+def build_trainer(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
+    """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for devices that it cannot use.
+
+    Of several processes each has one of a ``ddp`` strategy.
+    """
+    quiet()
+    environment = StartedProcesses()
+    if launched() is not None:
+        by_torchrun = TorchElasticEnvironment.detect()
+        environment = TorchElasticEnvironment() if by_torchrun else SLURMEnvironment(auto_requeue=False)
     try:
-        return make_trainer(**arguments)
+        trainer = make_trainer(**{"plugins": [environment], "use_distributed_sampler": False} | arguments)
     except Exception as error:  # Lightning's, of any class: what the user said is not checked before it is used
         raise VitPatchError(f"trainer: {one_line(error)}") from error
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        kind = type(trainer.strategy).__name__
+        raise VitPatchError(f"trainer: {trainer.world_size} processes by {kind}; several devices: trainer=ddp")
+    return trainer
 
 
-def one_device(
-    make_trainer: Callable[..., lightning.Trainer], local_rank: int = 0, **arguments: Any
-) -> lightning.Trainer:
-    """A trainer on one device alone, where the config asks for several the ``local_rank``-th of a machine.
-
-    Of several processes each has one of these: in predicting nothing goes between them, so there is no process group,
-    with its time limits and its locks, to wait for.
-    """
-    plugins = [LightningEnvironment()]  # torchrun's and SLURM's would count all processes
-    trainer = trainer_of(make_trainer, plugins=plugins, **arguments)
-    if trainer.world_size == 1 and not isinstance(trainer.strategy, ParallelStrategy):
-        return trainer
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    devices = 1 if on_cpu else [trainer.device_ids[local_rank]]
-    return trainer_of(make_trainer, strategy="auto", devices=devices, num_nodes=1, plugins=plugins, **arguments)
+def check_processes(trainer: lightning.Trainer) -> None:
+    """Raises ``VitPatchError`` where a launcher did not start as many processes as the trainer has devices."""
+    nodes, local = trainer.num_nodes, trainer.num_devices
+    _, size = launched() or (0, 0)
+    if not size and nodes > 1:
+        raise VitPatchError(f"trainer.num_nodes {nodes}: every machine's processes are started by {STARTS}")
+    if size not in (0, nodes * local):
+        raise VitPatchError(
+            f"trainer: {counted(nodes, 'machine')} with {counted(local, 'device')} each, but {size} processes "
+            f"were started; use trainer=ddp with trainer.devices × trainer.num_nodes = {size}"
+        )
 
 
 @contextmanager
-def on_device(
-    model: torch.nn.Module, make_trainer: Callable[..., lightning.Trainer], precision: str
-) -> Iterator[torch.device]:
+def on_device(model: torch.nn.Module, trainer: lightning.Trainer, precision: str) -> Iterator[torch.device]:
     """A model on the trainer's device, at its precision and this rounding of products, for the length of the block."""
-    quiet()
-    trainer = one_device(make_trainer, **QUIETLY)
     before, device = next(model.parameters()).device, trainer.strategy.root_device
     try:
         model.to(device)

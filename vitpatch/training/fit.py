@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checks import Interval, check_values, is_list
-from vitpatch.corruptions.embedding_noise import OnEmbeddings
-from vitpatch.corruptions.pixels import Corruption, corrupted, no_masks, traits
+from vitpatch.corruptions.pixels import Corruption, OnEmbeddings, corrupted, no_masks, traits
 from vitpatch.data.datamodule import BadImage, Decoded, Item, Positions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
@@ -42,10 +41,9 @@ from vitpatch.runs.config import (
     with_defaults,
 )
 from vitpatch.runs.controls import check_all, found_of
-from vitpatch.runs.devices import devices_of
 from vitpatch.runs.name_overrides import check_names_are_text
 from vitpatch.runs.options import corruption_option
-from vitpatch.runs.trainer import make_trainer_of, quiet, trainer_of
+from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
 from vitpatch.types import ImageBatch
 
@@ -125,7 +123,7 @@ def check_config(cfg: DictConfig) -> CheckedConfig:
     checkpoint = None if is_new else construct_option(cfg, "model", Checkpoint)
     corruptions = read_corruptions(cfg.corruptions)
     make_trainer = make_trainer_of(cfg)
-    devices_of(make_trainer)
+    build_trainer(make_trainer, **QUIETLY)
     cfg = with_defaults(cfg, ("data", "recipe"))
     return CheckedConfig(cfg, recipe, augment, source, architecture, checkpoint, corruptions, make_trainer)
 
@@ -270,8 +268,7 @@ def fit(
         callbacks.append(EMAWeightAveraging(decay=recipe.average, use_buffers=False))
     if recipe.patience is not None and best:
         callbacks.append(EarlyStopping(patience=recipe.patience, **best))
-    quiet()
-    trainer = trainer_of(
+    trainer = build_trainer(
         make_trainer,
         max_epochs=recipe.epochs, callbacks=callbacks, logger=False, gradient_clip_val=1.0,
         enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
