@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.runs.tracking import within
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -90,22 +89,16 @@ def save_view(project: str, entity: str | None) -> str:
 
     Raises ``VitPatchError`` where the server does not take it.
     """
-    urls: list[str] = []
-
-    def save() -> None:
-        import wandb
-
-        view = workspace(project, entity or wandb.Api().default_entity)
-        view.save()
-        urls.append(view.url)
+    import wandb
 
     try:
-        within(SAVE_TIMEOUT_S, save)
+        view = workspace(project, entity or wandb.Api().default_entity)
+        view.save()  # a request has 19 s
     except VitPatchError:
         raise
     except Exception as error:  # of many classes: no answer, no such entity, no right to write
         raise VitPatchError(f"the view could not be written: {one_line(error, 200)}; --dry-run prints it") from error
-    return urls[0]
+    return view.url
 
 
 def _has_key() -> bool:

@@ -35,7 +35,7 @@ from vitpatch.schema import (
     of_partners,
     with_fields,
 )
-from vitpatch.stats.result import included
+from vitpatch.stats.result import is_included
 from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
     """The columns of a batch as tables, by the names of a run's files."""
     images, names = setup.images, setup.label_names
     at = images.positions(measured.examples["example_id"])
-    included = included(setup.study.include, measured.examples, setup.study.metric)
+    included = is_included(setup.study.include, measured.examples, setup.study.metric)
     if setup.study.donor.partner is not None:
         included &= measured.examples[f"partner_{setup.study.donor}"] >= 0
     examples = measured.examples | {

@@ -201,7 +201,7 @@ def _marginals(
     return names.assign(**columns)
 
 
-def included(rule: Inclusion, examples: Mapping[str, NDArray], metric: Metric) -> NDArray[np.bool_]:
+def is_included(rule: Inclusion, examples: Mapping[str, NDArray], metric: Metric) -> NDArray[np.bool_]:
     """Whether each image is one that means are over, (images,), from columns of ``examples.parquet``."""
     label = np.asarray(examples["label"])
     if rule.rule is Include.ALL:
