@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 NAME = "Patching by layer"
 COLUMNS = ("options.model", "options.data", "options.corruption", "window", "metric", "direction")
 SCALARS = ("total_effect", "peak_layer", "peak_effect", "prob_clean", "prob_corrupt")
-SAVE_TIMEOUT_S = 60.0
-
 
 def workspace(project: str, entity: str) -> Workspace:
     """The view: runs grouped by corruption and window; panels by layer, pictures, the runs' results, comparisons.
