@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import re
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -121,8 +120,6 @@ def patch(
                 outputs = execute(plan, patchable, pixels, group_masks[:, here], room)
             outputs = outputs.cpu()
             parts.append(columns(outputs, plan, labels[here], ids[here], group_masks[:, here], metric, rival))
-    except VitPatchError as error:  # of a key of patch.py: here it is an argument
-        raise VitPatchError(re.sub(r"\btarget\.(?=layers|heads|tokens|grid)", "", str(error))) from error
     finally:
         for module, mode in was_training.items():
             module.training = mode

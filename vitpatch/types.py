@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,7 +209,7 @@ class Target:
     def check_grid(self) -> None:
         """Raises ``VitPatchError`` for a grid that no token group is of."""
         if self.grid is not None and TokenGroup.GRID not in self.tokens:
-            raise VitPatchError(f"target.grid {list(self.grid)}: is only of target.tokens=grid; leave it out")
+            raise ArgumentError(f"grid {list(self.grid)}: is only of tokens=grid; leave it out")
 
     @property
     def one_head_at_a_time(self) -> bool:
@@ -353,6 +354,11 @@ def duration(seconds: float) -> str:
 def class_name(target: str) -> str:
     """What a ``_target_`` is known by: the bare name of a class of this package, the full path of a user's own."""
     return target.rpartition(".")[2] if target.startswith("vitpatch.") else target
+
+
+def as_option(name: str) -> str:
+    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def option_identity(config: Any) -> Any:

@@ -21,14 +21,12 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from vitpatch.corruptions.embedding_noise import EmbeddingNoise
-from vitpatch.corruptions.pixels import corrupted, traits
+from vitpatch.corruptions.base import as_corruption
 from vitpatch.data.images import ImageDataModule, mean_luminance
 from vitpatch.data.partners import partners
 from vitpatch.data.scenes import TexturedScenes
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import asset, construct
-from vitpatch.runs.options import corruption_option, corruption_options
+from vitpatch.runs.config import asset, construct, corruption_option, corruption_options
 from vitpatch.types import ImageBatch, Partner
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -79,7 +77,7 @@ def shown_options() -> list[str]:
     names = corruption_options()
     bases = {name: next((name.removesuffix(v) for v in VARIANTS if name.endswith(v)), None) for name in names}
     shown = [name for name in names if bases[name] not in names and name != "none"]
-    return [name for name in shown if not issubclass(_class_of(name), EmbeddingNoise)]
+    return [name for name in shown if not getattr(_class_of(name), "is_inside_model", False)]
 
 
 def _class_of(name: str) -> type:
@@ -119,17 +117,17 @@ def sheet(names: list[str], batch: ImageBatch, seed: int) -> Figure:
 
 def _draw_row(row: NDArray[np.object_], name: str, batch: ImageBatch, seed: int) -> None:
     option = corruption_option(name, "corruption")
-    said = traits(construct(option))
-    key = said.strength_key
+    corruption = as_corruption(construct(option))
+    key = corruption.strength_key
     row[0].text(1, 0.5, _words(name, option, key), ha="right", va="center", fontsize=9, transform=row[0].transAxes)
     _picture(row[1], batch.images, "clean")
     if key is None:  # a class of somebody's own that does not say what makes it stronger
-        _picture(row[2], corrupted(construct(option), batch, seed), "as it is")
+        _picture(row[2], corruption.pixels(batch, seed), "as it is")
         return
     for ax, share in zip(row[2:], SHARES, strict=True):
-        value = share * min(said.strongest, SHOWN_UP_TO.get(key, said.strongest))
+        value = share * min(corruption.strongest, SHOWN_UP_TO.get(key, corruption.strongest))
         option[key] = value
-        _picture(ax, corrupted(construct(option), batch, seed), f"{key} {value:g}{UNITS.get(key, '')}")
+        _picture(ax, as_corruption(construct(option)).pixels(batch, seed), f"{key} {value:g}{UNITS.get(key, '')}")
 
 
 def _words(name: str, option: DictConfig, key: str | None) -> str:

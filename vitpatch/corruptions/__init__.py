@@ -1,7 +1,8 @@
 """Corruptions: a batch of images → a corrupted one. Their classes are public as ``vitpatch.corruptions.<Class>``."""
 
+from vitpatch.corruptions.base import Chain, Corruption
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
-from vitpatch.corruptions.embedding_noise import EmbeddingNoise, Moments
+from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.corruptions.frequency import LowPass, PhaseScramble
 from vitpatch.corruptions.masked import (
     BackgroundOnly,
@@ -11,7 +12,8 @@ from vitpatch.corruptions.masked import (
     Occlude,
     Silhouette,
 )
-from vitpatch.corruptions.pixels import Blur, Chain, Gray, Identity, Noise, OnEmbeddings, Traits
+from vitpatch.corruptions.moments import Moments
+from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise
 from vitpatch.corruptions.shape import Edges, PatchShuffle
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "BackgroundSwap",
     "Blur",
     "Chain",
+    "Corruption",
     "DesaturateBackground",
     "DesaturateObject",
     "Edges",
@@ -30,10 +33,8 @@ __all__ = [
     "Noise",
     "ObjectOnly",
     "Occlude",
-    "OnEmbeddings",
     "OtherImage",
     "PatchShuffle",
     "PhaseScramble",
     "Silhouette",
-    "Traits",
 ]

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from vitpatch.checks import Share, check_arguments
+from vitpatch.corruptions.base import Corruption, no_masks
 from vitpatch.corruptions.masked import infilled, masks_of
-from vitpatch.corruptions.pixels import called, no_masks
 from vitpatch.errors import VitPatchError
-from vitpatch.types import ImageBatch, Partner
+from vitpatch.types import ImageBatch, Partner, as_option
 
 
-class _FromPartner:
+class _FromPartner(Corruption):
     """Takes something from the partner."""
 
-    strength_key, strongest = "amount", 1.0
+    strength_key = "amount"
 
     def __init__(self, kind: Partner, amount: float) -> None:
         self.partner, self.amount = Partner(kind), float(amount)
@@ -29,8 +29,8 @@ class _FromPartner:
     def _others(self, batch: ImageBatch) -> ImageBatch:
         if batch.others is None:
             raise VitPatchError(
-                f"corruption {called(self)} needs a partner of each image ({self.partner}) and the batch has none: "
-                "give ImageBatch.others, as patch.py does"
+                f"corruption {as_option(self.name)} needs a partner of each image ({self.partner}) and the batch has "
+                "none: give ImageBatch.others, as patch.py does"
             )
         return batch.others
 
@@ -57,7 +57,7 @@ class OtherImage(_FromPartner):
 class BackgroundSwap(_FromPartner):
     """The object before its partner's background (Mixed-Rand, Mixed-Same of Xiao et al. 2021, Noise or Signal).
 
-    The partner's own object is filled from around it (``regions.infilled``); the object is laid on by its soft mask.
+    The partner's own object is filled from around it (``masked.infilled``); the object is laid on by its soft mask.
     Of a ``pair`` the image's mask stands for both.
     ``amount`` is the share of the way there: 0 the identity, 1 the partner's background.
     """

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vitpatch.checks import Share, check_arguments
-from vitpatch.corruptions.pixels import gaussian_blur, luma, no_masks, uniform
+from vitpatch.corruptions.base import Corruption, no_masks, uniform
+from vitpatch.corruptions.pixels import gaussian_blur, luma
 from vitpatch.types import ImageBatch
 
 Fill = Literal["mean", "gray", "white", "black"]
@@ -24,7 +25,7 @@ TOUCHED = 0.05
 """Of a mask: pixels with less are not counted into the object's box; resizing smears a mask by so much."""
 
 
-def masks_of(batch: ImageBatch, corruption: object) -> Tensor:
+def masks_of(batch: ImageBatch, corruption: Corruption) -> Tensor:
     """The masks. Raises ``VitPatchError`` where there are none."""
     if batch.masks is None:
         raise no_masks(corruption)
@@ -56,10 +57,10 @@ def _between(there: Tensor, dim: int) -> Tensor:
     return (seen.cummax(dim).values & seen.flip(dim).cummax(dim).values.flip(dim)).bool()
 
 
-class _Desaturate:
+class _Desaturate(Corruption):
     """Takes the colour of one region away."""
 
-    strength_key, strongest, needs_masks = "amount", 1.0, True
+    strength_key, needs_masks = "amount", True
 
     @check_arguments("corruption")
     def __init__(self, amount: Annotated[Share, "the share of colour taken away"] = 1.0) -> None:
@@ -85,7 +86,7 @@ class DesaturateBackground(_Desaturate):
         return self._desaturated(batch.images, 1 - masks_of(batch, self))
 
 
-class Silhouette:
+class Silhouette(Corruption):
     """The object's outline, filled with one colour.
 
     ``fill``: ``mean``, the object's mean colour weighted by the soft mask – colour stays, texture and inner lines
@@ -93,7 +94,7 @@ class Silhouette:
     silhouette: 0 the identity, 1 the silhouette. (Black on white: Baker et al. 2018; Geirhos et al. 2019.)
     """
 
-    strength_key, strongest, needs_masks = "amount", 1.0, True
+    strength_key, needs_masks = "amount", True
 
     @check_arguments("corruption")
     def __init__(
@@ -113,10 +114,10 @@ class Silhouette:
         return torch.lerp(images, silhouette, self.amount)
 
 
-class _Removal:
+class _Removal(Corruption):
     """Puts ``fill`` where something is taken away."""
 
-    strength_key, strongest, needs_masks = "amount", 1.0, True
+    strength_key, needs_masks = "amount", True
 
     def __init__(self, fill: Fill, amount: float) -> None:
         self.fill, self.amount = fill, float(amount)

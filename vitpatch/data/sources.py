@@ -23,7 +23,7 @@ from vitpatch.data.hub_folders import check_images_of_splits, check_same_classes
 from vitpatch.data.images import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.data.labels import chosen, indices_of
 from vitpatch.data.selection import AUTO, is_sorted_by_class, rows_taken
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError, VitPatchError, argument_keys
 from vitpatch.hub import commit_of, downloaded, explain, resolve
 
 if TYPE_CHECKING:
@@ -103,10 +103,14 @@ class ImageSource(ABC):
         """The names of classes that the source knows, though no image is of them."""
         return ()
 
-    def open(self) -> LabelledImages:
-        """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
+    def open(self, keys: str = "data.") -> LabelledImages:
+        """The selected rows, checked; read once per process. Raises ``VitPatchError``.
+
+        ``keys`` stands before the name of a parameter in errors.
+        """
         seed_matters = self.shuffle_seed == AUTO and self.limit is not None
-        return _open(self if seed_matters else replace(self, seed=0))
+        with argument_keys(keys):
+            return _open(self if seed_matters else replace(self, seed=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,7 @@ class HubImages(ImageSource):
 
         where = resolve(self.path, "data.path")
         if self.split is None:
-            raise VitPatchError("data.split is missing: name the split, such as data.split=test")
+            raise ArgumentError("split is missing: name the split, such as split=test")
         if Path(where).is_dir():
             if self.revision is not None:
                 raise VitPatchError(f"data.revision {self.revision}: {self.path} is a local folder; leave it null")
@@ -328,3 +332,23 @@ def _one_line(source: ImageSource) -> Iterator[None]:
     except Exception as error:  # datasets, pyarrow, fsspec and httpx share no class
         download = "--repo-type dataset "
         raise VitPatchError(f"data {source.path}: {explain(error, source.path, 'data.path', download)}") from error
+
+
+SHUFFLE_SEED = 0
+"""Training splits are often sorted by class; a stream, which is not to be read whole, is taken as it comes."""
+
+
+def training_images(source: ImageSource, split: str | None, limit: int | None) -> LabelledImages:
+    """``limit`` images of the training split of the run's data, of the same classes, labels as the data have them.
+
+    Raises ``VitPatchError`` where the data have no such split.
+    """
+    seed = AUTO if source.streams else SHUFFLE_SEED
+    training = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed)
+    try:
+        images = training.open(keys="train_")
+    except VitPatchError as error:
+        raise VitPatchError(f"training images: {error}") from error
+    if split == source.split:
+        log.warning("train_split %s is data.split: training images and the run's are of one split", split)
+    return images

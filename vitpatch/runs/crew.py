@@ -46,7 +46,7 @@ ORDER = "order.json"
 class Order:
     """What the first process hands to the others, in the run's folder: its ``config``, the batches that are to be done.
 
-    ``config`` has the strength that was found, ``spread`` is the standard deviation of patch embeddings,
+    ``config`` has the strength that was found, ``statistics`` are the moments of patch embeddings,
     ``calibrations`` the sweep's folder of these, ``threads`` those of a process: a follower takes nothing from training
     images but means, each for itself.
     """
@@ -57,7 +57,7 @@ class Order:
     numbers: Sequence[int]
     processes: int
     calibrations: str | None = None
-    spread: float | Sequence[float] | None = None
+    statistics: Mapping[str, Any] | None = None
     threads: int | None = None
 
     def write(self, shards: Path) -> str:

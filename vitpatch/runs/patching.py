@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from vitpatch.corruptions.embedding_noise import OnEmbeddings, noise_of
-from vitpatch.corruptions.pixels import corrupted, traits
-from vitpatch.data.images import UNKNOWN, Decoded
-from vitpatch.data.training import batches_of
+from vitpatch.data.images import UNKNOWN, Decoded, batches_of
 from vitpatch.errors import VitPatchError
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
@@ -39,9 +36,7 @@ class Patching:
     ) -> None:
         self.setup, self.plan, self.model = setup, setup.plan, setup.model
         self._batch = min(batch_size, len(setup.images))
-        self.draws = 1
-        if isinstance(setup.corruption, OnEmbeddings):
-            self.draws = setup.corruption.draws if draws is None else draws
+        self.draws = setup.corruption.draws if draws is None else draws
         self.cost = cost_of(self.plan, self.model, len(setup.partners))
         self.room = self.room_for(self.cost, before)
         self._constants = self._found_constants()
@@ -78,7 +73,7 @@ class Patching:
         others = {d: images.partners[d.partner] for d in plan.base_runs if isinstance(d, Donor)}
         pixels: dict[Run, Tensor] = {
             BaseRun.CLEAN: model.normalize(images.images),
-            BaseRun.CORRUPT: model.normalize(corrupted(setup.corruption, images, seed)),
+            BaseRun.CORRUPT: model.normalize(setup.corruption.pixels(images, seed)),
             **{donor: model.normalize(other.images) for donor, other in others.items()},
         }
         images = images.to("cpu")
@@ -90,7 +85,7 @@ class Patching:
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
         ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
         found = columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
-        if (kind := traits(setup.corruption).partner) is not None:
+        if (kind := setup.corruption.partner) is not None:
             found.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
         return found
 
@@ -101,8 +96,9 @@ class Patching:
         corruption, device = self.setup.corruption, model.device
         for draw in range(self.draws):
             noise = None
-            if isinstance(corruption, OnEmbeddings):
-                noise = noise_of(corruption, ids, self.setup.study.seed, model.embedded, draw).to(device, model.dtype)
+            if corruption.is_inside_model:
+                noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedded, draw)
+                noise = noise.to(device, model.dtype)
             yield execute(self.plan, model, pixels, masks, room, self._constants, noise).cpu()
 
     def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:

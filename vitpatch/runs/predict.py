@@ -16,16 +16,15 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from omegaconf import OmegaConf
 
-from vitpatch.corruptions.pixels import traits
 from vitpatch.data.images import UNKNOWN, BadImage, ImageDataModule
 from vitpatch.errors import VitPatchError
 from vitpatch.patching.cost import GB, cost_of, described, memory_limit
 from vitpatch.patching.table import Columns, joined
+from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.crew import OFTEN_S, Alone, Follower, Leader, Order, led, outside, processes_of
 from vitpatch.runs.devices import Devices, share
 from vitpatch.runs.interrupt import TOGETHER_S, Interrupted, waiting
 from vitpatch.runs.patching import Patching, parts
-from vitpatch.runs.peers import folder_of
 from vitpatch.runs.progress import ImageProgress
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.shards import BatchDone, Shards
@@ -230,7 +229,7 @@ class Done:
 def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
     """The run's images in batches of this size, with the partners that they need."""
     to_input = setup.model.preprocessing.to_input
-    needed = {traits(setup.corruption).partner} - {None}
+    needed = {setup.corruption.partner} - {None}
     return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
 
 
@@ -298,7 +297,7 @@ def follow(
 
 
 def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[int], processes: int) -> Order:
-    calibrations = folder_of(shards.path.parent)
+    calibrations = calibration_folder(shards.path.parent)
     return Order(
         run_id=setup.run_id,
         config=OmegaConf.to_container(setup.cfg, resolve=True),
@@ -306,7 +305,7 @@ def _order(setup: Setup, data: ImageDataModule, shards: Shards, numbers: list[in
         numbers=numbers,
         processes=processes,
         calibrations=None if calibrations is None else str(calibrations),
-        spread=None if setup.spread is None else setup.spread.tolist(),
+        statistics=setup.statistics and {k: np.asarray(v).tolist() for k, v in vars(setup.statistics).items()},
         threads=shards.begun().threads,
     )
 

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.errors import VitPatchError
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs.calibrate import about, informed, roughly
+from vitpatch.runs.calibrate import describe_training, resolve, without_training
+from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.devices import Devices, devices_of
 from vitpatch.runs.examples import chosen
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.name_overrides import check_names
-from vitpatch.runs.peers import folder_of
 from vitpatch.runs.predict import Done, data_of, foretell, predict
 from vitpatch.runs.secrets import check_no_secret
 from vitpatch.runs.setup import Setup, prepare
@@ -49,13 +49,13 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_names(cfg)
     started = time.monotonic()
     tracker, make_trainer = tracker_of(cfg), make_trainer_of(cfg)
-    calibrations = folder_of(path)
+    calibrations = calibration_folder(path)
     setup = prepare(cfg, calibrations)
     for note in setup.notes:  # also before, for it may be a reason to stop
         log.warning("note: %s", note)
     folder = RunFolder(path)
     if cfg.dry_run:
-        setup = roughly(setup)
+        setup = without_training(setup)
         line = foretell(setup, data_of(setup, cfg.batch_size), make_trainer)
         folder.plan_only(line or "no image can be read")
         return
@@ -67,7 +67,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup, devices)
     with on_threads(begun.threads):
-        setup = informed(_as_begun(setup, begun), make_trainer, calibrations)
+        setup = resolve(setup, begun.batch_size, make_trainer, calibrations)
         _make(setup, folder, shards, tracker, make_trainer, devices, started, options or {})
 
 
@@ -100,7 +100,7 @@ def _make(
             folder.write_csv(folder.marginals, outcome.marginals)
         shown = chosen(setup, outcome, data, make_trainer)
         shown.write(folder.pages)
-        known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
+        known = {"title": setup.title, **describe_training(setup)}  # what pictures take from the manifest
         pictures = folder.save(draw(outcome, shown, known))
         manifest = (
             known
@@ -193,13 +193,6 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup, devices: Devices) ->
 def _threads(devices: Devices) -> int | None:
     """The threads that each process computes by, which sums are rounded by: as many as one alone; ``None``: no CPU."""
     return torch.get_num_threads() if devices.accelerator == "cpu" else None
-
-
-def _as_begun(setup: Setup, begun: Begun) -> Setup:
-    """The setup with the batch size that the run began with: sums over training images round as they did then."""
-    cfg = setup.cfg.copy()
-    cfg.batch_size = begun.batch_size
-    return replace(setup, cfg=cfg)
 
 
 def _versions() -> dict[str, str]:

@@ -7,14 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vitpatch.corruptions import counterfactual as counterfactuals
-from vitpatch.corruptions import embedding_noise
-from vitpatch.corruptions import frequency as frequencies
-from vitpatch.corruptions import masked as regions
-from vitpatch.corruptions import pixels as corruptions
-from vitpatch.corruptions import shape as shapes
-from vitpatch.corruptions.pixels import as_option
-from vitpatch.types import class_name
+from vitpatch import corruptions
+from vitpatch.types import as_option, class_name
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""
@@ -67,9 +61,8 @@ def _step_words(step: Mapping[str, Any]) -> str:
 @cache
 def _own_names() -> frozenset[str]:
     """The names of vitpatch's own corruptions, in small letters."""
-    modules = (corruptions, counterfactuals, embedding_noise, frequencies, regions, shapes)
-    named = (item for module in modules for item in vars(module).items())
-    return frozenset(name.lower() for name, of in named if isinstance(of, type) and "__call__" in vars(of))
+    classes = (of for of in vars(corruptions).values() if isinstance(of, type))
+    return frozenset(of.__name__.lower() for of in classes if issubclass(of, corruptions.Corruption))
 
 
 def strength_words(corruption: Mapping[str, Any]) -> str:

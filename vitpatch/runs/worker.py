@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from vitpatch.corruptions.embedding_noise import OnEmbeddings
+from vitpatch.corruptions import Moments
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.crew import OFTEN_S, Board, Follower, Order, Outside, read_order
 from vitpatch.runs.devices import share
@@ -63,8 +63,9 @@ def _setup(order: Order) -> Setup:
             f"process on {socket.gethostname()}: its weights, data or code differ from the first one's; make them the "
             "same on all machines"
         )
-    if isinstance(setup.corruption, OnEmbeddings):
-        setup = replace(setup, corruption=setup.corruption.with_spread(np.asarray(order.spread)))
+    if order.statistics is not None:
+        statistics = Moments(**{name: np.asarray(value) for name, value in order.statistics.items()})
+        setup = replace(setup, corruption=setup.corruption.with_statistics(statistics))
     return setup
 
 

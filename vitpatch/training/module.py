@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpatch.checks import Count, Interval, Share, check_fields
-from vitpatch.corruptions.pixels import BT601_LUMA
-from vitpatch.types import ImageBatch
+from vitpatch.types import BT601_LUMA, ImageBatch
 
 Rate = Annotated[float, Interval(ge=0, le=100)]
 Part = Annotated[float, Interval(ge=0, lt=1)]
