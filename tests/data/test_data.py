@@ -9,7 +9,8 @@ from PIL import Image
 
 from vitpatch.data.files import DiskImages, FolderImages, ParquetImages
 from vitpatch.data.images import BadImage, ImageDataModule, start_method
-from vitpatch.data.sources import HubImages, training_images
+from vitpatch.data.sources import HubImages
+from vitpatch.data.training import training_images
 from vitpatch.errors import VitPatchError
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from hydra import initialize_config_dir
 
-from vitpatch.cli import sweep as sweep_callback
+from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corruptions
 from vitpatch.corruptions.pixels import Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
@@ -30,8 +30,7 @@ from vitpatch.runs.calibration import (
     largest,
     read_wanted_damage,
     search,
-    tolerance_of,
-    write_sweep_corruptions,
+    tolerance_for,
 )
 from vitpatch.runs.setup import prepare
 from vitpatch.types import Estimate, ImageBatch
@@ -97,8 +96,8 @@ def test_a_drop_that_is_not_reached_is_an_error_that_names_the_largest():
 
 def test_an_accuracy_is_met_to_half_an_image():
     prob, accuracy = read_wanted_damage("prob_drop:0.2").damage, read_wanted_damage("accuracy_drop:0.2").damage
-    assert tolerance_of(prob, 20) == TOLERANCE
-    assert tolerance_of(accuracy, 20) == 0.025 and tolerance_of(accuracy, 10_000) == TOLERANCE
+    assert tolerance_for(prob, 20) == TOLERANCE
+    assert tolerance_for(accuracy, 20) == 0.025 and tolerance_for(accuracy, 10_000) == TOLERANCE
 
 
 def test_a_common_drop_is_a_share_of_what_the_weakest_can_do():
@@ -427,11 +426,9 @@ def corruptions_of(folder, *overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         config = hydra.compose_config("patch", given, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
-        overrides = sweep_callback.sweep_overrides(config)
-        if not sweep_callback.asks_for_match(config, overrides):
-            return None
-        write_sweep_corruptions(folder, sweep_callback.matched_corruptions(config, overrides))
-    return json.loads((folder / FOLDER / FILE).read_text())
+        write_matched_corruptions(config, sweep_overrides(config))
+    file = folder / FOLDER / FILE
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def test_a_sweep_that_did_not_say_its_corruptions_is_no_single_run(config, on_splits, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -29,13 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.cli.job import INTERRUPTED, STOPPED, of_the_disk
+from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corruptions
 from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import resolve_steps
 from vitpatch.runs.interrupt import SIGNALS
 from vitpatch.runs.launch import is_follower
 from vitpatch.runs.name_overrides import as_value, check_names, quote_swept_names, with_quotes
-from vitpatch.runs.run_names import key_of, run_name
+from vitpatch.runs.run_names import run_name
 from vitpatch.runs.secrets import check_no_secret
 from vitpatch.types import counted
 
@@ -48,8 +46,6 @@ OF_ONE_WANDB_RUN = tuple(
     f"WANDB_{name}" for name in ("RUN_ID", "RESUME", "RESUME_FROM", "FORK_FROM", "SWEEP_ID", "SWEEP_PARAM_PATH")
 )
 """Variables that say which Weights & Biases run one is, which runs of a sweep must not share."""
-DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
-"""Keys that say which corruption a job has, and whether it is matched with others."""
 PATIENCE_S = 10.0
 """How long a sweep that is interrupted waits for its jobs in other processes."""
 
@@ -116,10 +112,7 @@ class SweepCallback(Callback):
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             signal.signal(signal.SIGINT, self._stop)  # the jobs, in other processes, have it too
         _leave_wandb_variables()
-        if asks_for_match(config, overrides):
-            from vitpatch.runs.calibration import write_sweep_corruptions
-
-            write_sweep_corruptions(self._root, matched_corruptions(config, overrides))
+        write_matched_corruptions(config, overrides)
         if self._folders is not None:
             log.info("sweep: %s in %s", counted(len(self._folders), "run"), self._root)
 
@@ -128,7 +121,7 @@ class SweepCallback(Callback):
 
         Raises ``VitPatchError`` where runs of other settings are in the sweep's folder, or two would be in one.
         """
-        jobs = jobs_of(config, overrides)
+        jobs = jobs_of(config)
         before = SweepRecord.read(self._root)
         record = record_of(overrides, jobs and jobs.overrides, before)
         config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.naming={as_value(record.naming())}")
@@ -254,55 +247,14 @@ class Jobs:
             return ",".join(overrides)
 
 
-def jobs_of(config: DictConfig, overrides: Sequence[Override]) -> Jobs | None:
+def jobs_of(config: DictConfig) -> Jobs | None:
     """The jobs of the sweep of ``config``; ``None`` where only its sweeper knows."""
     if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
         return None
-    return Jobs(config, _product(overrides), GlobalHydra.instance().config_loader())
-
-
-def sweep_overrides(config: DictConfig) -> list[Override]:
-    """The sweep's overrides as Hydra's own sweeper has them: the config's, then the command's."""
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    texts = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-    loader = GlobalHydra.instance().config_loader()
-    return OverridesParser.create(config_loader=loader).parse_overrides(texts)
-
-
-def _product(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of each job, as Hydra's own sweeper has them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    return [job for chunk in BasicSweeper.split_arguments(list(overrides), None) for job in chunk]
-
-
-def asks_for_match(config: DictConfig, overrides: Sequence[Override]) -> bool:
-    """Whether a job of the sweep may ask for ``calibrate=match``."""
-    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
-    values = [str(config.get("calibrate")), *(str(o.input_line) for o in overrides if o.key_or_group == "calibrate")]
-    return "experiment" in swept or any("match" in value for value in values)
-
-
-def matched_corruptions(config: DictConfig, overrides: Sequence[Override]) -> list[dict[str, Any]]:
-    """The corruptions of the jobs that ask for ``calibrate=match``, each once.
-
-    Only jobs that differ in ``DECIDES_CORRUPTION`` are composed. What cannot be composed is left to Hydra, which says
-    so for the job.
-    """
-    known = [o for o in overrides if not o.is_sweep_override() or o.is_discrete_sweep()]  # else another sweeper's
-    jobs: dict[tuple[str, ...], list[str]] = {}
-    for job in _product(known):
-        jobs.setdefault(tuple(override for override in job if DECIDES_CORRUPTION.match(key_of(override))), job)
-    corruptions: list[dict[str, Any]] = []
-    for job in jobs.values():
-        try:
-            composed = resolve_steps(GlobalHydra.instance().config_loader().load_sweep_config(config, job))
-        except Exception:  # Hydra's own, of many classes
-            continue
-        corruption = OmegaConf.to_container(composed.corruption, resolve=True)
-        if composed.get("calibrate") == "match" and corruption not in corruptions:
-            corruptions.append(corruption)
-    return corruptions
+    split = BasicSweeper.split_arguments(sweep_overrides(config), None)
+    return Jobs(config, [job for chunk in split for job in chunk], GlobalHydra.instance().config_loader())
 
 
 @contextmanager

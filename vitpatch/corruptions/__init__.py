@@ -17,24 +17,7 @@ from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise
 from vitpatch.corruptions.shape import Edges, PatchShuffle
 
 __all__ = [
-    "BackgroundOnly",
-    "BackgroundSwap",
-    "Blur",
-    "Chain",
-    "Corruption",
-    "DesaturateBackground",
-    "DesaturateObject",
-    "Edges",
-    "EmbeddingNoise",
-    "Gray",
-    "Identity",
-    "LowPass",
-    "Moments",
-    "Noise",
-    "ObjectOnly",
-    "Occlude",
-    "OtherImage",
-    "PatchShuffle",
-    "PhaseScramble",
-    "Silhouette",
-]
+    "BackgroundOnly", "BackgroundSwap", "Blur", "Chain", "Corruption", "DesaturateBackground", "DesaturateObject",
+    "Edges", "EmbeddingNoise", "Gray", "Identity", "LowPass", "Moments", "Noise", "ObjectOnly", "Occlude",
+    "OtherImage", "PatchShuffle", "PhaseScramble", "Silhouette",
+]  # fmt: skip

@@ -34,7 +34,7 @@ USE_ALONE = "corruption.steps: {} is added inside the model, after all pixels; u
 
 
 class Corruption:
-    """The base of all corruptions: a corruption of pixels, unless it says otherwise.
+    """The base of all corruptions: by default a corruption of pixels that changes nothing.
 
     ``strength_key`` is the parameter that makes it stronger, 0 = the identity, and ``strongest`` where that ends;
     ``needs_masks``: the images need object masks; ``partner``: which other image it asks for in ``ImageBatch.others``.

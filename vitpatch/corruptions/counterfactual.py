@@ -1,6 +1,6 @@
 """Corruptions that take something from another image: the image's partner, by ``ImageBatch.others``.
 
-``kind`` says which image that is: ``same_class``, ``other_class``, ``nearest_luminance`` (of another class), or
+``kind`` is which image that is: ``same_class``, ``other_class``, ``nearest_luminance`` (of another class), or
 ``pair``, the data's own; ``vitpatch.data.partners`` chooses it, always of another cluster.
 """
 
@@ -23,7 +23,12 @@ class _FromPartner(Corruption):
 
     strength_key = "amount"
 
-    def __init__(self, kind: Partner, amount: float) -> None:
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        kind: Partner = Partner.OTHER_CLASS,
+        amount: Annotated[Share, "the share that is the partner's"] = 1.0,
+    ) -> None:
         self.partner, self.amount = Partner(kind), float(amount)
 
     def _others(self, batch: ImageBatch) -> ImageBatch:
@@ -41,14 +46,6 @@ class OtherImage(_FromPartner):
     ``amount`` mixes the two: 0 the identity, 1 the partner.
     """
 
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        kind: Partner = Partner.OTHER_CLASS,
-        amount: Annotated[Share, "the share of the partner in the image"] = 1.0,
-    ) -> None:
-        super().__init__(kind, amount)
-
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape, at amount 1 the partners' images."""
         return torch.lerp(batch.images, self._others(batch).images, self.amount)
@@ -63,14 +60,6 @@ class BackgroundSwap(_FromPartner):
     """
 
     needs_masks = True
-
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        kind: Partner = Partner.OTHER_CLASS,
-        amount: Annotated[Share, "the share of the partner's background"] = 1.0,
-    ) -> None:
-        super().__init__(kind, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""

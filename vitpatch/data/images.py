@@ -325,23 +325,6 @@ def _batch(items: Sequence[Item]) -> ImageBatch:
     return ImageBatch(torch.stack([item.image for item in items]), ids, labels, masks, partners=partners or None)
 
 
-def batches_of(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
-    """Batches of training images; what cannot be read is left out, or ends the run, as ``on_error`` says.
-
-    Raises ``VitPatchError`` where none can be read.
-    """
-    images, readable = decoded.images, 0
-    how = start_method(images.num_workers)
-    loader = DataLoader(decoded, size, num_workers=images.num_workers, multiprocessing_context=how, collate_fn=collate)
-    for batch, bad in loader:
-        if bad and images.on_error == "raise":
-            raise VitPatchError(f"training images: {bad[0].reason}")
-        readable += 0 if batch is None else len(batch)
-        yield batch, bad
-    if not readable:
-        raise VitPatchError(f"training images: none of the {len(images)} can be read")
-
-
 class ImageDataModule(lightning.LightningDataModule):
     """Batches of a run in order of ``example_id``, decoded in worker processes.
 

@@ -332,23 +332,3 @@ def _one_line(source: ImageSource) -> Iterator[None]:
     except Exception as error:  # datasets, pyarrow, fsspec and httpx share no class
         download = "--repo-type dataset "
         raise VitPatchError(f"data {source.path}: {explain(error, source.path, 'data.path', download)}") from error
-
-
-SHUFFLE_SEED = 0
-"""Training splits are often sorted by class; a stream, which is not to be read whole, is taken as it comes."""
-
-
-def training_images(source: ImageSource, split: str | None, limit: int | None) -> LabelledImages:
-    """``limit`` images of the training split of the run's data, of the same classes, labels as the data have them.
-
-    Raises ``VitPatchError`` where the data have no such split.
-    """
-    seed = AUTO if source.streams else SHUFFLE_SEED
-    training = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed)
-    try:
-        images = training.open(keys="train_")
-    except VitPatchError as error:
-        raise VitPatchError(f"training images: {error}") from error
-    if split == source.split:
-        log.warning("train_split %s is data.split: training images and the run's are of one split", split)
-    return images

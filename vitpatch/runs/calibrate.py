@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from vitpatch.corruptions import Corruption, Moments
 from vitpatch.corruptions.moments import moments
-from vitpatch.data.images import UNKNOWN, Decoded, Positions, batches_of
+from vitpatch.data.images import UNKNOWN, Decoded, Positions
+from vitpatch.data.training import batches_of
 from vitpatch.io import write_json
 from vitpatch.runs.calibration import (
     Adjustable,
@@ -32,7 +33,7 @@ from vitpatch.runs.calibration import (
     grid,
     largest,
     search,
-    tolerance_of,
+    tolerance_for,
 )
 from vitpatch.runs.setup import Setup, check_all_have_partners, find_partners
 from vitpatch.runs.trainer import on_device
@@ -99,7 +100,7 @@ def _calibrate(training: TrainingRuns, folder: Path | None) -> Calibration:
             names = [str(one.config) for one in setup.adjustables]
         on_grid = {name: curve.on_grid() for name, curve in zip(names, curves, strict=True)}
         drop, largest_drops = common_drop(on_grid), {name: largest(curve)[0] for name, curve in on_grid.items()}
-    tolerance = tolerance_of(wanted.damage, len(setup.training))
+    tolerance = tolerance_for(wanted.damage, len(setup.training))
     strength, curve = search(curves[0], drop, corruption.strongest, f"corruption.{corruption.key}", tolerance)
     calibration = Calibration(
         wanted, drop, corruption.key, strength, corruption.strongest, curve, curves[0].images, curves[0].clusters,
@@ -129,7 +130,7 @@ class DropCurve:
     def _digest(self) -> str:
         setup, one = self._training.setup, self.corruption
         identity = {"corruption": one.config, "key": one.key, "damage": self._damage}
-        return digest(setup.of_model | identity | {"training": setup.training.digest, "seed": setup.study.seed})
+        return digest(setup.model_identity | identity | {"training": setup.training.digest, "seed": setup.study.seed})
 
     def on_grid(self) -> Curve:
         """The curve on the grid."""

@@ -1,4 +1,4 @@
-"""Calibration: the strength of a corruption that does a wanted damage. What can be asked, the search, what was found.
+"""Calibration: the strength of a corruption that does a wanted damage. What can be asked, the search, its result.
 
 Damage need not rise with strength, so that bisection alone could end anywhere: a grid shows the whole curve, the first
 step of it that crosses the wanted drop is the bracket, and only that is halved. Measuring: ``calibrate``.
@@ -69,15 +69,14 @@ def read_wanted_damage(value: Any) -> WantedDamage | None:
         return None
     if value == MATCH:
         return WantedDamage(Damage.PROB_DROP, None)
-    kind, colon, number = str(value).partition(":")
-    if not colon:
-        raise VitPatchError(f"calibrate {value!r}: expected null, match, or a drop such as prob_drop:0.2")
+    kind, _, number = str(value).partition(":")
     try:
         drop = float(number)
     except ValueError:
         drop = np.nan
     if not 0 < drop <= 1:
-        raise VitPatchError(f"calibrate {value!r}: expected a drop above 0, at most 1, such as prob_drop:0.2")
+        expected = "null, match, or a drop above 0, at most 1, such as prob_drop:0.2"
+        raise VitPatchError(f"calibrate {value!r}: expected {expected}")
     return WantedDamage(one_of("calibrate", kind, Damage), drop)
 
 
@@ -186,16 +185,12 @@ def search(measure: Measure, wanted: float, strongest: float, what: str, toleran
     curve = dict(zip(grid(strongest), measure(grid(strongest)), strict=True))
     low, high = _bracket(curve, wanted, what)
     for _ in range(HALVINGS):
-        if _miss(curve, wanted, low, high) <= tolerance:
+        if min(abs(curve[strength].mean - wanted) for strength in (low, high)) <= tolerance:
             break
         middle = (low + high) / 2
         (curve[middle],) = measure([middle])
         low, high = (middle, high) if curve[middle].mean < wanted else (low, middle)
     return min((low, high), key=lambda s: abs(curve[s].mean - wanted)), curve
-
-
-def _miss(curve: Curve, wanted: float, *strengths: float) -> float:
-    return min(abs(curve[strength].mean - wanted) for strength in strengths)
 
 
 def _bracket(curve: Curve, wanted: float, what: str) -> tuple[float, float]:
@@ -216,7 +211,7 @@ def _bracket(curve: Curve, wanted: float, what: str) -> tuple[float, float]:
     )
 
 
-def tolerance_of(damage: Damage, images: int) -> float:
+def tolerance_for(damage: Damage, images: int) -> float:
     """How near a drop is to come: ``TOLERANCE``, but of an accuracy, which moves by whole images, half an image."""
     return max(TOLERANCE, 0.5 / images) if damage is Damage.ACCURACY_DROP else TOLERANCE
 
@@ -235,7 +230,7 @@ def common_drop(curves: Mapping[str, Curve]) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A strength, the drop it does on training images, and the curve on which it was found.
+    """A strength, the drop it does on training images, and the curve that the search measured.
 
     ``largest_drops`` by corruption, of ``calibrate=match``; ``predicted`` whether images had no labels, so that drops
     are those of the clean run's predictions.

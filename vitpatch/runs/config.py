@@ -151,7 +151,7 @@ def read_target(target: DictConfig) -> Target:
     layers, heads, grid = target.layers, target.heads, target.grid
     if grid is not None and not (OmegaConf.is_list(grid) and len(grid) == 2):
         raise VitPatchError(f"target.grid {grid!r}: expected [rows,columns], for instance [4,4]")
-    found = Target(
+    result = Target(
         site=one_of("target.site", target.site, Site),
         layers=None if layers == "all" else tuple(dict.fromkeys(_listed("target.layers", layers, Layer))),
         tokens=tuple(map(TokenGroup, _listed("target.tokens", target.tokens, TokenGroup))),
@@ -160,11 +160,11 @@ def read_target(target: DictConfig) -> Target:
         else tuple(dict.fromkeys(_listed("target.heads", heads, Head))),
         grid=grid if grid is None else tuple(_listed("target.grid", grid, Count)),
     )
-    if TokenGroup.GRID in found.tokens and grid is None:
+    if TokenGroup.GRID in result.tokens and grid is None:
         raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
     with argument_keys("target."):
-        found.check_grid()
-    return found
+        result.check_grid()
+    return result
 
 
 def read_windows(value: Any) -> tuple[int, ...]:
@@ -220,12 +220,12 @@ def check_option(cfg: DictConfig, group: str, kind: type) -> None:
         expected = in_file if group in ("recipe", "augment") else f"an option of conf/{group}: {group}=NAME"
         got = "is missing" if option is None else "has no _target_" if OmegaConf.is_dict(option) else repr(option)
         raise VitPatchError(f"{group} {got}: expected {expected}")
-    found = _class_of(option, group, kind)
-    parameters = inspect.signature(found).parameters
+    option_class = _class_of(option, group, kind)
+    parameters = inspect.signature(option_class).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         for key in option:
             if key not in parameters and not key.startswith("_"):
-                raise VitPatchError(f"{group}.{key}: {found.__name__} has no such key; {among(key, parameters)}")
+                raise VitPatchError(f"{group}.{key}: {option_class.__name__} has no such key; {among(key, parameters)}")
     if not option.get("_partial_"):
         for key, one in parameters.items():
             if one.default is one.empty and one.kind in _NAMED and key not in option:
@@ -240,14 +240,14 @@ def _class_of(option: DictConfig, group: str, kind: type) -> type:
     """The class that ``_target_`` names; nothing of another kind is called."""
     target = option._target_
     try:
-        found = pkgutil.resolve_name(target)
+        named = pkgutil.resolve_name(target)
     except Exception as error:  # whatever the user's module raises when it is imported
         reason = " ".join(str(error).split())[:200]
         raise VitPatchError(f"{group}._target_ {target!r}: cannot be imported ({reason})") from error
-    if not isinstance(found, type) or not issubclass(found, kind):
+    if not isinstance(named, type) or not issubclass(named, kind):
         what = "a class whose objects can be called" if kind is Callable else f"{kind.__name__} or a class of its kind"
         raise VitPatchError(f"{group}._target_ {target!r}: expected {what}")
-    return found
+    return named
 
 
 def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
@@ -264,7 +264,7 @@ def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
 
 
 def construct(cfg: DictConfig) -> Any:
-    """The object a config names, what its constructor objects to said in one line."""
+    """The object that a config names. Raises ``VitPatchError``, in one line, where its constructor refuses."""
     try:
         return instantiate(cfg)
     except MissingMandatoryValue as error:
@@ -361,12 +361,12 @@ def sweep_stamp() -> str:
 
 
 def default_window(heads: Any) -> int:
-    """The window where none is given: 1 where single heads are patched, else 3."""
+    """The window where the command has none: 1 where single heads are patched, else 3."""
     return 3 if heads in (None, JOINT) else 1
 
 
 def default_direction(donor: Any) -> str:
-    """The direction where none is given: zeros and means, which are no run, go into the clean run."""
+    """The direction where the command has none: zeros and means, which are no run, go into the clean run."""
     return "noise" if donor in ("zero", "mean") else "denoise"
 
 

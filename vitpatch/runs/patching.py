@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from vitpatch.data.images import UNKNOWN, Decoded, batches_of
+from vitpatch.data.images import UNKNOWN, Decoded
+from vitpatch.data.training import batches_of
 from vitpatch.errors import VitPatchError
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros

@@ -24,7 +24,8 @@ from vitpatch.corruptions import Corruption, Moments
 from vitpatch.corruptions.base import as_corruption, no_masks
 from vitpatch.data.images import LabelledImages, Positions, mean_luminance
 from vitpatch.data.partners import partners as partners_by_kind
-from vitpatch.data.sources import ImageSource, training_images
+from vitpatch.data.sources import ImageSource
+from vitpatch.data.training import training_images
 from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import Classes, as_classes, notes_on
@@ -73,12 +74,12 @@ from vitpatch.types import (
 log = logging.getLogger(__name__)
 
 CONTROLS = (Donor.SAME_CLASS, Donor.OTHER_CLASS)
-"""Donors whose effects stand beside those of the image's own other run."""
+"""Donors that are patched too, as controls for the image's own other run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What a config says, with all that it leaves out; nothing of it is loaded. ``wanted``: what ``calibrate`` asks."""
+    """A checked config with all its defaults; nothing is loaded. ``wanted``: the damage that ``calibrate`` asks for."""
 
     cfg: DictConfig
     study: Study
@@ -94,7 +95,7 @@ class Setup(Checked):
 
     ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
     is taken from them. ``adjustables``: the run's corruption with its strength left open, then the others it is matched
-    with, where the run is calibrated. ``notes`` say what a reader must know of labels and probabilities.
+    with, where the run is calibrated. ``notes`` are what a reader must know of labels and probabilities.
 
     Before ``calibrate.resolve`` the corruption and ``cfg`` are as the config has them, and there is no ``calibration``
     and no ``statistics`` (moments of the training images' patch embeddings).
@@ -157,7 +158,7 @@ class Setup(Checked):
         """All that can change a number, by name."""
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
         return {
-            **self.of_model,
+            **self.model_identity,
             "data": self.images.digest,
             "selection": {"on_error": cfg["data"]["on_error"]},
             "corruption": option_identity(self.adjustables[0].config if self.wanted else cfg["corruption"]),
@@ -170,11 +171,11 @@ class Setup(Checked):
             "interval": self.study.interval,
             "test": self.study.test,
             "leave_outs": len(self.plan.leave_outs),
-            **self._of_training,
+            **self._training_identity,
         }
 
     @property
-    def of_model(self) -> dict[str, Any]:
+    def model_identity(self) -> dict[str, Any]:
         """What can change the logits of an image."""
         cfg = self.cfg
         return {
@@ -188,8 +189,8 @@ class Setup(Checked):
         }
 
     @property
-    def _of_training(self) -> dict[str, Any]:
-        """What the numbers owe to training images: nothing, of most runs. A strength that is found follows from it."""
+    def _training_identity(self) -> dict[str, Any]:
+        """What of training images can change a number: nothing, of most runs. A calibrated strength follows from it."""
         if self.training is None:
             return {}
         matched = sorted(digest(option_identity(one.config)) for one in self.adjustables)
