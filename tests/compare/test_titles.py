@@ -15,7 +15,7 @@ from vitpatch.runs.config import read_inclusion
 from vitpatch.runs.setup import prepare
 from vitpatch.stats import result as outcome
 from vitpatch.stats.result import Outcome
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, as_option, depends_on_corruption, run_of
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, depends_on_corruption, run_of
 
 
 @pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))
@@ -81,6 +81,6 @@ def darken(batch, seed, by=0.5):
 def test_errors_name_a_function_that_is_a_corruption():
     from functools import partial
 
-    assert [as_option(as_corruption(of).name) for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
+    assert [as_corruption(of).option_name for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
         *("gray", "darken", "darken", "gray"),
     ]

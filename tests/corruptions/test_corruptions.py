@@ -16,7 +16,7 @@ from vitpatch.corruptions.masked import (
 from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise, luma
 from vitpatch.corruptions.shape import Edges, PatchShuffle
 from vitpatch.errors import VitPatchError
-from vitpatch.types import ImageBatch, as_option
+from vitpatch.types import ImageBatch
 
 RANDOM = (Noise(0.3), PhaseScramble(120.0), PatchShuffle(4), Occlude(amount=0.5), Chain([Noise(0.1), Noise(0.1)]))
 
@@ -47,7 +47,7 @@ def test_what_a_class_says_of_itself_holds(kind):
     alone = replace(batch(), masks=None, others=None)
     if made.needs_masks or made.partner:
         what = "partner" if made.partner else "object masks.*data.mask_column.*data=emoji_scenes"
-        with pytest.raises(VitPatchError, match=rf"corruption {as_option(made.name)} needs .*{what}"):
+        with pytest.raises(VitPatchError, match=rf"corruption {made.option_name} needs .*{what}"):
             made(replace(alone, masks=batch().masks if made.partner else None), 0)
     else:
         assert made(alone, 0).shape == alone.images.shape
@@ -62,7 +62,7 @@ def test_the_identity_leaves_the_images():
     assert Identity()(batch(), seed=0) is not None and torch.equal(Identity()(batch(), seed=0), batch().images)
 
 
-@pytest.mark.parametrize("corruption", RANDOM, ids=lambda corruption: corruption.name)
+@pytest.mark.parametrize("corruption", RANDOM, ids=lambda corruption: corruption.class_name)
 def test_what_is_random_is_a_function_of_seed_and_image_alone(corruption):
     whole = corruption(batch(range(8)), seed=0)
     alone = torch.cat([corruption(batch([i]), seed=0) for i in range(8)])

@@ -67,14 +67,10 @@ class Corruption:
             raise
         except Exception as error:  # a user's class may raise anything: where it did is what they look for
             last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{last.filename}, line {last.lineno}"
-            raise VitPatchError(f"corruption {self.name} raised {type(error).__name__}: {error} ({where})") from error
-        if not isinstance(pixels, Tensor) or pixels.shape != batch.images.shape:
-            got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
-            raise VitPatchError(f"corruption {self.name} gave {got}; expected {tuple(batch.images.shape)}")
-        if wrong := self._wrong_pixels(pixels, batch.ids):
-            expected = "floating-point pixels on the [0, 1] scale"
-            raise VitPatchError(f"corruption {self.name} gave {wrong}; expected {expected}")
+            raised = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+            raise VitPatchError(f"corruption {self.class_name} raised {raised}") from error
+        if wrong := self._wrong_pixels(pixels, batch):
+            raise VitPatchError(f"corruption {self.class_name} gave {wrong}")
         return pixels
 
     def embedding_noise(self, ids: Tensor, seed: int, embedded: tuple[int, int], draw: int = 0) -> Tensor | None:
@@ -93,20 +89,29 @@ class Corruption:
         return {}
 
     @property
-    def name(self) -> str:
+    def class_name(self) -> str:
         """The name of its class."""
         return type(self).__name__
 
-    def _wrong_pixels(self, pixels: Tensor, ids: Tensor) -> str:
-        """What pixels are, where they cannot be meant; "" = nothing. Noise may leave [0, 1], but not by far."""
+    @property
+    def option_name(self) -> str:
+        """The name of its class as an option is written."""
+        return as_option(self.class_name)
+
+    def _wrong_pixels(self, pixels: Any, batch: ImageBatch) -> str:
+        """What is wrong with what a class returned; "" = nothing. Noise may leave [0, 1], but not by far."""
+        if not isinstance(pixels, Tensor) or pixels.shape != batch.images.shape:
+            got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            return f"{got}; expected {tuple(batch.images.shape)}"
+        expected = "expected floating-point pixels on the [0, 1] scale"
         if not pixels.is_floating_point():
-            return str(pixels.dtype).removeprefix("torch.")
+            return f"{str(pixels.dtype).removeprefix('torch.')}; {expected}"
         finite = pixels.isfinite().flatten(1).all(1)
         if not finite.all():
-            return f"pixels that are not finite, of image {ids[(~finite).nonzero()[0, 0]]}"
+            return f"pixels that are not finite, of image {batch.ids[(~finite).nonzero()[0, 0]]}; {expected}"
         largest = float(pixels.abs().max())
         is_own = type(self).__module__.startswith("vitpatch.") and not isinstance(self, UsersCorruption)
-        return f"pixels up to {largest:.3g}" if largest > LARGEST_PIXEL and not is_own else ""
+        return f"pixels up to {largest:.3g}; {expected}" if largest > LARGEST_PIXEL and not is_own else ""
 
 
 class UsersCorruption(Corruption):
@@ -122,7 +127,7 @@ class UsersCorruption(Corruption):
         return self.function(batch, seed)
 
     @property
-    def name(self) -> str:
+    def class_name(self) -> str:
         """The name of its class; of a function, or of one with some arguments set, the function's."""
         named = getattr(self.function, "func", self.function)  # functools.partial's
         return getattr(named, "__name__", type(named).__name__)
@@ -158,7 +163,7 @@ class Chain(Corruption):
             raise VitPatchError(f"corruption.steps {got!r}: expected a list of corruptions, such as [gray,blur]")
         self.steps = tuple(map(as_corruption, steps))
         if inside := [step for step in self.steps if step.is_inside_model]:
-            raise VitPatchError(USE_ALONE.format(as_option(inside[0].name)))
+            raise VitPatchError(USE_ALONE.format(inside[0].option_name))
         self.length = sum(_length(step) for step in self.steps)
         self.needs_masks = any(step.needs_masks for step in self.steps)
         self.needs_training = any(step.needs_training for step in self.steps)
@@ -217,6 +222,6 @@ def generators(ids: Tensor, seed: int, *more: int, spawn_key: tuple[int, ...] = 
 def no_masks(corruption: Corruption) -> VitPatchError:
     """The error where the data have no object masks."""
     return VitPatchError(
-        f"corruption {as_option(corruption.name)} needs object masks and the data have none: name their column with "
+        f"corruption {corruption.option_name} needs object masks and the data have none: name their column with "
         "data.mask_column (emoji on textured backgrounds: data=emoji_scenes)"
     )

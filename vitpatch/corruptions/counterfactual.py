@@ -15,7 +15,7 @@ from vitpatch.checks import Share, check_arguments
 from vitpatch.corruptions.base import Corruption, no_masks
 from vitpatch.corruptions.masked import infilled, masks_of
 from vitpatch.errors import VitPatchError
-from vitpatch.types import ImageBatch, Partner, as_option
+from vitpatch.types import ImageBatch, Partner
 
 
 class _FromPartner(Corruption):
@@ -34,7 +34,7 @@ class _FromPartner(Corruption):
     def _others(self, batch: ImageBatch) -> ImageBatch:
         if batch.others is None:
             raise VitPatchError(
-                f"corruption {as_option(self.name)} needs a partner of each image ({self.partner}) and the batch has "
+                f"corruption {self.option_name} needs a partner of each image ({self.partner}) and the batch has "
                 "none: give ImageBatch.others, as patch.py does"
             )
         return batch.others

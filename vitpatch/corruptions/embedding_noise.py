@@ -19,7 +19,7 @@ from vitpatch.checks import Count, check_arguments
 from vitpatch.corruptions.base import USE_ALONE, Corruption, Strength, generators
 from vitpatch.corruptions.moments import Moments
 from vitpatch.errors import VitPatchError
-from vitpatch.types import ImageBatch, as_option
+from vitpatch.types import ImageBatch
 
 SPAWN_KEY = (1,)
 """Sets these draws apart from those of pixel noise with the same seed and id."""
@@ -71,7 +71,7 @@ class EmbeddingNoise(Corruption):
         another corruption calls this one.
         """
         if self.spread is None:
-            raise VitPatchError(USE_ALONE.format(as_option(self.name)))
+            raise VitPatchError(USE_ALONE.format(self.option_name))
         return batch.images
 
     def embedding_noise(self, ids: Tensor, seed: int, embedded: tuple[int, int], draw: int = 0) -> Tensor:

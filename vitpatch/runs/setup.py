@@ -301,7 +301,7 @@ def _find_all_partners(
     kinds = sorted(({wanted, donor} | controls) - {None})
     positions = {kind: find_partners(kind, images, study.seed, preprocessing) for kind in kinds}
     if wanted is not None:
-        check_all_have_partners(corruption.name, wanted, positions[wanted], images)
+        check_all_have_partners(corruption.class_name, wanted, positions[wanted], images)
     if donor is not None and (positions[donor] < 0).all():
         raise VitPatchError(f"donor {study.donor}: no image has a {donor} partner in another cluster; use more images")
     return positions
