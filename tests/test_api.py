@@ -12,8 +12,8 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ResNetFo
 
 import vitpatch
 from vitpatch import VitPatchError
-from vitpatch.corruptions.pixels import BT601_LUMA
 from vitpatch.schema import EFFECTS_SCHEMA
+from vitpatch.types import BT601_LUMA
 
 
 @pytest.fixture(scope="module")

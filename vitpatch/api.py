@@ -28,6 +28,7 @@ from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
+from vitpatch.stats.bootstrap import Resamples
 from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,6 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
 
     ``method`` of the intervals: ``percentile`` or ``bca``.
     """
-    from vitpatch.stats.bootstrap import Resamples
     from vitpatch.stats.summary import Measured, summary_table
 
     if not isinstance(table, pd.DataFrame) or table.empty:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from vitpatch.errors import VitPatchError
-from vitpatch.formatting import class_name, counted, duration  # noqa: F401
+from vitpatch.errors import ArgumentError, VitPatchError
+from vitpatch.formatting import class_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,7 +226,7 @@ class Target:
     def check_grid(self) -> None:
         """Raises ``VitPatchError`` for a grid that no token group is of."""
         if self.grid is not None and TokenGroup.GRID not in self.tokens:
-            raise VitPatchError(f"target.grid {list(self.grid)}: is only of target.tokens=grid; leave it out")
+            raise ArgumentError(f"grid {list(self.grid)}: is only of tokens=grid; leave it out")
 
     @property
     def one_head_at_a_time(self) -> bool:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import config, setup
-from vitpatch.runs.calibration import read_asked
+from vitpatch.runs.calibration import read_wanted_damage
 from vitpatch.runs.trainer import make_trainer_of
 from vitpatch.training import fit
 
@@ -63,7 +63,7 @@ LEGAL_OF = {name: probes.split() for names, probes in LEGAL.items() for name in 
 def read_alone(entry):
     """The keys of a command that stand in no group, and how each is read."""
     cfg = composed(entry)
-    own = {"window": config.read_windows, "include": config.read_inclusion, "calibrate": read_asked}
+    own = {"window": config.read_windows, "include": config.read_inclusion, "calibrate": read_wanted_damage}
     own |= {"corruptions": fit.read_corruptions}
     declared, groups = (
         (config.PatchKeys, config.PATCH_GROUPS) if entry == "patch" else (config.TrainKeys, config.TRAIN_GROUPS)

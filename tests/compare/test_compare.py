@@ -14,7 +14,7 @@ from hand_made import NOISE, rows, save_run
 from scipy.stats import spearmanr
 
 from vitpatch.compare import compare
-from vitpatch.runs.calibration import Calibration, grid, read_asked
+from vitpatch.runs.calibration import Calibration, grid, read_wanted_damage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.types import Estimate
 
@@ -151,10 +151,10 @@ def test_a_run_called_as_a_column_is_compared(tmp_path, rng):
 
 def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, rng):
     without = {"_target_": "vitpatch.corruptions.Noise", "clip": True}
-    asked = read_asked("prob_drop:0.2")
+    asked = read_wanted_damage("prob_drop:0.2")
     for name, std in (("a", 0.3), ("b", 0.2)):
         curve = dict.fromkeys([*grid(1.0), std], Estimate(0.201, 0.01, 0.18, 0.22))
-        found = Calibration(asked, 0.2, "std", std, 1.0, curve, 100, 98, predicted=False, matched=None)
+        found = Calibration(asked, 0.2, "std", std, 1.0, curve, 100, 98, predicted=False)
         more = {"calibrate": "prob_drop:0.2", "matched": [], "weights": name, "path": name}
         save_run(tmp_path / "x" / name, rng.random((4, 3)), corruption=without, calibration=found, **more)
     save_run(tmp_path / "x" / "given", rng.random((4, 3)), corruption=without | {"std": 0.2})

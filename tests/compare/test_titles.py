@@ -8,11 +8,11 @@ from hand_made import NOISE, save_run
 
 from vitpatch.compare.load import found_below, read
 from vitpatch.compare.overview import overview
-from vitpatch.corruptions.pixels import Gray, called
+from vitpatch.corruptions.base import as_corruption
+from vitpatch.corruptions.pixels import Gray
 from vitpatch.plots import style
-from vitpatch.runs.config import read_inclusion
 from vitpatch.runs.setup import prepare
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, depends_on_corruption, run_of
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, depends_on_corruption, read_inclusion, run_of
 
 
 @pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))
@@ -75,6 +75,6 @@ def darken(batch, seed, by=0.5):
 def test_errors_name_a_function_that_is_a_corruption():
     from functools import partial
 
-    assert [called(of) for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
+    assert [as_corruption(of).option_name for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
         *("gray", "darken", "darken", "gray"),
     ]

@@ -12,16 +12,15 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from vitpatch.corruptions.base import Chain, as_corruption
 from vitpatch.corruptions.counterfactual import OtherImage
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.corruptions.masked import Silhouette
-from vitpatch.corruptions.pixels import Blur, Chain, Gray, Noise, corrupted, traits
+from vitpatch.corruptions.pixels import Blur, Gray, Noise
 from vitpatch.errors import VitPatchError
-from vitpatch.runs import titles
-from vitpatch.runs.adjustable import adjustable
-from vitpatch.runs.config import construct, register_resolvers
-from vitpatch.runs.options import corruption_option, corruption_options, resolved
-from vitpatch.titles import corruption_words
+from vitpatch.runs.calibration import adjustable
+from vitpatch.runs.config import construct, corruption_option, corruption_options, register_resolvers, resolve_steps
+from vitpatch.titles import OWN_CORRUPTIONS, corruption_words
 from vitpatch.training import fit
 from vitpatch.types import ImageBatch
 
@@ -39,26 +38,26 @@ def chain(steps):
 def test_names_become_the_options_that_they_stand_for():
     cfg = chain("[gray,blur_low,{_target_:vitpatch.corruptions.Noise,std:0.3}]")
     before = OmegaConf.to_container(cfg)
-    steps = OmegaConf.to_container(resolved(cfg).corruption.steps)
+    steps = OmegaConf.to_container(resolve_steps(cfg).corruption.steps)
     options = [OmegaConf.to_container(composed(f"corruption={name}").corruption) for name in ("gray", "blur_low")]
     assert steps == [*options, {"_target_": "vitpatch.corruptions.Noise", "std": 0.3}]
     assert OmegaConf.to_container(cfg) == before  # a copy
-    assert resolved(resolved(cfg)) == resolved(cfg)
-    made = construct(resolved(cfg).corruption)
+    assert resolve_steps(resolve_steps(cfg)) == resolve_steps(cfg)
+    made = construct(resolve_steps(cfg).corruption)
     assert isinstance(made, Chain) and [type(step) for step in made.steps] == [Gray, Blur, Noise]
 
 
 def test_other_corruptions_stay_as_they_are():
     for name in ("noise", "none"):
         cfg = composed(f"corruption={name}")
-        assert resolved(cfg) == cfg
+        assert resolve_steps(cfg) == cfg
 
 
 def test_chains_stand_in_chains_and_values_from_elsewhere_are_those_of_the_run():
     cfg = composed(
         "corruption=chain", "corruption.steps=[chain,{_target_:vitpatch.corruptions.Blur,sigma:${window}}]", "window=2"
     )
-    made = construct(resolved(cfg).corruption)
+    made = construct(resolve_steps(cfg).corruption)
     assert [type(step) for step in made.steps] == [Chain, Blur] and made.steps[1].sigma == 2
     assert [type(step) for step in made.steps[0].steps] == [Gray, Blur]
 
@@ -75,7 +74,7 @@ def test_chains_stand_in_chains_and_values_from_elsewhere_are_those_of_the_run()
 )
 def test_a_wrong_step_is_one_line(steps, says):
     with pytest.raises(VitPatchError, match=says) as error:
-        construct(resolved(chain(steps)).corruption)
+        construct(resolve_steps(chain(steps)).corruption)
     assert "\n" not in str(error.value)
 
 
@@ -97,7 +96,7 @@ def test_an_option_that_nobody_has_is_named_where_it_was_asked_for():
     ],
 )
 def test_a_corruption_in_words(overrides, label):
-    assert corruption_words(resolved(composed(*overrides)).corruption) == label
+    assert corruption_words(resolve_steps(composed(*overrides)).corruption) == label
 
 
 CHAIN_OF = "_target_: vitpatch.corruptions.Chain, steps: "
@@ -142,7 +141,7 @@ def wrapped(batch, seed, step):
 )
 def test_noise_on_embeddings_is_no_step_of_a_chain(steps, own_options):
     with pytest.raises(VitPatchError, match=IS_INSIDE):
-        construct(resolved(of_steps(steps)).corruption)
+        construct(resolve_steps(of_steps(steps)).corruption)
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ def own_options(tmp_path, monkeypatch):
         (conf / "corruption" / f"{name}.yaml").write_text(own)
     experiment = "# @package _global_\ndefaults:\n  - override /corruption: outer\n"
     (conf / "experiment" / "own.yaml").write_text(experiment)
-    monkeypatch.setattr("vitpatch.runs.options.CONF", conf)
+    monkeypatch.setattr("vitpatch.runs.config.CONF", conf)
     return conf
 
 
@@ -163,7 +162,7 @@ def test_nor_is_it_where_an_option_or_an_experiment_file_holds_it(own_options):
     register_resolvers()
     with initialize_config_dir(str(own_options), version_base="1.3"):
         with pytest.raises(VitPatchError, match=IS_INSIDE):
-            construct(resolved(compose("patch", overrides=["experiment=own"])).corruption)
+            construct(resolve_steps(compose("patch", overrides=["experiment=own"])).corruption)
 
 
 def test_nor_for_training_and_calibration(own_options):
@@ -180,7 +179,7 @@ def test_nor_in_python_and_whatever_calls_it_as_a_corruption_of_pixels_is_told()
         with pytest.raises(VitPatchError, match=IS_INSIDE):
             Chain([Gray(), step])
     with pytest.raises(VitPatchError, match=IS_INSIDE):
-        corrupted(functools.partial(wrapped, step=EmbeddingNoise()), images(), seed=0)
+        as_corruption(functools.partial(wrapped, step=EmbeddingNoise())).pixels(images(), seed=0)
 
 
 def images():
@@ -189,10 +188,10 @@ def images():
 
 def test_what_a_step_asks_for_a_chain_asks_for_at_any_depth():
     for inner in ([Silhouette()], [Chain([Silhouette()])], [Chain([Chain([Gray(), Silhouette()])])]):
-        assert traits(Chain([Gray(), *inner])).needs_masks
-        assert not traits(Chain([Gray(), Chain([Gray()])])).needs_masks
+        assert Chain([Gray(), *inner]).needs_masks
+        assert not Chain([Gray(), Chain([Gray()])]).needs_masks
     deep = Chain([Gray(), Chain([Chain([OtherImage(kind="same_class")])])])
-    assert traits(deep).partner == "same_class" and traits(deep).strength_key == "amount"
+    assert deep.partner == "same_class" and deep.strength_key == "amount"
     with pytest.raises(VitPatchError, match=r"partners of several kinds \(other_class, same_class\)"):
         Chain([OtherImage(kind="other_class"), deep])
 
@@ -226,7 +225,7 @@ def test_no_two_steps_share_their_draws_at_any_depth():
 
 def test_a_chain_in_a_chain_with_an_unknown_step_is_one_line():
     with pytest.raises(VitPatchError, match=r"^corruption.steps: no option 'sepia' in conf/corruption; there are"):
-        resolved(of_steps(f"[{{{CHAIN_OF}[{{{CHAIN_OF}[sepia]}}]}}]"))
+        resolve_steps(of_steps(f"[{{{CHAIN_OF}[{{{CHAIN_OF}[sepia]}}]}}]"))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_whose_strength_a_chain_in_a_chain_has_is_seen():
 def test_every_class_of_an_option_is_vitpatchs_own_by_name():
     for name in option_names("corruption"):
         target = option("corruption", name)._target_
-        assert target.rpartition(".")[2].lower() in titles._own_names(), target
+        assert target.rpartition(".")[2].lower() in map(str.lower, OWN_CORRUPTIONS), target
 
 
 OWN = "_target_: vitpatch.corruptions.Noise\nstd: 0.35\nclip: false\n"

@@ -7,12 +7,13 @@ from corruption_makers import MAKERS, batch
 from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter, sobel
 
+from vitpatch.corruptions.base import Chain, as_corruption, uniform
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.frequency import LowPass, PhaseScramble, odd_field
 from vitpatch.corruptions.masked import (
     Occlude,
 )
-from vitpatch.corruptions.pixels import Blur, Chain, Gray, Identity, Noise, called, corrupted, luma, traits, uniform
+from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise, luma
 from vitpatch.corruptions.shape import Edges, PatchShuffle
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
@@ -29,7 +30,7 @@ def test_gray_is_bt601_luma_in_three_channels():
 @pytest.mark.parametrize("kind", MAKERS)
 def test_strength_zero_is_the_identity_exactly_and_damage_grows_from_there(kind):
     images, make = batch(), MAKERS[kind]
-    strongest = traits(make(0.0)).strongest
+    strongest = make(0.0).strongest
     made = [make(share * strongest)(images, seed=0) for share in (0.0, 0.25, 0.5, 1.0)]
     assert torch.equal(made[0], images.images)
     damage = [float((one - images.images).abs().mean()) for one in made]
@@ -41,18 +42,18 @@ def test_strength_zero_is_the_identity_exactly_and_damage_grows_from_there(kind)
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_a_class_says_of_itself_holds(kind):
-    said, made = traits(MAKERS[kind](0.5)), MAKERS[kind](0.5)
-    assert getattr(made, said.strength_key) == 0.5
+    made = MAKERS[kind](0.5)
+    assert getattr(made, made.strength_key) == 0.5
     alone = replace(batch(), masks=None, others=None)
-    if said.needs_masks or said.partner:
-        what = "partner" if said.partner else "object masks.*data.mask_column.*data=emoji_scenes"
-        with pytest.raises(VitPatchError, match=rf"corruption {called(made)} needs .*{what}"):
-            made(replace(alone, masks=batch().masks if said.partner else None), 0)
+    if made.needs_masks or made.partner:
+        what = "partner" if made.partner else "object masks.*data.mask_column.*data=emoji_scenes"
+        with pytest.raises(VitPatchError, match=rf"corruption {made.option_name} needs .*{what}"):
+            made(replace(alone, masks=batch().masks if made.partner else None), 0)
     else:
         assert made(alone, 0).shape == alone.images.shape
-    with pytest.raises(VitPatchError, match=rf"corruption.{said.strength_key} -1: expected a number"):
+    with pytest.raises(VitPatchError, match=rf"corruption.{made.strength_key} -1: expected a number"):
         MAKERS[kind](-1)
-    if said.strength_key == "amount":
+    if made.strength_key == "amount":
         with pytest.raises(VitPatchError, match=r"corruption.amount 1.5: expected a number from 0 to 1, the share"):
             MAKERS[kind](1.5)
 
@@ -61,7 +62,7 @@ def test_the_identity_leaves_the_images():
     assert Identity()(batch(), seed=0) is not None and torch.equal(Identity()(batch(), seed=0), batch().images)
 
 
-@pytest.mark.parametrize("corruption", RANDOM, ids=called)
+@pytest.mark.parametrize("corruption", RANDOM, ids=lambda corruption: corruption.class_name)
 def test_what_is_random_is_a_function_of_seed_and_image_alone(corruption):
     whole = corruption(batch(range(8)), seed=0)
     alone = torch.cat([corruption(batch([i]), seed=0) for i in range(8)])
@@ -196,9 +197,9 @@ def test_a_chain_is_its_steps_one_after_another_and_says_what_they_need():
     want = Blur(1.0)(replace(images, images=Gray()(images, 0)), 0)
     assert torch.equal(Chain([Gray(), Blur(1.0)])(images, 0), want)
     assert torch.equal(Chain([Chain([Gray()]), Blur(1.0)])(images, 0), want)
-    said = traits(Chain([Gray(), BackgroundSwap("same_class")]))
-    assert said.needs_masks and said.partner == "same_class"
-    assert not traits(Chain([Gray()])).needs_masks and traits(Chain([Gray()])).partner is None
+    chain = Chain([Gray(), BackgroundSwap("same_class")])
+    assert chain.needs_masks and chain.partner == "same_class"
+    assert not Chain([Gray()]).needs_masks and Chain([Gray()]).partner is None
     with pytest.raises(VitPatchError, match="partners of several kinds \\(other_class, same_class\\)"):
         Chain([OtherImage("same_class"), BackgroundSwap("other_class")])
     for steps in ([], ["gray"], "gray", 3):
@@ -227,6 +228,7 @@ def test_pixels_of_a_users_class_are_on_the_scale_of_images(act, says):
     pixels[0, 0, 0, 0] = 1.0
     images = ImageBatch(pixels, torch.arange(3), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(VitPatchError, match=says):
-        corrupted(lambda images, seed: act(images.images), images, 0)
-    assert corrupted(lambda images, seed: 3 * images.images - 1, images, 0).max() > 1  # noise may leave it
-    assert corrupted(Noise(std=40.0, clip=False), images, 0).abs().max() > 30
+        as_corruption(lambda images, seed: act(images.images)).pixels(images, 0)
+    wide = as_corruption(lambda images, seed: 3 * images.images - 1)
+    assert wide.pixels(images, 0).max() > 1  # noise may leave it
+    assert Noise(std=40.0, clip=False).pixels(images, 0).abs().max() > 30

@@ -7,8 +7,9 @@ from conftest import NAMES, save_model
 from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
-from vitpatch.corruptions.embedding_noise import EmbeddingNoise, OnEmbeddings, moments, noise_of
-from vitpatch.corruptions.pixels import Noise, traits
+from vitpatch.corruptions.embedding_noise import EmbeddingNoise
+from vitpatch.corruptions.moments import moments
+from vitpatch.corruptions.pixels import Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.types import ImageBatch
@@ -17,7 +18,9 @@ PATCHES, WIDTH = 16, 12
 
 
 def drawn(ids, seed=0, draw=0, std=1.0, spread=1.0):
-    return EmbeddingNoise(std).with_spread(spread).noise(torch.tensor(list(ids)), seed, PATCHES, WIDTH, draw)
+    return (
+        EmbeddingNoise(std).with_spread(spread).embedding_noise(torch.tensor(list(ids)), seed, (PATCHES, WIDTH), draw)
+    )
 
 
 def test_a_draw_is_a_function_of_seed_id_and_number_alone():
@@ -50,11 +53,12 @@ def test_the_pixels_are_left_alone_and_only_it_is_on_embeddings():
     image = ImageBatch(torch.rand(2, 3, 8, 8), torch.arange(2), torch.zeros(2, dtype=torch.int64))
     corruption = EmbeddingNoise(3.0)
     assert corruption.with_spread(1.0)(image, 0) is image.images
-    assert isinstance(corruption, OnEmbeddings) and traits(corruption).strength_key == "std"
-    assert noise_of(Noise(0.1), image.ids, 0, (PATCHES, WIDTH)) is None
-    with pytest.raises(AssertionError, match="with_spread"):
-        noise_of(corruption, image.ids, 0, (PATCHES, WIDTH))
-    assert corruption.with_spread(1.0) is not corruption and corruption._spread is None
+    assert corruption.is_inside_model and corruption.needs_training and corruption.strength_key == "std"
+    assert not Noise(0.1).is_inside_model and not Noise(0.1).needs_training
+    assert Noise(0.1).embedding_noise(image.ids, 0, (PATCHES, WIDTH)) is None
+    with pytest.raises(AssertionError, match="with_statistics"):
+        corruption.embedding_noise(image.ids, 0, (PATCHES, WIDTH))
+    assert corruption.with_spread(1.0) is not corruption and corruption.spread is None
 
 
 @pytest.mark.parametrize(

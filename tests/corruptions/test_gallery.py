@@ -6,10 +6,9 @@ import torch
 from composed import option, option_names
 
 from vitpatch.cli import gallery
-from vitpatch.corruptions.pixels import corrupted
+from vitpatch.corruptions.base import as_corruption
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import construct
-from vitpatch.runs.options import corruption_option
+from vitpatch.runs.config import construct, corruption_option
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def test_a_row_is_clean_and_rising_and_each_cell_is_what_its_title_says(batch):
     assert [text.get_text() for text in figure.axes[12].texts] == ["background_swap\nkind=other_class"]
     option = corruption_option("noise", "corruption")
     option.std = 0.5
-    want = corrupted(construct(option), batch, 0)
+    want = as_corruption(construct(option)).pixels(batch, 0)
     drawn = torch.from_numpy(np.asarray(figure.axes[3].images[0].get_array())).permute(2, 0, 1)
     for i in range(len(batch)):
         left = i * 34 + 1

@@ -18,7 +18,7 @@ from vitpatch.corruptions.masked import (
     boxes,
     infilled,
 )
-from vitpatch.corruptions.pixels import corrupted, luma, traits
+from vitpatch.corruptions.pixels import luma
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 
@@ -177,11 +177,9 @@ def test_a_hole_is_filled_from_around_it_alone():
 @pytest.mark.parametrize("kind", ["same_class", "other_class", "nearest_luminance", "pair"])
 def test_the_partner_is_of_the_kind_that_is_asked_for(kind):
     images = batch()
-    assert traits(OtherImage(kind)).partner == kind == traits(BackgroundSwap(kind)).partner
+    assert OtherImage(kind).partner == kind == BackgroundSwap(kind).partner
     by_kind = {kind: images.others}
-    assert torch.equal(
-        corrupted(OtherImage(kind), replace(images, others=None, partners=by_kind), 0), images.others.images
-    )
+    assert torch.equal(OtherImage(kind).pixels(replace(images, others=None, partners=by_kind), 0), images.others.images)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import torch
 
+from vitpatch.corruptions.base import Chain
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.frequency import LowPass, PhaseScramble
 from vitpatch.corruptions.masked import (
@@ -12,7 +13,7 @@ from vitpatch.corruptions.masked import (
     Occlude,
     Silhouette,
 )
-from vitpatch.corruptions.pixels import Blur, Chain, Gray, Noise
+from vitpatch.corruptions.pixels import Blur, Gray, Noise
 from vitpatch.corruptions.shape import Edges, PatchShuffle
 from vitpatch.types import ImageBatch
 

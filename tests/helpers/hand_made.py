@@ -109,7 +109,7 @@ def save_run(
         "seconds": 1.0,
     }
     if calibration is not None:  # a corruption of the identity has then no strength, that of the config what was found
-        manifest["calibration"] = calibration.described()
+        manifest["calibration"] = calibration.as_manifest()
         manifest["config"]["corruption"] = of_run["corruption"] | {calibration.key: calibration.strength}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -16,7 +16,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from vitpatch.corruptions.pixels import Gray
 from vitpatch.models.families import FAMILIES
-from vitpatch.models.vit import PatchableViT, Preprocessing
+from vitpatch.models.preprocessing import Preprocessing
+from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import Room
 from vitpatch.patching.executor import execute
 from vitpatch.patching.metrics import metrics, runner_up

@@ -179,13 +179,13 @@ def test_edits_of_one_stream_have_one_name():
     ("arguments", "says"),
     [
         (dict(windows=(5,)), "window 5: the model has 4 layers; use 1 to 4"),
-        (dict(layers=(4,)), "target.layers 4.*0 to 3"),
+        (dict(layers=(4,)), "^layers 4.*0 to 3"),
         (dict(site="z", heads="all", windows=(3,)), "window 3 with target=z: a head has no identity.*joint"),
         (dict(site="q", heads=(0,), windows=(-1,)), "window prefix with target=q"),
-        (dict(site="z", heads=(2,)), "target.heads 2: the model has 2 heads; use 0 to 1"),
+        (dict(site="z", heads=(2,)), "^heads 2: the model has 2 heads; use 0 to 1"),
         (dict(site="attn_out", heads="all"), "of attn_out expected null"),
         (dict(site="v"), "of v expected all, joint or a list"),
-        (dict(tokens=("registers",)), "target.tokens registers: the model has none; before its patches: .*cls"),
+        (dict(tokens=("registers",)), "^tokens registers: the model has none; before its patches: .*cls"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(arguments, says):
@@ -194,6 +194,6 @@ def test_what_does_not_fit_the_model_is_refused(arguments, says):
 
 
 def test_a_grid_must_be_said_and_divide_the_patches():
-    for grid, says in ((None, "target.grid=.4,4."), ((3, 1), "does not divide the model's 2 × 2")):
+    for grid, says in ((None, "^tokens grid: .* grid=.4,4."), ((3, 1), "does not divide the model's 2 × 2")):
         with pytest.raises(VitPatchError, match=says):
             make_plan(Target(Site.ATTN_OUT, None, (TokenGroup.GRID,), None, grid), (1,), Direction.DENOISE, sizes())

@@ -61,7 +61,7 @@ def test_the_random_object_is_of_seed_and_image_alone():
 
 
 def test_masks_are_asked_for_where_they_are_needed():
-    with pytest.raises(VitPatchError, match=r"target.tokens background: the data have no object masks.*mask_column"):
+    with pytest.raises(VitPatchError, match=r"^tokens background: the data have no object masks.*mask_column"):
         token_masks(("all", "background"), SIZES, None, None, [0], seed=0)
 
 

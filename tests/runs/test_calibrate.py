@@ -10,24 +10,27 @@ import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from hydra import initialize_config_dir
 
+from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corruptions
 from vitpatch.corruptions.pixels import Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.runs import calibrate, peers
+from vitpatch.runs import calibrate
 from vitpatch.runs import setup as setup_room
-from vitpatch.runs.adjustable import adjustable
 from vitpatch.runs.calibration import (
+    FILE,
+    FOLDER,
     HALVINGS,
     POINTS,
     TOLERANCE,
     Calibration,
+    adjustable,
     common_drop,
     grid,
     is_monotone,
     largest,
-    read_asked,
+    read_wanted_damage,
     search,
-    tolerance_of,
+    tolerance_for,
 )
 from vitpatch.runs.setup import prepare
 from vitpatch.types import Estimate, ImageBatch
@@ -92,9 +95,9 @@ def test_a_drop_that_is_not_reached_is_an_error_that_names_the_largest():
 
 
 def test_an_accuracy_is_met_to_half_an_image():
-    prob, accuracy = read_asked("prob_drop:0.2").damage, read_asked("accuracy_drop:0.2").damage
-    assert tolerance_of(prob, 20) == TOLERANCE
-    assert tolerance_of(accuracy, 20) == 0.025 and tolerance_of(accuracy, 10_000) == TOLERANCE
+    prob, accuracy = read_wanted_damage("prob_drop:0.2").damage, read_wanted_damage("accuracy_drop:0.2").damage
+    assert tolerance_for(prob, 20) == TOLERANCE
+    assert tolerance_for(accuracy, 20) == 0.025 and tolerance_for(accuracy, 10_000) == TOLERANCE
 
 
 def test_a_common_drop_is_a_share_of_what_the_weakest_can_do():
@@ -110,20 +113,20 @@ def test_a_common_drop_is_a_share_of_what_the_weakest_can_do():
 @pytest.mark.parametrize("value", ["prob_drop", "prob_drop:x", "prob_drop:0", "prob_drop:-0.1", "prob_drop:1.5", 0.2])
 def test_what_cannot_be_asked(value):
     with pytest.raises(VitPatchError, match=r"calibrate .*such as prob_drop:0.2"):
-        read_asked(value)
+        read_wanted_damage(value)
 
 
 def test_what_can_be_asked():
-    assert read_asked(None) is None
-    assert [str(read_asked(v)) for v in ("match", "accuracy_drop:0.10")] == ["match", "accuracy_drop:0.1"]
+    assert read_wanted_damage(None) is None
+    assert [str(read_wanted_damage(v)) for v in ("match", "accuracy_drop:0.10")] == ["match", "accuracy_drop:0.1"]
     with pytest.raises(VitPatchError, match=r"'logit_drop': expected prob_drop or accuracy_drop"):
-        read_asked("logit_drop:1")
+        read_wanted_damage("logit_drop:1")
 
 
 def test_what_is_not_known_is_null_in_the_manifest():
     alone = {0.0: Estimate(0.0, np.nan, np.nan, np.nan), 1.0: Estimate(0.3, np.nan, np.nan, np.nan)}
     curve = {s: alone[1.0 if s else 0.0] for s in grid(1.0)}
-    said = Calibration(read_asked("prob_drop:0.3"), 0.3, "std", 1.0, 1.0, curve, 5, 1).described()
+    said = Calibration(read_wanted_damage("prob_drop:0.3"), 0.3, "std", 1.0, 1.0, curve, 5, 1).as_manifest()
     assert said["drop"] == {"drop": 0.3, "se": None, "low": None, "high": None}
     json.dumps(said, allow_nan=False)
 
@@ -325,7 +328,7 @@ def test_noise_on_embeddings_is_calibrated(patched, on_splits, made, draws):
     with torch.no_grad():
         clean, corrupt = model(pixel_values=pixels).logits.double().softmax(-1), 0
         for draw in range(draws):
-            noise = corruption.noise(torch.arange(24), 0, 16, 32, draw).transpose(1, 2).unflatten(2, (4, 4))
+            noise = corruption.embedding_noise(torch.arange(24), 0, (16, 32), draw).transpose(1, 2).unflatten(2, (4, 4))
             handle = convolution.register_forward_hook(lambda module, args, output, noise=noise: output + noise)
             corrupt = corrupt + model(pixel_values=pixels).logits.double().softmax(-1) / draws
             handle.remove()
@@ -358,13 +361,13 @@ def sweep(cli, made, on_splits, tmp_path):
 
 
 def test_a_sweep_is_matched_by_the_weakest_and_no_curve_is_computed_twice(sweep, monkeypatch):
-    looked, drops = [], calibrate.Seen.drops
+    looked, drops = [], calibrate.TrainingRuns.drops
 
-    def noted(seen, one, strengths, damage):
+    def noted(training, one, strengths, damage):
         looked.extend((str(one), strength) for strength in strengths)
-        return drops(seen, one, strengths, damage)
+        return drops(training, one, strengths, damage)
 
-    monkeypatch.setattr(calibrate.Seen, "drops", noted)
+    monkeypatch.setattr(calibrate.TrainingRuns, "drops", noted)
     monkeypatch.setattr("vitpatch.runs.run.draw", lambda *everything: {})
     code, printed, folder = sweep("corruption=noise,noise_low,embedding_noise", "window=1,2", "calibrate=match")
     assert code == 0, printed
@@ -377,7 +380,7 @@ def test_a_sweep_is_matched_by_the_weakest_and_no_curve_is_computed_twice(sweep,
         assert said["wanted"] == pytest.approx(0.8 * min(most.values()), abs=1e-12)
         assert abs(said["drop"]["drop"] - said["wanted"]) <= TOLERANCE
     assert len(looked) == len(set(looked)) and len({name for name, _ in looked}) == 2
-    assert {file.name for file in (folder / "calibration").iterdir()} > {peers.FILE}
+    assert {file.name for file in (folder / "calibration").iterdir()} > {FILE}
     assert len(list((folder / "calibration").iterdir())) == 3
 
 
@@ -423,8 +426,8 @@ def corruptions_of(folder, *overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         config = hydra.compose_config("patch", given, run_mode=RunMode.MULTIRUN, with_log_configuration=False)
-        peers.write_corruptions(config, "patch")
-    file = folder / peers.FOLDER / peers.FILE
+        write_matched_corruptions(config, sweep_overrides(config))
+    file = folder / FOLDER / FILE
     return json.loads(file.read_text()) if file.exists() else None
 
 

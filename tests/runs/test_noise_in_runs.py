@@ -30,7 +30,7 @@ def brute(made, spread, draw=0, std=3.0):
     model = Checkpoint(str(made / "vit")).load().model
     pixels = np.stack([np.asarray(image) for image in pictures(13)])
     pixels = (torch.tensor(pixels, dtype=torch.float32).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-    noise = EmbeddingNoise(std).with_spread(spread).noise(torch.arange(13), 0, PATCHES, WIDTH, draw)
+    noise = EmbeddingNoise(std).with_spread(spread).embedding_noise(torch.arange(13), 0, (PATCHES, WIDTH), draw)
     as_map = noise.transpose(1, 2).unflatten(2, (4, 4))
     values = {}
 

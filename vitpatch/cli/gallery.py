@@ -21,14 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from vitpatch.corruptions.embedding_noise import EmbeddingNoise
-from vitpatch.corruptions.pixels import corrupted, traits
+from vitpatch.corruptions.base import as_corruption
 from vitpatch.data.datamodule import ImageDataModule, mean_luminance
 from vitpatch.data.partners import partners
 from vitpatch.data.scenes import TexturedScenes
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import asset, construct
-from vitpatch.runs.options import corruption_option, corruption_options
+from vitpatch.runs.config import asset, construct, corruption_option, corruption_options
 from vitpatch.types import ImageBatch, Partner
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -78,11 +76,12 @@ def displayed_options() -> list[str]:
     """The options that have a row: without variants in strength, the null, and what leaves the pixels alone."""
     names = corruption_options()
     variants = {f"{name}{suffix}" for name in names for suffix in VARIANTS}
-    return [name for name in names if name not in variants | {"none"} and not _is_on_embeddings(name)]
+    options = [name for name in names if name not in variants | {"none"}]
+    return [name for name in options if not getattr(_class_of(name), "is_inside_model", False)]
 
 
-def _is_on_embeddings(name: str) -> bool:
-    return issubclass(hydra.utils.get_class(corruption_option(name, "corruption")._target_), EmbeddingNoise)
+def _class_of(name: str) -> type:
+    return hydra.utils.get_class(corruption_option(name, "corruption")._target_)
 
 
 def scenes(seed: int) -> ImageBatch:
@@ -118,18 +117,19 @@ def sheet(names: list[str], batch: ImageBatch, seed: int) -> Figure:
 
 def _draw_row(row: NDArray[np.object_], name: str, batch: ImageBatch, seed: int) -> None:
     option = corruption_option(name, "corruption")
-    strength = traits(construct(option))
-    key = strength.strength_key
+    corruption = as_corruption(construct(option))
+    key = corruption.strength_key
     label = _describe_option(name, option, key)
     row[0].text(1, 0.5, label, ha="right", va="center", fontsize=9, transform=row[0].transAxes)
     _draw_images(row[1], batch.images, "clean")
     if key is None:  # a user's own class without a strength
-        _draw_images(row[2], corrupted(construct(option), batch, seed), "as it is")
+        _draw_images(row[2], corruption.pixels(batch, seed), "as it is")
         return
-    strongest = min(strength.strongest, STRONGEST_DISPLAYED.get(key, strength.strongest))
+    strongest = min(corruption.strongest, STRONGEST_DISPLAYED.get(key, corruption.strongest))
     for ax, share in zip(row[2:], SHARES, strict=True):
         option[key] = share * strongest
-        _draw_images(ax, corrupted(construct(option), batch, seed), f"{key} {option[key]:g}{UNITS.get(key, '')}")
+        images = as_corruption(construct(option)).pixels(batch, seed)
+        _draw_images(ax, images, f"{key} {option[key]:g}{UNITS.get(key, '')}")
 
 
 def _describe_option(name: str, option: DictConfig, strength_key: str | None) -> str:

@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.cli.job import STOPPED, describe_disk_error
+from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corruptions
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.runs.name_overrides import as_value, check_names_are_text, quote_swept_names
-from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
 from vitpatch.runs.secrets import check_no_secret
 
@@ -82,7 +82,7 @@ class SweepCallback(Callback):
         if not str(config.hydra.launcher._target_).endswith(".BasicLauncher"):
             signal.signal(signal.SIGINT, self._stop)  # the jobs, in other processes, have it too
         _remove_wandb_variables()
-        write_corruptions(config, kwargs.get("config_name"))
+        write_matched_corruptions(config, overrides)
         if self._folders is not None:
             log.info("sweep: %s in %s", counted(len(self._folders), "run"), self._root)
 

@@ -17,6 +17,7 @@ NAME = "Patching by layer"
 COLUMNS = ("options.model", "options.data", "options.corruption", "window", "metric", "direction")
 SCALARS = ("total_effect", "peak_layer", "peak_effect", "prob_clean", "prob_corrupt")
 
+
 def workspace(project: str, entity: str) -> Workspace:
     """The view: runs grouped by corruption and window; panels by layer, pictures, the runs' results, comparisons.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from vitpatch.compare.comparison import FinishedRun
-from vitpatch.runs.titles import data_words, short
-from vitpatch.types import class_name, digest
+from vitpatch.formatting import class_name
+from vitpatch.titles import data_words, short
+from vitpatch.types import digest
 
 NO_NUMBER = ("num_workers", "on_error")
 """Keys of ``data`` that do not say which images are read."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitpatch.formatting import counted
+
 if TYPE_CHECKING:
     from vitpatch.compare.comparison import Comparison
 
@@ -72,7 +74,6 @@ def _clear(place: Path) -> None:
 
 def lines(compared: Compared) -> list[str]:
     """The few lines that end a comparison: warnings, runs, matched runs of groups, and where the files are."""
-    from vitpatch.types import counted
 
     comparison = compared.comparison
     said = [f"warning: {warning}" for warning in comparison.warnings]

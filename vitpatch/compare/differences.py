@@ -13,8 +13,8 @@ from vitpatch.compare.pairs import Apart, of_effects, of_recovered, same_cluster
 from vitpatch.compare.settings import Aspect, differing, windows_words
 from vitpatch.compare.sides import Side, same_patches
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import read_inclusion
-from vitpatch.types import Donor, Interval, Metric, counted, option_identity
+from vitpatch.formatting import counted
+from vitpatch.types import Donor, Interval, Metric, option_identity, read_inclusion
 
 MOST_RUNS = 60
 """Of more runs only those pairs are subtracted that differ in one aspect: all pairs grow with the square."""

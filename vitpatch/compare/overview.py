@@ -13,10 +13,9 @@ import pandas as pd
 from vitpatch.compare.comparison import FinishedRun
 from vitpatch.compare.load import known, peak_row
 from vitpatch.compare.settings import windows_words
-from vitpatch.runs.config import read_inclusion
-from vitpatch.runs.titles import corruption_name, data_words, short, strength_words
 from vitpatch.stats.result import series_of
-from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption
+from vitpatch.titles import corruption_name, data_words, short, strength_words
+from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption, read_inclusion
 
 OF_STUDY = {"direction": Direction, "metric": Metric, "rival": BaseRun}
 ENDS = ("", "_low", "_high")

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from vitpatch.compare.comparison import FinishedRun
-from vitpatch.runs.titles import corruption_words, data_words, short
-from vitpatch.types import counted, digest, option_identity, window_word
+from vitpatch.formatting import counted
+from vitpatch.titles import corruption_words, data_words, short
+from vitpatch.types import digest, option_identity, window_word
 
 OPTIONS = ("model", "data", "corruption", "target")
 """Config groups whose options' names are shown."""

@@ -1,6 +1,6 @@
 """Corruptions that take something from another image: the image's partner, by ``ImageBatch.others``.
 
-``kind`` says which image that is: ``same_class``, ``other_class``, ``nearest_luminance`` (of another class), or
+``kind`` is which image that is: ``same_class``, ``other_class``, ``nearest_luminance`` (of another class), or
 ``pair``, the data's own; ``vitpatch.data.partners`` chooses it, always of another cluster.
 """
 
@@ -12,25 +12,30 @@ import torch
 from torch import Tensor
 
 from vitpatch.checks import Share, check_arguments
+from vitpatch.corruptions.base import Corruption, no_masks
 from vitpatch.corruptions.masked import infilled, masks_of
-from vitpatch.corruptions.pixels import called, no_masks
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch, Partner
 
 
-class _FromPartner:
+class _FromPartner(Corruption):
     """Takes something from the partner."""
 
-    strength_key, strongest = "amount", 1.0
+    strength_key = "amount"
 
-    def __init__(self, kind: Partner, amount: float) -> None:
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        kind: Partner = Partner.OTHER_CLASS,
+        amount: Annotated[Share, "the share that is the partner's"] = 1.0,
+    ) -> None:
         self.partner, self.amount = Partner(kind), float(amount)
 
     def _others(self, batch: ImageBatch) -> ImageBatch:
         if batch.others is None:
             raise VitPatchError(
-                f"corruption {called(self)} needs a partner of each image ({self.partner}) and the batch has none: "
-                "give ImageBatch.others, as patch.py does"
+                f"corruption {self.option_name} needs a partner of each image ({self.partner}) and the batch has "
+                "none: give ImageBatch.others, as patch.py does"
             )
         return batch.others
 
@@ -41,14 +46,6 @@ class OtherImage(_FromPartner):
     ``amount`` mixes the two: 0 the identity, 1 the partner.
     """
 
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        kind: Partner = Partner.OTHER_CLASS,
-        amount: Annotated[Share, "the share of the partner in the image"] = 1.0,
-    ) -> None:
-        super().__init__(kind, amount)
-
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape, at amount 1 the partners' images."""
         return torch.lerp(batch.images, self._others(batch).images, self.amount)
@@ -57,20 +54,12 @@ class OtherImage(_FromPartner):
 class BackgroundSwap(_FromPartner):
     """The object before its partner's background (Mixed-Rand, Mixed-Same of Xiao et al. 2021, Noise or Signal).
 
-    The partner's own object is filled from around it (``regions.infilled``); the object is laid on by its soft mask.
+    The partner's own object is filled from around it (``masked.infilled``); the object is laid on by its soft mask.
     Of a ``pair`` the image's mask stands for both.
     ``amount`` is the share of the way there: 0 the identity, 1 the partner's background.
     """
 
     needs_masks = True
-
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        kind: Partner = Partner.OTHER_CLASS,
-        amount: Annotated[Share, "the share of the partner's background"] = 1.0,
-    ) -> None:
-        super().__init__(kind, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""

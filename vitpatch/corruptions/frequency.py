@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from vitpatch.checks import Interval, Share, check_arguments
-from vitpatch.corruptions.pixels import uniform
+from vitpatch.corruptions.base import Corruption, uniform
 from vitpatch.types import ImageBatch
 
 
-class LowPass:
+class LowPass(Corruption):
     """Takes away what is finer than a cutoff: a Butterworth filter, 1 / (1 + (f / cutoff)^2n) with n = 3.
 
     ``cutoff`` is in cycles per image – of its shorter side –, where half of the amplitude passes; ``amount`` is the
@@ -22,7 +22,7 @@ class LowPass:
     into the opposite ones; the mean is kept; what little rings over [0, 1] is clipped.
     """
 
-    strength_key, strongest = "amount", 1.0
+    strength_key = "amount"
     ORDER = 3
 
     @check_arguments("corruption")
@@ -53,7 +53,7 @@ class LowPass:
         return 1 / (1 + (cycles / self.cutoff) ** (2 * self.ORDER))
 
 
-class PhaseScramble:
+class PhaseScramble(Corruption):
     """Adds noise to the phases of the Fourier spectrum and leaves its amplitudes: textures stay, shapes go.
 
     ``width`` in degrees: each phase is moved by a draw from [-width, width] (Wichmann, Braun & Gegenfurtner 2006;

@@ -1,7 +1,7 @@
 """Corruptions by the object's mask: what is done to the object, and what to the rest.
 
 Masks are soft, (batch, 1, height, width) in [0, 1], 1 = object: a pixel that is half object is changed by half. What
-is taken away leaves a hole; ``fill`` says what stands there: ``mean`` the mean colour of the background, ``gray`` 0.5
+is taken away leaves a hole; ``fill`` is what stands there: ``mean`` the mean colour of the background, ``gray`` 0.5
 in all channels, ``white``, ``black``. Means are of the stored (gamma) values.
 """
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vitpatch.checks import Share, check_arguments
-from vitpatch.corruptions.pixels import gaussian_blur, luma, no_masks, uniform
+from vitpatch.corruptions.base import Corruption, no_masks, uniform
+from vitpatch.corruptions.pixels import gaussian_blur, luma
 from vitpatch.types import ImageBatch
 
 Fill = Literal["mean", "gray", "white", "black"]
@@ -24,7 +25,7 @@ TOUCHED = 0.05
 """Of a mask: pixels with less are not counted into the object's box; resizing smears a mask by so much."""
 
 
-def masks_of(batch: ImageBatch, corruption: object) -> Tensor:
+def masks_of(batch: ImageBatch, corruption: Corruption) -> Tensor:
     """The masks. Raises ``VitPatchError`` where there are none."""
     if batch.masks is None:
         raise no_masks(corruption)
@@ -56,10 +57,10 @@ def _between(there: Tensor, dim: int) -> Tensor:
     return (seen.cummax(dim).values & seen.flip(dim).cummax(dim).values.flip(dim)).bool()
 
 
-class _Desaturate:
+class _Desaturate(Corruption):
     """Takes the colour of one region away."""
 
-    strength_key, strongest, needs_masks = "amount", 1.0, True
+    strength_key, needs_masks = "amount", True
 
     @check_arguments("corruption")
     def __init__(self, amount: Annotated[Share, "the share of colour taken away"] = 1.0) -> None:
@@ -85,7 +86,7 @@ class DesaturateBackground(_Desaturate):
         return self._desaturated(batch.images, 1 - masks_of(batch, self))
 
 
-class Silhouette:
+class Silhouette(Corruption):
     """The object's outline, filled with one colour.
 
     ``fill``: ``mean``, the object's mean colour weighted by the soft mask – colour stays, texture and inner lines
@@ -93,7 +94,7 @@ class Silhouette:
     silhouette: 0 the identity, 1 the silhouette. (Black on white: Baker et al. 2018; Geirhos et al. 2019.)
     """
 
-    strength_key, strongest, needs_masks = "amount", 1.0, True
+    strength_key, needs_masks = "amount", True
 
     @check_arguments("corruption")
     def __init__(
@@ -113,12 +114,13 @@ class Silhouette:
         return torch.lerp(images, silhouette, self.amount)
 
 
-class _Removal:
+class _Removal(Corruption):
     """Puts ``fill`` where something is taken away."""
 
-    strength_key, strongest, needs_masks = "amount", 1.0, True
+    strength_key, needs_masks = "amount", True
 
-    def __init__(self, fill: Fill, amount: float) -> None:
+    @check_arguments("corruption")
+    def __init__(self, fill: Fill = "mean", amount: Annotated[Share, "the share that is taken away"] = 1.0) -> None:
         self.fill, self.amount = fill, float(amount)
 
     def _filled(self, batch: ImageBatch, where: Tensor) -> Tensor:
@@ -133,12 +135,6 @@ class ObjectOnly(_Removal):
     ``amount`` is the share of the way there: 0 the identity, 1 no background.
     """
 
-    @check_arguments("corruption")
-    def __init__(
-        self, fill: Fill = "mean", amount: Annotated[Share, "the share of the background taken away"] = 1.0
-    ) -> None:
-        super().__init__(fill, amount)
-
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""
         return self._filled(batch, self.amount * (1 - masks_of(batch, self)))
@@ -150,12 +146,6 @@ class BackgroundOnly(_Removal):
     The upright box around the object fades into ``fill``, by default the background's mean colour. ``amount`` is the
     share of the way there: 0 the identity, 1 no object.
     """
-
-    @check_arguments("corruption")
-    def __init__(
-        self, fill: Fill = "mean", amount: Annotated[Share, "the share of the object taken away"] = 1.0
-    ) -> None:
-        super().__init__(fill, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape; outside of the box, where the mask is 0, the same values."""
@@ -171,10 +161,7 @@ class Occlude(_Removal):
     covers it, mid-gray by default.
     """
 
-    @check_arguments("corruption")
-    def __init__(
-        self, fill: Fill = "gray", amount: Annotated[Share, "the share of the object's area that is covered"] = 1.0
-    ) -> None:
+    def __init__(self, fill: Fill = "gray", amount: float = 1.0) -> None:
         super().__init__(fill, amount)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
@@ -182,7 +169,7 @@ class Occlude(_Removal):
         return self._filled(batch, masks_of(batch, self) * self._covered(batch, seed))
 
     def _covered(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 1, height, width) of 0 and 1; found on the CPU, where sums are the same for every device."""
+        """(batch, 1, height, width) of 0 and 1; computed on the CPU, where sums are the same for every device."""
         masks = masks_of(batch, self).cpu().double()
         height, width = masks.shape[2:]
         angle = 2 * math.pi * uniform(batch, seed, 1).double()

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitpatch.checks import Ge, Share, check_arguments
-from vitpatch.corruptions.pixels import luma, uniform
+from vitpatch.corruptions.base import Corruption, uniform
+from vitpatch.corruptions.pixels import luma
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 
 
-class Edges:
+class Edges(Corruption):
     """Draws the edges dark on white: 1 − the Sobel magnitude of the BT.601 luma.
 
     Scaled so that an upright or level step from 0 to 1 is black (Sobel & Feldman 1968, kernels over 4), clipped;
@@ -22,7 +23,7 @@ class Edges:
     1 the drawing.
     """
 
-    strength_key, strongest = "amount", 1.0
+    strength_key = "amount"
 
     @check_arguments("corruption")
     def __init__(self, amount: Annotated[Share, "the share of the drawing in the image"] = 1.0) -> None:
@@ -37,7 +38,7 @@ class Edges:
         return torch.lerp(batch.images, drawn.expand_as(batch.images), self.amount)
 
 
-class PatchShuffle:
+class PatchShuffle(Corruption):
     """Cuts the image into ``grid`` × ``grid`` cells and lets them change places: pieces stay, the whole goes.
 
     ``amount`` is the share of cells that move – none of them stays where it is –: 0 the identity, 1 all (as in Zhang &
@@ -45,7 +46,7 @@ class PatchShuffle:
     moves some of the same cells. Each image's order is a draw of its own.
     """
 
-    strength_key, strongest = "amount", 1.0
+    strength_key = "amount"
 
     @check_arguments("corruption")
     def __init__(

@@ -15,7 +15,7 @@ from vitpatch.data.labels import fold
 from vitpatch.data.metadata import NAMES as METADATA_NAMES
 from vitpatch.data.metadata import Metadata, check_files, log_unread, read_metadata
 from vitpatch.data.sources import ImageSource
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError, VitPatchError
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +35,7 @@ class ParquetImages(ImageSource):
             if is_image(path):
                 raise VitPatchError(f"data.path {self.path}: is an image; use data=imagefolder data.path={self.path}")
             if self.split is not None:
-                raise VitPatchError(f"data.split {self.split}: data.path {self.path} is one file; leave it null")
+                raise ArgumentError(f"split {self.split}: data.path {self.path} is one file; leave it null")
             files = [path]
         elif path.is_dir():
             files = self._in_folder(path)
@@ -44,7 +44,7 @@ class ParquetImages(ImageSource):
         if not files:
             raise VitPatchError(
                 f"data.path {self.path}: no such file or folder; give a parquet file, a glob, or a folder of them and "
-                "data.split"
+                "its split"
             )
         first, *others = (Features.from_arrow_schema(parquet.read_schema(file)) for file in files)
         if unlike := [file.name for file, features in zip(files[1:], others, strict=True) if features != first]:
@@ -58,13 +58,13 @@ class ParquetImages(ImageSource):
         files = sorted(filter(is_visible, folder.glob("*.parquet")))
         splits = sorted({found[1] for file in files if (found := re.match(_SPLIT_FILE, file.name))})
         if self.split is None and len(splits) > 1:
-            raise VitPatchError(f"data.split null: the data have {', '.join(splits)}; choose one")
+            raise ArgumentError(f"split null: the data have {', '.join(splits)}; choose one")
         if self.split is not None:
             files = [f for f in files if re.fullmatch(rf"{re.escape(self.split)}([-_.]?\d.*)?\.parquet", f.name)]
         if not files:
             raise VitPatchError(
                 f"data.path {self.path}: no file {self.split or ''}*.parquet in it; give a parquet file, a glob, or a "
-                f"folder of them and data.split{f' (one of {chr(44).join(splits)})' if splits else ''}"
+                f"folder of them and its split{f' (one of {chr(44).join(splits)})' if splits else ''}"
             )
         return files
 
@@ -88,7 +88,7 @@ class FolderImages(ImageSource):
         path = Path(self.path).expanduser()
         if path.is_file():
             if self.split is not None:
-                raise VitPatchError(f"data.split {self.split}: data.path {self.path} is one image; leave it null")
+                raise ArgumentError(f"split {self.split}: data.path {self.path} is one image; leave it null")
             return _file_rows([path])
         if not path.is_dir():
             raise VitPatchError(
@@ -110,9 +110,7 @@ class FolderImages(ImageSource):
             called = (self.split, *_OTHER_SPLIT_NAMES.get(self.split, ()))
             chosen = next((folder for name in called for folder in inside if folder.name == name), None)
             if chosen is None:
-                raise VitPatchError(
-                    f"data.split {self.split}: the data have {names}; choose one, or null for all of it"
-                )
+                raise ArgumentError(f"split {self.split}: the data have {names}; choose one, or null for all of it")
             return chosen
         flat = [bool(images_in(folder)) for folder in inside]
         listed = any((path / name).is_file() for name in METADATA_NAMES)
@@ -120,10 +118,10 @@ class FolderImages(ImageSource):
             return path
         if any(flat):
             raise VitPatchError(
-                f"data.path {self.path}: the images in {names} lie at different depths; data.split names one of them"
+                f"data.path {self.path}: the images in {names} lie at different depths; the split names one of them"
             )
         if len(inside) > 1:
-            raise VitPatchError(f"data.split null: the data have {names}; choose one")
+            raise ArgumentError(f"split null: the data have {names}; choose one")
         return inside[0]
 
     def _class_names(self, files: list[Path], folder: Path, metadata: Metadata | None = None) -> list[str]:
@@ -234,7 +232,7 @@ class DiskImages(ImageSource):
         data = load_from_disk(str(path))
         if isinstance(data, Dataset):
             if self.split is not None:
-                raise VitPatchError(f"data.split {self.split}: the data have no splits; leave it null")
+                raise ArgumentError(f"split {self.split}: the data have no splits; leave it null")
             return data
         return data[_split(self, data)]
 
@@ -243,5 +241,5 @@ def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
     wanted = source.split or (next(iter(splits)) if len(splits) == 1 else None)
     if wanted not in splits:
         asked = "null" if source.split is None else source.split
-        raise VitPatchError(f"data.split {asked}: the data have {', '.join(splits)}; choose one")
+        raise ArgumentError(f"split {asked}: the data have {', '.join(splits)}; choose one")
     return wanted

@@ -30,7 +30,7 @@ from vitpatch.data.columns import (
 from vitpatch.data.folders import check_images_of_splits, check_same_classes, files_below
 from vitpatch.data.images import UNKNOWN, ColumnNames, LabelledImages
 from vitpatch.data.labels import label_numbers, mapped_labels
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError, VitPatchError, argument_keys
 from vitpatch.hub import commit_of, explain, local_copy, resolve
 
 if TYPE_CHECKING:
@@ -110,10 +110,14 @@ class ImageSource(ABC):
         """The names of classes that the source knows, though no image is of them."""
         return ()
 
-    def open(self) -> LabelledImages:
-        """The selected rows, checked; read once per process. Raises ``VitPatchError``."""
+    def open(self, keys: str = "data.") -> LabelledImages:
+        """The selected rows, checked; read once per process. Raises ``VitPatchError``.
+
+        ``keys`` stands before the name of a parameter in errors.
+        """
         seed_matters = self.shuffle_seed == AUTO and self.limit is not None
-        return _open(self if seed_matters else replace(self, seed=0))
+        with argument_keys(keys):
+            return _open(self if seed_matters else replace(self, seed=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,7 @@ class HubImages(ImageSource):
 
         where = resolve(self.path, "data.path")
         if self.split is None:
-            raise VitPatchError("data.split is missing: name the split, such as data.split=test")
+            raise ArgumentError("split is missing: name the split, such as split=test")
         if Path(where).is_dir():
             if self.revision is not None:
                 raise VitPatchError(f"data.revision {self.revision}: {self.path} is a local folder; leave it null")

@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError, VitPatchError
 from vitpatch.patching.tokens import possible_tokens, token_names
 from vitpatch.types import (
     ALL_HEADS,
@@ -249,7 +249,7 @@ def make_plan(
     layers are patched too where they are not asked for, and each window of several layers without each of them. Raises
     ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
     """
-    _check(target, windows, sizes)
+    check_target(target, windows, sizes)
     layers = tuple(range(sizes.depth)) if target.layers is None else target.layers
 
     def of(windows: Iterable[int], layers: Iterable[int]) -> tuple[Patch, ...]:
@@ -289,7 +289,8 @@ def _runs(patches: Sequence[Patch], donors: int, others: Sequence[Patch]) -> tup
     return (*((patch, i) for i in range(donors) for patch in patches), *((patch, 0) for patch in others))
 
 
-def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
+def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
+    """Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit a model of ``sizes``."""
     depth = sizes.depth
     for window in windows:
         if window not in WINDOW_WORDS.values() and not 1 <= window <= depth:
@@ -297,17 +298,18 @@ def _check(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
         if target.one_head_at_a_time and window != 1:
             raise VitPatchError(
                 f"window {window_word(window)} with target={target.site}: a head has no identity across layers; "
-                "use window=1, or target.heads=joint for all heads together"
+                "use window=1, or heads=joint for all heads together"
             )
     for layer in target.layers or ():
         if not 0 <= layer < depth:
-            raise VitPatchError(f"target.layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
+            raise ArgumentError(f"layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
     if target.site.by_head != (target.heads is not None):
         wants = "all, joint or a list of heads" if target.site.by_head else "null: it is not split by head"
-        raise VitPatchError(f"target.heads {target.heads}: of {target.site} expected {wants}")
+        raise ArgumentError(f"heads {target.heads}: of {target.site} expected {wants}")
     for head in target.heads if isinstance(target.heads, tuple) else ():
         if not 0 <= head < sizes.heads:
-            raise VitPatchError(f"target.heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
+            raise ArgumentError(f"heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
+    token_names(target, sizes)
 
 
 def _heads(target: Target, sizes: Sizes) -> Sequence[int]:

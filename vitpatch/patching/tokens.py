@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError
 from vitpatch.types import Sizes, Target, TokenGroup
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ def _expand_group(group: TokenGroup, target: Target, sizes: Sizes) -> list[str]:
         return [f"each:{name}" for name in sizes.special] + _cells("each", rows, columns)
     if group is TokenGroup.GRID:
         if target.grid is None:
-            raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
+            raise ArgumentError("tokens grid: say its blocks too, for instance grid=[4,4]")
         if rows % target.grid[0] or columns % target.grid[1]:
-            raise VitPatchError(
-                f"target.grid {list(target.grid)}: does not divide the model's {rows} × {columns} image patches"
+            raise ArgumentError(
+                f"grid {list(target.grid)}: does not divide the model's {rows} × {columns} image patches"
             )
         return _cells("grid", *target.grid)
     has = {TokenGroup.CLS: "cls" in sizes.special, TokenGroup.REGISTERS: _registers(sizes) != []}
     if not has.get(group, True):
-        raise VitPatchError(f"target.tokens {group}: the model has none; before its patches: {list(sizes.special)}")
+        raise ArgumentError(f"tokens {group}: the model has none; before its patches: {list(sizes.special)}")
     return [str(group)]
 
 
@@ -109,8 +109,8 @@ def token_masks(
     import torch
 
     if masks is None and needs_masks(names):
-        raise VitPatchError(
-            f"target.tokens {next(n for n in names if n in MASK_GROUPS)}: the data have no object masks; "
+        raise ArgumentError(
+            f"tokens {next(n for n in names if n in MASK_GROUPS)}: the data have no object masks; "
             "set data.mask_column, or give masks"
         )
     groups = _mask_groups(masks, sizes, ids, seed) if needs_masks(names) else {}

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from vitpatch.formatting import counted
 from vitpatch.plots.style import (
     BLUE,
     GREEN,
@@ -28,7 +29,6 @@ from vitpatch.plots.style import (
 )
 from vitpatch.stats.result import series_of
 from vitpatch.stats.summary import GroupPeak
-from vitpatch.types import counted
 
 MOST_BARS, NAMED_BARS = 48, 16
 """Of more places that have a number, or a name, the ``NAMED_BARS`` most frequent are drawn."""

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from vitpatch.formatting import counted
 from vitpatch.plots.examples import Page, image_pages
 from vitpatch.plots.heatmaps import ClassEffects, class_heatmap, effect_maps, head_heatmap, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
@@ -20,7 +21,7 @@ from vitpatch.plots.style import FEW_CLUSTERS, Caption, doubt_words, label_words
 from vitpatch.stats.bootstrap import Resamples
 from vitpatch.stats.result import Outcome, is_handover, series_of
 from vitpatch.stats.summary import by_class, in_layer_order, single_rows, synergy
-from vitpatch.types import Direction, Donor, Estimate, counted
+from vitpatch.types import Direction, Donor, Estimate
 
 Drawn = dict[str, dict[str, Figure]]
 """Figures by the name that they have in the tracker, and by their files'."""

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vitpatch.formatting import counted
 from vitpatch.plots.heatmaps import ClassEffects, with_most_images
 from vitpatch.plots.profile import References, clipped_of, conventions, draw_references, finish
 from vitpatch.plots.style import (
@@ -29,7 +30,7 @@ from vitpatch.plots.style import (
     number_layers,
     width_for,
 )
-from vitpatch.types import Estimate, counted, window_word
+from vitpatch.types import Estimate, window_word
 
 
 def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, counted
+from vitpatch.formatting import counted
+from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"

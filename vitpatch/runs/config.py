@@ -1,4 +1,4 @@
-"""The composed config → nouns, with the checks that need no model; and the names of runs. Light: no torch."""
+"""The composed config → a study, with the checks that need no model; options of ``conf/``. Light: no torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import pkgutil
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
-from hydra.errors import InstantiationException
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Positive, Seed, among, check, one_of, whole_number, window_of
-from vitpatch.errors import VitPatchError
+from vitpatch.checks import Count, Expected, Ge, Positive, Seed, among, check, one_of, window_of
+from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.formatting import one_line
 from vitpatch.runs.run_names import run_name
 from vitpatch.types import (
@@ -37,6 +42,7 @@ from vitpatch.types import (
     read_inclusion,
 )
 
+CHAIN = "vitpatch.corruptions.Chain"
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The folder of options: a wheel has it inside the package, a checkout beside it."""
@@ -115,7 +121,7 @@ def check_types(cfg: Mapping[str, Any], declared: type) -> None:
 
 
 def read_study(cfg: DictConfig) -> Study:
-    """The nouns of a composed config. Raises ``VitPatchError`` for a value that no model could make right."""
+    """What a composed config asks for. Raises ``VitPatchError`` for a value that is wrong whatever the model is."""
     check_types(cfg, PatchKeys)
     study = Study(
         target=read_target(cfg.target),
@@ -136,27 +142,34 @@ def read_study(cfg: DictConfig) -> Study:
     return study
 
 
+Layer = Annotated[int, Ge(0), Expected("all, a layer, or a list of layers such as [0,3]")]
+Head = Annotated[int, Ge(0), Expected("all, joint, a head, or a list of heads such as [0,3]")]
+
+
 def read_target(target: DictConfig) -> Target:
-    """What ``target`` asks for. Raises ``VitPatchError``."""
-    layers = target.layers
-    if layers != "all":
-        if isinstance(layers, str):
-            raise VitPatchError(f"target.layers {layers!r}: expected all, a layer, or a list of layers such as [0,3]")
-        layers = tuple(whole_number("target.layers", layer, least=0) for layer in _listed("target.layers", layers))
-    found = Target(
+    """The site, layers, tokens and heads of the group ``target``. Raises ``VitPatchError``."""
+    layers, heads, grid = target.layers, target.heads, target.grid
+    if grid is not None and not (OmegaConf.is_list(grid) and len(grid) == 2):
+        raise VitPatchError(f"target.grid {grid!r}: expected [rows,columns], for instance [4,4]")
+    result = Target(
         site=one_of("target.site", target.site, Site),
-        layers=None if layers == "all" else tuple(dict.fromkeys(layers)),
-        tokens=tuple(one_of("target.tokens", group, TokenGroup) for group in _listed("target.tokens", target.tokens)),
-        heads=_heads(target.heads),
-        grid=_grid(target.grid),
+        layers=None if layers == "all" else tuple(dict.fromkeys(_listed("target.layers", layers, Layer))),
+        tokens=tuple(map(TokenGroup, _listed("target.tokens", target.tokens, TokenGroup))),
+        heads=heads
+        if heads in (None, EVERY_HEAD, JOINT)
+        else tuple(dict.fromkeys(_listed("target.heads", heads, Head))),
+        grid=grid if grid is None else tuple(_listed("target.grid", grid, Count)),
     )
-    found.check_grid()
-    return found
+    if TokenGroup.GRID in result.tokens and grid is None:
+        raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
+    with argument_keys("target."):
+        result.check_grid()
+    return result
 
 
 def read_windows(value: Any) -> tuple[int, ...]:
-    """What ``window`` asks for, each once. Raises ``VitPatchError``."""
-    return tuple(dict.fromkeys(window_of(window) for window in _listed("window", value)))
+    """The windows, each once, as ``Patch.window`` has them. Raises ``VitPatchError``."""
+    return tuple(dict.fromkeys(map(window_of, _listed("window", value))))
 
 
 def _check_donor(study: Study) -> None:
@@ -171,27 +184,11 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
 
 
-def _listed(key: str, value: Any) -> list[Any]:
+def _listed(key: str, value: Any, declared: Any = Any) -> list[Any]:
+    """A list's values, or the one value, each of the ``declared`` type."""
     if OmegaConf.is_list(value) and not value:
         raise VitPatchError(f"{key}: an empty list; expected at least one")
-    return list(value) if OmegaConf.is_list(value) else [value]
-
-
-def _heads(value: Any) -> tuple[int, ...] | str | None:
-    if value in (None, EVERY_HEAD, JOINT):
-        return value
-    if isinstance(value, str):
-        raise VitPatchError(f"target.heads {value!r}: expected all, joint, a head, or a list of heads such as [0,3]")
-    return tuple(dict.fromkeys(whole_number("target.heads", head, least=0) for head in _listed("target.heads", value)))
-
-
-def _grid(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    if not OmegaConf.is_list(value) or len(value) != 2:
-        raise VitPatchError(f"target.grid {value!r}: expected [rows,columns], for instance [4,4]")
-    rows, columns = (whole_number("target.grid", number, least=1) for number in value)
-    return rows, columns
+    return [check(key, one, declared) for one in (value if OmegaConf.is_list(value) else [value])]
 
 
 def construct_option(cfg: DictConfig, group: str, kind: type) -> Any:
@@ -208,12 +205,12 @@ def check_option(cfg: DictConfig, group: str, kind: type) -> None:
         expected = in_file if group in ("recipe", "augment") else f"an option of conf/{group}: {group}=NAME"
         got = "is missing" if option is None else "has no _target_" if OmegaConf.is_dict(option) else repr(option)
         raise VitPatchError(f"{group} {got}: expected {expected}")
-    found = _class_of(option, group, kind)
-    parameters = inspect.signature(found).parameters
+    option_class = _class_of(option, group, kind)
+    parameters = inspect.signature(option_class).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         for key in option:
             if key not in parameters and not key.startswith("_"):
-                raise VitPatchError(f"{group}.{key}: {found.__name__} has no such key; {among(key, parameters)}")
+                raise VitPatchError(f"{group}.{key}: {option_class.__name__} has no such key; {among(key, parameters)}")
     if not option.get("_partial_"):
         for key, one in parameters.items():
             if one.default is one.empty and one.kind in _NAMED and key not in option:
@@ -228,14 +225,14 @@ def _class_of(option: DictConfig, group: str, kind: type) -> type:
     """The class that ``_target_`` names; nothing of another kind is called."""
     target = option._target_
     try:
-        found = pkgutil.resolve_name(target)
+        named = pkgutil.resolve_name(target)
     except Exception as error:  # whatever the user's module raises when it is imported
         reason = one_line(error, 200)
         raise VitPatchError(f"{group}._target_ {target!r}: cannot be imported ({reason})") from error
-    if not isinstance(found, type) or not issubclass(found, kind):
+    if not isinstance(named, type) or not issubclass(named, kind):
         what = "a class whose objects can be called" if kind is Callable else f"{kind.__name__} or a class of its kind"
         raise VitPatchError(f"{group}._target_ {target!r}: expected {what}")
-    return found
+    return named
 
 
 def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
@@ -252,7 +249,7 @@ def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
 
 
 def construct(cfg: DictConfig) -> Any:
-    """The object a config names, what its constructor objects to said in one line."""
+    """The object that a config names. Raises ``VitPatchError``, in one line, where its constructor refuses."""
     try:
         return instantiate(cfg)
     except MissingMandatoryValue as error:
@@ -262,6 +259,77 @@ def construct(cfg: DictConfig) -> Any:
         if isinstance(cause, VitPatchError):
             raise cause from error
         raise VitPatchError(f"{cfg.get('_target_')}: {one_line(cause or error)}") from error
+
+
+def resolve_steps(cfg: DictConfig) -> DictConfig:
+    """A copy of a whole config in which no step of ``corruption`` is an option's name: all that it depends on is in it.
+
+    Raises ``VitPatchError`` for a name that is no option, and for a chain that holds itself.
+    """
+    new = cfg.copy()
+    if OmegaConf.is_dict(new.get("corruption")):
+        new.corruption = _with_steps(new.corruption, ())
+    return new
+
+
+def _with_steps(corruption: DictConfig, inside: tuple[str, ...]) -> DictConfig:
+    """A corruption, of a chain with the options that its steps name in their place; ``inside`` are names around it."""
+    raw = OmegaConf.to_container(corruption, resolve=False)
+    if raw.get("_target_") != CHAIN or raw.get("steps") in (None, "???"):
+        return corruption
+    steps = raw["steps"] if isinstance(raw["steps"], list) else [raw["steps"]]
+    return OmegaConf.create(raw | {"steps": [_step(step, inside) for step in steps]})
+
+
+def _step(step: Any, inside: tuple[str, ...]) -> DictConfig:
+    if isinstance(step, str):
+        if step in inside:
+            raise VitPatchError(f"corruption.steps {step!r}: is a chain that holds itself")
+        inside = (*inside, step)
+        step = OmegaConf.to_container(_composed(step, "corruption.steps").corruption, resolve=False)
+    if not isinstance(step, dict) or "_target_" not in step:
+        raise VitPatchError(
+            f"corruption.steps {step!r}: expected names of options of conf/corruption, or mappings with _target_"
+        )
+    return _with_steps(OmegaConf.create(step), inside)
+
+
+def corruption_option(name: str, key: str) -> DictConfig:
+    """What ``patch.py corruption=NAME`` takes, steps resolved; ``key`` is where it is named, for errors."""
+    return resolve_steps(_composed(name, key)).corruption
+
+
+def corruption_options() -> list[str]:
+    """The names of all options of conf/corruption, in alphabetical order."""
+    with _hydra() as searched:
+        loader = GlobalHydra.instance().config_loader()
+        return loader.get_group_options("corruption", config_name="patch", overrides=searched)
+
+
+def _composed(name: str, key: str) -> DictConfig:
+    """The whole config with one option of conf/corruption."""
+    options = corruption_options()
+    if name not in options:
+        raise VitPatchError(f"{key}: no option {name!r} in conf/corruption; there are {', '.join(options)}")
+    with _hydra() as searched:
+        try:
+            return compose("patch", overrides=[f"corruption={name}", *searched])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise VitPatchError(f"{key}: option {name!r}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def _hydra() -> Iterator[list[str]]:
+    """Hydra, as the program started it or here on ``CONF``; and the override that makes it search where that does."""
+    if GlobalHydra.instance().is_initialized():
+        where = HydraConfig.get().searchpath if HydraConfig.initialized() else None
+        yield [f"hydra.searchpath=[{','.join(where)}]"] if where else []
+        return
+    if not CONF.is_dir():
+        raise VitPatchError(f"{CONF}: no such folder; options of corruptions are files of the project's repository")
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield []
 
 
 def typed(key: str, value: str) -> str:
@@ -278,12 +346,12 @@ def sweep_stamp() -> str:
 
 
 def default_window(heads: Any) -> int:
-    """The window where none is given: 1 where single heads are patched, else 3."""
+    """The window where the command has none: 1 where single heads are patched, else 3."""
     return 3 if heads in (None, JOINT) else 1
 
 
 def default_direction(donor: Any) -> str:
-    """The direction where none is given: zeros and means, which are no run, go into the clean run."""
+    """The direction where the command has none: zeros and means, which are no run, go into the clean run."""
     return "noise" if donor in ("zero", "mean") else "denoise"
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vitpatch.corruptions.pixels import OnEmbeddings, corrupted
 from vitpatch.data.datamodule import ImageDataModule
 from vitpatch.formatting import counted
 from vitpatch.plots.examples import Page, ShownImage
@@ -41,7 +40,7 @@ def chosen(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[Page]:
 
 def _is_drawn_again(setup: Setup) -> bool:
     """Whether single images are shown by more draws of noise than the run took."""
-    return isinstance(setup.corruption, OnEmbeddings) and setup.corruption.draws < DRAWS
+    return setup.corruption.is_inside_model and setup.corruption.draws < DRAWS
 
 
 def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
@@ -64,7 +63,7 @@ def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequenc
     """The images at ``rows`` of the outcome: decoding and corruption are functions of the image's id."""
     examples = outcome.examples.iloc[rows]
     batch = data.batch_of(examples["example_id"].tolist())
-    images = {BaseRun.CLEAN: batch.images, BaseRun.CORRUPT: corrupted(setup.corruption, batch, setup.study.seed)}
+    images = {BaseRun.CLEAN: batch.images, BaseRun.CORRUPT: setup.corruption.pixels(batch, setup.study.seed)}
     as_bytes = {
         run: (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for run, x in images.items()
     }

@@ -11,8 +11,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vitpatch.corruptions.embedding_noise import noise_of
-from vitpatch.corruptions.pixels import OnEmbeddings, corrupted, traits
 from vitpatch.data.datamodule import Decoded, batches_of
 from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
@@ -54,9 +52,7 @@ class Patching:
     ) -> None:
         self.setup, self.plan, self.model = setup, setup.plan, setup.model
         self._batch = min(batch_size, len(setup.images))
-        self.draws = 1
-        if isinstance(setup.corruption, OnEmbeddings):
-            self.draws = setup.corruption.draws if draws is None else draws
+        self.draws = setup.corruption.draws if draws is None else draws
         self.cost = cost_of(self.plan, self.model, len(setup.partners))
         self.room = self.room_for(self.cost, before)
         self._constants = self._found_constants()
@@ -93,7 +89,7 @@ class Patching:
         others = {d: images.partners[d.partner] for d in plan.base_runs if isinstance(d, Donor)}
         pixels: dict[Run, Tensor] = {
             BaseRun.CLEAN: model.normalize(images.images),
-            BaseRun.CORRUPT: model.normalize(corrupted(setup.corruption, images, seed)),
+            BaseRun.CORRUPT: model.normalize(setup.corruption.pixels(images, seed)),
             **{donor: model.normalize(other.images) for donor, other in others.items()},
         }
         images = images.to("cpu")
@@ -105,7 +101,7 @@ class Patching:
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
         ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
         found = columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
-        if (kind := traits(setup.corruption).partner) is not None:
+        if (kind := setup.corruption.partner) is not None:
             found.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
         return found
 
@@ -116,8 +112,9 @@ class Patching:
         corruption, device = self.setup.corruption, model.device
         for draw in range(self.draws):
             noise = None
-            if isinstance(corruption, OnEmbeddings):
-                noise = noise_of(corruption, ids, self.setup.study.seed, model.embedded, draw).to(device, model.dtype)
+            if corruption.is_inside_model:
+                noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedded, draw)
+                noise = noise.to(device, model.dtype)
             yield execute(self.plan, model, pixels, masks, room, self._constants, noise).cpu()
 
     def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:

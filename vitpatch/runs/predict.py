@@ -21,15 +21,15 @@ from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from vitpatch.corruptions.pixels import Corruption, traits
+from vitpatch.corruptions.base import Corruption
 from vitpatch.data.datamodule import BadImage, ImageDataModule
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.patching.cost import GB, memory_limit
 from vitpatch.patching.table import joined
+from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.distributed import SIGNALS, STOP, Group, Interrupted, SharedFailure, StopAfterBatch, processes
 from vitpatch.runs.patching import Patching, parts, tables_of
-from vitpatch.runs.peers import folder_of
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import BatchDone, Shards
 from vitpatch.runs.trainer import matmul_precision, on_device, on_threads
@@ -190,7 +190,7 @@ class Order:
 def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
     """The run's images in batches of this size, with the partners that they need."""
     to_input = setup.model.preprocessing.to_input
-    needed = {traits(setup.corruption).partner} - {None}
+    needed = {setup.corruption.partner} - {None}
     return ImageDataModule(setup.images, to_input, batch_size, setup.partners, tuple(needed))
 
 
@@ -214,7 +214,7 @@ def predict(setup: Setup, data: ImageDataModule, shards: Shards) -> Done:
             config=OmegaConf.to_container(setup.cfg, resolve=True),
             numbers=numbers,
             corruption=None if setup.training is None else setup.corruption,
-            calibrations=folder_of(shards.path.parent),
+            calibrations=calibration_folder(shards.path.parent),
         )
         try:
             with (

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vitpatch.formatting import counted
 from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.bootstrap import RESAMPLES
 from vitpatch.stats.inference import FLIPS
 from vitpatch.stats.result import Outcome, is_handover
-from vitpatch.types import BaseRun, Direction, Estimate, Metric, Site, Tested, TokenGroup, counted
+from vitpatch.types import BaseRun, Direction, Estimate, Metric, Site, Tested, TokenGroup
 
 NO_LABELS = "the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1"
 EMPTY_GROUPS = "images in which a token group has no token: {}; their effect there is 0, and they are in the means"

@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.errors import VitPatchError
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs.calibrate import about, informed, roughly
+from vitpatch.runs.calibrate import describe_training, resolve, without_training
+from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.examples import chosen
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.name_overrides import check_names_are_text
-from vitpatch.runs.peers import folder_of
 from vitpatch.runs.predict import Done, data_of, estimate_cost, predict
 from vitpatch.runs.report import described, lines, scalars
 from vitpatch.runs.results import measure, write_pages
@@ -49,13 +48,13 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_names_are_text(cfg)
     started = time.monotonic()
     tracker = tracker_of(cfg)
-    calibrations = folder_of(path)
+    calibrations = calibration_folder(path)
     setup = prepare(cfg, calibrations)
     for note in setup.notes:  # also before, for it may be a reason to stop
         log.warning("note: %s", note)
     folder = RunFolder(path)
     if cfg.dry_run:
-        setup = roughly(setup)
+        setup = without_training(setup)
         line = estimate_cost(setup, data_of(setup, cfg.batch_size))
         folder.plan_only(line or "no image can be read")
         return
@@ -66,7 +65,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup)
     with on_threads(begun.threads):
-        setup = informed(_as_begun(setup, begun), calibrations)
+        setup = resolve(setup, begun.batch_size, calibrations)
         _make(setup, folder, shards, tracker, started, options or {})
 
 
@@ -97,7 +96,7 @@ def _make(
             folder.write_csv(folder.marginals, outcome.marginals)
         shown = chosen(setup, outcome, data)
         write_pages(folder.pages, shown)
-        known = {"title": setup.title, **about(setup)}  # what pictures take from the manifest
+        known = {"title": setup.title, **describe_training(setup)}  # what pictures take from the manifest
         pictures = folder.save(draw(outcome, shown, known))
         manifest = (
             known
@@ -199,13 +198,6 @@ def batch_size_for(asked: int, images: int, processes: int) -> int:
 def _threads(setup: Setup) -> int | None:
     """The threads that each process computes by, which sums are rounded by: as many as one alone; ``None``: no CPU."""
     return torch.get_num_threads() if setup.trainer.strategy.root_device.type == "cpu" else None
-
-
-def _as_begun(setup: Setup, begun: Begun) -> Setup:
-    """The setup with the batch size that the run began with: sums over training images round as they did then."""
-    cfg = setup.cfg.copy()
-    cfg.batch_size = begun.batch_size
-    return replace(setup, cfg=cfg)
 
 
 def _versions() -> dict[str, str]:

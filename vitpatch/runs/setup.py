@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import logging
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +21,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
 from vitpatch.checks import Seed, check
-from vitpatch.corruptions.embedding_noise import OnEmbeddings
-from vitpatch.corruptions.pixels import Corruption, no_masks, traits
-from vitpatch.data.datamodule import Positions, training_images
+from vitpatch.corruptions import Corruption, Moments
+from vitpatch.corruptions.base import as_corruption, no_masks
+from vitpatch.data.datamodule import Positions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
+from vitpatch.data.partners import partners as partners_by_kind
 from vitpatch.data.sources import ImageSource
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import VitPatchError, argument_keys
+from vitpatch.formatting import counted
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, as_classes, notes_on
+from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.plan import Plan, make_plan
+from vitpatch.patching.plan import Plan, check_target, make_plan
 from vitpatch.patching.tokens import needs_masks
-from vitpatch.runs.adjustable import Adjustable, adjustable
-from vitpatch.runs.calibration import Asked, Calibration, read_asked
+from vitpatch.runs.calibration import Adjustable, Calibration, WantedDamage, adjustables_of_run, read_wanted_damage
 from vitpatch.runs.config import (
     PATCH_GROUPS,
     PatchKeys,
@@ -37,11 +43,9 @@ from vitpatch.runs.config import (
     check_option,
     construct_option,
     read_study,
+    resolve_steps,
     with_defaults,
 )
-from vitpatch.runs.controls import donors_of, partners_of
-from vitpatch.runs.options import code_identity, resolved
-from vitpatch.runs.peers import read_corruptions
 from vitpatch.runs.tracking import tracker_of
 from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
 from vitpatch.stats.inference import check_signed
@@ -50,6 +54,7 @@ from vitpatch.types import (
     EVERYONE,
     JOINT,
     Donor,
+    Partner,
     Study,
     Target,
     Tested,
@@ -61,32 +66,44 @@ from vitpatch.types import (
 
 log = logging.getLogger(__name__)
 
+CONTROLS = (Donor.SAME_CLASS, Donor.OTHER_CLASS)
+"""Donors that are patched too, as controls for the image's own other run."""
 
-@dataclass(frozen=True)
-class Setup:
-    """The nouns of a run. What is in it can change a number, but for batch size, devices, tracker and folders.
 
-    ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
-    is taken from them. ``adjustables``: the run's corruption, whose strength is ``asked`` of them, then the others it
-    is matched with. What was taken: ``calibration``, and ``spread``, the standard deviation of patch embeddings.
-    ``notes`` say what a reader must know of labels and probabilities.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A checked config with all its defaults; nothing is loaded. ``wanted``: the damage that ``calibrate`` asks for."""
 
     cfg: DictConfig
     study: Study
-    model: PatchableViT
     corruption: Corruption
+    wanted: WantedDamage | None
+    checkpoint: Checkpoint
+    source: ImageSource
+    trainer: lightning.Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Checked):
+    """All that a run needs. What is in it can change a number, but for batch size, devices, tracker and folders.
+
+    ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
+    is taken from them. ``adjustables``: the run's corruption with its strength left open, then the others it is matched
+    with, where the run is calibrated. ``notes`` are what a reader must know of labels and probabilities.
+
+    Before ``calibrate.resolve`` the corruption and ``cfg`` are as the config has them, and there is no ``calibration``
+    and no ``statistics`` (moments of the training images' patch embeddings).
+    """
+
+    model: PatchableViT
     images: LabelledImages
     plan: Plan
-    checkpoint: Checkpoint
-    trainer: lightning.Trainer
     partners: Positions
-    training: LabelledImages | None = None
-    asked: Asked | None = None
-    adjustables: tuple[Adjustable, ...] = ()
+    training: LabelledImages | None
+    adjustables: tuple[Adjustable, ...]
+    notes: tuple[str, ...]
     calibration: Calibration | None = None
-    spread: NDArray[np.floating] | None = None
-    notes: tuple[str, ...] = ()
+    statistics: Moments | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -113,7 +130,7 @@ class Setup:
         first = f"{self._model_words} on {data_words(self.cfg.data)}"
         if study.depends_on_corruption:
             first += f", {corruption_words(self.cfg.corruption)}"
-            first += f" calibrated to {self.asked}" * (self.calibration is not None)
+            first += f" calibrated to {self.wanted}" * (self.calibration is not None)
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
         include = "" if study.include == EVERYONE else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
@@ -135,11 +152,11 @@ class Setup:
         """All that can change a number, by name."""
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
         return {
-            **self.of_model,
+            **self.model_identity,
             "data": self.images.digest,
             "selection": {"on_error": cfg["data"]["on_error"]},
-            "corruption": option_identity(self.adjustables[0].config if self.asked else cfg["corruption"]),
-            **code_identity(cfg["corruption"]),
+            "corruption": option_identity(self.adjustables[0].config if self.wanted else cfg["corruption"]),
+            **_users_code(cfg["corruption"]),
             "target": asdict(self.study.target),
             "window": self.study.windows,
             **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
@@ -148,11 +165,11 @@ class Setup:
             "interval": self.study.interval,
             "test": self.study.test,
             "leave_outs": len(self.plan.leave_outs),
-            **self._of_training,
+            **self._training_identity,
         }
 
     @property
-    def of_model(self) -> dict[str, Any]:
+    def model_identity(self) -> dict[str, Any]:
         """What can change the logits of an image."""
         cfg = self.cfg
         return {
@@ -166,64 +183,83 @@ class Setup:
         }
 
     @property
-    def _of_training(self) -> dict[str, Any]:
-        """What the numbers owe to training images: nothing, of most runs. A strength that is found follows from it."""
+    def _training_identity(self) -> dict[str, Any]:
+        """What of training images can change a number: nothing, of most runs. A calibrated strength follows from it."""
         if self.training is None:
             return {}
         matched = sorted(digest(option_identity(one.config)) for one in self.adjustables)
-        asked = {} if self.asked is None else {"calibrate": str(self.asked), "matched": matched}
-        return {"training": self.training.digest} | asked
+        calibrated = {} if self.wanted is None else {"calibrate": str(self.wanted), "matched": matched}
+        return {"training": self.training.digest} | calibrated
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What a config says, with all that it leaves out; nothing of it is loaded."""
+def _users_code(corruption: Any) -> dict[str, dict[str, str]]:
+    """``corruption_code``: of a user's own classes in a corruption's config the digests of the files they are in.
 
-    cfg: DictConfig
-    study: Study
-    corruption: Corruption
-    asked: Asked | None
-    checkpoint: Checkpoint
-    source: ImageSource
-    trainer: lightning.Trainer
+    Empty where all are this package's, whose code ``NUMBERS_VERSION`` stands for.
+    """
+    digests = {}
+    for target in _users_targets(corruption):
+        with suppress(TypeError, OSError):  # no Python file has it
+            file = inspect.getsourcefile(pkgutil.resolve_name(target))
+            digests[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return {"corruption_code": digests} if digests else {}
+
+
+def _users_targets(config: Any) -> Iterator[str]:
+    """What a config names that is not this package's, at any depth."""
+    if isinstance(config, Mapping):
+        if not str(config.get("_target_", "vitpatch.")).startswith("vitpatch."):
+            yield config["_target_"]
+        config = list(config.values())
+    for each in config if isinstance(config, list | tuple) else ():
+        yield from _users_targets(each)
 
 
 def check_config(cfg: DictConfig) -> Checked:
     """Raises ``VitPatchError`` for what is wrong with a composed config of ``patch.py`` whatever model and data are."""
-    cfg = resolved(cfg)
+    cfg = resolve_steps(cfg)
     if "seed" in cfg:
         check("seed", cfg.seed, Seed)  # before data.seed, which is the same
     make_trainer = make_trainer_of(cfg)
     tracker_of(cfg)
     check_option(cfg, "target", Target)
-    corruption = construct_option(cfg, "corruption", Callable)
+    corruption = as_corruption(construct_option(cfg, "corruption", Callable))
     checkpoint, source = construct_option(cfg, "model", Checkpoint), construct_option(cfg, "data", ImageSource)
     cfg = with_defaults(cfg, ("model", "data", "corruption", "target"))
     check_keys(cfg, PatchKeys, PATCH_GROUPS)
     study = read_study(cfg)
     if study.test is Tested.HEADLINE:
         check_signed(study.metric, study.direction)
-    asked = read_asked(cfg.calibrate)
-    if traits(corruption).needs_masks and not cfg.data.mask_column:
+    wanted = read_wanted_damage(cfg.calibrate)
+    if corruption.needs_masks and not cfg.data.mask_column:
         raise no_masks(corruption)
     _check_precision(cfg, checkpoint)
-    return Checked(cfg, study, corruption, asked, checkpoint, source, build_trainer(make_trainer, **QUIETLY))
+    return Checked(
+        cfg=cfg,
+        study=study,
+        corruption=corruption,
+        wanted=wanted,
+        checkpoint=checkpoint,
+        source=source,
+        trainer=build_trainer(make_trainer, **QUIETLY),
+    )
 
 
 def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
     checked = check_config(cfg)
     cfg, study, corruption, source = checked.cfg, checked.study, checked.corruption, checked.source
-    asked, checkpoint = checked.asked, checked.checkpoint
-    adjustables = _adjustables(cfg, asked, calibrations)
-    model = checkpoint.load(source.open().label_names if checkpoint.needs_names else None)
+    corruption_config = OmegaConf.to_container(cfg.corruption, resolve=True)
+    adjustables = adjustables_of_run(corruption_config, checked.wanted, calibrations)
+    names = source.open().label_names if checked.checkpoint.needs_names else None
+    model = checked.checkpoint.load(names)
     model.require(study.target.site)
-    make_plan(study.target, study.windows, study.direction, model.sizes)  # says what is wrong before data are read
+    with argument_keys("target."):
+        check_target(study.target, study.windows, model.sizes)  # before data are read
     opened, classes = source.open(), Classes.of(model.model.config)
     images = as_classes(opened, classes, source.label_map)
-    notes = (*model.notes, *notes_on(opened, classes, source.label_map))
-    partners = partners_of(study, corruption, images, model.preprocessing)
-    donors = donors_of(study, partners)
+    partners = _find_all_partners(study, corruption, images, model.preprocessing)
+    donors = _donors(study, partners)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
         raise VitPatchError(
@@ -236,27 +272,85 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
             plan.target.site,
         )
     training = None
-    if asked is not None or isinstance(corruption, OnEmbeddings) or study.donor is Donor.MEAN:
+    if checked.wanted is not None or corruption.needs_training or study.donor is Donor.MEAN:
         training = training_images(source, cfg.train_split, cfg.train_limit)
         training = as_classes(training, classes, source.label_map, beside=opened)
     return Setup(
-        cfg, study, model, corruption, images, plan, checkpoint, checked.trainer, partners, training, asked,
-        adjustables, notes=notes,
-    )  # fmt: skip
+        **vars(checked),
+        model=model,
+        images=images,
+        plan=plan,
+        partners=partners,
+        training=training,
+        adjustables=adjustables,
+        notes=(*model.notes, *notes_on(opened, classes, source.label_map)),
+    )
 
 
-def _adjustables(cfg: DictConfig, asked: Asked | None, calibrations: Path | None) -> tuple[Adjustable, ...]:
-    """The run's corruption, and those of its sweep where it is matched with them."""
-    if asked is None:
-        return ()
-    configs = [OmegaConf.to_container(cfg.corruption, resolve=True)]
-    if asked.drop is None and calibrations is not None:
-        configs += read_corruptions(calibrations)
-    found: list[Adjustable] = []
-    for one in map(adjustable, configs):
-        if one not in found:
-            found.append(one)
-    return tuple(found)
+def _find_all_partners(
+    study: Study, corruption: Corruption, images: LabelledImages, preprocessing: Preprocessing
+) -> Positions:
+    """Where each image's partners are, of the kinds that the corruption, the donor or its controls ask for.
+
+    Raises ``VitPatchError`` where there cannot be any.
+    """
+    wanted, donor = corruption.partner, study.donor.partner
+    by_label = {wanted, donor} - {None, Partner.PAIR} or ({Partner.OTHER_CLASS} if study.controls else set())
+    if by_label and not images.has_labels:
+        raise VitPatchError(f"{' and '.join(sorted(by_label))} images: the data have no labels to go by")
+    controls = {control.partner for control in CONTROLS} if _has_controls(study) and images.has_labels else set()
+    kinds = sorted(({wanted, donor} | controls) - {None})
+    positions = {kind: find_partners(kind, images, study.seed, preprocessing) for kind in kinds}
+    if wanted is not None:
+        check_all_have_partners(corruption.class_name, wanted, positions[wanted], images)
+    if donor is not None and (positions[donor] < 0).all():
+        raise VitPatchError(f"donor {study.donor}: no image has a {donor} partner in another cluster; use more images")
+    return positions
+
+
+def find_partners(kind: Partner, images: LabelledImages, seed: int, preprocessing: Preprocessing) -> NDArray[np.int64]:
+    """Where the partners of one kind are, (images,). Raises ``VitPatchError`` where the data have no pairs."""
+    if kind is Partner.PAIR:
+        if images.columns.pair is None:
+            raise VitPatchError("partner pair: the data have no pairs; name their column with data.pair_column")
+        return np.arange(len(images))
+    if kind is not Partner.NEAREST_LUMINANCE:
+        return partners_by_kind(kind, images.labels, images.clusters, seed)
+    log.info("looking at the luminance of %s", counted(len(images), "image"))
+    luminance = mean_luminance(images, preprocessing.to_input)
+    positions = partners_by_kind(kind, images.labels, images.clusters, seed, luminance)
+    return np.where(np.isnan(luminance), np.arange(len(images)), positions)  # what cannot be read needs none
+
+
+def check_all_have_partners(
+    corruption: str, kind: Partner, positions: NDArray[np.int64], images: LabelledImages
+) -> None:
+    """Raises ``VitPatchError`` where an image lacks the partner that a corruption asks for."""
+    if (alone := np.flatnonzero(positions < 0)).size:
+        raise VitPatchError(
+            f"corruption {corruption}: {len(alone)} of {counted(len(images), 'image')}, the first "
+            f"{images.ids[alone[0]]}, have no {kind} partner in another cluster; choose another kind or more images"
+        )
+
+
+def _has_controls(study: Study) -> bool:
+    """Whether controls are asked for, or cost little: where window is 1."""
+    if study.controls is not None:
+        return study.controls
+    return study.donor is Donor.PAIR and study.windows == (1,)
+
+
+def _donors(study: Study, positions: Positions) -> tuple[Donor, ...]:
+    """The run's donor, and the controls that some image has a partner for."""
+    controls = []
+    for donor in CONTROLS if _has_controls(study) else ():
+        if donor.partner in positions and (positions[donor.partner] >= 0).any():
+            controls.append(donor)
+        elif study.controls:
+            raise VitPatchError(f"controls true: no image has a {donor} partner in another cluster; use more images")
+        else:
+            log.info("note: no image has a %s partner in another cluster; the run is without this control", donor)
+    return (study.donor, *controls)
 
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}

@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.checks import Count, Expected, Index, Interval, check_values
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import one_line
+from vitpatch.formatting import counted, one_line
 from vitpatch.runs.config import check_option, construct
 from vitpatch.runs.distributed import launched
-from vitpatch.types import counted
 
 QUIETLY = {
     "logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False

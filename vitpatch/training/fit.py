@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checks import Interval, check_values, is_list
-from vitpatch.corruptions.pixels import Corruption, OnEmbeddings, corrupted, no_masks, traits
+from vitpatch.corruptions import Corruption
+from vitpatch.corruptions.base import as_corruption, no_masks
 from vitpatch.data.datamodule import BadImage, Decoded, Item, Positions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
@@ -37,12 +38,12 @@ from vitpatch.runs.config import (
     check_option,
     construct,
     construct_option,
+    corruption_option,
     typed,
     with_defaults,
 )
-from vitpatch.runs.controls import check_all, found_of
 from vitpatch.runs.name_overrides import check_names_are_text
-from vitpatch.runs.options import corruption_option
+from vitpatch.runs.setup import check_all_have_partners, find_partners
 from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
 from vitpatch.types import ImageBatch
@@ -203,15 +204,15 @@ def read_corruptions(names: Any) -> dict[str, Corruption]:
 
 def _of_pixels(name: str) -> Corruption:
     """The corruption of pixels that ``patch.py corruption=NAME`` takes."""
-    corruption = construct(corruption_option(name, "corruptions"))
-    if isinstance(corruption, OnEmbeddings):
+    corruption = as_corruption(construct(corruption_option(name, "corruptions")))
+    if corruption.is_inside_model:
         raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
     return corruption
 
 
 def _check_masks(corruptions: Mapping[str, Corruption], images: LabelledImages) -> None:
     for corruption in corruptions.values():
-        if traits(corruption).needs_masks and images.columns.mask is None:
+        if corruption.needs_masks and images.columns.mask is None:
             raise no_masks(corruption)
 
 
@@ -221,9 +222,9 @@ def _partners(
     """Where the partners are that corruptions ask for."""
     found = {}
     for name, corruption in corruptions.items():
-        if (kind := traits(corruption).partner) is not None:
-            found[kind] = found_of(kind, images, seed, preprocessing)
-            check_all(name, kind, found[kind], images)
+        if (kind := corruption.partner) is not None:
+            found[kind] = find_partners(kind, images, seed, preprocessing)
+            check_all_have_partners(name, kind, found[kind], images)
     return found
 
 
@@ -327,7 +328,7 @@ def evaluate(
         labels.append(batch.labels)
         batch = batch.to(model.device)
         for run, probs in run_probs.items():
-            pixels = batch.images if run == "clean" else corrupted(corruptions[run], batch, seed)
+            pixels = batch.images if run == "clean" else corruptions[run].pixels(batch, seed)
             probs.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
     truth = torch.cat(labels)
     names = model.label_names or images.label_names or tuple(map(str, range(model.classes)))

@@ -1,0 +1,227 @@
+"""What all corruptions share: the base class, the draws of one image, and the chain.
+
+A corruption turns a batch of images into corrupted ones: ``(ImageBatch, seed) → images``, float32 of the same shape
+(batch, 3, height, width), still on the [0, 1] scale, on the device the batch is on. Its constructor's parameters are
+the keys of its file in ``conf/corruption/``. What is random in it must be a function of the seed and the image's id
+alone – ``normal_like`` and ``uniform`` are – so that a result does not depend on the batch, the order or the device.
+
+A class of your own needs no base class: anything that is called with a batch and a seed is taken. It may declare the
+class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs_masks``, ``partner``.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitpatch.checks import Interval, Share, check_arguments
+from vitpatch.corruptions.moments import Moments
+from vitpatch.errors import VitPatchError
+from vitpatch.types import ImageBatch, Partner, as_option
+
+LARGEST_PIXEL = 30.0
+"""Pixels of a user's class beyond this are on a scale to 255."""
+Strength = Annotated[float, Interval(ge=0, le=1000)]
+"""Far more than does anything, and far less than overflows."""
+USE_ALONE = "corruption.steps: {} is added inside the model, after all pixels; use it alone"
+
+
+class Corruption:
+    """The base of all corruptions: by default a corruption of pixels that changes nothing.
+
+    ``strength_key`` is the parameter that makes it stronger, 0 = the identity, and ``strongest`` where that ends;
+    ``needs_masks``: the images need object masks; ``partner``: which other image it asks for in ``ImageBatch.others``.
+    ``is_inside_model``: it leaves pixels alone and adds ``embedding_noise``, of which an image has so many independent
+    ``draws``, whose probabilities are averaged. ``needs_training``: it wants statistics of training images.
+    """
+
+    strength_key: str | None = None
+    strongest: float = 1.0
+    needs_masks: bool = False
+    partner: Partner | None = None
+    is_inside_model: bool = False
+    needs_training: bool = False
+    draws: int = 1
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape, of what the class does to pixels; here nothing."""
+        return batch.images
+
+    def pixels(self, batch: ImageBatch, seed: int) -> Tensor:
+        """The corrupted images, (batch, 3, height, width), checked.
+
+        Raises ``VitPatchError`` where a user's own class raises, or returns something else than pixels.
+        """
+        if self.partner is not None and batch.partners is not None:
+            batch = replace(batch, others=batch.partners[self.partner])
+        try:
+            pixels = self(batch, seed)
+        except VitPatchError:
+            raise
+        except Exception as error:  # a user's class may raise anything: where it did is what they look for
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raised = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+            raise VitPatchError(f"corruption {self.class_name} raised {raised}") from error
+        if wrong := self._wrong_pixels(pixels, batch):
+            raise VitPatchError(f"corruption {self.class_name} gave {wrong}")
+        return pixels
+
+    def embedding_noise(self, ids: Tensor, seed: int, embedded: tuple[int, int], draw: int = 0) -> Tensor | None:
+        """What is added to patch embeddings, float32 (batch, patches, width), on the CPU; ``None`` = nothing.
+
+        ``ids`` (batch,); ``embedded`` is the model's (patches, width).
+        """
+        return None
+
+    def with_statistics(self, moments: Moments) -> Self:
+        """A copy that knows the moments of the training images' patch embeddings; this one where it wants none."""
+        return self
+
+    def describe_statistics(self) -> dict[str, Any]:
+        """What it took from the statistics, as entries of the manifest."""
+        return {}
+
+    @property
+    def class_name(self) -> str:
+        """The name of its class."""
+        return type(self).__name__
+
+    @property
+    def option_name(self) -> str:
+        """The name of its class as an option is written."""
+        return as_option(self.class_name)
+
+    def _wrong_pixels(self, pixels: Any, batch: ImageBatch) -> str:
+        """What is wrong with what a class returned; "" = nothing. Noise may leave [0, 1], but not by far."""
+        if not isinstance(pixels, Tensor) or pixels.shape != batch.images.shape:
+            got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            return f"{got}; expected {tuple(batch.images.shape)}"
+        expected = "expected floating-point pixels on the [0, 1] scale"
+        if not pixels.is_floating_point():
+            return f"{str(pixels.dtype).removeprefix('torch.')}; {expected}"
+        finite = pixels.isfinite().flatten(1).all(1)
+        if not finite.all():
+            return f"pixels that are not finite, of image {batch.ids[(~finite).nonzero()[0, 0]]}; {expected}"
+        largest = float(pixels.abs().max())
+        is_own = type(self).__module__.startswith("vitpatch.") and not isinstance(self, UsersCorruption)
+        return f"pixels up to {largest:.3g}; {expected}" if largest > LARGEST_PIXEL and not is_own else ""
+
+
+class UsersCorruption(Corruption):
+    """A user's own callable that has no base class, with the attributes that it declares."""
+
+    def __init__(self, function: Callable[[ImageBatch, int], Tensor]) -> None:
+        self.function = function
+        for attribute in ("strength_key", "strongest", "needs_masks", "partner"):
+            setattr(self, attribute, getattr(function, attribute, getattr(Corruption, attribute)))
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """What the callable makes of the batch."""
+        return self.function(batch, seed)
+
+    @property
+    def class_name(self) -> str:
+        """The name of its class; of a function, or of one with some arguments set, the function's."""
+        named = getattr(self.function, "func", self.function)  # functools.partial's
+        return getattr(named, "__name__", type(named).__name__)
+
+
+def as_corruption(function: Callable[[ImageBatch, int], Tensor]) -> Corruption:
+    """A corruption as it is, and anything else that can be called with a batch and a seed as one."""
+    return function if isinstance(function, Corruption) else UsersCorruption(function)
+
+
+class Chain(Corruption):
+    """One corruption after another, each on what the one before it made; a chain may stand in a chain.
+
+    Masks and partners stay those of the data. The first step draws from the run's seed, as it would alone; every
+    later one from a seed of its own, so that two steps of a kind do not share their draws, whichever chain in the chain
+    they are in. ``amount`` mixes image and result: 0 the identity, 1 the chain. Noise on embeddings is no step: it is
+    added inside the model.
+    """
+
+    strength_key = "amount"
+
+    @check_arguments("corruption")
+    def __init__(
+        self,
+        steps: Sequence[Callable[[ImageBatch, int], Tensor]],
+        amount: Annotated[Share, "the share of the chain's result in the image"] = 1.0,
+    ) -> None:
+        self.amount = float(amount)
+        steps = tuple(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else (steps,)
+        wrong = [step for step in steps if not callable(step)]
+        if wrong or not steps:
+            got = wrong[0] if wrong else []
+            raise VitPatchError(f"corruption.steps {got!r}: expected a list of corruptions, such as [gray,blur]")
+        self.steps = tuple(map(as_corruption, steps))
+        if inside := [step for step in self.steps if step.is_inside_model]:
+            raise VitPatchError(USE_ALONE.format(inside[0].option_name))
+        self.length = sum(_length(step) for step in self.steps)
+        self.needs_masks = any(step.needs_masks for step in self.steps)
+        self.needs_training = any(step.needs_training for step in self.steps)
+        kinds = sorted({step.partner for step in self.steps} - {None})
+        if len(kinds) > 1:
+            raise VitPatchError(f"corruption.steps: ask for partners of several kinds ({', '.join(kinds)}); take one")
+        self.partner = kinds[0] if kinds else None
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        images, number = batch.images, 0
+        for step in self.steps:
+            images = step.pixels(replace(batch, images=images), seed_of_step(seed, number))
+            number += _length(step)
+        return torch.lerp(batch.images, images, self.amount)
+
+    def with_statistics(self, moments: Moments) -> Chain:
+        """A copy each of whose steps knows the moments."""
+        new = copy.copy(self)
+        new.steps = tuple(step.with_statistics(moments) for step in self.steps)
+        return new
+
+
+def _length(step: Corruption) -> int:
+    """How many steps that are no chain there are in a step."""
+    return step.length if isinstance(step, Chain) else 1
+
+
+def seed_of_step(seed: int, number: int) -> int:
+    """The seed that a step of a chain draws from; ``number``: how many steps are before it, those of chains too."""
+    if number == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0] >> 1)  # 1: no id's own state
+
+
+def normal_like(batch: ImageBatch, seed: int) -> Tensor:
+    """Standard normal draws of the images' shape, a function of (seed, id) alone; drawn on the CPU."""
+    draws = torch.empty(batch.images.shape, dtype=torch.float32)
+    for row, generator in zip(draws, generators(batch.ids, seed), strict=True):
+        row.normal_(generator=generator)
+    return draws.to(batch.images.device)
+
+
+def uniform(batch: ImageBatch, seed: int, *shape: int) -> Tensor:
+    """(batch, …shape) draws in [0, 1), a function of (seed, id) alone; on the CPU."""
+    return torch.stack([torch.rand(shape, generator=generator) for generator in generators(batch.ids, seed)])
+
+
+def generators(ids: Tensor, seed: int, *more: int, spawn_key: tuple[int, ...] = ()) -> Iterator[torch.Generator]:
+    """One generator an image, on the CPU, a function of (seed, id, …more) alone; ``spawn_key`` sets draws apart."""
+    for example_id in ids.tolist():
+        sequence = np.random.SeedSequence([seed, example_id, *more], spawn_key=spawn_key)
+        yield torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+def no_masks(corruption: Corruption) -> VitPatchError:
+    """The error where the data have no object masks."""
+    return VitPatchError(
+        f"corruption {corruption.option_name} needs object masks and the data have none: name their column with "
+        "data.mask_column (emoji on textured backgrounds: data=emoji_scenes)"
+    )
