@@ -47,7 +47,7 @@ from vitpatch.runs.trainer import make_trainer_of
 from vitpatch.stats.inference import check_signed
 from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.types import (
-    EVERYONE,
+    ALL_IMAGES,
     JOINT,
     Donor,
     Study,
@@ -114,7 +114,7 @@ class Setup:
             first += f", {corruption_words(self.cfg.corruption)}"
             first += f" calibrated to {self.asked}" * (self.calibration is not None)
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
-        include = "" if study.include == EVERYONE else f", {study.include} images"
+        include = "" if study.include == ALL_IMAGES else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
 
     @property
