@@ -125,7 +125,8 @@ def test_a_layer_by_itself_is_in_the_middle():
 
 
 def test_what_rounding_leaves_has_no_colour():
-    tiny = [heatmaps.ClassEffects("cat", 9, 9, [Estimate(1e-8, np.nan, np.nan, np.nan)], 0.0)]
+    effects = pd.DataFrame({"effect": [1e-8], "effect_low": np.nan, "effect_high": np.nan})
+    tiny = [heatmaps.ClassEffects("cat", 9, 9, effects, 0.0)]
     (image,) = heatmaps.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
     assert image.get_clim() == (-style.LEAST_LIMIT, style.LEAST_LIMIT)
 
@@ -173,7 +174,8 @@ def test_a_window_is_beside_the_sum_of_its_layers():
 def some_classes(number, layers):
     for i in range(number):
         known = i % 2 == 0
-        effects = [Estimate(0.1 * i, *((0.1, 0.1 * i - 1, 0.1 * i + 1) if known else [np.nan] * 3))] * layers
+        ends = {"effect_low": 0.1 * i - 1, "effect_high": 0.1 * i + 1} if known else {}
+        effects = pd.DataFrame({"effect": [0.1 * i] * layers, "effect_low": np.nan, "effect_high": np.nan} | ends)
         yield heatmaps.ClassEffects(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
 
 
@@ -186,7 +188,7 @@ def test_each_class_has_a_panel_with_its_numbers():
     ]  # fmt: skip
     assert [bool(axes.collections) for axes in shown] == [True, False, True]  # few clusters have no interval
     for one, axes in zip(classes, shown, strict=True):
-        assert np.allclose(y_of(axes, "class"), one.effects[0].mean) and set(y_of(axes, "all images")) == {0.2}
+        assert np.allclose(y_of(axes, "class"), one.effects["effect"]) and set(y_of(axes, "all images")) == {0.2}
     assert len({axes.get_ylim() for axes in shown}) == 1
 
 

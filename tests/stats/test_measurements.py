@@ -13,7 +13,7 @@ import vitpatch
 from vitpatch.compare.redrawn import outcome_of
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.plots.run_figures import references_of
+from vitpatch.plots.run_figures import profile_references
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.inference import sign_flip_p
 
@@ -288,7 +288,7 @@ def test_a_manifest_is_json_also_where_nothing_is_known(patched):
     folder = patched("donor=zero", "include='min_total_effect:0.01'", "window=1")
     manifest = strictly(folder)
     outcome = outcome_of(RunFolder(folder))[0]
-    assert "nan" not in references_of(outcome).unselected
+    assert "nan" not in profile_references(outcome).unselected
     assert manifest["unselected"]["total_effect"]["mean"] is None and "nan" not in str(manifest["notes"]).lower()
     reduced = patched("donor=same_class", "data.limit=8", "model.dtype=bfloat16", "window=2", folder="reduced")
     assert strictly(reduced)["precision_error"]["largest"] > 0  # some of these images have no partner

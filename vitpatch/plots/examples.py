@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vitpatch.plots.heatmaps import cls_rows, colour_limit, draw_map, rows_over_image, shown_part
+from vitpatch.plots.heatmaps import cls_rows, colour_limit, displayed_part, draw_map, rows_over_image
 from vitpatch.plots.style import (
     GREEN,
     METRIC_NAMES,
@@ -79,12 +79,12 @@ def image_pages(outcome: Outcome, pages: Sequence[Page], caption: Caption, summa
     if over_image is not None:
         at, cls, numbers = over_image, cls_rows(summary, over_image), None
         panels = [f"layer {layer}" for layer in summary["layer"].iloc[at[:, 0, 0]]]
-        caption = caption.extended(shown_part(summary, at.flat[0]))
+        caption = caption.extended(displayed_part(summary, at.flat[0]))
     else:
         first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
         at = in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
         cls, numbers = [], (list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
-        panels, caption = ["layer × head"], caption.extended(shown_part(summary, 0, heads=False))
+        panels, caption = ["layer × head"], caption.extended(displayed_part(summary, 0, heads=False))
     return {
         page.name: map_page(_traces(outcome, page, summary, at, cls), panels, numbers, page.chosen, caption)
         for page in pages

@@ -26,18 +26,18 @@ from vitpatch.plots.style import (
     cut,
     headline,
 )
-from vitpatch.types import Estimate, window_word
+from vitpatch.types import window_word
 
 
 @dataclass(frozen=True)
 class ClassEffects:
-    """Effects on the images of a class: an ``Estimate`` a layer, without an interval of fewer than ``FEW_CLUSTERS``;
-    ``total`` is the mean total effect, NaN where there is none."""
+    """Effects on the images of a class: columns ``effect``, ``effect_low``, ``effect_high``, a row a layer, without an
+    interval of fewer clusters than ``FEW_CLUSTERS``; ``total`` is the mean total effect, NaN where there is none."""
 
     name: str
     images: int
     clusters: int
-    effects: Sequence[Estimate]
+    effects: pd.DataFrame
     total: float
 
 
@@ -60,8 +60,7 @@ def class_heatmap(classes: Sequence[ClassEffects], layers: Sequence[int], layer_
     size = max(2.6 + 0.62 * len(layers), LEAST_WIDTH), max(1.9 + 0.36 * len(classes), LEAST_HEIGHT)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    estimates = [one.effects for one in classes]
-    image = _draw_numbers(axes, estimates, max(abs(e.mean) for row in estimates for e in row))
+    image = _draw_numbers(axes, [one.effects for one in classes])
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(classes)), [f"{cut(one.name)} (n = {one.images})" for one in classes])
     axes.set_xlabel(layer_axis)
@@ -79,11 +78,9 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
     figure = Figure(figsize=(max(width, LEAST_WIDTH), max(height, LEAST_HEIGHT)), layout="constrained")
     limit = float(summary["effect"].abs().max())
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    columns = ["effect", "effect_se", "effect_low", "effect_high"]
     for axes, tokens in zip(panels, groups, strict=True):
-        rows = summary[summary["tokens"] == tokens].set_index(["layer", "head"])[columns]
-        cells = [[Estimate(*rows.loc[(layer, head)]) for head in heads] for layer in layers]
-        image = _draw_numbers(axes, cells, limit)
+        rows = summary[summary["tokens"] == tokens].set_index("head")
+        image = _draw_numbers(axes, [rows[rows["layer"] == layer].loc[heads] for layer in layers], limit)
         axes.set_xticks(range(len(heads)), [str(head) for head in heads])
         axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
         axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
@@ -93,14 +90,14 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
     return figure
 
 
-def _draw_numbers(axes: Axes, estimates: Sequence[Sequence[Estimate]], limit: float) -> AxesImage:
-    """Means as colours and numbers, rows × columns; ``limit`` is the colours' end on both sides of 0."""
-    limit = max(limit, LEAST_LIMIT)
-    means = np.array([[e.mean for e in row] for row in estimates])
+def _draw_numbers(axes: Axes, rows: Sequence[pd.DataFrame], limit: float = 0) -> AxesImage:
+    """Effects as colours and numbers, a table of cells a row; the colours end at ``limit`` or the largest effect."""
+    means, low, high = (np.stack([cells[f"effect{end}"] for cells in rows]) for end in ("", "_low", "_high"))
+    limit = max(limit, colour_limit(means))
     image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     for (row, column), value in np.ndenumerate(means):
-        estimate = estimates[row][column]
-        style = {"fontweight": "bold"} if estimate.known and not estimate.holds_zero else {"alpha": 0.75}
+        without_zero = low[row, column] > 0 or high[row, column] < 0
+        style = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
         ink = "white" if abs(value) > 0.6 * limit else "black"
         axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
     return image
@@ -115,7 +112,7 @@ def _short(value: float) -> str:
 def rows_over_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
     """Rows of ``each`` or ``grid`` as (layers, rows, columns), of the first window and head; ``None`` without them.
 
-    Where there are several, ``shown_part`` says so.
+    Where there are several, ``displayed_part`` says so.
     """
     kinds = [name.partition(":")[0] for name in summary["tokens"] if cell(name)]
     if not kinds:
@@ -130,12 +127,12 @@ def rows_over_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
     return at
 
 
-def shown_part(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
+def displayed_part(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
     """What maps show of a run with several windows, heads or kinds of token groups, in words for a title."""
-    shown = {"window": window_word(summary["window"].loc[row])}
+    displayed = {"window": window_word(summary["window"].loc[row])}
     if heads:
-        shown["head"] = summary["head"].loc[row]
-    words = [f"{name} {value}" for name, value in shown.items() if summary[name].nunique() > 1]
+        displayed["head"] = summary["head"].loc[row]
+    words = [f"{name} {value}" for name, value in displayed.items() if summary[name].nunique() > 1]
     if len({name.partition(":")[0] for name in summary["tokens"]}) > 1:
         words.append(f"tokens {summary['tokens'].loc[row].partition(':')[0]}")
     return f"; shown: {', '.join(words)}" if words else ""
@@ -143,8 +140,8 @@ def shown_part(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
 
 def cls_rows(summary: pd.DataFrame, at: NDArray[np.intp]) -> list[int]:
     """The rows of ``each:cls`` by layer, of the window and head that maps are of; empty where there are none."""
-    shown = summary.iloc[at.flat[0]]
-    same = (summary["window"] == shown["window"]) & (summary["head"] == shown["head"])
+    first = summary.iloc[at.flat[0]]
+    same = (summary["window"] == first["window"]) & (summary["head"] == first["head"])
     rows = summary[same & (summary["tokens"] == "each:cls")].sort_values("layer").index
     return rows.tolist() if len(rows) == len(at) else []
 
@@ -164,7 +161,7 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
         axes.set_visible(False)
     what = "token" if summary["tokens"].iloc[at.flat[0]].startswith("each") else "block of patches"
     colour_bar(figure, image, panels, f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}")
-    headline(figure, caption.extended(shown_part(summary, at.flat[0])).title, caption.sample)
+    headline(figure, caption.extended(displayed_part(summary, at.flat[0])).title, caption.sample)
     return figure
 
 

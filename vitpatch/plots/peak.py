@@ -32,7 +32,7 @@ from vitpatch.stats.summary import GroupPeak
 
 MOST_BARS, NAMED_BARS = 48, 16
 """Of more places that have a number, or a name, the ``NAMED_BARS`` most frequent are drawn."""
-SHOWN_SHARE = 0.005
+LABELLED_SHARE = 0.005
 """Bars below are without a number."""
 IN_SET = 0.15
 """How dark the ground of the peak set is."""
@@ -53,11 +53,11 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
     figure = Figure(figsize=(max(width * columns, 7), 3.2 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, group, names in zip(panels, groups, places, strict=False):
-        shown = _most_frequent(group, by_layer)
-        _draw_bars(axes, group, shown, [names[i] for i in shown])
+        drawn = _most_frequent(group, by_layer)
+        _draw_bars(axes, group, drawn, [names[i] for i in drawn])
         axes.set_xlabel(layer_words(set(summary["window"].iloc[group.rows])) if by_layer else "")
-        if len(shown) < len(names):
-            axes.set_xlabel(f"the {len(shown)} of {len(names)} most frequent")
+        if len(drawn) < len(names):
+            axes.set_xlabel(f"the {len(drawn)} of {len(names)} most frequent")
         size = f"peak effect {summary['effect'].iloc[group.best]:+.3f}, from split halves {group.size:+.3f}"
         number = f"peak set: {len(group.members)} of {len(names)}"
         axes.set_title("\n".join(filter(None, (group.name, size, number))), fontsize=9)
@@ -91,17 +91,17 @@ def _most_frequent(group: GroupPeak, by_layer: bool) -> np.ndarray:
     return np.sort(np.lexsort((~is_member, -group.stability))[:NAMED_BARS])
 
 
-def _draw_bars(axes: Axes, group: GroupPeak, shown: np.ndarray, names: Sequence[str]) -> None:
-    """Bars of the places ``shown``, named ``names``."""
-    x, shares, is_member = np.arange(len(shown)), group.stability[shown], np.isin(group.rows[shown], group.members)
+def _draw_bars(axes: Axes, group: GroupPeak, drawn: np.ndarray, names: Sequence[str]) -> None:
+    """Bars of the places ``drawn``, named ``names``."""
+    x, shares, is_member = np.arange(len(drawn)), group.stability[drawn], np.isin(group.rows[drawn], group.members)
     for i in x[is_member]:
         axes.axvspan(i - 0.5, i + 0.5, color=BLUE, alpha=IN_SET, linewidth=0)
     axes.bar(x, shares, color=[BLUE if member else GREY for member in is_member], width=0.7)
     for i, share in enumerate(shares):
-        if share >= SHOWN_SHARE:
+        if share >= LABELLED_SHARE:
             place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
             axes.annotate(f"{100 * share:.0f} %", (x[i], share), fontsize=7 if len(x) <= 24 else 5.5, **place)
-    best = x[group.rows[shown] == group.best]
+    best = x[group.rows[drawn] == group.best]
     axes.plot(best, np.full(len(best), 1.12), "*", color="black", markersize=8)
     every, is_long = 1 if len(x) <= 24 else 2, max(map(len, names)) > 2
     axes.set_xticks(x[::every], names[::every], rotation=90 if is_long else 0, fontsize=8)

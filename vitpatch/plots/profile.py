@@ -85,13 +85,13 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
         _draw_controls(axes, summary, references, CONTROLS, limits if below else (-np.inf, np.inf))
         if below:
             axes.set_ylim(limits)
-    finish(axes, summary, caption.effect)
+    label_axes(axes, summary, caption.effect)
     if summary["recovered"].notna().any():
         _share_of_total(axes, references.total)
     for panel, name, style in zip(panels, below, STYLES, strict=False):
         rows = summary[summary["series"] == name]
         _draw_whole(panel, rows, references, style, len(series) == 1)
-        finish(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
+        label_axes(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
     legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, conventions(summary, len(series)))
     headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
@@ -179,19 +179,19 @@ def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     if series > MOST_LINES:
         return []
     bar = {"color": GREY, "linestyle": "", "marker": "|", "markersize": 11}
-    shown = []
+    entries = []
     if summary["effect_low"].notna().any():
-        shown.append(Line2D([], [], markeredgewidth=1.8, label="95 % interval", **bar))
+        entries.append(Line2D([], [], markeredgewidth=1.8, label="95 % interval", **bar))
     if summary["effect_sim_low"].notna().any():
         thin = f"95 % for all {len(summary)} places at once (simultaneous)"
-        shown.append(Line2D([], [], markeredgewidth=0.7, label=thin, **bar))
+        entries.append(Line2D([], [], markeredgewidth=0.7, label=thin, **bar))
     if clipped_of(summary).any():
         hollow = {"color": GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
-        shown.append(Line2D([], [], label="window clipped at the network's end", **hollow))
+        entries.append(Line2D([], [], label="window clipped at the network's end", **hollow))
     if _may_be_peak(summary).any():
         label = "may be the peak (95 % peak set)"
-        shown.append(Line2D([], [], linestyle="", marker="o", label=label, **_ring(GREY) | {"markersize": 9}))
-    return shown
+        entries.append(Line2D([], [], linestyle="", marker="o", label=label, **_ring(GREY) | {"markersize": 9}))
+    return entries
 
 
 def _draw_points(axes: Axes, summary: pd.DataFrame, references: References) -> None:
@@ -244,10 +244,10 @@ def _draw_whole(
     axes.set_title(name or "the same, on an axis that holds all donors", fontsize=9, loc="left")
 
 
-def finish(axes: Axes, rows: pd.DataFrame, words: str, most: int = 24) -> None:
+def label_axes(axes: Axes, rows: pd.DataFrame, y_label: str, most: int = 24) -> None:
     """Names the axes; at most so many layers are numbered."""
     axes.set_xlabel(layer_words(set(rows["window"])))
-    axes.set_ylabel(words)
+    axes.set_ylabel(y_label)
     number_layers(axes, rows["layer"], most)
     axes.grid(axis="y", alpha=0.25)
 
@@ -271,7 +271,7 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
         rows = summary[summary["tokens"] == tokens].sort_values("layer")
         label = f"{summary['site'].iloc[0]} at {tokens}"
         draw_series(axes, rows["layer"], rows, "recovered", color=colour, marker=marker, label=label)
-    finish(axes, summary, "share of the total effect recovered")
+    label_axes(axes, summary, "share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     what = "handover: where the information moves to CLS"
     headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
@@ -294,7 +294,7 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
             draw_series(axes, x, rows, "log_odds_effect", label=f"{prefix}whole effect", **look)
             look |= {"linestyle": ":", "markerfacecolor": "white"}
             draw_series(axes, x, rows, "direct_log_odds", label=f"{prefix}direct effect", **look)
-        finish(axes, summary, "change of the log odds of the true class (nats)")
+        label_axes(axes, summary, "change of the log odds of the true class (nats)")
         axes.legend(loc="best", frameon=False, fontsize=9)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
     headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")

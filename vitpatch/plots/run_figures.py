@@ -20,8 +20,8 @@ from vitpatch.plots.small_multiples import classes, windows
 from vitpatch.plots.style import FEW_CLUSTERS, Caption, doubt_words, label_words, layer_words
 from vitpatch.stats.bootstrap import Resamples
 from vitpatch.stats.result import Outcome, is_handover, series_of
-from vitpatch.stats.summary import by_class, in_layer_order, single_rows, synergy
-from vitpatch.types import Direction, Donor, Estimate
+from vitpatch.stats.summary import in_layer_order, single_rows, synergy
+from vitpatch.types import Direction, Donor
 
 Drawn = dict[str, dict[str, Figure]]
 """Figures by the name that they have in the tracker, and by their files'."""
@@ -34,7 +34,7 @@ CONTROL_WORDS = {
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(outcome: Outcome, shown: Sequence[Page], manifest: Mapping[str, Any]) -> Drawn:
+def draw(outcome: Outcome, pages: Sequence[Page], manifest: Mapping[str, Any]) -> Drawn:
     """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
 
     All is drawn from what the run's files hold; of the ``manifest`` ``title``, the run in a line, and ``calibration``,
@@ -48,7 +48,7 @@ def draw(outcome: Outcome, shown: Sequence[Page], manifest: Mapping[str, Any]) -
     caption = Caption(title, study.metric, images, outcome.clusters, interval=study.interval, cause=cause)
     summary = outcome.summary.assign(series=series_of(outcome.summary))
     drawn = {
-        "layer_profile": layer_profile(summary, references_of(outcome), caption),
+        "layer_profile": layer_profile(summary, profile_references(outcome), caption),
         **_class_figures(outcome, summary, caption),
         **_target_figures(outcome, summary, caption),
     }
@@ -59,13 +59,13 @@ def draw(outcome: Outcome, shown: Sequence[Page], manifest: Mapping[str, Any]) -
         drawn["peak"] = peak_stability(outcome.peaks, summary, caption)
     if manifest.get("calibration"):
         drawn["strength"] = strength_curve(manifest["calibration"], run)
-    examples = image_pages(outcome, shown, caption, summary)
+    examples = image_pages(outcome, pages, caption, summary)
     return {name: {name: figure} for name, figure in drawn.items()} | {
         "examples": {f"examples_{name}": page for name, page in examples.items()}
     }
 
 
-def references_of(outcome: Outcome) -> References:
+def profile_references(outcome: Outcome) -> References:
     """What the profile is drawn with; without controls that no included image has a partner for."""
     run = "clean" if outcome.study.direction is Direction.DENOISE else "corrupted"
     controls, unselected = {}, ""
@@ -132,8 +132,10 @@ def _class_effects(outcome: Outcome, rows: NDArray[np.intp]) -> Iterator[ClassEf
     labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
     names = {row["label"]: label_words(row) for row in examples.drop_duplicates("label").to_dict("records")}
     effects = outcome.effects[:, rows]
-    for label, images, estimates in by_class(effects, labels, clusters, study.seed, study.interval):
-        number = len(np.unique(clusters[labels == label]))
-        if number < FEW_CLUSTERS:
-            estimates = [Estimate(one.mean, np.nan, np.nan, np.nan) for one in estimates]
-        yield ClassEffects(names[label], images, number, estimates, float(total[labels == label].mean()))
+    for label in np.unique(labels):
+        images = labels == label
+        resamples = Resamples(clusters[images], study.seed)
+        table = pd.DataFrame(resamples.spread(effects[images], method=study.interval).columns("effect"))
+        if resamples.n < FEW_CLUSTERS:
+            table[["effect_low", "effect_high"]] = np.nan
+        yield ClassEffects(names[label], int(images.sum()), resamples.n, table, float(total[images].mean()))

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from vitpatch.formatting import counted
 from vitpatch.plots.heatmaps import ClassEffects, with_most_images
-from vitpatch.plots.profile import References, clipped_of, conventions, draw_references, finish
+from vitpatch.plots.profile import References, clipped_of, conventions, draw_references, label_axes
 from vitpatch.plots.style import (
     APART,
     BLUE,
@@ -52,7 +52,7 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
             _draw_window(panels, rows_of_group[rows_of_group["window"] == window].sort_values("layer"), sums, j)
         for axes, words in zip(panels, (caption.effect, "window − sum"), strict=False):
             axes.axhline(0, color="black", linewidth=0.8)
-            finish(axes, rows_of_group, words if i == 0 else "")
+            label_axes(axes, rows_of_group, words if i == 0 else "")
         panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
     more = conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
     if len(sums):
@@ -82,21 +82,21 @@ def classes(
 
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
     """
-    shown, some = with_most_images(effects)
-    columns = _columns(len(shown))
-    rows = ceil(len(shown) / columns)
+    drawn, some = with_most_images(effects)
+    columns = _columns(len(drawn))
+    rows = ceil(len(drawn) / columns)
     figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, one in zip(panels, shown, strict=False):
+    for axes, one in zip(panels, drawn, strict=False):
         _draw_class(axes, one, layers, means)
-    for axes in panels[len(shown) :]:
+    for axes in panels[len(drawn) :]:
         axes.set_visible(False)
-    for axes in panels[max(len(shown) - columns, 0) : len(shown)]:
+    for axes in panels[max(len(drawn) - columns, 0) : len(drawn)]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("\n".join(textwrap.wrap(layer_axis, 30)), fontsize=8)
     figure.supylabel(f"mean {caption.effect}", fontsize=9)
-    legend_below(figure, panels[: len(shown)], 3)
-    some_few = caption.clusters > 1 and any(one.clusters < FEW_CLUSTERS for one in shown)
+    legend_below(figure, panels[: len(drawn)], 3)
+    some_few = caption.clusters > 1 and any(one.clusters < FEW_CLUSTERS for one in drawn)
     few = f"; none of fewer than {FEW_CLUSTERS}" if some_few else ""
     headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
     return figure
@@ -113,10 +113,8 @@ def _draw_class(axes: Axes, one: ClassEffects, layers: Sequence[int], means: Seq
     if not np.isnan(one.total):
         axes.axhline(one.total, color=ORANGE, linewidth=1.3, linestyle="--", label="total effect of the class")
     axes.plot(layers, means, color=GREY, linewidth=1.2, linestyle=":", label="all images")
-    rows = pd.DataFrame({"effect": [e.mean for e in one.effects]})
-    rows["effect_low"], rows["effect_high"] = [e.low for e in one.effects], [e.high for e in one.effects]
     style = {"color": BLUE, "markersize": 3, "linewidth": 1.4, "label": "class"}
-    draw_series(axes, layers, rows, "effect", bar_alpha=0.7, **style)
+    draw_series(axes, layers, one.effects, "effect", bar_alpha=0.7, **style)
     sample = f"{counted(one.images, 'image')} in {counted(one.clusters, 'cluster')}"
     axes.set_title(f"{cut(one.name, 26)}\n{sample}", fontsize=8)
     number_layers(axes, layers, most=7)

@@ -81,7 +81,7 @@ INTERVALS = {"percentile": "percentile", "bca": "BCa"}
 
 @dataclass(frozen=True)
 class Caption:
-    """What every figure of a run says of it: a title of a line or two, the metric, images and clusters.
+    """What stands on every figure of a run: a title of a line or two, the metric, images and clusters.
 
     ``interval`` is the method of its intervals; ``cause`` whose effect is measured, where it is no base run's.
     """
@@ -162,11 +162,11 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: S
     figure.legend(by_label.values(), labels, **place)
 
 
-def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], words: str) -> None:
+def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
     """The colour bar of some axes, its name broken where the figure ends."""
     bar = figure.colorbar(image, ax=list(axes), pad=0.02)
     room = max(int((figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
-    bar.set_label("\n".join(textwrap.wrap(words, room)), fontsize=8)
+    bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
 
 
 def width_for(layers: int) -> float:

@@ -18,7 +18,7 @@ from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.patching import Patching
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
-from vitpatch.stats.result import Outcome, metric_of
+from vitpatch.stats.result import Outcome, base_metric
 from vitpatch.types import BaseRun, ImageBatch
 
 IMAGES_A_PAGE = 6
@@ -70,14 +70,14 @@ def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequenc
     names = setup.label_names
     base, patched, predictions = _numbers(setup, outcome, examples, rows, batch)
     for i, example in enumerate(examples.to_dict("records")):
-        of_image = {run: float(values[i]) for run, values in base.items()}
+        metric = {run: float(values[i]) for run, values in base.items()}
         predicted = {run: int(predictions[run][i]) for run in BaseRun}
         yield ShownImage(
             example_id=int(example["example_id"]),
             name=f"{setup.images.name(example['example_id'])} – {label_words(example)}",
             pictures={run: as_bytes[run][i] for run in BaseRun},
             predicted={run: names[p] if names else str(p) for run, p in predicted.items()},
-            base=of_image,
+            base=metric,
             patched=patched[i],
         )
 
@@ -97,6 +97,6 @@ def _numbers(
         effects = measured.effects["effect"].reshape(len(rows), -1)
     else:
         effects = outcome.effects[rows]
-    base = {run: metric_of(examples, run, metric) for run in BaseRun}
+    base = {run: base_metric(examples, run, metric) for run in BaseRun}
     predictions = {run: examples[f"pred_{run}"].to_numpy() for run in BaseRun}
     return base, base[recipient][:, None] + effects, predictions

@@ -37,7 +37,7 @@ def cluster_sums(values: Array, clusters: NDArray[np.integer]) -> tuple[Array, A
     return sums, np.bincount(index).astype(float)
 
 
-def in_steps(rows: int, width: int) -> Iterator[slice]:
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
     """Slices of ``rows`` so that a block of ``width`` columns keeps to ``WEIGHTS_AT_ONCE``."""
     step = max(1, WEIGHTS_AT_ONCE // width)
     for start in range(0, rows, step):
@@ -56,7 +56,7 @@ class Resamples:
     seed: int
     number: int = RESAMPLES
 
-    def of(self, images: NDArray[np.bool_]) -> Resamples:
+    def select(self, images: NDArray[np.bool_]) -> Resamples:
         """Resamples of the clusters that some of the images, (images,) bool, are in."""
         return self if images.all() else Resamples(self.clusters[images], self.seed, self.number)
 
@@ -88,7 +88,7 @@ class Resamples:
         if self._kept is None:
             yield from self._drawn(width)
             return
-        for rows in in_steps(self.number, max(self.n, width)):
+        for rows in row_blocks(self.number, max(self.n, width)):
             yield rows, self._kept[rows].astype(float)
 
     @cached_property
@@ -103,7 +103,7 @@ class Resamples:
 
     def _drawn(self, width: int = 1) -> Iterator[tuple[slice, Array]]:
         rng, even = np.random.default_rng(self.seed), np.full(self.n, 1 / self.n)
-        for rows in in_steps(self.number, max(self.n, width)):
+        for rows in row_blocks(self.number, max(self.n, width)):
             yield rows, rng.multinomial(self.n, even, size=rows.stop - rows.start).astype(float)
 
     def spread(self, *values: Array, method: str = "percentile") -> Spread:
@@ -136,29 +136,29 @@ class ByClass:
     """
 
     def __init__(self, values: Array, labels: NDArray[np.integer], index: NDArray[np.integer]):
-        of_class, n = np.unique(labels, return_inverse=True)[1], int(index.max()) + 1
-        cells, of_cell = np.unique(of_class * n + index, return_inverse=True)
+        class_index, n = np.unique(labels, return_inverse=True)[1], int(index.max()) + 1
+        cells, cell_index = np.unique(class_index * n + index, return_inverse=True)
         self.cells = len(cells)
-        self.sums, self.counts = cluster_sums(values, of_cell)
-        self.of_class, self.of_cluster = np.divmod(cells, n)
-        self.starts = np.flatnonzero(np.diff(self.of_class, prepend=-1))
+        self.sums, self.counts = cluster_sums(values, cell_index)
+        self.class_index, self.cluster_index = np.divmod(cells, n)
+        self.starts = np.flatnonzero(np.diff(self.class_index, prepend=-1))
 
     def macro_means(self, weights: Array) -> Array:
         """Means over classes of class means, clusters counted ``weights`` times: (…, clusters) → (…, columns)."""
-        weights = weights[:, self.of_cluster]
+        weights = weights[:, self.cluster_index]
         images = np.add.reduceat(weights * self.counts, self.starts, axis=1)  # (…, classes)
         there = images > 0
         share = np.divide(1, images, out=np.zeros_like(images), where=there) / there.sum(1, keepdims=True)
-        return (weights * share[:, self.of_class]) @ self.sums
+        return (weights * share[:, self.class_index]) @ self.sums
 
     def macro_left_out(self) -> Array:
         """The same without each cluster in turn: (clusters, columns)."""
         sums = np.add.reduceat(self.sums, self.starts)  # (classes, columns)
         counts = np.add.reduceat(self.counts, self.starts)
-        means, rest = sums / counts[:, None], (counts[self.of_class] - self.counts)[:, None]  # of a cell's class
-        without = np.divide(sums[self.of_class] - self.sums, rest, out=np.zeros_like(self.sums), where=rest > 0)
-        changes, _ = cluster_sums(without - means[self.of_class], self.of_cluster)
-        classes = len(means) - np.bincount(self.of_cluster, weights=rest[:, 0] == 0)
+        means, rest = sums / counts[:, None], (counts[self.class_index] - self.counts)[:, None]  # of a cell's class
+        without = np.divide(sums[self.class_index] - self.sums, rest, out=np.zeros_like(self.sums), where=rest > 0)
+        changes, _ = cluster_sums(without - means[self.class_index], self.cluster_index)
+        classes = len(means) - np.bincount(self.cluster_index, weights=rest[:, 0] == 0)
         return (means.sum(0) + changes) / classes[:, None]
 
 

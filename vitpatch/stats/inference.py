@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
-from vitpatch.stats.bootstrap import LEVEL, ROUNDING, Array, Resamples, cluster_sums, in_steps, simultaneous_interval
+from vitpatch.stats.bootstrap import LEVEL, ROUNDING, Array, Resamples, cluster_sums, row_blocks, simultaneous_interval
 from vitpatch.types import Direction, Metric
 
 FLIPS = 9999
@@ -49,7 +49,7 @@ def sign_flip_p(values: Array, clusters: NDArray[np.integer], seed: int, flips: 
     studentised = _studentised(values, clusters)
     observed = np.abs(studentised.sum(0)) - TIED
     rng, beyond = np.random.default_rng(seed), np.zeros(values.shape[1], dtype=int)
-    for rows in in_steps(flips, max(studentised.shape)):
+    for rows in row_blocks(flips, max(studentised.shape)):
         signs = np.where(rng.random((rows.stop - rows.start, len(studentised))) < 0.5, -1.0, 1.0)
         largest = np.abs(signs @ studentised).max(1)
         beyond += len(largest) - np.searchsorted(np.sort(largest), observed)
@@ -125,15 +125,15 @@ def peak_size(effects: Array, towards: float, clusters: NDArray[np.integer], see
     if (n := len(counts)) < 2:
         return np.nan
     rng, sizes = np.random.default_rng(seed), []
-    for rows in in_steps(splits, max(sums.shape)):
+    for rows in row_blocks(splits, max(sums.shape)):
         halves = rng.permuted(np.tile(np.arange(n) < n // 2, (rows.stop - rows.start, 1)), axis=1)
         one, other = ((half @ sums) / (half @ counts)[:, None] for half in (halves.astype(float), 1.0 - halves))
-        sizes += [_at(other, furthest(one, towards)), _at(one, furthest(other, towards))]
+        sizes += [_pick(other, furthest(one, towards)), _pick(one, furthest(other, towards))]
     return float(np.concatenate(sizes).mean())
 
 
-def _at(means: Array, columns: NDArray[np.intp]) -> Array:
-    """One column of each row."""
+def _pick(means: Array, columns: NDArray[np.intp]) -> Array:
+    """The value of each row in its own column: (rows, columns), (rows,) → (rows,)."""
     return np.take_along_axis(means, columns[:, None], axis=1)[:, 0]
 
 

@@ -195,7 +195,7 @@ def _marginals(
     columns: dict[str, Array] = {}
     for metric, effects in ((Metric.PROB, measured.prob), (Metric.LOG_ODDS, measured.log_odds)):
         rest = leave_outs[str(metric)].to_numpy().reshape(len(examples), -1)
-        rest = rest - metric_of(examples, study.direction.recipient, metric)[:, None]
+        rest = rest - base_metric(examples, study.direction.recipient, metric)[:, None]
         values = marginal(np.hstack([effects, rest]), [(at, effects.shape[1] + i) for i, at in enumerate(whole)])
         columns |= resamples.spread(values, method=study.interval).columns(f"marginal_{metric}")
     return names.assign(**columns)
@@ -224,10 +224,10 @@ def total_by_image(examples: pd.DataFrame, donor: Donor, direction: Direction, m
     run = run_of(donor, direction)
     if run is None:
         return np.full(len(examples), np.nan)
-    return metric_of(examples, run, metric) - metric_of(examples, direction.recipient, metric)
+    return base_metric(examples, run, metric) - base_metric(examples, direction.recipient, metric)
 
 
-def metric_of(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.ndarray:
+def base_metric(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.ndarray:
     """A base run's metric by image; the clean run's KL from itself is 0."""
     if metric is Metric.KL and base_run is BaseRun.CLEAN:
         return np.zeros(len(examples))

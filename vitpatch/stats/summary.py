@@ -161,7 +161,7 @@ def _spread_of_known(values: Array, known: NDArray[np.bool_], resamples: Resampl
     """Means over the images that are ``known``; NaN where none is."""
     if not known.any():
         return Spread(np.full(values.shape[1], np.nan), None, None)
-    return resamples.of(known).spread(values[known], method=method)
+    return resamples.select(known).spread(values[known], method=method)
 
 
 def _synergy_columns(measured: Measured, summary: pd.DataFrame, resamples: Resamples, method: str) -> dict[str, Array]:
@@ -227,15 +227,6 @@ def single_rows(summary: pd.DataFrame) -> dict[int, list[int]]:
 def estimates(values: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile") -> list[Estimate]:
     """An ``Estimate`` for each column of (images, columns); ``method`` of the interval: ``percentile`` or ``bca``."""
     return Resamples(clusters, seed).spread(values, method=method).estimates
-
-
-def by_class(
-    effects: Array, labels: NDArray[np.integer], clusters: NDArray[np.integer], seed: int, method: str = "percentile"
-) -> Iterator[tuple[int, int, list[Estimate]]]:
-    """For each label in order: (label, images, an ``Estimate`` of each column)."""
-    for label in np.unique(labels):
-        images = labels == label
-        yield int(label), int(images.sum()), estimates(effects[images], clusters[images], seed, method)
 
 
 def synergy(effects: Array, windows: Sequence[int], singles: Sequence[Sequence[int]]) -> Array:
