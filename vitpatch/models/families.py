@@ -11,7 +11,7 @@ from typing import Any
 from vitpatch.errors import VitPatchError
 
 PATCHES, EVERYTHING, POOLED = "patches", "all", "pooled"
-"""What a head may read besides a special token: the mean over patches or all tokens, or what ``Readout.pool`` gives."""
+"""What a head may read, or a special token: the mean over patches or all tokens, or what ``Readout.pool`` gives."""
 
 
 @dataclass(frozen=True)
