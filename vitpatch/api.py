@@ -310,7 +310,7 @@ def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:
 
 
 def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[int]) -> pd.DataFrame:
-    """The rows of ``effects.parquet`` beside what is known of each image."""
+    """The rows of ``effects.parquet`` with what is known of each image."""
     measured, number = joined(parts), len(plan.patches)
     table = pd.DataFrame(
         {field.name: measured.effects[field.name].astype(field.type.to_pandas_dtype()) for field in EFFECTS_SCHEMA}

@@ -1,4 +1,4 @@
-"""A hub id or a local folder: which it is, and what to say when it cannot be had."""
+"""A hub id or a local folder: which it is, and the error when it cannot be had."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMEOUT_S = 3.0
 
 def resolve(path: str, key: str) -> str:
     """A local folder as it is, expanded; a hub id after a short try of the hub. Else raises ``VitPatchError``."""
-    for client in ("httpx", "httpx2"):  # each says every request
+    for client in ("httpx", "httpx2"):  # each logs every request
         logging.getLogger(client).setLevel(logging.WARNING)
     local = Path(path).expanduser()
     if local.is_dir():

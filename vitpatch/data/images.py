@@ -166,7 +166,7 @@ class LabelledImages:
             for column in columns:
                 try:
                     total.update(hashlib.sha256(_bytes(row[column])).digest())
-                except (OSError, TypeError):  # said when the row is read
+                except (OSError, TypeError):  # reported when the row is read
                     total.update(b"unreadable")
         return total.hexdigest()[:16]
 

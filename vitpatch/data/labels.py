@@ -143,7 +143,7 @@ def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Se
 
 
 def _check_once(matched: Mapping[int, int], data_names: Sequence[str], model_names: Sequence[str] | None) -> None:
-    """Raises ``VitPatchError`` where two labels are one class and nobody said so; ``found`` by label."""
+    """Raises ``VitPatchError`` where two labels are one class without a ``label_map``; ``matched`` by label."""
     twice = [index for index, number in Counter(i for i in matched.values() if i != LEFT_OUT).items() if number > 1]
     if twice:
         which = [data_names[at] for at, index in matched.items() if index == twice[0]]

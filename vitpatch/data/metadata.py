@@ -1,4 +1,4 @@
-"""Metadata files beside images: a row an image, found by its file's name, in the forms that ``datasets`` knows."""
+"""Metadata files of images in folders: a row an image, named by its file, in the forms that ``datasets`` knows."""
 
 from __future__ import annotations
 

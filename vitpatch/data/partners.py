@@ -1,4 +1,4 @@
-"""Which other image stands beside an image: fixed by the selected images and the seed. Pure, numpy only."""
+"""Which other image is the partner of an image: fixed by the selected images and the seed. Pure, numpy only."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ def _check_labels(source: ImageSource, labels: NDArray[np.int64], ids: NDArray[n
 
 
 def _clusters(values: Sequence[Any], ids: NDArray[np.int64], columns: ColumnNames) -> list[Hashable]:
-    """The cluster of each image that is taken; what is odd about them is said."""
+    """The cluster of each image that is taken; logs what is unusual in them."""
     by_row, without = cluster_values(values)
     clusters = [by_row[row] for row in ids]
     where, single = f"data.cluster_column {columns.cluster!r}", sum(without[row] for row in ids)

@@ -1,4 +1,4 @@
-"""A classifier's classes: what its config says of them, and how the labels of images are matched to them."""
+"""A classifier's classes: those of its config, and how the labels of images are matched to them."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def as_classes(
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0:
         raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
-    label_map_ = _of_split(dict(label_map or ()), images, beside)
+    own_map = _map_for_split(dict(label_map or ()), images, beside)
     used = set(images.labels.tolist())
-    matched = match_labels(images.label_names, classes.names, classes.number, label_map_, used, classes.doubt)
+    matched = match_labels(images.label_names, classes.names, classes.number, own_map, used, classes.doubt)
     if matched is not None:
         return images.as_classes(matched, classes.names, classes.number)
     if high >= classes.number:
@@ -91,12 +91,14 @@ def notes_on(images: LabelledImages, classes: Classes, label_map: Sequence[tuple
     return (place_note(images.label_names),)
 
 
-def _of_split(label_map: Mapping[Any, Any], images: LabelledImages, beside: LabelledImages | None) -> dict[Any, Any]:
+def _map_for_split(
+    label_map: Mapping[Any, Any], images: LabelledImages, beside: LabelledImages | None
+) -> dict[Any, Any]:
     """The map without labels that only the other split has."""
     if beside is None or not label_map:
         return dict(label_map)
-    here, there = (mapped_labels(label_map, label_texts(each)) for each in (images, beside))
-    return {key: value for key, value in label_map.items() if key in here or key not in there}
+    own, others = (mapped_labels(label_map, label_texts(each)) for each in (images, beside))
+    return {key: value for key, value in label_map.items() if key in own or key not in others}
 
 
 def label_texts(images: LabelledImages) -> list[str]:
@@ -112,8 +114,8 @@ def classes_of_training(
     """The classes of a training, and why its checkpoint's head, of the classes ``own``, is none for them.
 
     They are ``own`` where the labels of ``train``, with ``label_map`` what that makes of them, are just these by name;
-    else those labels, and the reason is said (``None``: there is none). Raises ``VitPatchError`` where there are fewer
-    than two, or images without labels.
+    else those labels, and the second value is the reason (``None``: there is none). Raises ``VitPatchError`` where
+    there are fewer than two, or images without labels.
     """
     if not (train.has_labels and test.has_labels):
         raise VitPatchError("data.label_column=null: training needs labels")
@@ -124,7 +126,7 @@ def classes_of_training(
             f"data: the {with_names} split's labels have names, the other's are numbers; give both the same kind of "
             "labels (data.label_column), for which number is which name is not known"
         )
-    mapping = _of_split(dict(label_map or ()), train, test)
+    mapping = _map_for_split(dict(label_map or ()), train, test)
     names = mapped_class_names(label_texts(train), mapping)
     if train.label_names is None and not mapping:
         names = [f"LABEL_{name}" for name in names]
@@ -178,8 +180,8 @@ def probability_notes(model: nn.Module) -> tuple[str, ...]:
 def class_names(config: Any) -> tuple[tuple[str, ...] | None, str | None]:
     """The names of a config's classes by index, and what speaks against them; ``None`` where there is none.
 
-    A class is called what ``id2label`` says, or else ``label2id``; LABEL_0, LABEL_1, … and blanks are no names. Where
-    the two contradict, or name classes that the model has not, there are no names, and the doubt says why.
+    The name of a class is that of ``id2label``, or else of ``label2id``; LABEL_0, LABEL_1, … and blanks are no names.
+    Where the two contradict, or name classes that the model has not, there are no names; the second value says why.
     """
     number = config.num_labels
     by_id = {int(index): str(name) for index, name in (config.id2label or {}).items() if _is_name(name)}
@@ -213,7 +215,7 @@ def _is_generic(name: str) -> bool:
 def keep_labels(config: Any, file: Mapping[str, Any]) -> None:
     """Gives a config the labels that its ``file`` (config.json, as read) has, where transformers dropped them.
 
-    It keeps ``label2id`` only beside an ``id2label``, and neither where ``num_labels`` is another number. Raises
+    It keeps ``label2id`` only together with ``id2label``, and neither where ``num_labels`` is another number. Raises
     ``VitPatchError`` where they are of a form that names no class.
     """
     by_id, by_name = config_labels(file)

@@ -12,7 +12,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 
 PATCHES, EVERYTHING, POOLED = "patches", "all", "pooled"
-"""What a head may read besides a special token: the mean over patches or all tokens, or what ``Readout.pool`` gives."""
+"""What a head may read, or a special token: the mean over patches or all tokens, or what ``Readout.pool`` gives."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _is_true(check: Callable[..., bool], *arguments: Any) -> bool:
 
 
 def _reads_out(model: PatchableViT, reader: Reader, last: Tensor, logits: Tensor) -> bool:
-    """Whether a readout of the last stream gives the logits, and so does the straight way of no change."""
+    """Whether a readout of the last stream gives the logits, and so does the direct effect of no change."""
     read = last[:, : reader.reads]
     everywhere = torch.arange(reader.reads, device=read.device)
     unmoved = reader.direct(read, [Change(everywhere, torch.zeros_like(read))])[0]

@@ -65,7 +65,7 @@ class Similarity(nn.Module):
 class ZeroShot(nn.Module):
     """The vision side of CLIP or SigLIP, its classes those of ``texts`` (classes, width).
 
-    ``notes`` on its answers; ``text_digest``: of the weights beside the vision tower's, which made the texts and are
+    ``notes`` on its answers; ``text_digest``: of all weights but the vision tower's, which made the texts and are
     not kept.
     """
 

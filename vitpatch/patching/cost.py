@@ -98,7 +98,7 @@ class Cost:
 
 
 def cost_of(plan: Plan, model: PatchableViT, partners: int = 0) -> Cost:
-    """FLOPs and bytes of a plan on a model, from their sizes; ``partners`` images stand beside each that waits."""
+    """FLOPs and bytes of a plan on a model, from their sizes; ``partners`` more images wait with each."""
     sizes, width = plan.sizes, model.width
     tokens, reads = sizes.tokens, sizes.reads
     attention = 8 * tokens * width**2 + 4 * tokens**2 * width

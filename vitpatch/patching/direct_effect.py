@@ -1,4 +1,4 @@
-"""How far donor and recipient differ at a site, and the direct effect: what of that goes straight to the readout.
+"""How far donor and recipient differ at a site, and the direct effect of that: later layers stay as they were.
 
 Both come from the base runs alone, layer by layer as the executor (or a hooked forward) has them.
 """
@@ -96,7 +96,7 @@ class DirectEffects:
         return (difference / recipient.where(recipient > 0, torch.nan)).sqrt()
 
     def changes(self) -> Iterator[Change]:
-        """What each patch adds to the stream at the tokens read, taken straight to the readout.
+        """What each patch adds to the stream at the tokens read, with all later layers as they were.
 
         A patch of the stream itself in several layers: that of the last one, which the others are overwritten by.
         """

@@ -29,8 +29,8 @@ class Outputs:
     """What a plan gives on a batch, in the plan's order of patches.
 
     ``base`` logits (batch, classes) of each base run; ``patched`` (runs, batch, classes) of the plan's ``runs``;
-    ``direct`` logits (patches, batch, classes) of the change carried straight to the readout; ``delta_norm`` (patches,
-    batch).
+    ``direct`` logits (patches, batch, classes) of the change added to what the classifier reads;
+    ``delta_norm`` (patches, batch).
     """
 
     base: Mapping[Run, Tensor]

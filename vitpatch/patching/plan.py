@@ -54,7 +54,7 @@ def run_state(donor: int) -> int:
 
 @dataclass(frozen=True, order=True)
 class Edit:
-    """A donor's values at a site (which half or stream is said by where the edit stands), at a token group.
+    """A donor's values at a site and a token group; the edit's position in the plan is the half or stream.
 
     ``donor`` is its number in the plan.
     """
@@ -245,9 +245,9 @@ def make_plan(
 ) -> Plan:
     """The plan for a model of these ``sizes``; ``windows`` count layers or are ``PREFIX``, ``SUFFIX``.
 
-    ``donors`` are the run's and its controls, beside which all layers are patched at once, too. With ``synergy`` single
-    layers are patched too where they are not asked for, and each window of several layers without each of them. Raises
-    ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
+    ``donors`` are the run's and its controls; with controls all layers are patched at once, too. With ``synergy``
+    single layers are patched too where they are not asked for, and each window of several layers without each of them.
+    Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
     """
     check_target(target, windows, sizes)
     layers = tuple(range(sizes.depth)) if target.layers is None else target.layers

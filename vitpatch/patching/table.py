@@ -84,7 +84,7 @@ def _unknown(values: NDArray, where: NDArray[np.bool_]) -> NDArray:
 
 
 def _by_image(patches: Sequence[Patch], values: dict[str, NDArray], ids: Tensor) -> dict[str, NDArray]:
-    """Rows of images and patches from (patches, images) each, beside what names them."""
+    """Rows of images and patches from (patches, images) each, with the columns that name the patches."""
     if not patches:
         return {}
     named = patch_columns(patches) | {"without": np.array([patch.without for patch in patches])}
