@@ -3,7 +3,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from composed import composed, option_names
+from composed import composed, option, option_names
+from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -36,6 +37,15 @@ def test_every_option_composes_and_has_the_keys_of_its_class(group, option):
         assert set(keys) - HYDRAS == set(parameters), keys._target_
     elif not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         assert set(keys) - HYDRAS <= set(parameters), keys._target_
+
+
+def test_an_option_repeats_nothing_of_the_one_that_it_starts_from():
+    files = {(group, name): OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml") for group, name in OPTIONS}
+    starts = {(group, name): file.pop("defaults")[0] for (group, name), file in files.items() if "defaults" in file}
+    assert len(starts) > 40
+    for (group, name), base in starts.items():
+        values, own = (OmegaConf.to_container(cfg, resolve=False) for cfg in (option(group, base), files[group, name]))
+        assert not [key for key in own if key in values and own[key] == values[key]], f"{group}={name}"
 
 
 def test_an_option_of_ones_own_starts_from_another_in_any_folder(tmp_path):

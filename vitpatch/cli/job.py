@@ -68,13 +68,14 @@ def job(module: str, cfg: DictConfig) -> None:
         outcome = _run_in(path, lambda: importlib.import_module(module).run(cfg, path, options))
     except KeyboardInterrupt:  # while torch was loaded, or while the end was being written
         outcome = _record_interruption(path)
-    if outcome.reason:
-        is_failure = outcome.status == "failed"
-        line = "error: {1}" if is_failure else "interrupted: {0}: {1}; the same command goes on with it"
-        log.error("%s", line.format(path, outcome.reason))
     if outcome.status == "interrupted":
         STOPPED.set()
-    if outcome.status == "interrupted" or (outcome.status == "failed" and hydra_cfg.mode == RunMode.RUN):
+        if outcome.reason:
+            log.error("interrupted: %s: %s; the same command goes on with it", path, outcome.reason)
+        sys.exit(outcome.exit_code)
+    if outcome.reason:
+        log.error("error: %s", outcome.reason)
+    if hydra_cfg.mode == RunMode.RUN and outcome.exit_code:
         sys.exit(outcome.exit_code)
 
 
@@ -114,9 +115,8 @@ def _attempt(run: Callable[[], None], path: Path) -> Outcome:
         return Outcome("interrupted", STOPPED_HALFWAY)
     except Exception as error:  # our own mistake: the traceback is for whoever reports it
         traceback.print_exc()
-        return Outcome(
-            "failed", f"{type(error).__name__}: {one_line(error, 500)} (a bug in vitpatch; please report it)"
-        )
+        reason = f"{type(error).__name__}: {one_line(error, 500)} (a bug in vitpatch; please report it)"
+        return Outcome("failed", reason)
     return Outcome("finished")
 
 
