@@ -12,7 +12,10 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PART = ".part"
 """The end of a passing name: what a killed process left under one is nobody's."""
@@ -64,6 +67,12 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
     with written_beside(path) as beside:
         beside.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table without its index, by rename; what is not known is an empty field."""
+    with written_beside(path) as beside:
+        table.to_csv(beside, index=False)
 
 
 def without_nan(value: Any) -> Any:

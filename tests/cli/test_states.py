@@ -40,7 +40,7 @@ def sweep(tmp_path):
     pd.DataFrame(columns).to_csv(peaked.summary, index=False)
     finish(peaked, peak={"layer": 1, "head": -1, "tokens": "all", "window": 3})
     finish(job(tmp_path, "b"), at=SINCE - 5, peak={"layer": None})
-    job(tmp_path, "c").fail("failed", "window 9: the model has 4 layers; " + "x" * 60)
+    job(tmp_path, "c").mark_failed("failed", "window 9: the model has 4 layers; " + "x" * 60)
     os.utime(tmp_path / "c" / "failed.json", (SINCE + 3, SINCE + 3))
     job(tmp_path, "d")
     job(tmp_path, "e", at=SINCE - 1)  # of an earlier start
@@ -48,8 +48,8 @@ def sweep(tmp_path):
 
 
 def test_states_and_the_effect_at_the_peak(sweep):
-    found = {state.run: state for state in states.read_states(sweep, SINCE)}
-    assert {run: state.state for run, state in found.items()} == {
+    found = {state.run: state for state in states.read_statuses(sweep, SINCE)}
+    assert {run: state.status for run, state in found.items()} == {
         "a": "finished", "b": "finished before", "c": "failed", "d": "unfinished",
     }  # fmt: skip
     assert [run for run, state in found.items() if state.fell_short] == ["c", "d"]
@@ -62,7 +62,7 @@ def test_a_run_that_another_process_has_is_running(sweep):
     entered, leave = threading.Event(), threading.Event()
 
     def hold():
-        with RunFolder(sweep / "d").held():
+        with RunFolder(sweep / "d").locked():
             entered.set()
             leave.wait(20)
 
@@ -70,16 +70,16 @@ def test_a_run_that_another_process_has_is_running(sweep):
     thread.start()
     try:
         assert entered.wait(20)
-        state = next(s for s in states.read_states(sweep, SINCE) if s.run == "d")
-        assert state.state == "running" and f"process {os.getpid()} on" in state.reason and state.fell_short
+        state = next(s for s in states.read_statuses(sweep, SINCE) if s.run == "d")
+        assert state.status == "running" and f"process {os.getpid()} on" in state.reason and state.fell_short
     finally:
         leave.set()
         thread.join()
-    assert next(s for s in states.read_states(sweep, SINCE) if s.run == "d").state == "unfinished"
+    assert next(s for s in states.read_statuses(sweep, SINCE) if s.run == "d").status == "unfinished"
 
 
 def test_the_table_is_aligned_and_short(sweep):
-    found = states.read_states(sweep, SINCE)
+    found = states.read_statuses(sweep, SINCE)
     head, a, b, c, d = states.format_table(found)
     assert head.split() == ["run", "state", "seconds", "peak", "layer", "effect", "(prob)", "reason"]
     assert a.split()[:5] == ["a", "finished", "3.2", "1", "+0.200"] and "[+0.100, +0.300]" in a
@@ -91,6 +91,7 @@ def test_the_table_is_aligned_and_short(sweep):
     assert first == "failed: c: window 9: the model has 4 layers; " + "x" * 60 and second.startswith("unfinished: d: ")
     states.write(found, sweep)
     table = pd.read_csv(sweep / "states.csv")
+    assert list(table.columns[:3]) == ["run", "state", "reason"]
     assert list(table["run"]) == ["a", "b", "c", "d"] and table["effect"].dropna().tolist() == [0.2]
 
 
@@ -98,8 +99,8 @@ def test_files_that_are_broken_are_a_reason(sweep):
     (sweep / "a" / "manifest.json").write_text("{")
     (sweep / "b" / "manifest.json").write_text('{"config": 3}')
     (sweep / "c" / "failed.json").write_text("[]")
-    found = states.read_states(sweep, SINCE)
-    assert [state.state for state in found] == ["failed", "failed", "failed", "unfinished"]
+    found = states.read_statuses(sweep, SINCE)
+    assert [state.status for state in found] == ["failed", "failed", "failed", "unfinished"]
     assert all(state.reason.startswith("its files cannot be read (") for state in found[:3])
 
 
@@ -107,11 +108,11 @@ def test_runs_are_sorted_by_their_numbers(tmp_path):
     names = ["std=0.05,window=3", "std=0.05,window=10", "std=0.1,window=1", "std=noise", "x"]
     for name in reversed(names):
         job(tmp_path, name)
-    assert [state.run for state in states.read_states(tmp_path, SINCE)] == names
+    assert [state.run for state in states.read_statuses(tmp_path, SINCE)] == names
 
 
 def test_runs_that_never_began_are_named(sweep):
-    found = states.read_states(sweep, SINCE)
+    found = states.read_statuses(sweep, SINCE)
     found += states.not_started(["a", "x", "x", "d", "y"], found)
     assert [state.run for state in found] == [*"abcdxy"] and states.list_shortcomings(found)[
         -1
@@ -179,9 +180,9 @@ def test_the_time_left_is_by_the_runs_that_were_made(sweep):
 
 def test_a_row_is_no_other_runs(tmp_path):
     names = [f"corruption=gray,{'x' * 60}{n}{'y' * 60},window=3" for n in range(3)]
-    rows = states.format_table([states.RunState(name, "finished") for name in names])[1:]
+    rows = states.format_table([states.RunStatus(name, "finished") for name in names])[1:]
     assert len({row.split()[0] for row in rows}) == 3
     assert all("…" in row and "  finished" in row for row in rows)
     for name in ("a/run", "b/run"):
         job(tmp_path, name)
-    assert [state.run for state in states.read_states(tmp_path, SINCE)] == ["a/run", "b/run"]
+    assert [state.run for state in states.read_statuses(tmp_path, SINCE)] == ["a/run", "b/run"]

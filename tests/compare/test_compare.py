@@ -269,7 +269,7 @@ def test_what_is_left_out_of_several_folders_is_said_once(tmp_path, rng, call):
         (tmp_path / "x" / name / ".hydra" / "hydra.yaml").write_text("hydra: {job: {name: patch}}")
     (tmp_path / "x" / "half" / ".hydra" / "hydra.yaml").write_text("hydra: {job")
     (tmp_path / "x" / "failed" / "failed.json").write_text("[")
-    with RunFolder(tmp_path / "x" / "running").held():
+    with RunFolder(tmp_path / "x" / "running").locked():
         code, said = call(broken, tmp_path / "x", tmp_path / "x", "--output", tmp_path / "out")
     left = [line.removeprefix("left out: ") for line in said.splitlines() if line.startswith("left out: ")]
     assert len(left) == 2 and left[0].startswith("x (1)/failed: failed: its files cannot be read (")

@@ -80,11 +80,11 @@ def job(module: str, cfg: DictConfig) -> None:
 
 def _run_in(path: Path, run: Callable[[], None]) -> Outcome:
     """Calls ``run`` while no other process can run in the folder, and leaves there why it did not finish."""
-    from vitpatch.runs.folder import Held, RunFolder
+    from vitpatch.runs.folder import FolderLocked, RunFolder
 
     folder = RunFolder(path)
     try:
-        with folder.held():
+        with folder.locked():
             folder.start.unlink(missing_ok=True)  # of an earlier start
             try:
                 outcome = _attempt(run, path)
@@ -92,7 +92,7 @@ def _run_in(path: Path, run: Callable[[], None]) -> Outcome:
             finally:
                 folder.restore_config()
             return outcome
-    except Held as error:  # the folder is the other's: nothing is left in it
+    except FolderLocked as error:  # the folder is the other's: nothing is left in it
         return Outcome("failed", str(error))
     except OSError as error:
         return Outcome("failed", describe_disk_error(error, path))
@@ -131,12 +131,12 @@ def _raise_interrupt(signum: int, frame: Any) -> None:
 
 def _record_interruption(path: Path) -> Outcome:
     """Of a job that did not begin, or whose end was being written; nothing is left where another process runs."""
-    from vitpatch.runs.folder import Held, RunFolder
+    from vitpatch.runs.folder import FolderLocked, RunFolder
 
     folder = RunFolder(path)
     has_begun = any(folder.shards.glob("batch-*.json"))
     outcome = Outcome("interrupted", STOPPED_HALFWAY if has_begun else STOPPED_BEFORE)
-    with suppress(Held, OSError), folder.held():
+    with suppress(FolderLocked, OSError), folder.locked():
         _record(folder, outcome)
     return outcome
 
@@ -146,6 +146,6 @@ def _record(folder: RunFolder, outcome: Outcome) -> None:
     if outcome.status == "finished":
         return
     try:
-        folder.fail(outcome.status, outcome.reason)
+        folder.mark_failed(outcome.status, outcome.reason)
     except OSError as error:
         log.warning("%s cannot be written either (%s)", folder.failed, error.strerror)

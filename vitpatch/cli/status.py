@@ -11,19 +11,19 @@ import pandas as pd
 
 from vitpatch.compare.run_labels import elided
 from vitpatch.formatting import duration, format_interval
-from vitpatch.io import in_order
+from vitpatch.io import in_order, write_csv
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.status import DONE, RunState, state_of
+from vitpatch.runs.status import DONE, RunStatus, read_status
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
 
 
-def read_states(root: Path, since: float) -> list[RunState]:
+def read_statuses(root: Path, since: float) -> list[RunStatus]:
     """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names,
     which are their paths below it."""
     return [
-        replace(state_of(folder, since), run=folder.path.relative_to(root).as_posix())
+        replace(read_status(folder, since), run=folder.path.relative_to(root).as_posix())
         for folder in _started(root, since)
     ]
 
@@ -42,27 +42,27 @@ def _is_new(file: Path, since: float) -> bool:
     return file.exists() and file.stat().st_mtime >= since
 
 
-def not_started(folders: Sequence[str], states: Sequence[RunState]) -> list[RunState]:
-    """Those of a sweep's ``folders`` of which there is no state."""
-    known = {state.run for state in states}
-    return [RunState(name, "not started") for name in dict.fromkeys(folders) if name not in known]
+def not_started(folders: Sequence[str], runs: Sequence[RunStatus]) -> list[RunStatus]:
+    """Those of a sweep's ``folders`` that have no status."""
+    known = {run.run for run in runs}
+    return [RunStatus(name, "not started") for name in dict.fromkeys(folders) if name not in known]
 
 
-def format_table(states: Sequence[RunState]) -> list[str]:
+def format_table(runs: Sequence[RunStatus]) -> list[str]:
     """The lines of a table: run, state, seconds, peak layer, effect with its interval, and the start of a reason."""
-    metrics = {state.metric for state in states if state.metric}
+    metrics = {run.metric for run in runs if run.metric}
     effect = f"effect ({metrics.pop()})" if len(metrics) == 1 else "effect"
-    names = elided([state.run for state in states], LONGEST_RUN)  # no two the same
+    names = elided([run.run for run in runs], LONGEST_RUN)  # no two the same
     table = pd.DataFrame(
         {
-            "run": names[state.run],
-            "state": state.state,
-            "seconds": "–" if state.seconds is None else f"{state.seconds:.1f}",
-            "peak layer": "–" if state.peak_layer is None else str(state.peak_layer),
-            effect: format_interval(state.effect, state.effect_low, state.effect_high),
-            "reason": state.reason if len(state.reason) <= LONGEST_REASON else f"{state.reason[: LONGEST_REASON - 1]}…",
+            "run": names[run.run],
+            "state": run.status,
+            "seconds": "–" if run.seconds is None else f"{run.seconds:.1f}",
+            "peak layer": "–" if run.peak_layer is None else str(run.peak_layer),
+            effect: format_interval(run.effect, run.effect_low, run.effect_high),
+            "reason": run.reason if len(run.reason) <= LONGEST_REASON else f"{run.reason[: LONGEST_REASON - 1]}…",
         }
-        for state in states
+        for run in runs
     )
     if not table["reason"].any():
         table = table.drop(columns="reason")
@@ -73,21 +73,21 @@ def format_table(states: Sequence[RunState]) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
-def list_shortcomings(states: Sequence[RunState]) -> list[str]:
+def list_shortcomings(runs: Sequence[RunStatus]) -> list[str]:
     """A line for each reason why runs fell short, with their names."""
-    runs: dict[tuple[str, str], list[str]] = {}
-    for state in states:
-        if state.fell_short:
-            runs.setdefault((state.state, state.reason), []).append(state.run)
-    return [": ".join(filter(None, (state, " and ".join(names), reason))) for (state, reason), names in runs.items()]
+    names: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        if run.fell_short:
+            names.setdefault((run.status, run.reason), []).append(run.run)
+    return [": ".join(filter(None, (status, " and ".join(some), reason))) for (status, reason), some in names.items()]
 
 
-def count_finished(states: Sequence[RunState], root: Path) -> str:
+def count_finished(runs: Sequence[RunStatus], root: Path) -> str:
     """How many finished, in a line."""
-    planned = sum(state.state == "planned" for state in states)
-    finished = sum(state.state in DONE for state in states) - planned
+    planned = sum(run.status == "planned" for run in runs)
+    finished = sum(run.status in DONE for run in runs) - planned
     dry = f" ({planned} only planned, dry_run=true)" if planned else ""
-    return f"{finished} of {len(states)} runs finished in {root}{dry}"
+    return f"{finished} of {len(runs)} runs finished in {root}{dry}"
 
 
 def progress(root: Path, since: float, now: float, total: int) -> str | None:
@@ -102,7 +102,7 @@ def progress(root: Path, since: float, now: float, total: int) -> str | None:
     return f"sweep: {len(ended)} of {total} runs are through{about}"
 
 
-def write(states: Sequence[RunState], root: Path) -> None:
+def write(runs: Sequence[RunStatus], root: Path) -> None:
     """Writes ``states.csv`` into the sweep's folder."""
-    table = pd.DataFrame([asdict(state) for state in states]).astype({"peak_layer": "Int64"})
-    RunFolder(root).write_csv(root / "states.csv", table)
+    table = pd.DataFrame([asdict(run) for run in runs]).astype({"peak_layer": "Int64"})
+    write_csv(root / "states.csv", table.rename(columns={"status": "state"}))

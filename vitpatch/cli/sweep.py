@@ -34,7 +34,7 @@ from vitpatch.runs.run_names import run_name
 from vitpatch.runs.secrets import check_no_secret
 
 if TYPE_CHECKING:
-    from vitpatch.runs.status import RunState
+    from vitpatch.runs.status import RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -120,14 +120,14 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The table of runs and their comparison; exit code 1 if any fell short."""
         try:
-            states = self.report(config)
+            runs = self.report(config)
         except Exception:  # our own mistake, of which Hydra would warn and exit with 0
             log.exception("the sweep's end: a bug in vitpatch; please report it. The runs are what they are")
             sys.exit(1)
-        if not states or any(state.fell_short for state in states):
+        if not runs or any(run.fell_short for run in runs):
             sys.exit(1)
 
-    def report(self, config: DictConfig | None = None) -> list[RunState]:
+    def report(self, config: DictConfig | None = None) -> list[RunStatus]:
         """Ends the sweep with the table of its runs, their comparison where there is a config, and why some fell short.
 
         Returns the runs; where none has begun nothing is printed.
@@ -135,7 +135,7 @@ class SweepCallback(Callback):
         from vitpatch.cli import status
 
         SweepCallback.launched = None
-        runs = status.read_states(self._root, self._since)
+        runs = status.read_statuses(self._root, self._since)
         if not runs:
             return []
         runs += status.not_started(self._folders or (), runs)
@@ -146,7 +146,7 @@ class SweepCallback(Callback):
         for line in status.format_table(runs):
             log.info("%s", line)
         if config is not None and any(run.metric for run in runs):  # of a patching run that is finished
-            _compare(self._root, config, track=any(run.state == "finished" for run in runs))
+            _compare(self._root, config, track=any(run.status == "finished" for run in runs))
         log.info("%s", status.count_finished(runs, self._root))
         for line in status.list_shortcomings(runs):
             log.error("%s", line)
@@ -155,10 +155,12 @@ class SweepCallback(Callback):
     def _stop(self, signum: int, frame: Any) -> None:
         """CTRL-C where jobs run in other processes: these keep what is done, and the sweep ends."""
         signal.signal(signum, signal.SIG_IGN)
-        from vitpatch.cli.status import read_states
+        from vitpatch.cli.status import read_statuses
 
         until = time.monotonic() + PATIENCE_S
-        while any(s.state == "running" for s in read_states(self._root, self._since)) and time.monotonic() < until:
+        while time.monotonic() < until and any(
+            run.status == "running" for run in read_statuses(self._root, self._since)
+        ):
             time.sleep(0.2)
         raise KeyboardInterrupt
 

@@ -40,7 +40,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     from vitpatch.compare.load import COMPARISON, found_below, read, unfinished_below
     from vitpatch.compare.page import write_page
     from vitpatch.errors import VitPatchError
-    from vitpatch.runs.folder import RunFolder
+    from vitpatch.io import write_csv
 
     runs, problems, left_out = [], [], []
     for found in found_below(folders):
@@ -56,7 +56,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     place.mkdir(parents=True, exist_ok=True)
     _clear(place)
     for name, table in comparison.tables.items():
-        RunFolder(place).write_csv(place / f"{name}.csv", table)
+        write_csv(place / f"{name}.csv", table)
     for name, figure in draw(comparison).items():
         save(figure, place / name)
     write_page(comparison, place / "index.html")

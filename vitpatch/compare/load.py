@@ -19,7 +19,7 @@ from vitpatch.compare.comparison import FinishedRun
 from vitpatch.errors import VitPatchError
 from vitpatch.io import in_order
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.status import state_of
+from vitpatch.runs.status import read_status
 from vitpatch.schema import PATCH_COLUMNS
 
 COMPARISON = "comparison"
@@ -67,9 +67,9 @@ def found_below(folders: Sequence[Path]) -> list[Found]:
 def unfinished_below(folders: Sequence[Path]) -> list[str]:
     """The patching runs in and below folders that have no manifest: each with its state and why, in a line."""
     return [
-        f"{found.name}: {state.state}: {state.reason}"
+        f"{found.name}: {run.status}: {run.reason}"
         for found in _named(folders, _begun_below)
-        if (state := state_of(found.folder)).fell_short
+        if (run := read_status(found.folder)).fell_short
     ]
 
 

@@ -10,21 +10,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from filelock import FileLock, Timeout
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
 from vitpatch.io import PART, checksum, write_json, written_beside
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DPI = 130
 
 
-class Held(VitPatchError):
-    """Another process is at work in the folder."""
+class FolderLocked(VitPatchError):
+    """Another process is running in the folder."""
 
 
 class RunFolder:
@@ -43,7 +44,7 @@ class RunFolder:
         self.failed = path / "failed.json"
         self.start = path / ".hydra" / "start.json"
         self.shards = path / "shards"
-        self._lock, self._holder = (path / ".hydra" / name for name in ("lock", "holder.json"))
+        self._lock, self._process = (path / ".hydra" / name for name in ("lock", "holder.json"))
 
     @property
     def tables(self) -> list[Path]:
@@ -60,48 +61,48 @@ class RunFolder:
         return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.exists() else None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other processes out of the folder for the length of the block; a process that dies lets go.
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder for the length of the block; the lock of a dead process is free.
 
-        What killed ones left half-written is removed.
-
-        Raises ``Held`` where another is in it.
+        Removes what killed processes left half-written. Raises ``FolderLocked`` where another process is in it.
         """
+        lock = self._acquire()
+        if lock is None:
+            raise FolderLocked(f"{self.path}: {self._describe_process()}; wait for it, or stop it")
+        try:
+            for folder in (self.path, self.shards, self._lock.parent):
+                for half_written in folder.glob(f".*{PART}"):
+                    half_written.unlink()
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            write_json(self._process, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
+            yield
+        finally:
+            self._process.unlink(missing_ok=True)
+            lock.release()
+
+    def locked_by(self) -> str | None:
+        """Which process is running in the folder, in words; ``None`` = none."""
+        lock = self._acquire() if self._lock.exists() else FileLock(self._lock)
+        if lock is None:
+            return self._describe_process()
+        lock.release()
+        return None
+
+    def _acquire(self) -> FileLock | None:
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._lock, blocking=False)
         try:
             lock.acquire()
-        except Timeout as error:
-            raise Held(f"{self.path}: {self._who()}; wait for it, or stop it") from error
-        try:
-            for folder in (self.path, self.shards, self._lock.parent):
-                for left in folder.glob(f".*{PART}"):
-                    left.unlink()
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            write_json(self._holder, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
-            yield
-        finally:
-            self._holder.unlink(missing_ok=True)
-            lock.release()
-
-    def holder(self) -> str | None:
-        """Who is at work in the folder, in words; ``None`` = nobody."""
-        if not self._lock.exists():
-            return None
-        lock = FileLock(self._lock, blocking=False)
-        try:
-            lock.acquire()
         except Timeout:
-            return self._who()
-        lock.release()
-        return None
+            return None
+        return lock
 
-    def _who(self) -> str:
+    def _describe_process(self) -> str:
         try:
-            of = json.loads(self._holder.read_text(encoding="utf-8"))
+            process = json.loads(self._process.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # it has only just come
             return "another process is at work in it"
-        return f"process {of['process']} on {of['host']} is at work in it since {of['since']}"
+        return f"process {process['process']} on {process['host']} is at work in it since {process['since']}"
 
     def begin(self) -> None:
         """Clears what an earlier run left but its shards; the manifest goes first."""
@@ -110,14 +111,9 @@ class RunFolder:
         shutil.rmtree(self.figures, ignore_errors=True)
         self.figures.mkdir(parents=True)
 
-    def write_csv(self, path: Path, table: pd.DataFrame) -> None:
-        """Writes a table; what is not known is an empty field."""
-        with written_beside(path) as beside:
-            table.to_csv(beside, index=False)
-
-    def save(self, drawn: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
-        """Writes figures as ``figures/NAME.png``, by the names of their files; the files by the outer name."""
-        return {name: [self._save(figure, file) for file, figure in of.items()] for name, of in drawn.items()}
+    def save(self, figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
+        """Writes ``figures``, by a name and then by file name, as ``figures/FILE.png``; the paths by the outer name."""
+        return {name: [self._save(figure, file) for file, figure in group.items()] for name, group in figures.items()}
 
     def _save(self, figure: Figure, name: str) -> Path:
         self.figures.mkdir(exist_ok=True)
@@ -133,10 +129,10 @@ class RunFolder:
             write_json(beside, manifest)
             yield beside
 
-    def plan_only(self, line: str) -> None:
-        """Leaves a word that the last start was a dry run; nothing else in the folder is touched."""
+    def mark_planned(self, plan: str) -> None:
+        """Records that the last start was a dry run; nothing else in the folder changes."""
         self.start.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.start, {"state": "planned", "reason": line})
+        write_json(self.start, {"state": "planned", "reason": plan})
 
     def restore_config(self) -> None:
         """Makes ``.hydra/config.yaml`` that of the run which is finished here, if there is one.
@@ -150,26 +146,26 @@ class RunFolder:
             with written_beside(self.start.parent / "config.yaml") as beside:
                 beside.write_text(OmegaConf.to_yaml(OmegaConf.create(of_hydra)), encoding="utf-8")
 
-    def fail(self, state: str, reason: str) -> None:
-        """Leaves ``failed.json``; batches that are done stay, to go on from.
+    def mark_failed(self, status: str, reason: str) -> None:
+        """Writes ``failed.json``; finished batches stay, for the next start.
 
-        A finished run that is still in the folder is not touched: ``begin`` takes the manifest away, so where there is
-        one the failed run never began, and its word goes to ``.hydra/start.json``.
+        A finished run that is still in the folder is not touched: ``begin`` removes the manifest, so where there is one
+        the failed run never began, and its status goes to ``.hydra/start.json``.
         """
-        said = {"state": state, "reason": reason}
+        record = {"state": status, "reason": reason}
         if self.manifest.exists():
-            write_json(self.start, said)
+            write_json(self.start, record)
             return
         if not any(self.shards.glob("batch-*.json")):
             shutil.rmtree(self.shards, ignore_errors=True)
-        write_json(self.failed, said)
+        write_json(self.failed, record)
 
-    def state(self) -> tuple[str, str]:
+    def status(self) -> tuple[str, str]:
         """(finished | planned | failed | interrupted | unfinished, reason) of the last start in this folder."""
-        for word in (self.start, self.failed):
-            if word.exists():
-                said = json.loads(word.read_text(encoding="utf-8"))
-                return said["state"], said["reason"]
+        for file in (self.start, self.failed):
+            if file.exists():
+                record = json.loads(file.read_text(encoding="utf-8"))
+                return record["state"], record["reason"]
         if self.manifest.exists():
             return "finished", ""
         return "unfinished", "it left neither manifest.json nor failed.json"

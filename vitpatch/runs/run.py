@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
 from vitpatch.errors import VitPatchError
+from vitpatch.io import write_csv
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.calibrate import describe_training, resolve, without_training
 from vitpatch.runs.calibration import calibration_folder
@@ -56,7 +57,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     if cfg.dry_run:
         setup = without_training(setup)
         line = estimate_cost(setup, data_of(setup, cfg.batch_size))
-        folder.plan_only(line or "no image can be read")
+        folder.mark_planned(line or "no image can be read")
         return
     if _already_there(folder, setup, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
@@ -91,9 +92,9 @@ def _make(
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
         shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
         outcome = measure(folder, setup.study, setup.plan.donors)
-        folder.write_csv(folder.summary, outcome.summary)
+        write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:
-            folder.write_csv(folder.marginals, outcome.marginals)
+            write_csv(folder.marginals, outcome.marginals)
         shown = chosen(setup, outcome, data)
         write_pages(folder.pages, shown)
         known = {"title": setup.title, **describe_training(setup)}  # what pictures take from the manifest

@@ -1,4 +1,4 @@
-"""How a run stands, read from its folder, whoever made it."""
+"""The status of a run, read from its folder, whichever process made it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vitpatch.formatting import one_line
 from vitpatch.runs.folder import RunFolder
 
 DONE = ("finished", "finished before", "planned")
-"""States with which a sweep is content."""
+"""The status of a run that a sweep does not wait for."""
 
 
 @dataclass(frozen=True)
-class RunState:
-    """A run of a sweep. ``state``: finished, ``finished before`` this start, planned, failed, interrupted, running,
+class RunStatus:
+    """A run of a sweep. ``status``: finished, ``finished before`` this start, planned, failed, interrupted, running,
     unfinished (killed), not started (the sweep ended before). ``seconds`` of a finished run, its peak's layer, and the
     effect there, on ``metric``; what is not known is ``None``.
     """
 
     run: str
-    state: str
+    status: str
     reason: str = ""
     seconds: float | None = None
     peak_layer: int | None = None
@@ -33,28 +33,29 @@ class RunState:
 
     @property
     def fell_short(self) -> bool:
-        """Whether the sweep is not done with it."""
-        return self.state not in DONE
+        """Whether the run is not done."""
+        return self.status not in DONE
 
 
-def state_of(folder: RunFolder, since: float = 0.0) -> RunState:
-    """How the run in a folder stands; one that was finished before ``since`` is ``finished before``."""
-    if (holder := folder.holder()) is not None:
-        return RunState(folder.path.name, "running", holder)
+def read_status(folder: RunFolder, since: float = 0.0) -> RunStatus:
+    """The status of the run in a folder; one that was finished before ``since`` is ``finished before``."""
+    name = folder.path.name
+    if (process := folder.locked_by()) is not None:
+        return RunStatus(name, "running", process)
     try:
-        state, reason = folder.state()
-        if state != "finished":
-            return RunState(folder.path.name, state, reason)
+        status, reason = folder.status()
+        if status != "finished":
+            return RunStatus(name, status, reason)
         if folder.manifest.stat().st_mtime < since:
-            state = "finished before"
+            status = "finished before"
         manifest = folder.finished()
-        found = {"seconds": manifest.get("seconds"), "metric": manifest.get("config", {}).get("metric", "")}
-        return RunState(folder.path.name, state, **found, **_of_peak(folder, manifest))
+        metric = manifest.get("config", {}).get("metric", "")
+        return RunStatus(name, status, seconds=manifest.get("seconds"), metric=metric, **_read_peak(folder, manifest))
     except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        return RunState(folder.path.name, "failed", f"its files cannot be read ({one_line(error, 80)})")
+        return RunStatus(name, "failed", f"its files cannot be read ({one_line(error, 80)})")
 
 
-def _of_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
+def _read_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
     """Layer and effect of the row of ``summary.csv`` that the manifest names; nothing where there is no peak."""
     peak = manifest.get("peak") or {}
     if peak.get("layer") is None or not folder.summary.exists():
