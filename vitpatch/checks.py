@@ -44,10 +44,10 @@ class Expected:
 
 def check(key: str, value: Any, declared: Any) -> Any:
     """``value`` where it is of the ``declared`` type. Raises ``VitPatchError`` where it is not."""
-    if not is_of(value, declared):
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else shown[:79] + "…"
-        raise VitPatchError(f"{key} {shown}: expected {described(declared)}")
+    if not has_type(value, declared):
+        text = repr(value)
+        text = text if len(text) <= 80 else text[:79] + "…"
+        raise VitPatchError(f"{key} {text}: expected {describe(declared)}")
     return value
 
 
@@ -105,18 +105,18 @@ def among(key: Any, known: Collection[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(some) or 'none'}"
 
 
-def is_of(value: Any, declared: Any) -> bool:
+def has_type(value: Any, declared: Any) -> bool:
     """Whether a value is of a type; ``true`` is no number, and a number is finite and fits 64 bits."""
     origin, args = get_origin(declared), get_args(declared)
     if origin is Annotated:
-        return is_of(value, args[0]) and all(_within(value, bound) for bound in args[1:])
+        return has_type(value, args[0]) and all(_within(value, bound) for bound in args[1:])
     if origin in (Union, UnionType):
-        return any(is_of(value, one) for one in args)
+        return any(has_type(value, one) for one in args)
     if origin is Literal:
         return isinstance(value, str) and value in args
     if origin is tuple:
         kinds = [args[0]] * len(value) if is_list(value) and args[-1] is ... else args
-        return is_list(value) and 0 < len(kinds) == len(value) and all(map(is_of, value, kinds))
+        return is_list(value) and 0 < len(kinds) == len(value) and all(map(has_type, value, kinds))
     if declared is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if declared is int:
@@ -142,23 +142,23 @@ def _within(value: Any, bound: Any) -> bool:
     return True
 
 
-def described(declared: Any) -> str:
+def describe(declared: Any) -> str:
     """A type in words, as they follow "expected"."""
     origin, args = get_origin(declared), get_args(declared)
     if origin is Annotated:
         instead = [one.words for one in args[1:] if isinstance(one, Expected)]
         notes = [one for one in args[1:] if isinstance(one, str)]
         if NoneType in get_args(args[0]):  # a note on what may be null says what null is
-            return instead[0] if instead else " ".join([described(args[0]), *notes])
-        words = instead[0] if instead else described(args[0]) + _bounds(args[0], args[1:])
+            return instead[0] if instead else " ".join([describe(args[0]), *notes])
+        words = instead[0] if instead else describe(args[0]) + _bounds(args[0], args[1:])
         return ", ".join([words, *notes])
     if origin in (Union, UnionType):
-        return _alternatives([described(one) for one in args])
+        return _alternatives([describe(one) for one in args])
     if origin is Literal or (isinstance(declared, type) and issubclass(declared, StrEnum)):
         words = list(args or declared)
         return " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
     if origin is tuple:
-        return f"a list ({described(args[0])} each)"
+        return f"a list ({describe(args[0])} each)"
     return {float: "a number", int: "a whole number", bool: "true or false", str: "a name", NoneType: "null"}[declared]
 
 

@@ -195,7 +195,7 @@ def read_inclusion(value: Any) -> Inclusion:
     return Inclusion(Include(rule), number)
 
 
-EVERYONE = Inclusion()
+ALL_IMAGES = Inclusion()
 """No image is left out."""
 
 ALL_HEADS = -1
@@ -408,7 +408,7 @@ class Study:
     seed: int
     donor: Donor = Donor.PAIR
     controls: bool | None = None
-    include: Inclusion = EVERYONE
+    include: Inclusion = ALL_IMAGES
     synergy: bool = False
     interval: str = "percentile"
     test: Tested = Tested.LOG_ODDS

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 
-from vitpatch.checks import Count, Expected, Interval, Share, is_list, is_of
+from vitpatch.checks import Count, Expected, Interval, Share, has_type, is_list
 from vitpatch.data.labels import SHOWN, are_numbers, fold, readable_name
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
@@ -300,7 +300,7 @@ def _preprocessing_of(checkpoint: Checkpoint, config: Any) -> Preprocessing:
 def _explicit_keys(checkpoint: Checkpoint, size: Any) -> tuple[Any, ...]:
     size = checkpoint.image_size if checkpoint.image_size is not None else size
     pixels = (size, size) if isinstance(size, int) else size
-    if not is_of(pixels, tuple[Count, Count]):
+    if not has_type(pixels, tuple[Count, Count]):
         raise VitPatchError(f"model.image_size {size!r}: expected pixels, such as 224 or [224,224]")
     if checkpoint.mean is None or checkpoint.std is None:
         raise VitPatchError("model.mean and model.std: both are needed where one of these or of model.image_size, "

@@ -51,7 +51,7 @@ from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
 from vitpatch.stats.inference import check_signed
 from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.types import (
-    EVERYONE,
+    ALL_IMAGES,
     JOINT,
     Donor,
     Partner,
@@ -132,7 +132,7 @@ class Setup(Checked):
             first += f", {corruption_words(self.cfg.corruption)}"
             first += f" calibrated to {self.wanted}" * (self.calibration is not None)
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
-        include = "" if study.include == EVERYONE else f", {study.include} images"
+        include = "" if study.include == ALL_IMAGES else f", {study.include} images"
         return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
 
     @property

@@ -29,10 +29,8 @@ log = logging.getLogger(__name__)
 WANDB_MODES = ("online", "offline", "disabled", "dryrun")
 INIT_TIMEOUT_S = 15.0
 """How long a run's start waits for the server."""
-LOG_TIMEOUT_S = 60.0
-"""How long wandb's own process may take to accept a finished run's results; a request to the server has 19 s."""
-GRACE_S = 10.0
-"""How long after its own time-outs, and at its end, wandb's own process is waited for."""
+SERVICE_TIMEOUT_S = 60.0
+"""How long a call may take beyond wandb's own time-outs (a request to the server has 19 s) before it has hung."""
 MOST_SERIES = 64
 MOST_HTML_BYTES = 10_000_000
 """A larger page is in the artifact only."""
@@ -204,7 +202,7 @@ class WandbTracker:
         )
         service = _Service()
         try:
-            with service.time_limit(INIT_TIMEOUT_S + GRACE_S):
+            with service.time_limit(INIT_TIMEOUT_S + SERVICE_TIMEOUT_S):
                 run = wandb.init(
                     project=self.project,
                     entity=self.entity,
@@ -296,7 +294,7 @@ class _Service:
         """Ends the process; of one that is dead already nothing is left."""
         import wandb
 
-        with suppress(Exception, SystemExit), self.time_limit(GRACE_S):  # wandb exits with its process's code
+        with suppress(Exception, SystemExit), self.time_limit(SERVICE_TIMEOUT_S):  # wandb exits with its process's code
             wandb.teardown()
         if self._process:
             self._process.kill()
@@ -315,21 +313,20 @@ class _WandbRun(UntrackedRun):
 
     def log(self, results: Results) -> None:
         """History by layer, summary, media, the table ``effects`` and the artifact of type ``effects``."""
-        self._attempt(LOG_TIMEOUT_S, lambda: self._log(results))
+        self._attempt(lambda: self._log(results))
 
     def log_comparison(self, compared: Compared) -> None:
         """``table/NAME``, ``figure/NAME`` and ``page``, and an artifact of type ``comparison`` with all files."""
-        self._attempt(LOG_TIMEOUT_S, lambda: self._log_comparison(compared))
+        self._attempt(lambda: self._log_comparison(compared))
 
     def finish(self, exit_code: int) -> None:
         """Ends the run; ``exit_code`` other than 0 marks it failed."""
-        wait = self._run.settings.finish_timeout + GRACE_S
-        self._attempt(wait, lambda: self._run.finish(exit_code=exit_code))
+        self._attempt(lambda: self._run.finish(exit_code=exit_code), self._run.settings.finish_timeout)
         self._service.end()
 
-    def _attempt(self, seconds: float, act: Callable[[], None]) -> None:
+    def _attempt(self, act: Callable[[], None], own_timeout: float = 0.0) -> None:
         try:
-            with self._service.time_limit(seconds):
+            with self._service.time_limit(own_timeout + SERVICE_TIMEOUT_S):
                 act()
         except Exception as error:  # of any class; the run must end well without its tracker
             WandbTracker.unreachable |= isinstance(error, TimeoutError)
