@@ -1,4 +1,4 @@
-"""Numbers, counts, times, class names and errors as text that a person reads. Nothing is imported: no cycle."""
+"""Numbers, counts, times, class names and errors as text that a person reads. Imports no other module of ours."""
 
 from __future__ import annotations
 

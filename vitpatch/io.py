@@ -27,10 +27,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes ``path`` by rename, when and only when the block ends well.
+    """A temporary path in the same folder, which is renamed to ``path`` when the block ends without an exception.
 
-    What was written is on the disk before the name is, and the name before anything that follows from it, so that a
-    power cut leaves no name without it. Raises ``OSError`` that names ``path`` where the disk is full.
+    The content is flushed to the disk before the rename, and the rename before this returns, so that a power cut leaves
+    no file without its content. Raises ``OSError`` that names ``path`` where the disk is full.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:

@@ -1,4 +1,4 @@
-"""The nouns: frozen values that everything else is written in. No torch here at import."""
+"""The vocabulary: frozen values that all other modules share. Does not import torch."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Direction(StrEnum):
 
 
 class Partner(StrEnum):
-    """Which other image stands beside an image, always of another cluster; ``vitpatch.data.partners`` chooses it.
+    """Which other image is paired with an image, always of another cluster; ``vitpatch.data.partners`` chooses it.
 
     ``nearest_luminance``: of another class, the one whose mean luminance is nearest. ``pair``: the data's own
     ``pair_column``.
@@ -301,7 +301,7 @@ class ImageBatch:
     ``images`` float32 (batch, 3, height, width) at the model's input size; ``ids`` int64 (batch,), the row in the
     split; ``labels`` int64 (batch,); ``masks`` float32 (batch, 1, height, width) in [0, 1], 1 = object, where the
     data have them; ``others`` the partner of each image, for corruptions that ask for one; ``partners`` all that are
-    there, by kind. A partner with id −1 stands for none.
+    there, by kind. An id of −1 means that there is no partner.
     """
 
     images: Tensor
@@ -333,7 +333,7 @@ class ImageBatch:
 class Estimate:
     """A mean over images with its standard error and interval, all by resampling clusters.
 
-    ``se``, ``low`` and ``high`` are NaN where there is one cluster: nothing is known of its spread.
+    ``se``, ``low`` and ``high`` are NaN where there is one cluster: its spread is unknown.
     """
 
     mean: float
@@ -348,7 +348,7 @@ class Estimate:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether 0 is inside the interval: no effect is shown. Of an unknown interval it is not said."""
+        """Whether 0 is inside the interval, so that no effect is shown; false where the interval is unknown."""
         return self.low <= 0 <= self.high
 
 
@@ -393,7 +393,7 @@ def run_of(donor: Donor, direction: Direction) -> Run | None:
 
 @dataclass(frozen=True)
 class Study:
-    """What a run measures, beside its model, data and corruption.
+    """What a run measures, apart from its model, data and corruption.
 
     ``controls``: other images as donors too, ``None`` = where window is 1. ``synergy``: single layers, and windows
     without each of their layers, too. ``interval``: ``percentile`` or ``bca``; ``wanted_width`` of an interval at the

@@ -158,8 +158,8 @@ class SweepCallback(Callback):
         from vitpatch.cli.status import read_statuses
 
         until = time.monotonic() + PATIENCE_S
-        while (
-            any(run.status == "running" for run in read_statuses(self._root, self._since)) and time.monotonic() < until
+        while time.monotonic() < until and any(
+            run.status == "running" for run in read_statuses(self._root, self._since)
         ):
             time.sleep(0.2)
         raise KeyboardInterrupt

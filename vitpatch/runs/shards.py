@@ -1,8 +1,8 @@
-"""The batches of a run that are done, on the disk: a run that was stopped goes on from them, and ends in the same bits.
+"""The finished batches of a run on the disk: a stopped run resumes from them, and its result is the same to the bit.
 
-``begun.json`` says whose they are and how the images are cut; a batch is a parquet file a table and then, which makes
-it done, ``batch-<number>.json`` with their checksums, and like ``begun.json`` with its own. All of it goes when the run
-is finished.
+``begun.json`` names the run and how its images are cut into batches. A batch is a parquet file for each table; it is
+finished once ``batch-<number>.json`` is there, with the checksums of these files. Both JSON files hold their own
+checksum. The folder is removed when the run is finished.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Shards:
         return _read(self._begun, Begun)
 
     def begin(self, begun: Begun) -> Begun:
-        """Makes room for a run; goes on with what is here where that is the same run. How the run began.
+        """Prepares the folder for a run, or resumes the same run where it is here. Returns how that run began.
 
-        A run that an unreadable image stopped goes on as one that leaves such images out: so far there were none.
+        A run that an unreadable image stopped may resume as one that leaves such images out: so far there were none.
         Raises ``VitPatchError`` where batches of another run are here.
         """
         there = self.begun()
@@ -99,7 +99,7 @@ class Shards:
         return begun
 
     def keep(self, begun: Begun) -> None:
-        """Notes what became known of how the run began."""
+        """Writes how the run began, with what has become known since."""
         _write(self._begun, begun)
 
     def drop(self) -> None:
@@ -107,7 +107,7 @@ class Shards:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def done(self) -> dict[int, BatchDone]:
-        """The batches that are whole, by number; of others a warning is logged, and they are not done any more."""
+        """The undamaged batches, by number; a damaged one is logged as a warning and loses its record."""
         found = self.records()
         for record in self.path.glob("batch-*.json"):
             number = _number(record)
@@ -119,7 +119,7 @@ class Shards:
         return found
 
     def numbers(self) -> list[int]:
-        """The batches that have a record, whatever is in it."""
+        """The numbers of the batches that have a record, damaged or not."""
         return [_number(record) for record in self.path.glob("batch-*.json")]
 
     def records(self) -> dict[int, BatchDone]:
@@ -134,7 +134,7 @@ class Shards:
         bad: Sequence[tuple[int, str]] = (),
         said: Mapping[str, Any] | None = None,
     ) -> None:
-        """Puts one batch's rows of each table on the disk, and last its record; ``number`` orders the batches."""
+        """Writes one batch's rows of each table, then its record; ``number`` is its place in the order of batches."""
         files = {}
         for kind, table in tables.items():
             with written_beside(self._shard(kind, number)) as beside:
@@ -196,7 +196,7 @@ def _write(path: Path, value: Begun | BatchDone) -> None:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    """What ``_write`` wrote; ``None`` where there is nothing, or where it is not that."""
+    """What ``_write`` wrote; ``None`` where there is no file, or a damaged one."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return kind(**fields) if fields.pop("sha256") == digest(fields) else None
@@ -208,9 +208,9 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """What two runs' identities differ in, in words: the first few keys with both values."""
     there, here = flat(theirs), flat(ours)
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    said = [f"{key} ({_brief(there.get(key))} there, {_brief(here.get(key))} here)" for key in keys[:MOST_NAMED]]
+    named = [f"{key} ({_brief(there.get(key))} there, {_brief(here.get(key))} here)" for key in keys[:MOST_NAMED]]
     more = f" and {len(keys) - MOST_NAMED} more" * (len(keys) > MOST_NAMED)
-    return ", ".join(said) + more if said else "settings"
+    return ", ".join(named) + more if named else "settings"
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
