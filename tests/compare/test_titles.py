@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hand_made import NOISE, save_run
 
-from vitpatch.compare.load import found_below, read
-from vitpatch.compare.overview import overview
+from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.overview import overview_table
 from vitpatch.corruptions.pixels import Gray, called
 from vitpatch.runs.config import read_inclusion
 from vitpatch.runs.setup import prepare
@@ -50,7 +50,7 @@ def test_a_title_names_a_corruption_that_plays_a_part(config, overrides, corrupt
 def test_so_does_the_comparison(tmp_path):
     save_run(tmp_path / "x" / "own", np.full((4, 3), 0.1), corruption=NOISE)
     save_run(tmp_path / "x" / "zero", np.full((4, 3), 0.1), corruption=NOISE, donors=["zero"], direction="noise")
-    table = overview([read(one) for one in found_below([tmp_path / "x"])], tmp_path).set_index("run")
+    table = overview_table([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path).set_index("run")
     assert table.loc["own", ["corruption", "strength"]].tolist() == ["noise", "std=0.2, clip=True"]
     assert table.loc["zero", ["corruption", "strength"]].tolist() == ["none: zero as donor", ""]
 

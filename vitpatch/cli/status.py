@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitpatch.compare.run_labels import elided
 from vitpatch.io import in_order
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.status import DONE, RunState, state_of
+from vitpatch.titles import elided
 from vitpatch.types import duration
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
