@@ -13,7 +13,7 @@ LONGEST = 46
 """Letters of a name at an axis or in a legend."""
 OWN_CORRUPTIONS = (
     *("BackgroundOnly", "BackgroundSwap", "Blur", "Chain", "DesaturateBackground", "DesaturateObject", "Edges"),
-    *("EmbeddingNoise", "Gray", "Identity", "LowPass", "Noise", "ObjectOnly", "Occlude", "OnEmbeddings", "OtherImage"),
+    *("EmbeddingNoise", "Gray", "Identity", "LowPass", "Noise", "ObjectOnly", "Occlude", "OtherImage"),
     *("PatchShuffle", "PhaseScramble", "Silhouette"),
 )
 """The classes of ``vitpatch.corruptions``, named here so that a title needs no torch."""

@@ -83,3 +83,10 @@ def test_errors_name_a_function_that_is_a_corruption():
     assert [called(of) for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
         *("gray", "darken", "darken", "gray"),
     ]
+
+
+def test_titles_know_the_corruptions_of_this_package():
+    from vitpatch import corruptions, titles
+
+    classes = {name for name in corruptions.__all__ if "__call__" in vars(getattr(corruptions, name))}
+    assert set(titles.OWN_CORRUPTIONS) == classes

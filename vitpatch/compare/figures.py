@@ -365,7 +365,7 @@ def _difference_figures(comparison: Comparison) -> dict[str, Any]:
             continue
         shown = pd.DataFrame(pairs[:MAX_FILE_PAIRS])
         names = [f"{labels[row['a']]} − {labels[row['b']]}: {describe_patch(row)}" for row in shown.to_dict("records")]
-        rows = shown[["low", "high"]].assign(row=names, value=shown["difference"], total=np.nan, href="")
+        rows = shown[["low", "high"]].assign(row=names, value=shown["difference"], total=np.nan)
         title = f"{_difference_title(quantity)}, a − b, where it is largest"
         counts = [row["n"] for row in pairs]
         images = f"n = {format_counts(counts)} image{'s' * (max(counts) != 1)} included in both"

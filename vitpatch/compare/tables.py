@@ -19,17 +19,8 @@ NONE = "–"
 MAX_ROWS = 300
 """Rows of a table; the csv files have all."""
 RUN_COLUMNS = {
-    "model": "model",
-    "data": "data",
-    "corruption": "corruption",
-    "strength": "strength",
-    "site": "site",
-    "tokens": "tokens",
-    "heads": "heads",
-    "windows": "windows",
-    "direction": "direction",
-    "donor": "donor",
-    "metric": "metric",
+    name: name for name in "model data corruption strength site tokens heads windows direction donor metric".split()
+} | {
     "include": "images included",
     "n": "images",
     "n_clusters": "clusters",
