@@ -262,6 +262,7 @@ def test_every_line_of_a_figure_is_in_its_legend(far, tmp_path):
                         assert lines <= set(domain) and len(set(domain)) == len(domain), name
                         assert encoding["legend"]["labelLimit"] == 0 and encoding["legend"]["symbolLimit"] > len(domain)
                         legends.add(tuple(domain))
+                        assert encoding["legend"].get("values", domain) == [line for line in domain if line]
         assert len(legends) == 1 or name.startswith("overlay")
 
 

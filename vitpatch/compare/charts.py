@@ -219,8 +219,18 @@ class Profile:
         return alt.Color(**self._by_line()) if self.names else alt.value(BLUE)
 
     def _by_line(self, **scale: Any) -> Spec:
-        """Colour or shape by the field ``line``, with a legend where there are several."""
-        legend = alt.Legend(title=None, orient="bottom", columns=1, labelLimit=0, symbolLimit=60, symbolOpacity=1)
+        """Colour or shape by the field ``line``, with a legend where there are several; a line without a name is in
+        none."""
+        named_lines = [name for name in self.names if name]
+        legend = alt.Legend(
+            title=None,
+            orient="bottom",
+            columns=1,
+            labelLimit=0,
+            symbolLimit=60,
+            symbolOpacity=1,
+            values=named_lines if len(named_lines) < len(self.names) else alt.Undefined,
+        )
         named: Spec = {"field": "line", "type": "nominal", "scale": alt.Scale(domain=list(self.names), **scale)}
         return named | {"legend": legend if len(self.names) > 1 else None}
 

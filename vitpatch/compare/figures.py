@@ -309,7 +309,7 @@ def _titled(figure: Any, comparison: Comparison, words: str, lines: Sequence[str
 
 
 def _captioned(chart: alt.LayerChart, caption: str) -> alt.LayerChart:
-    lines = textwrap.wrap(caption, 44)
+    lines = textwrap.wrap(caption, 48)
     return chart.properties(title=alt.TitleParams(text=lines, fontSize=11, fontWeight="normal", offset=6))
 
 
