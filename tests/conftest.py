@@ -131,10 +131,10 @@ def patched(config, tmp_path, monkeypatch):
 @pytest.fixture
 def tables_only(monkeypatch):
     """Comparisons without figures and page, which take longest."""
-    from vitpatch.compare import comparison_figures, page
+    from vitpatch.compare import compare
 
-    monkeypatch.setattr(comparison_figures, "draw", lambda *everything: {})
-    monkeypatch.setattr(page, "write_page", lambda *everything: None)
+    monkeypatch.setattr(compare, "file_figures", lambda comparison: {})
+    monkeypatch.setattr(compare, "write_page", lambda comparison, file: None)
 
 
 @pytest.fixture
@@ -146,13 +146,13 @@ def cli(monkeypatch, capfd):
         import runpy
         import signal
 
-        from vitpatch.compare import comparison_figures
+        from vitpatch.compare import compare
         from vitpatch.runs import run
         from vitpatch.runs.distributed import SIGNALS
 
         if not pictures:
-            for room in (run, comparison_figures):
-                monkeypatch.setattr(room, "draw", lambda *everything: {})
+            monkeypatch.setattr(run, "draw", lambda *everything: {})
+            monkeypatch.setattr(compare, "file_figures", lambda comparison: {})
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level

@@ -8,8 +8,8 @@ import pytest
 import torch
 from families import save_family
 
-from vitpatch.compare.agreement import ZERO_SHOT, disagreements
-from vitpatch.compare.comparison import FinishedRun
+from vitpatch.compare.load import FinishedRun
+from vitpatch.compare.settings import ZERO_SHOT, consistency_warnings
 from vitpatch.models.checkpoint import Checkpoint, ZeroShotCheckpoint
 from vitpatch.models.wrappers import ZeroShot, digest_of_checkpoint, digest_of_weights
 from vitpatch.runs.folder import RunFolder
@@ -69,7 +69,7 @@ ZERO = {"_target_": f"vitpatch.models.checkpoint.{ZERO_SHOT}", "prompts": ["a ph
     ],
 )
 def test_one_path_and_several_weights(runs, says):
-    assert any("one path, several weights" in line for line in disagreements(runs)) == says
+    assert any("one path, several weights" in line for line in consistency_warnings(runs)) == says
 
 
 def test_the_digest_of_a_checkpoint_does_not_depend_on_labels_and_sees_all_its_weights(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from compared_by_hand import effects, example_pages, hostile
 from hand_made import save_run
 
-from vitpatch.compare.compared import compared
-from vitpatch.compare.load import found_below, read
+from vitpatch.compare.compare import compare_runs
+from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.page import write_page
 from vitpatch.runs.results import write_pages
 
@@ -31,7 +31,7 @@ def in_log_odds(tmp_path_factory):
     for name, sign in (("direction=denoise,data.limit=12", 1), ("direction=noise,data.limit=12", -1)):
         run = save_run(folder / name, sign * effects(6), depth=6, metric="log_odds", seed=sign)
         write_pages(run / "pages.parquet", example_pages(6))
-    comparison = compared([read(one) for one in found_below([folder])], folder / "comparison")
+    comparison = compare_runs([load_run(run) for run in find_runs([folder])], folder / "comparison")
     (folder / "comparison").mkdir()
     write_page(comparison, folder / "comparison" / "index.html")
     return folder / "comparison" / "index.html"

@@ -13,7 +13,8 @@ from conftest import DEPTH, ROOT, save_model
 from hand_made import NOISE, rows, save_run
 from scipy.stats import spearmanr
 
-from vitpatch.compare import compare
+from vitpatch.cli.compare import main
+from vitpatch.compare.compare import compare
 from vitpatch.runs.calibration import Calibration, grid, read_wanted_damage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.types import Estimate
@@ -25,7 +26,7 @@ TABLES = ("overview", "profiles", "differences", "not_subtracted", "settings", "
 def call(capsys):
     def make(*arguments):
         try:
-            compare.main([str(a) for a in arguments])
+            main([str(a) for a in arguments])
             code = 0
         except SystemExit as error:
             code = error.code
@@ -70,7 +71,7 @@ def test_runs_of_heads_windows_tokens_and_controls_are_rows(patched):
     """And the two are put under one another, though one has columns that the other has not."""
     folder = patched("target=z", "target.heads=[1,2]", "data.limit=6", "controls=true", folder="x/heads")
     patched("window=[1,3]", "target.tokens=[cls,patches]", "data.limit=6", folder="x/several")
-    comparison = compare.compare([folder.parent]).comparison
+    comparison = compare([folder.parent]).comparison
     for row, series in zip(comparison.overview.to_dict("records"), ("h{head}", "w{window}-{tokens}"), strict=True):
         manifest = json.loads((folder.parent / row["run"] / "manifest.json").read_text())
         peak = manifest["peak"]
@@ -87,7 +88,7 @@ def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     save_model(tmp_path / "deep", "vit", num_hidden_layers=7)
     patched("window=1", "controls=false", folder="sweep/shallow")
     patched("window=1", "controls=false", f"model.path={tmp_path / 'deep'}", folder="sweep/deep")
-    comparison = compare.compare([tmp_path / "sweep"]).comparison
+    comparison = compare([tmp_path / "sweep"]).comparison
     said = comparison.not_subtracted["reason"].item()
     assert said == "the models have 7 and 4 layers: compare them by relative depth" and not comparison.warnings
     deep, shallow = (comparison.profiles[comparison.profiles["run"] == name] for name in ("deep", "shallow"))
@@ -103,7 +104,7 @@ def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
     folder = save_run(tmp_path / "x", rng.random((4, 3)), total=total, included=[True, False, False, True])
     examples = pd.read_parquet(folder / "examples.parquet")
     examples.assign(pred_clean=[0, 1, 1, 1]).to_parquet(folder / "examples.parquet")
-    row = compare.compare([folder]).comparison.overview.iloc[0]
+    row = compare([folder]).comparison.overview.iloc[0]
     assert row["prob_clean"] == 0.25 + 0.625 and row["accuracy_clean"] == 0.5 and row["n"] == 2
 
 
@@ -114,7 +115,7 @@ def test_ranks_are_of_the_series_of_the_peak_towards_the_total_effect(tmp_path, 
     save_run(tmp_path / "x" / "down", np.tile([-0.1, -0.4, -0.3, -0.2], (5, 1)), total=np.full(5, -0.5))
     save_run(tmp_path / "x" / "few", np.tile([0.1, 0.2], (5, 1)))
     save_run(tmp_path / "x" / "flat", np.full((5, 4), 0.25))
-    table = compare.compare([tmp_path / "x"]).comparison.rank_correlation
+    table = compare([tmp_path / "x"]).comparison.rank_correlation
     assert table.loc["groups", "down"] == 1 and table.loc["down", "groups"] == 1
     assert table["few"].isna().all() and table["flat"].isna().all() and list(table.index) == list(table.columns)
 
@@ -145,7 +146,7 @@ def test_several_folders_are_compared_here_and_named_apart(tmp_path, rng, call, 
 def test_a_run_called_as_a_column_is_compared(tmp_path, rng):
     for name in ("run", "key"):
         save_run(tmp_path / "x" / name, rng.random((4, 3)), seed=len(name), weights=name)
-    tables = compare.compare([tmp_path / "x"]).comparison.tables
+    tables = compare([tmp_path / "x"]).comparison.tables
     assert list(tables["rank_correlation"]) == ["run", "key", "run"] and next(iter(tables["settings"])) == "key"
 
 
@@ -158,7 +159,7 @@ def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, r
         more = {"calibrate": "prob_drop:0.2", "matched": [], "weights": name, "path": name}
         save_run(tmp_path / "x" / name, rng.random((4, 3)), corruption=without, calibration=found, **more)
     save_run(tmp_path / "x" / "given", rng.random((4, 3)), corruption=without | {"std": 0.2})
-    comparison = compare.compare([tmp_path / "x"]).comparison
+    comparison = compare([tmp_path / "x"]).comparison
     assert list(comparison.overview["calibrated"]) == [
         *(f"prob_drop:0.2: std={s}, prob_drop 0.201" for s in (0.3, 0.2)),
         "",
@@ -172,7 +173,7 @@ def test_settings_that_differ_are_a_row_each(tmp_path, rng):
     save_run(tmp_path / "x" / "a", rng.random((4, 3)), window=[1, -1], include="all")
     other = {"_target_": "vitpatch.corruptions.Noise", "std": 0.25, "clip": False}
     save_run(tmp_path / "x" / "b", rng.random((4, 3)), window=[3], corruption=other, path="other/model")
-    table = compare.compare([tmp_path / "x"]).comparison.settings
+    table = compare([tmp_path / "x"]).comparison.settings
     assert table.T.to_dict("list") == {
         "model.path": ["some/model", "other/model"],
         "window": ["1, prefix", "3"],
@@ -299,7 +300,7 @@ def test_cautions(tmp_path, rng):
     save_run(tmp_path / "x" / "correct", values, total=total, include="clean_correct")
     save_run(tmp_path / "x" / "flipped", values, total=total, corruption=NOISE, include="flipped", included=half)
     save_run(tmp_path / "x" / "flipped-seed", values, total=total, corruption=NOISE, include="flipped", seed=1)
-    comparison = compare.compare([tmp_path / "x"]).comparison
+    comparison = compare([tmp_path / "x"]).comparison
     found = comparison.differences.groupby(["a", "b"])["caution"].agg(set)
     chosen = "the images are chosen by what the corruption does to them in flipped"
     assert found["all", "flipped"] == {f"{chosen}; the interval of 15 clusters is too narrow"}
@@ -314,7 +315,7 @@ def test_effects_that_are_not_those_of_the_summary_are_said(tmp_path, rng):
     save_run(tmp_path / "x" / "b", rng.random((4, 3)), weights="w1", path="other")
     summary = tmp_path / "x" / "b" / "summary.csv"
     pd.read_csv(summary).iloc[::-1].to_csv(summary, index=False)
-    reason = compare.compare([tmp_path / "x"]).comparison.not_subtracted["reason"].item()
+    reason = compare([tmp_path / "x"]).comparison.not_subtracted["reason"].item()
     assert "summary.csv and effects.parquet are not of the same patches" in reason
 
 
@@ -326,7 +327,7 @@ def test_without_runs_it_is_one_line(tmp_path, call):
 
 def test_help_and_the_import_take_nothing_heavy():
     call = "try: c.main(['--help'])\nexcept SystemExit: pass"
-    code = f"import sys, vitpatch.compare.compare as c\n{call}\nprint(*sys.modules)"
+    code = f"import sys, vitpatch.cli.compare as c\n{call}\nprint(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
     assert "--redraw" in said and not {"torch", "numpy", "pandas", "matplotlib"} & set(said.split())
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hand_made import NOISE, rows, save_run
 
-from vitpatch.compare.compare import compare, lines
+from vitpatch.cli.compare import summary_lines
+from vitpatch.compare.compare import compare
 
 pytestmark = pytest.mark.usefixtures("tables_only")
 
@@ -80,7 +81,7 @@ def test_runs_given_themselves_are_two_groups(save, between):
     row = result.comparison.matched.iloc[0]
     assert (row["a"], row["b"], row["quantity"]) == ("one", "two", "recovered")
     assert row["differing"] == "corruption: gray / noise (std=0.2, clip=True); window: 1 / 3"
-    said = "\n".join(lines(result))
+    said = "\n".join(summary_lines(result))
     assert "one - two (corruption: gray / noise (std=0.2, clip=True); window: 1 / 3):\n  recovered differs most" in said
 
 
@@ -90,7 +91,7 @@ def test_what_cannot_be_subtracted_says_why_and_numbers_are_still_there(save, be
     row = result.comparison.matched.iloc[0]
     assert row["reason"].startswith("the models have 4 and 6 layers") and np.isnan(row["largest_difference"])
     assert row[["peak_layer_a", "peak_layer_b", "total_effect_a"]].notna().all()
-    assert "  not subtracted: the models have 4 and 6 layers: compare them by relative depth" in lines(result)
+    assert "  not subtracted: the models have 4 and 6 layers: compare them by relative depth" in summary_lines(result)
 
 
 def test_one_group_has_no_counterparts_and_three_have_three_pairs(save, between):
@@ -103,7 +104,7 @@ def test_one_group_has_no_counterparts_and_three_have_three_pairs(save, between)
 def test_the_same_effects_are_said_to_be(save, between):
     values = save("a/x", seed=0)
     save("b/x", values, seed=1)
-    assert "  the same effect on the images of both" in lines(between("a", "b"))
+    assert "  the same effect on the images of both" in summary_lines(between("a", "b"))
 
 
 def test_controls_add_to_a_run_and_do_not_set_it_apart(save, between):

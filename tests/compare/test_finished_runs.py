@@ -6,12 +6,18 @@ They were made on the shipped data and model, six images (``unlabelled``: four) 
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
-from vitpatch.compare import compare
+from vitpatch.cli.compare import main
+from vitpatch.compare.compare import compare
+from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.settings import run_settings
 
 RUNS = Path(__file__).parent / "finished_runs"
 
@@ -22,7 +28,7 @@ def earlier(tmp_path):
 
 
 def test_they_are_compared(earlier):
-    found = compare.compare([earlier])
+    found = compare([earlier])
     assert not found.problems and not found.comparison.left_out
     overview = pd.read_csv(earlier / "comparison" / "overview.csv").set_index("run")
     assert overview["corruption"].to_dict() == {
@@ -32,18 +38,45 @@ def test_they_are_compared(earlier):
 
 
 def test_their_pictures_are_drawn_again(earlier, capsys):
-    compare.main(["--redraw", str(earlier / "unlabelled")])
+    main(["--redraw", str(earlier / "unlabelled")])
     assert (earlier / "unlabelled" / "figures" / "layer_profile.png").stat().st_size > 1e4
 
 
 def test_a_class_of_this_package_is_the_same_wherever_it_stood(earlier):
 
-    from vitpatch.compare.load import found_below, read
-    from vitpatch.compare.settings import aspects
-
-    old = read(found_below([earlier / "gray"])[0])
+    old = load_run(find_runs([earlier / "gray"])[0])
     manifest = json.loads(json.dumps(old.manifest).replace("vitpatch.corruptions.Gray", "vitpatch.another_place.Gray"))
     assert manifest != old.manifest
     (earlier / "noise" / "manifest.json").write_text(json.dumps(manifest))
-    moved = read(found_below([earlier / "noise"])[0])
-    assert aspects(old)["corruption"].value == aspects(moved)["corruption"].value
+    moved = load_run(find_runs([earlier / "noise"])[0])
+    assert run_settings(old)["corruption"].value == run_settings(moved)["corruption"].value
+
+
+ENTERED = """
+import sys
+from inspect import CO_OPTIMIZED  # what the body of a module or class has not
+
+entered = set()
+
+def note(frame, event, argument):
+    code = frame.f_code
+    if event == "call" and code.co_flags & CO_OPTIMIZED and not code.co_name.startswith("<"):
+        entered.add(code.co_filename)
+
+sys.setprofile(note)
+from vitpatch.cli.compare import main
+main(sys.argv[1:])
+sys.setprofile(None)
+heavy = {"torch", "lightning", "hydra"} & set(sys.modules)
+print("HEAVY", sorted(heavy))
+print("ENTERED", *sorted(file for file in entered if file.startswith(sys.path[0])), sep="\\n")
+"""
+
+
+def test_a_comparison_needs_few_files_and_no_torch(earlier, tmp_path):
+    command = [sys.executable, "-c", ENTERED.replace("sys.path[0]", repr(str(ROOT / "vitpatch"))), str(earlier)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    files = done.stdout.partition("ENTERED\n")[2].split()
+    assert str(ROOT / "vitpatch" / "compare" / "page.py") in files and len(files) <= 25, files

@@ -5,10 +5,8 @@ import pandas as pd
 import pytest
 from hand_made import NOISE, rows, save_run
 
-from vitpatch.compare import differences
 from vitpatch.compare.compare import compare
-from vitpatch.compare.pairs import same_clusters
-from vitpatch.compare.sides import same_patches
+from vitpatch.compare.pairs import same_clusters, same_patches
 from vitpatch.stats.bootstrap import RESAMPLES
 from vitpatch.stats.inference import sign_flip_p
 
@@ -212,8 +210,8 @@ def test_of_many_runs_only_those_that_differ_in_one_setting(save, compared, rng,
             save(f"{metric}-{seed}", values, metric=metric, seed=seed)
     everything = compared()
     assert len(everything.differences) + len(everything.not_subtracted) == 2 * 2 + 4 and not everything.warnings
-    monkeypatch.setattr(differences, "MOST_RUNS", 3)
-    monkeypatch.setattr("vitpatch.compare.compared.MOST_RUNS", 3)
+    monkeypatch.setattr("vitpatch.compare.pairs.MAX_RUNS", 3)
+    monkeypatch.setattr("vitpatch.compare.compare.MAX_RUNS", 3)
     some = compared()
     pairs = [*zip(some.differences["a"], some.differences["b"], strict=True)]
     pairs += zip(some.not_subtracted["a"], some.not_subtracted["b"], strict=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hand_made import NOISE, save_run
 
-from vitpatch.compare.load import found_below, read
-from vitpatch.compare.overview import overview
+from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.overview import overview_table
 from vitpatch.corruptions.base import as_corruption
 from vitpatch.corruptions.pixels import Gray
 from vitpatch.plots import style
@@ -48,7 +48,7 @@ def test_a_title_names_a_corruption_that_plays_a_part(config, overrides, corrupt
 def test_so_does_the_comparison(tmp_path):
     save_run(tmp_path / "x" / "own", np.full((4, 3), 0.1), corruption=NOISE)
     save_run(tmp_path / "x" / "zero", np.full((4, 3), 0.1), corruption=NOISE, donors=["zero"], direction="noise")
-    table = overview([read(one) for one in found_below([tmp_path / "x"])], tmp_path).set_index("run")
+    table = overview_table([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path).set_index("run")
     assert table.loc["own", ["corruption", "strength"]].tolist() == ["noise", "std=0.2, clip=True"]
     assert table.loc["zero", ["corruption", "strength"]].tolist() == ["none: zero as donor", ""]
 
@@ -78,3 +78,10 @@ def test_errors_name_a_function_that_is_a_corruption():
     assert [as_corruption(of).option_name for of in (Gray(), darken, partial(darken, by=0.1), partial(Gray))] == [
         *("gray", "darken", "darken", "gray"),
     ]
+
+
+def test_titles_know_the_corruptions_of_this_package():
+    from vitpatch import corruptions, titles
+
+    classes = {name for name in corruptions.__all__ if "__call__" in vars(getattr(corruptions, name))}
+    assert set(titles.OWN_CORRUPTIONS) == classes

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 from hand_made import NOISE, rows, save_run
 
-from vitpatch.compare.compared import compared
-from vitpatch.compare.comparison import Comparison
-from vitpatch.compare.load import found_below, read
+from vitpatch.compare.compare import compare_runs
+from vitpatch.compare.load import Comparison, find_runs, load_run
 from vitpatch.plots.examples import Page, ShownImage
 from vitpatch.runs.results import write_pages
 from vitpatch.types import BaseRun
@@ -53,7 +52,7 @@ def hostile(folder: Path) -> Comparison:
         save_run(b / "deep", effects(24, 5), depth=24, path="some/deep", weights="w1"),
     ]
     write_pages(made[0] / "pages.parquet", example_pages(6))
-    comparison = compared([read(one) for one in found_below([a, b])], folder / "comparison")
+    comparison = compare_runs([load_run(run) for run in find_runs([a, b])], folder / "comparison")
     (folder / "comparison").mkdir()
     overview = comparison.overview.copy()
     overview["wandb_url"] = ["javascript:alert(1)", "https://wandb.ai/a?b=1&c=<2>", *[""] * (len(overview) - 2)]
@@ -67,4 +66,4 @@ def hostile(folder: Path) -> Comparison:
 def single(folder: Path) -> Comparison:
     """One run."""
     run = save_run(folder / "run", effects(6), depth=6)
-    return compared([read(one) for one in found_below([run])], folder / "comparison")
+    return compare_runs([load_run(run) for run in find_runs([run])], folder / "comparison")

@@ -9,7 +9,7 @@ from drawn import cut_off
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from vitpatch.compare.redrawn import outcome_of, redraw
+from vitpatch.cli.compare import read_outcome, redraw
 from vitpatch.plots import heatmaps, peak, profile, run_figures, small_multiples, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs import examples
@@ -298,7 +298,7 @@ def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
 
 def test_figures_have_the_numbers_of_the_run(patched):
     run = RunFolder(patched("window=[1,3]", "synergy=true"))
-    outcome, manifest = outcome_of(run)
+    outcome, manifest = read_outcome(run)
     drawn = {name: figures.get(name) for name, figures in draw(outcome, read_pages(run.pages), manifest).items()}
     wide = outcome.summary[outcome.summary["window"] == 3]
     above, below = drawn["windows"].axes
@@ -318,7 +318,7 @@ def test_figures_have_the_numbers_of_the_run(patched):
 
 def test_each_row_says_the_images_effect_at_the_peak(patched):
     run = RunFolder(patched("window=[1,3]"))
-    outcome, manifest = outcome_of(run)
+    outcome, manifest = read_outcome(run)
     shown = read_pages(run.pages)
     page = draw(outcome, shown, manifest)["examples"]["examples_sorted"]
     said = [axes.get_ylabel() for axes in page.axes[::3]]

@@ -16,14 +16,17 @@ import pytest
 import yaml
 from composed import option
 from conftest import ROOT
-from drawn import NO_NUMBER, cut_off, problems_of
+from drawn import NO_NUMBER, chart_problems, cut_off, problems_of, reaches_the_edge
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from random_configs import make_inputs, random_overrides
 
-from vitpatch.compare import comparison_figures
-from vitpatch.compare.compare import compare, lines
+from vitpatch.cli.compare import summary_lines
+from vitpatch.compare import compare as compare_module
+from vitpatch.compare.charts import save_figure, spec_of
+from vitpatch.compare.compare import compare
+from vitpatch.compare.page import make_sections
 from vitpatch.errors import VitPatchError
 from vitpatch.plots.profile import STRETCH
 from vitpatch.plots.style import MOST_LINES
@@ -189,19 +192,23 @@ def test_a_run_ends_with_its_pictures_or_is_refused_at_once(inputs, base, seen, 
 @pytest.fixture
 def compared(monkeypatch, seen):
     """Compares the runs below a folder; what is wrong with the figures and the page."""
-    found, save = {}, comparison_figures.save
+    found = {}
 
     def saved(figure, path):
+        found[path.name] = chart_problems(spec_of(figure))
         if seen.is_long:
-            save(figure, path)
-        found[path.name] = problems_of(figure, path.name) + (cut_off(figure) if seen.is_long else [])
+            save_figure(figure, path)
+            found[path.name] += ["reaches its edge"] * reaches_the_edge(path.with_name(f"{path.name}.png"))
 
-    monkeypatch.setattr(comparison_figures, "save", saved)
-    monkeypatch.setattr(comparison_figures, "DPI", 30)
+    monkeypatch.setattr(compare_module, "save_figure", saved)
 
     def make(folder):
         result = compare([folder])
-        found["lines"] = [line for line in lines(result) if NO_NUMBER.search(line)]
+        found["lines"] = [line for line in summary_lines(result) if NO_NUMBER.search(line)]
+        for section in make_sections(result.comparison):
+            charts = [*section.charts, *(chart for panels in section.panels for chart in panels.charts if chart)]
+            charts += [card.chart for album in section.albums for card in album.cards]
+            found[section.name] = [problem for chart in charts for problem in chart_problems(chart.spec)]
         found["problems"] = list(result.problems)
         assert (folder / "comparison" / "index.html").stat().st_size > 10_000
         return {name: what for name, what in found.items() if what}

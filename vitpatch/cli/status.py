@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitpatch.compare.run_labels import elided
 from vitpatch.formatting import duration, format_interval
 from vitpatch.io import in_order, write_csv
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.status import DONE, RunStatus, read_status
+from vitpatch.titles import elided
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""

@@ -167,10 +167,10 @@ class SweepCallback(Callback):
 
 def _compare(root: Path, config: DictConfig, track: bool) -> None:
     """Compares the sweep's runs; these are what they are, also where that goes wrong."""
-    from vitpatch.compare.report import report
+    from vitpatch.cli.compare import report_sweep
 
     try:
-        report(root, config, track)
+        report_sweep(root, config, track)
     except (VitPatchError, OSError) as error:
         log.warning("comparison: %s", error)
     except Exception:  # our own mistake: the traceback is for whoever reports it

@@ -1,1 +1,1 @@
-"""What finished runs say beside each other, from their files alone."""
+"""Compares finished runs, from their files alone: tables, figures and a page."""

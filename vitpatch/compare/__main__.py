@@ -1,5 +1,5 @@
 """``python -m vitpatch.compare``."""
 
-from vitpatch.compare.compare import main
+from vitpatch.cli.compare import main
 
 main()

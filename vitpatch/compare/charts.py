@@ -1,55 +1,110 @@
-"""Tables → charts of a page, as Vega-Lite specifications: declared, never drawn by code of our own."""
+"""Altair charts by layer, by run, and of intervals: one specification for the page, SVG and PNG."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
+import pandas as pd
+import vl_convert
 
-from vitpatch.compare.cells import Link
+from vitpatch.io import written_beside
 from vitpatch.plots.style import LEAST_LIMIT
 
 Spec = dict[str, Any]
-Row = Mapping[str, Any]
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-"""Names the language; nothing is fetched."""
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
-"""Seven, beside the page's eight colours: 56 lines are told apart."""
+"""Seven, beside eight colours: 56 lines are told apart."""
 ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
-STEP, STEP_NAMED = 20, 38
-"""Pixels a row of a heatmap, and one with its name above."""
-LAYER_AXIS = {"format": "d", "tickMinStep": 1, "grid": False}
-LEADS_TO = {"field": "href", "type": "nominal"}
-"""The channel of an address that a click leads to."""
+ROW_HEIGHT, NAMED_ROW_HEIGHT = 20, 38
+"""Pixels of a heatmap's row, and of one with its name above."""
+PNG_SCALE = 2
+"""Pixels of a PNG per pixel of a chart."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """``spec`` of a chart, ``label`` for a reader who does not see it, ``caption`` and ``links`` at it; ``wide`` ones
-    scroll where the page is narrow."""
-
-    spec: Spec
-    label: str
-    caption: str = ""
-    links: Sequence[Link] = ()
-    wide: bool = False
-
-
-def chart_of(height: int, rows: Sequence[Row], **parts: Any) -> Spec:
-    """A specification as wide as its box, of Vega-Lite's ``parts``."""
-    size = {"width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}}
-    return {"$schema": SCHEMA, **size, "data": values(rows), **parts}
+def _theme(ink: str, line: str, domain: str, colours: Sequence[str]) -> Spec:
+    axis = {"labelColor": ink, "titleColor": ink, "gridColor": line, "domainColor": domain, "tickColor": domain}
+    return {
+        "background": "transparent",
+        "font": "system-ui, sans-serif",
+        "view": {"stroke": None},
+        "text": {"color": ink},
+        "axis": axis | {"titleFontWeight": "normal"},
+        "legend": {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"},
+        "range": {"category": list(colours)},
+    }
 
 
-def values(rows: Sequence[Row]) -> Spec:
-    """Inline data; numbers of five digits, what is not known null."""
-    return {"values": [{key: _short(value) for key, value in row.items()} for row in rows]}
+_LIGHT = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288")
+_DARK = ("#56B4E9", "#CC79A7", "#F0E442", "#E6E9ED", "#E8718D", "#8FA83A", "#9AA0A6", "#8C8CFF")
+THEMES = {
+    "light": _theme("#1b1f24", "#e1e5ea", "#8b949e", _LIGHT),
+    "dark": _theme("#e6e9ed", "#343b44", "#6a737d", _DARK),
+}
+"""Vega-Lite's ``config`` for each scheme of the page; colours are told apart by colour-blind readers."""
+FILE_CONFIG = THEMES["light"] | {
+    "background": "#ffffff",
+    "padding": 12,
+    "font": "Helvetica, Arial, sans-serif",
+    "title": {"anchor": "start", "fontSize": 13, "subtitleColor": "#57606a", "subtitleFontSize": 11, "offset": 12},
+}
+"""The same for figures in files."""
 
 
-def _short(value: Any) -> Any:
+def spec_of(chart: Any) -> Spec:
+    """A chart as a Vega-Lite specification, without altair's own theme."""
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        spec = chart.to_dict()
+    spec.pop("config", None)
+    return spec
+
+
+def save_figure(chart: Any, path: Path) -> None:
+    """Writes a chart as ``path`` with .svg and .png after it, by rename. Text of the SVG is text."""
+    text = json.dumps(spec_of(chart), ensure_ascii=False)
+    options: Spec = {"config": FILE_CONFIG, "allowed_base_urls": []}
+    svg = vl_convert.vegalite_to_svg(text, **options).encode()
+    png = vl_convert.vegalite_to_png(_drawable(text), scale=PNG_SCALE, **options)
+    for kind, content in (("svg", svg), ("png", png)):
+        with written_beside(path.with_name(f"{path.name}.{kind}")) as beside:
+            beside.write_bytes(content)
+
+
+def _drawable(text: str) -> str:
+    """JSON in which letters that no font here has are their code points, else all would be the same box."""
+    return re.sub("[^\x00-\u024f]", lambda letter: letter[0] if _has_glyph(letter[0]) else _code_point(letter[0]), text)
+
+
+def _code_point(letter: str) -> str:
+    return rf"\\u{ord(letter):04x}"
+
+
+@cache
+def _has_glyph(letter: str) -> bool:
+    return _picture(letter) != _picture("\ue000")  # private use: no font has it
+
+
+@cache
+def _picture(letter: str) -> bytes:
+    font = FILE_CONFIG["font"]
+    text = f'<text y="20" font-family="{font}" font-size="16">{letter}</text>'
+    return vl_convert.svg_to_png(f'<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32">{text}</svg>')
+
+
+def inline_data(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> alt.InlineData:
+    """Rows as they are embedded: numbers of five digits, null where not known."""
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
+    return alt.InlineData(values=[{key: _rounded(value) for key, value in row.items()} for row in records])
+
+
+def _rounded(value: Any) -> Any:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, str) or value is None:
@@ -59,241 +114,234 @@ def _short(value: Any) -> Any:
     return float(f"{value:.5g}") if np.isfinite(value) else None
 
 
-def tooltip(names: Sequence[str]) -> list[Spec]:
-    """Hover that says fields of the data under their own names; all are words."""
-    return [{"field": name, "type": "nominal"} for name in names]
+def _layered(layers: Sequence[alt.Chart], rows: Any, height: int, width: int | None) -> alt.LayerChart:
+    """``width`` in pixels; ``None`` = of the box on the page that the chart is in."""
+    chart = alt.layer(*layers, data=inline_data(rows), height=height, width="container" if width is None else width)
+    return chart if width else chart.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
 
 
-def quantity(name: str, title: str | None, domain: Sequence[float] | None = None, **axis: Any) -> Spec:
-    """A channel of numbers, on a given scale where there is a domain; ``axis`` are properties of Vega-Lite's."""
-    scale: Spec = (
-        {"zero": False, "nice": name != "layer"}
-        if domain is None
-        else {"domain": [_short(end) for end in domain], "nice": False}
-    )
-    return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+def _tooltips(titles: Mapping[str, str]) -> list[alt.Tooltip]:
+    """Text fields by name with their titles."""
+    return [alt.Tooltip(field=name, type="nominal", title=title) for name, title in titles.items()]
 
 
-def by_line(names: Sequence[str], shapes: bool = False) -> Spec:
-    """Colour, or marker, of the field ``line``, with a legend where there are several; colours are the page's.
+def _hover_and_click(titles: Mapping[str, str], width: int | None) -> Spec:
+    """Channels of marks on the page; in a file, which has a width, none."""
+    click = alt.Href(field="href", type="nominal")
+    return {"tooltip": _tooltips(titles), "href": click} if width is None else {}
 
-    Without ``names`` all have one.
-    """
-    if not names:
-        return {"value": "circle" if shapes else BLUE}
-    scale = {"domain": list(names)} | ({"range": SHAPES} if shapes else {})
-    legend = {"title": None, "orient": "bottom", "columns": 1, "labelLimit": 0, "symbolLimit": 60, "symbolOpacity": 1}
-    return {"field": "line", "type": "nominal", "scale": scale, "legend": legend if len(names) > 1 else None}
+
+def _rule(channel: str, value: float = 0, **mark: Any) -> alt.Chart:
+    """A line across the chart, at a value of x or y."""
+    rule = alt.Chart(inline_data([{}])).mark_rule(**({"color": GREY, "strokeWidth": 1} | mark))
+    return rule.encode(**{channel: alt.datum(_rounded(value))})
+
+
+def _all_known(rows: pd.DataFrame, *names: str) -> pd.Series:
+    return rows[list(names)].notna().all(axis=1)
 
 
 @dataclass(frozen=True)
 class Profile:
     """Values by layer: lines with ribbons, full markers, and hollow ones where ``clipped``.
 
-    ``rows`` have ``line, layer, value, low, high, clipped`` and the fields ``said`` on hover; ``names`` are the lines;
-    ``title`` and ``domain`` the y axis'. ``totals`` have ``run, line, value, total effect`` (in words) and are dashed,
-    several in the colours of their lines. ``x`` is a field with its title, in 0 … 1 where it is not the layer. Without
-    ``joined`` points have no lines.
+    ``rows`` have ``line, layer, value, low, high, clipped`` and the text fields of ``tooltips`` (titles by field).
+    ``names`` are the lines that a legend lists; without any, points have one colour and no lines. ``totals`` have
+    ``run, line, value, words``: dashed, several in the colours of their lines. ``levels``: (value, name, colour,
+    dashes) of lines across, instead of one at 0. ``x`` is a field with its title, in 0 … 1 where it is not the layer.
+    ``picks``: a list picks which rows are seen, by their field ``pick``.
     """
 
-    rows: Sequence[Row]
+    rows: pd.DataFrame
     names: Sequence[str]
-    title: str | None
+    title: str | list[str] | None
     domain: Sequence[float] | None
-    said: Sequence[str]
-    totals: Sequence[Row] = ()
+    tooltips: Mapping[str, str]
+    totals: Sequence[Mapping[str, Any]] = ()
+    levels: Sequence[tuple[float, str, str, list[int]]] = ()
     x: tuple[str, str] = ("layer", "layer")
-    joined: bool = True
     height: int = 170
+    picks: Sequence[str] = ()
+    _picked: alt.Parameter = field(
+        default_factory=lambda: alt.selection_point(name="picked", fields=["line"], bind="legend")
+    )
 
-    def spec(self) -> Spec:
-        """The chart, as wide as its box; with several lines a click in the legend picks one."""
-        layers = [_zero(), *([self._totals()] if self.totals else [])]
-        has_intervals = any(_is_known(row, "low", "high") for row in self.rows)
-        if self.joined:
-            layers += [*([self._ribbon()] if has_intervals else []), self._line()]
-        if has_intervals and (not self.joined or min(Counter(row["line"] for row in self.rows).values()) < 2):
-            layers.append(self._bars())
-        layers.append(self._points(clipped=False))
-        if any(row["clipped"] for row in self.rows):
-            layers.append(self._points(clipped=True))
-        return chart_of(self.height, self.rows, layer=[*layers, self._near()])
+    def chart(self, width: int | None = None) -> alt.LayerChart:
+        """For the page, where hovering shows numbers and a click in the legend picks a line; with a ``width`` in pixels
+        for a file."""
+        in_page, rows = width is None, self.rows
+        picks_line = in_page and len(self.names) > 1
+        opacity = self._opacity if picks_line else alt.value
+        layers = [self._level(*level) for level in self.levels] or [_rule("y")]
+        if self.totals:
+            layers.append(self._total_rules().encode(opacity=opacity(1)))
+        ends = {"x": self._x, "y": self._y("low"), "y2": alt.Y2("high"), "color": self._colour}
+        has_intervals = bool(_all_known(rows, "low", "high").any())
+        if self.names:
+            if has_intervals:
+                faint = opacity(0.12 if len(self.names) > 1 else 0.2)
+                layers.append(alt.Chart().mark_area(line=False).encode(**ends, opacity=faint))
+            line = alt.Chart().mark_line(strokeWidth=2)
+            layers.append(line.encode(x=self._x, y=self._y(), color=self._colour, opacity=opacity(1)))
+        if has_intervals and (not self.names or min(Counter(rows["line"]).values()) < 2):
+            layers.append(alt.Chart().mark_rule().encode(**ends, opacity=opacity(0.5)))
+        points = self._points(clipped=False).encode(opacity=opacity(1))
+        layers.append(points.add_params(self._picked) if picks_line else points)
+        if rows["clipped"].any():
+            layers.append(self._points(clipped=True).encode(opacity=opacity(1)))
+        if in_page:
+            layers.append(self._nearest_point())
+        chart = _layered(layers, rows, self.height, width)
+        if self.picks:
+            pick = alt.binding_select(options=list(self.picks))
+            chart = chart.add_params(alt.param(name="Pair", value=self.picks[0], bind=pick))
+            chart = chart.transform_filter("datum.pick === Pair")
+        return chart
 
     @property
-    def _x(self) -> Spec:
+    def _x(self) -> alt.X:
         name, title = self.x
         if name == "layer":
-            return quantity(name, title, **LAYER_AXIS)
-        return quantity(name, title, (0, 1), grid=False, values=[0, 0.2, 0.4, 0.6, 0.8, 1], format=".1f")
+            axis, scale = alt.Axis(format="d", tickMinStep=1, grid=False), alt.Scale(zero=False, nice=False)
+        else:
+            axis = alt.Axis(format=".1f", grid=False, values=[0, 0.2, 0.4, 0.6, 0.8, 1])
+            scale = alt.Scale(domain=[0, 1], nice=False)
+        return alt.X(field=name, type="quantitative", title=title, scale=scale, axis=axis)
+
+    def _y(self, name: str = "value") -> alt.Y:
+        scale = alt.Scale(zero=False, nice=True)
+        if self.domain is not None:
+            scale = alt.Scale(domain=[_rounded(end) for end in self.domain], nice=False)
+        return alt.Y(field=name, type="quantitative", title=self.title, scale=scale)
 
     @property
-    def _y(self) -> Spec:
-        return quantity("value", self.title, self.domain)
+    def _colour(self) -> alt.Color | Any:
+        return alt.Color(**self._by_line()) if self.names else alt.value(BLUE)
 
-    @property
-    def _is_picked(self) -> bool:
-        return 1 < len(self.names)
+    def _by_line(self, **scale: Any) -> Spec:
+        """Colour or shape by the field ``line``, with a legend where there are several; a line without a name is in
+        none."""
+        named_lines = [name for name in self.names if name]
+        legend = alt.Legend(
+            title=None,
+            orient="bottom",
+            columns=1,
+            labelLimit=0,
+            symbolLimit=60,
+            symbolOpacity=1,
+            values=named_lines if len(named_lines) < len(self.names) else alt.Undefined,
+        )
+        named: Spec = {"field": "line", "type": "nominal", "scale": alt.Scale(domain=list(self.names), **scale)}
+        return named | {"legend": legend if len(self.names) > 1 else None}
 
-    def _strength(self, full: float) -> Spec:
-        if not self._is_picked:
-            return {"value": full}
-        return {"condition": {"param": "picked", "value": full}, "value": full / 8}
+    def _opacity(self, full: float) -> Any:
+        return alt.when(self._picked).then(alt.value(full)).otherwise(alt.value(full / 8))
 
-    def _totals(self) -> Spec:
-        colour = by_line(self.names) if len(self.totals) > 1 and self._is_picked else {"value": ORANGE}
-        said = tooltip(["run", "total effect"])
-        encoding = {"y": {"field": "value", "type": "quantitative"}, "color": colour, "tooltip": said}
-        mark = {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.6}
-        return {"data": values(self.totals), "mark": mark, "encoding": encoding | {"opacity": self._strength(1)}}
+    def _total_rules(self) -> alt.Chart:
+        colour = self._colour if len(self.totals) > 1 and len(self.names) > 1 else alt.value(ORANGE)
+        rules = alt.Chart(inline_data(self.totals)).mark_rule(strokeDash=[6, 4], strokeWidth=1.6)
+        tooltips = _tooltips({"run": "run", "words": "total effect"})
+        return rules.encode(y=alt.Y(field="value", type="quantitative"), color=colour, tooltip=tooltips)
 
-    def _ribbon(self) -> Spec:
-        ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
-        colour = {"color": by_line(self.names), "opacity": self._strength(0.12 if self._is_picked else 0.2)}
-        return {"mark": {"type": "area", "line": False}, "encoding": {"x": self._x, **ends, **colour}}
+    def _level(self, value: float, name: str, colour: str, dashes: list[int]) -> alt.Chart:
+        rows = inline_data([{"value": value, "run": name, "words": f"{value:.3f}"}])
+        rule = alt.Chart(rows).mark_rule(color=colour, strokeDash=dashes, strokeWidth=1.8)
+        tooltips = _tooltips({"run": "run", "words": "metric"})
+        return rule.encode(y=alt.Y(field="value", type="quantitative"), tooltip=tooltips)
 
-    def _bars(self) -> Spec:
-        ends = {"y": quantity("low", self.title, self.domain), "y2": {"field": "high"}}
-        colour = {"color": by_line(self.names), "opacity": self._strength(0.5)}
-        return {"mark": "rule", "encoding": {"x": self._x, **ends, **colour}}
-
-    def _line(self) -> Spec:
-        colour = {"color": by_line(self.names), "opacity": self._strength(1)}
-        return {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": self._x, "y": self._y, **colour}}
-
-    def _points(self, clipped: bool) -> Spec:
+    def _points(self, clipped: bool) -> alt.Chart:
         """Markers; those of clipped windows hollow."""
-        mark = {"type": "point", "filled": not clipped, "size": 45, "strokeWidth": 1.6}
-        colour = {"color": by_line(self.names), "shape": by_line(self.names, shapes=True)}
-        encoding = {"x": self._x, "y": self._y, **colour, "opacity": self._strength(1)}
-        layer = {
-            "transform": [{"filter": f"datum.clipped === {str(clipped).lower()}"}],
-            "mark": mark,
-            "encoding": encoding,
-        }
-        if self._is_picked and not clipped:
-            layer["params"] = [{"name": "picked", "select": {"type": "point", "fields": ["line"]}, "bind": "legend"}]
-        return layer
+        points = alt.Chart(name="hollow" if clipped else "points").mark_point(
+            filled=not clipped, size=45, strokeWidth=1.6
+        )
+        shape = alt.Shape(**self._by_line(range=SHAPES)) if self.names else alt.value("circle")
+        filtered = points.transform_filter(f"datum.clipped === {str(clipped).lower()}")
+        return filtered.encode(x=self._x, y=self._y(), color=self._colour, shape=shape)
 
-    def _near(self) -> Spec:
-        """A ring at the point that the pointer is nearest to, and what is said of it."""
-        near = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
-        shown = {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0}
-        encoding = {"x": self._x, "y": self._y, "opacity": shown, "tooltip": tooltip(self.said)}
-        mark = {"type": "point", "size": 150, "color": GREY, "strokeWidth": 2}
-        return {"params": [{"name": "near", "select": near}], "mark": mark, "encoding": encoding}
-
-
-def _zero() -> Spec:
-    mark = {"type": "rule", "color": GREY, "strokeWidth": 1}
-    return {"data": {"values": [{}]}, "mark": mark, "encoding": {"y": {"datum": 0}}}
-
-
-def _is_known(row: Row, *names: str) -> bool:
-    """Whether fields of a row are numbers; a scale without any has no ends."""
-    return all(_short(row[name]) is not None for name in names)
+    def _nearest_point(self) -> alt.Chart:
+        """A ring at the point nearest to the pointer, with its tooltip."""
+        near = alt.selection_point(name="near", on="pointerover", nearest=True, clear="pointerout")
+        ring = alt.Chart(name="ring").mark_point(size=150, color=GREY, strokeWidth=2).add_params(near)
+        opacity = alt.when(near, empty=False).then(alt.value(1)).otherwise(alt.value(0))
+        return ring.encode(x=self._x, y=self._y(), opacity=opacity, tooltip=_tooltips(self.tooltips))
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Values as colours, ``rows`` having ``row, column, value`` and the fields ``said`` on hover; 0 is in the middle.
+    """Values as colours, 0 in the middle: ``rows`` have ``row, column, value``, the text fields of ``tooltips``, and
+    ``sure``: a dot.
 
-    ``row_names`` and ``column_names`` are in their order; ``limit`` is the colours' end on both sides; ``addresses``
-    has by row where a click on its cells leads.
+    ``row_names`` and ``column_names`` are in their order; ``limit`` is the end of the colours on both sides;
+    ``addresses`` has by row where a click on its cells leads. ``words`` is a field that is written into the cells of a
+    file, "" = none.
     """
 
-    rows: Sequence[Row]
+    rows: pd.DataFrame
     row_names: Sequence[str]
     column_names: Sequence[Any]
     column_title: str | None
     title: str
     limit: float
-    said: Sequence[str]
+    tooltips: Mapping[str, str]
     addresses: Mapping[str, str]
+    words: str = ""
 
-    def spec(self) -> Spec:
-        """The chart; cells whose ``sure`` is true have a dot."""
-        y = {
-            "field": "row",
-            "type": "nominal",
-            "sort": list(self.row_names),
-            "title": None,
-            "axis": {"labelLimit": 0},
-        }
-        x = {"field": "column", "type": "nominal", "sort": list(self.column_names), "title": self.column_title}
-        x["axis"] = {"labelLimit": 0, "labelAngle": 0 if self.column_title else -40}
-        limit = max(self.limit, LEAST_LIMIT)
-        scale = {"scheme": "redblue", "reverse": True, "domain": [_short(-limit), 0, _short(limit)], "type": "linear"}
-        legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220, "titleLimit": 0}
-        colour = {"field": "value", "type": "quantitative", "scale": scale, "title": self.title, "legend": legend}
-        place = {"x": x, "y": y, "tooltip": tooltip(self.said), "href": LEADS_TO}
-        layers = [{"mark": {"type": "rect"}, "encoding": place | {"color": colour}}]
-        if any(row["sure"] for row in self.rows):
-            dot = {"type": "point", "filled": True, "size": 9, "opacity": 1}
-            sure, strong = [{"filter": "datum.sure"}], f"abs(datum.value) > {0.6 * limit}"
-            ink = {"condition": {"test": strong, "value": "#ffffff"}, "value": "#444444"}
-            layers.append({"transform": sure, "mark": dot, "encoding": place | {"color": ink}})
-        return chart_of(STEP * len(self.row_names), self.rows, transform=[self._found()], layer=layers)
-
-    def _found(self) -> Spec:
-        """Finds each cell's address, so that the data have it once a row."""
-        table = values([{"row": row, "href": address} for row, address in self.addresses.items()])
-        return {"lookup": "row", "from": {"data": table, "key": "row", "fields": ["href"]}}
-
-
-def intervals(rows: Sequence[Row], title: str, said: Sequence[str]) -> Spec:
-    """A point with its interval a row, under the row's name: ``row, value, low, high, href``, and ``total`` as a tick
-    where it is known."""
-    y = {"field": "row", "type": "nominal", "sort": [row["row"] for row in rows], "title": None, "axis": None}
-    place, blue = {"y": y, "href": LEADS_TO, "tooltip": tooltip(said)}, {"color": {"value": BLUE}}
-    zero = {"data": {"values": [{}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": {"datum": 0}}}
-    # with the row's whole name on hover where the page is narrower than that
-    name = {"type": "text", "align": "left", "baseline": "bottom", "dy": -9, "limit": {"expr": "width"}}
-    point = {"type": "point", "filled": True, "size": 70, "opacity": 1}
-    tick = {"type": "tick", "thickness": 2, "color": ORANGE, "size": 14}
-    ends = {"x": _from_zero("low", title), "x2": {"field": "high"}}
-    layers = [
-        (("low", "high"), {"type": "rule", "strokeWidth": 2}, place | ends | blue),
-        (("total",), tick, place | {"x": _from_zero("total", title)}),
-        (("value",), point, place | {"x": _from_zero("value", title)} | blue),
-    ]
-    shown = [
-        {"mark": mark, "encoding": encoding}
-        for names, mark, encoding in layers
-        if any(_is_known(row, *names) for row in rows)
-    ]
-    names = {"mark": name, "encoding": place | {"x": {"value": 5}, "text": {"field": "row"}}}
-    return chart_of(STEP_NAMED * len(rows), rows, layer=[zero, *shown, names])
-
-
-def _from_zero(name: str, title: str) -> Spec:
-    """Numbers on an axis that holds 0 and numbers it: as many ticks as there is room for."""
-    axis = {"tickCount": {"expr": "max(2, width / 80)"}}
-    return {"field": name, "type": "quantitative", "title": title, "scale": {"zero": True, "nice": True}, "axis": axis}
-
-
-def picked_profile(profile: Profile, labels: Sequence[str]) -> Spec:
-    """A profile of which a list picks what is seen, by the field ``pick`` of its rows."""
-    picking = {"name": "Pair", "value": labels[0], "bind": {"input": "select", "options": list(labels)}}
-    return profile.spec() | {"params": [picking], "transform": [{"filter": "datum.pick === Pair"}]}
+    def chart(self, width: int | None = None) -> alt.LayerChart:
+        """For the page; with a ``width`` in pixels for a file."""
+        limit, angle = max(self.limit, LEAST_LIMIT), 0 if self.column_title else -40
+        scale = alt.Scale(scheme="redblue", reverse=True, domain=[_rounded(-limit), 0, _rounded(limit)], type="linear")
+        legend = alt.Legend(orient="bottom", direction="horizontal", gradientLength=220, titleLimit=0)
+        colour = alt.Color(field="value", type="quantitative", scale=scale, title=self.title, legend=legend)
+        x_axis, y_axis = alt.Axis(labelLimit=0, labelAngle=angle), alt.Axis(labelLimit=0)
+        x = alt.X(field="column", type="nominal", sort=self.column_names, title=self.column_title, axis=x_axis)
+        y = alt.Y(field="row", type="nominal", sort=self.row_names, title=None, axis=y_axis)
+        place = {"x": x, "y": y, **_hover_and_click(self.tooltips, width)}
+        strong = alt.expr.abs(alt.datum.value) > 0.6 * limit
+        ink = alt.when(strong).then(alt.value("#ffffff")).otherwise(alt.value("#444444"))
+        layers = [alt.Chart().mark_rect().encode(**place, color=colour)]
+        if self.rows["sure"].any():
+            dots = alt.Chart().mark_point(filled=True, size=9, opacity=1).transform_filter("datum.sure")
+            layers.append(dots.encode(**place, color=ink))
+        if self.words and width:
+            text = alt.Text(field=self.words, type="nominal")
+            layers.append(alt.Chart().mark_text(fontSize=9).encode(x=x, y=y, text=text, color=ink))
+        addresses = inline_data([{"row": row, "href": address} for row, address in self.addresses.items()])
+        lookup = alt.LookupData(data=addresses, key="row", fields=["href"])
+        chart = _layered(layers, self.rows, ROW_HEIGHT * len(self.row_names), width)
+        return chart.transform_lookup(lookup="row", from_=lookup)  # an address is embedded once a row of the heatmap
 
 
 @dataclass(frozen=True)
-class Trace:
-    """One image's metric by layer: ``rows`` as of ``Profile``, and the levels of the clean and the corrupted run."""
+class Intervals:
+    """A point with its interval a row, under the row's name: ``rows`` have ``row, value, low, high``, ``total`` (a tick
+    where it is known), ``href`` and the text fields of ``tooltips``."""
 
-    profile: Profile
-    clean: float
-    corrupt: float
+    rows: pd.DataFrame
+    title: str
+    tooltips: Mapping[str, str]
 
-    def spec(self) -> Spec:
-        """The chart: the clean run's level a green line, the corrupted one's orange and dashed."""
-        chart = self.profile.spec()
-        levels = [_level(self.clean, "clean", GREEN, [1, 0]), _level(self.corrupt, "corrupt", ORANGE, [6, 4])]
-        return chart | {"layer": [*levels, *chart["layer"][1:]]}
+    def chart(self, width: int | None = None) -> alt.LayerChart:
+        """For the page; with a ``width`` in pixels for a file."""
+        blue, y = (
+            alt.value(BLUE),
+            alt.Y(field="row", type="nominal", sort=list(self.rows["row"]), title=None, axis=None),
+        )
+        place = {"y": y, **_hover_and_click(self.tooltips, width)}
+        interval = alt.Chart().mark_rule(strokeWidth=2).encode(x=self._x("low"), x2=alt.X2("high"), color=blue, **place)
+        tick = alt.Chart().mark_tick(thickness=2, color=ORANGE, size=14).encode(x=self._x("total"), **place)
+        point = alt.Chart().mark_point(filled=True, size=70, opacity=1).encode(x=self._x("value"), color=blue, **place)
+        layers = [_rule("x")]
+        for fields, layer in ((("low", "high"), interval), (("total",), tick), (("value",), point)):
+            if _all_known(self.rows, *fields).any():  # a scale without any number has no ends
+                layers.append(layer)
+        # the whole name is on hover where the page is narrower
+        limit = {"expr": "width"} if width is None else 0
+        name = alt.Chart().mark_text(align="left", baseline="bottom", dy=-9, limit=limit)
+        layers.append(name.encode(x=alt.value(5), text=alt.Text(field="row"), **place))
+        return _layered(layers, self.rows, NAMED_ROW_HEIGHT * len(self.rows), width)
 
-
-def _level(value: float, run: str, colour: str, dash: list[int]) -> Spec:
-    mark = {"type": "rule", "color": colour, "strokeDash": dash, "strokeWidth": 1.8}
-    rows = values([{"value": value, "run": run, "metric": f"{value:.3f}"}])
-    encoding = {"y": {"field": "value", "type": "quantitative"}, "tooltip": tooltip(["run", "metric"])}
-    return {"data": rows, "mark": mark, "encoding": encoding}
+    def _x(self, name: str) -> alt.X:
+        """Numbers on an axis that holds 0 and numbers it: as many ticks as there is room for."""
+        axis = alt.Axis(tickCount={"expr": "max(2, width / 80)"})
+        scale = alt.Scale(zero=True, nice=True)
+        return alt.X(field=name, type="quantitative", title=self.title, scale=scale, axis=axis)

@@ -1,42 +1,55 @@
-"""Where in a comparison's grid a profile stands: corruption × window, and a grid for each model, data, target, …"""
+"""How profiles are laid out in charts: panels by corruption and window, lines, scales, and the words at them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from vitpatch.compare.comparison import Comparison
-from vitpatch.compare.run_labels import run_labels
+from vitpatch.compare.load import Comparison
+from vitpatch.compare.tables import estimate_of, format_estimate, format_number, is_known
+from vitpatch.plots.profile import clipped_of
+from vitpatch.plots.style import METRIC_NAMES
 from vitpatch.stats.result import series_of
-from vitpatch.types import window_word
+from vitpatch.titles import LONGEST, elided, run_labels
+from vitpatch.types import Metric, window_word
 
 FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "metric", "include")
-"""What profiles of one grid share, columns of ``overview``."""
-MOST_SERIES = 8
-"""Of a run with more, the one with the peak stands for it where runs stand beside each other."""
-MOST_BESIDE = 24
-"""Lines that a legend names, in a chart or figure that runs stand beside each other in."""
+"""Columns of ``overview`` in which the runs of one grid are equal."""
+MAX_SERIES = 8
+"""Of a run with more, the one with the peak is drawn where several runs are in one chart; alone it has points without
+lines."""
+MAX_LINES = 24
+"""Lines of a chart of several runs."""
+TOOLTIPS = {
+    "line": "line",
+    "layer": "layer",
+    "layers": "layers patched",
+    "effect": "effect [95 %]",
+    "recovered": "recovered [95 %]",
+    "p": "p, corrected",
+}
+"""Text fields of ``profile_rows`` with their titles."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A cell of a grid: its runs and their rows of ``profiles``, with the column ``line`` that tells them apart."""
+    """A cell of a grid: its runs and their rows of ``profiles``, with the name of their ``line``, "" = the only one."""
 
     runs: tuple[str, ...]
     rows: pd.DataFrame
 
     @property
     def lines(self) -> list[str]:
-        """The names of its lines, in order; one line may be called ""."""
+        """The names of its lines, in order."""
         return list(dict.fromkeys(self.rows["line"]))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Panels by corruption and window; ``title`` says in words what other grids differ in, "" where there is one."""
+    """Panels by corruption and window; ``title`` says in what it differs from other grids, "" where there is one."""
 
     title: str
     metric: str
@@ -45,34 +58,33 @@ class Grid:
     panels: Mapping[tuple[str, str], Panel]
 
 
-def corruption_words(row: Mapping[str, object]) -> str:
-    """Corruption and strength of a row of ``overview``."""
-    strength = row["strength"]
-    return f"{row['corruption']} ({strength})" if strength and strength == strength else str(row["corruption"])
-
-
 def grids(comparison: Comparison) -> list[Grid]:
-    """All profiles, each in one panel; a panel holds several runs where these differ in what makes no facet."""
+    """All profiles, each in one panel, which has several runs where these differ in what makes no facet."""
     overview = comparison.overview
     differing = [name for name in FACETS if overview[name].nunique(dropna=False) > 1]
-    found = []
+    made = []
     for values, runs in overview.groupby(list(FACETS), sort=False, dropna=False):
-        said = dict(zip(FACETS, values, strict=True))
-        title = ", ".join(f"{name} {said[name]}" for name in differing if said[name])
-        found.append(_grid(title, runs, comparison.profiles))
-    return found
+        facets = dict(zip(FACETS, values, strict=True))
+        title = ", ".join(f"{name} {facets[name]}" for name in differing if facets[name])
+        made.append(_make_grid(title, runs, comparison.profiles))
+    return made
 
 
-def _grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
-    corruption = {row["run"]: corruption_words(row) for row in runs.to_dict("records")}
-    rows = profiles[profiles["run"].isin(corruption)]
-    places = pd.Series(list(zip(rows["run"].map(corruption), rows["window"].map(window_word), strict=True)), rows.index)
-    panels = {place: _panel(rows.loc[group.index]) for place, group in places.groupby(places, sort=False)}
+def _make_grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
+    corruptions = {
+        row["run"]: f"{row['corruption']} ({row['strength']})" if is_known(row["strength"]) else str(row["corruption"])
+        for row in runs.to_dict("records")
+    }
+    rows = profiles[profiles["run"].isin(corruptions)]
+    of_rows = zip(rows["run"].map(corruptions), rows["window"].map(window_word), strict=True)
+    places = pd.Series(list(of_rows), rows.index)
+    panels = {place: _make_panel(rows.loc[group.index]) for place, group in places.groupby(places, sort=False)}
     windows = [window_word(window) for window in sorted(set(rows["window"]), key=lambda window: (window < 0, window))]
-    return Grid(title, str(runs["metric"].iloc[0]), tuple(dict.fromkeys(corruption.values())), tuple(windows), panels)
+    metric = str(runs["metric"].iloc[0])
+    return Grid(title, metric, tuple(dict.fromkeys(corruptions.values())), tuple(windows), panels)
 
 
-def _panel(rows: pd.DataFrame) -> Panel:
+def _make_panel(rows: pd.DataFrame) -> Panel:
     runs = tuple(dict.fromkeys(rows["run"]))
     names = pd.concat([pd.Series(series_of(own), own.index) for _, own in rows.groupby("run", sort=False)])
     if len(runs) > 1:
@@ -80,15 +92,91 @@ def _panel(rows: pd.DataFrame) -> Panel:
     return Panel(runs, rows.assign(line=names))
 
 
-def images_of(rows: Sequence[pd.DataFrame]) -> str:
-    """``n = 6`` of a line's rows of ``profiles``."""
-    return f"n = {least_to_most([n for some in rows for n in some['n']])}"
+def overlay_rows(grid: Grid, window: str) -> pd.DataFrame:
+    """Rows of one window, lines named by corruption; of a panel with more than ``MAX_SERIES`` lines the one with the
+    largest effect."""
+    tables = []
+    for corruption in grid.corruptions:
+        if (panel := grid.panels.get((corruption, window))) is not None:
+            rows = panel.rows
+            if len(panel.lines) > MAX_SERIES:
+                rows = rows[rows["line"] == rows.loc[rows["effect"].abs().idxmax(), "line"]]
+            tables.append(rows.assign(line=[f"{corruption} {line}".strip() for line in rows["line"]]))
+    return pd.concat(tables, ignore_index=True)
 
 
-def least_to_most(counts: Sequence[int]) -> str:
-    """Counts in words: ``6``, or ``4–6`` where they differ."""
-    low, high = int(min(counts)), int(max(counts))
-    return str(low) if low == high else f"{low}–{high}"
+def lines_table(comparison: Comparison) -> pd.DataFrame:
+    """``profiles`` as lines of one chart, named by ``line``; of a run with more than ``MAX_SERIES`` series the one with
+    the peak."""
+    labels = run_labels(list(comparison.overview["run"]))
+    tables = []
+    for row in comparison.overview.to_dict("records"):
+        rows = comparison.profiles[comparison.profiles["run"] == row["run"]]
+        rows = rows if rows["series"].nunique() <= MAX_SERIES else peak_series(rows, "series", row)
+        tables.append(rows.assign(line=[f"{labels[row['run']]} {series}".strip() for series in rows["series"]]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def peak_series(rows: pd.DataFrame, column: str, overview_row: Mapping[str, object]) -> pd.DataFrame:
+    """The rows of a run that are in the series of its peak, by the ``column`` that names series; of the first, where
+    there is no peak."""
+    is_peak = (rows["layer"] == overview_row["peak_layer"]) & (rows["effect"] == overview_row["peak_effect"])
+    return rows[rows[column] == (rows[is_peak] if is_peak.any() else rows)[column].iloc[0]]
+
+
+def effect_range(comparison: Comparison, metric: str) -> tuple[float, float]:
+    """The one scale of all panels of a metric: 0, effects with their intervals, and total effects."""
+    runs = comparison.overview[comparison.overview["metric"] == metric]
+    rows = comparison.profiles[comparison.profiles["run"].isin(runs["run"])]
+    ends = [rows[name].to_numpy(float) for name in ("effect", "effect_low", "effect_high")]
+    known = np.concatenate([*ends, runs["total_effect"].to_numpy(float), [0.0]])
+    known = known[np.isfinite(known)]
+    low, high = float(known.min()), float(known.max())
+    margin = 0.04 * max(high - low, 1e-6)
+    return low - margin, high + margin
+
+
+def short_lines(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose lines have names that a legend has room for, no two the same."""
+    return rows.assign(line=rows["line"].map(elided(list(dict.fromkeys(rows["line"])), LONGEST)))
+
+
+def legend_lines(rows: pd.DataFrame, with_depth: bool = False) -> tuple[pd.DataFrame, str]:
+    """Rows of the first ``MAX_LINES`` lines, their names short, with the number of images (and of blocks); and in words
+    what is left out."""
+    lines = list(dict.fromkeys(rows["line"]))
+    names = {}
+    rows = short_lines(rows[rows["line"].isin(lines[:MAX_LINES])])
+    for line, of_line in rows.groupby("line", sort=False):
+        depth = f"{of_line['depth'].iloc[0]} blocks, " if with_depth else ""
+        names[line] = f"{line} ({depth}n = {format_counts(of_line['n'])})".strip()
+    more = f"the first {MAX_LINES} of {len(lines)} lines" if len(lines) > MAX_LINES else ""
+    return rows.assign(line=rows["line"].map(names)), more
+
+
+def profile_rows(rows: pd.DataFrame, column: str = "effect") -> pd.DataFrame:
+    """Rows of ``profiles`` with a ``line`` as ``charts.Profile`` takes them, with the text fields of ``TOOLTIPS``."""
+    records = rows.to_dict("records")
+    layers = [(row["first_layer"], row["last_layer"]) for row in records]
+    return pd.DataFrame(
+        {
+            "line": rows["line"].to_numpy(),
+            "layer": rows["layer"].to_numpy(),
+            "value": rows[column].to_numpy(),
+            "low": [row.get(f"{column}_low", np.nan) for row in records],
+            "high": [row.get(f"{column}_high", np.nan) for row in records],
+            "clipped": clipped_of(rows),
+            "layers": [str(first) if first == last else f"{first}–{last}" for first, last in layers],
+            "effect": [format_estimate(*estimate_of(row, "effect")) for row in records],
+            "recovered": [format_estimate(*estimate_of(row, "recovered"), ".0%") for row in records],
+            "p": [format_number(row.get("p"), ".4f") for row in records],
+        }
+    )
+
+
+def effect_title(metric: str) -> str:
+    """The title of an axis of effects on a metric."""
+    return f"effect on the {METRIC_NAMES[Metric(metric)]}"
 
 
 def window_heading(window: str) -> str:
@@ -96,48 +184,16 @@ def window_heading(window: str) -> str:
     return f"window {window}" if window.isdigit() else window
 
 
-def overlaid(grid: Grid, window: str) -> dict[str, pd.DataFrame]:
-    """Rows by line, of one window, the lines named by corruption; of a panel with more than ``MOST_SERIES`` lines the
-    one with the largest effect."""
-    found = {}
-    for corruption in grid.corruptions:
-        panel = grid.panels.get((corruption, window))
-        for name in _some_lines(panel) if panel is not None else []:
-            found[f"{corruption} {name}".strip()] = panel.rows[panel.rows["line"] == name]
-    return found
+def format_counts(counts: Iterable[int]) -> str:
+    """Counts in words: ``6``, or ``4–6`` where they differ."""
+    low, high = int(min(counts)), int(max(counts))
+    return str(low) if low == high else f"{low}–{high}"
 
 
-def _some_lines(panel: Panel) -> Sequence[str]:
-    if len(panel.lines) <= MOST_SERIES:
-        return panel.lines
-    return [panel.rows.loc[panel.rows["effect"].abs().idxmax(), "line"]]
-
-
-def lines(comparison: Comparison) -> pd.DataFrame:
-    """``profiles`` as lines that stand beside each other, named by ``line``; of a run with more than ``MOST_SERIES``
-    series the one with the peak."""
-    labels = run_labels(list(comparison.overview["run"]))
-    kept = []
-    for row in comparison.overview.to_dict("records"):
-        rows = comparison.profiles[comparison.profiles["run"] == row["run"]]
-        if rows["series"].nunique() > MOST_SERIES:
-            rows = rows[rows["series"] == _peak_series(rows, row)]
-        kept.append(rows.assign(line=[f"{labels[row['run']]} {series}".strip() for series in rows["series"]]))
-    return pd.concat(kept, ignore_index=True)
-
-
-def _peak_series(rows: pd.DataFrame, of_overview: Mapping[str, object]) -> str:
-    is_peak = (rows["layer"] == of_overview["peak_layer"]) & (rows["effect"] == of_overview["peak_effect"])
-    return str((rows[is_peak] if is_peak.any() else rows)["series"].iloc[0])
-
-
-def scale_of(comparison: Comparison, metric: str) -> tuple[float, float]:
-    """The one scale of all panels of a metric: 0, effects with their intervals, and total effects."""
-    of = comparison.overview[comparison.overview["metric"] == metric]
-    rows = comparison.profiles[comparison.profiles["run"].isin(of["run"])]
-    ends = [rows[name].to_numpy(float) for name in ("effect", "effect_low", "effect_high")]
-    known = np.concatenate([*ends, of["total_effect"].to_numpy(float), [0.0]])
-    known = known[np.isfinite(known)]
-    low, high = float(known.min()), float(known.max())
-    room = 0.04 * max(high - low, 1e-6)
-    return low - room, high + room
+def sample_words(runs: pd.DataFrame) -> str:
+    """Images and clusters of rows of ``overview``: ``n = 4–6 images in 3 clusters``."""
+    images, clusters = (
+        f"{format_counts(runs[column])} {word}{'s' * (max(runs[column]) != 1)}"
+        for column, word in (("n", "image"), ("n_clusters", "cluster"))
+    )
+    return f"n = {images} in {clusters}"

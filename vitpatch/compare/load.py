@@ -1,10 +1,10 @@
-"""The finished runs below folders, read to be compared."""
+"""Finished runs read from their folders, and the tables that a comparison of them is made of."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from vitpatch.compare.comparison import FinishedRun
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 from vitpatch.io import in_order
+from vitpatch.plots.examples import Page
 from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.results import read_pages
 from vitpatch.runs.status import read_status
 from vitpatch.schema import PATCH_COLUMNS
 
 COMPARISON = "comparison"
-"""The folder in a sweep's that comparisons are written to."""
+"""The folder inside a sweep's that comparisons are written to."""
 NOT_RUNS = {COMPARISON, "wandb", ".hydra"}
-"""Folders in which nothing is a run of its own: copies lie there."""
-TOP = ("run_id", "title", "donors", "notes", "seconds")
-MANIFEST = {
+"""Folders that hold copies, in which nothing is a run of its own."""
+MANIFEST_KEYS = {
+    "": (
+        *("run_id", "title", "donors", "notes", "seconds"),
+        *("identity", "config", "model", "versions", "counts", "total_effect", "peak"),
+    ),
     "identity": (
         *("numbers_version", "weights", "precision", "data", "corruption", "target", "window", "donors"),
         *("direction", "metric", "rival", "include", "seed"),
@@ -39,76 +44,213 @@ MANIFEST = {
     "total_effect": ("mean", "low", "high"),
     "peak": ("layer", "head", "tokens", "window"),
 }
-"""What a manifest must have, of what is compared, and by its part."""
-SUMMARY = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
-EXAMPLES = ("example_id", "label", "included", "cluster", "prob_clean", "prob_corrupt", "pred_clean", "pred_corrupt")
-"""What tables must have, of what is compared."""
+"""What a manifest must have for a comparison, by its part ("" = at the top)."""
+SUMMARY_COLUMNS = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
+EXAMPLES_COLUMNS = (
+    *("example_id", "label", "included", "cluster"),
+    *("prob_clean", "prob_corrupt", "pred_clean", "pred_corrupt"),
+)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A manifest, and the names of its run and of the given folder that it is below."""
+class FinishedRun:
+    """A run that is compared: its folder, manifest and ``summary.csv``.
+
+    ``name`` is unique among the runs compared; ``group`` is the name of the folder on the command line that the run is
+    in.
+    """
+
+    name: str
+    group: str
+    folder: RunFolder
+    manifest: Mapping[str, Any]
+    summary: pd.DataFrame
+
+    def examples(self) -> pd.DataFrame:
+        """Its ``examples.parquet``."""
+        return pd.read_parquet(self.folder.examples)
+
+    def example_pages(self) -> list[Page]:
+        """The images of its example pages."""
+        return read_pages(self.folder.pages)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tables that compare finished runs; page and figures are made from them alone.
+
+    ``warnings``: what the runs should agree in and do not (weights of one model, data, code version), a line each.
+    ``left_out``: runs that are not compared, being broken or not finished, a line each. Tables, in which ``run``, ``a``
+    and ``b`` are ``FinishedRun.name``:
+
+    ``overview``, a row a run: ``run, group, title, model, data, corruption`` (in words, also that there is none),
+    ``strength, calibrated`` (in words, "" = not calibrated), ``site, tokens, heads, windows, direction, donor, metric,
+    include, n, n_clusters, accuracy_clean, accuracy_corrupt, prob_clean, prob_corrupt, total_effect, total_effect_low,
+    total_effect_high, peak_layer, peak_place`` (in words), ``peak_relative_depth, peak_effect, peak_effect_low,
+    peak_effect_high, peak_recovered, peak_recovered_low, peak_recovered_high, peak_p, peak_set`` (in words),
+    ``peak_stability, peak_effect_split_halves, depth`` (blocks of the model), ``seconds, weights, data_digest, code,
+    notes, folder, config`` (paths relative to the comparison's folder), ``wandb_url``.
+
+    ``profiles``, a row a run and patch: ``run, series`` (what differs between rows of one layer, "" = nothing), all
+    columns of ``summary.csv``, ``depth, relative_depth`` = (layer + ½) / depth.
+
+    ``differences``, a row a pair of runs and patch that both have: ``a, b, quantity`` (``effect``, or ``recovered``
+    across corruptions), ``site, layer, head, tokens, n_layers, window_a, window_b, n, n_clusters, value_a, value_b,
+    difference`` = a − b, ``low, high, p`` (family-wise over the pair's patches; of effects), ``caution`` (in words).
+
+    ``not_subtracted``, a row a pair without differences: ``a, b, reason``. ``settings``: a row a key of the runs'
+    identity that differs between runs (the index), a column a run. ``rank_correlation``: Spearman's of the profiles,
+    runs (the index) × runs.
+
+    ``matched``, a row a pair of runs of two groups that match: ``a, b, differing`` (settings, in words),
+    ``total_effect_a, total_effect_b, peak_layer_a, peak_layer_b, peak_effect_a, peak_effect_b``, of the patch where
+    they differ most ``quantity, largest_difference, largest_layer, largest_low, largest_high, largest_p``, or
+    ``reason``, why they are not subtracted; then the runs without a match, ``a`` or ``b`` being "".
+    """
+
+    runs: tuple[FinishedRun, ...]
+    warnings: tuple[str, ...]
+    overview: pd.DataFrame
+    profiles: pd.DataFrame
+    differences: pd.DataFrame
+    not_subtracted: pd.DataFrame
+    settings: pd.DataFrame
+    rank_correlation: pd.DataFrame
+    matched: pd.DataFrame
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables by the names of their csv files, an index as the first column."""
+        names = "overview profiles differences not_subtracted settings rank_correlation matched".split()
+        tables = {name: getattr(self, name) for name in names}
+        return {name: table if table.index.name is None else _with_index(table) for name, table in tables.items()}
+
+
+def _with_index(table: pd.DataFrame) -> pd.DataFrame:
+    """The index as the first column; a run may have the index's name."""
+    flat = table.reset_index(drop=True)
+    flat.insert(0, table.index.name, table.index, allow_duplicates=True)
+    return flat
+
+
+@dataclass(frozen=True)
+class RunLocation:
+    """A run's folder, its name in a comparison, and the name of the folder on the command line that it is in."""
 
     name: str
     group: str
     folder: RunFolder
 
 
-def found_below(folders: Sequence[Path]) -> list[Found]:
-    """The manifests in and below folders, each once, in order of folder and path; training's are left out.
+def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
+    """The finished patching runs in and below folders, each once, in order of folder and path.
 
-    A group is a given folder's name, with its number after it where several have one name. A run is named by its path
-    below the one folder given; where there are several, the group comes first. Raises ``VitPatchError`` for a folder
-    that is not there or holds no manifest.
+    A group is named as its folder, numbered where several folders have one name. A run is named by its path below the
+    folder; of several folders the group comes first. Raises ``VitPatchError`` for a folder that does not exist or holds
+    no manifest.
     """
-    return _named(folders, _runs_below)
+    paths = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
+        paths.append([path.parent for path in in_order(folder.rglob("manifest.json")) if _is_run(path, folder)])
+        if not paths[-1]:
+            raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
+    return _locate(folders, paths)
 
 
-def unfinished_below(folders: Sequence[Path]) -> list[str]:
-    """The patching runs in and below folders that have no manifest: each with its state and why, in a line."""
-    return [
-        f"{found.name}: {run.status}: {run.reason}"
-        for found in _named(folders, _begun_below)
-        if (run := read_status(found.folder)).fell_short
+def list_unfinished(folders: Sequence[Path]) -> list[str]:
+    """The patching runs in and below folders that have no manifest: name, state and reason, a line each."""
+    paths = [
+        [path.parent.parent for path in in_order(folder.rglob(".hydra/hydra.yaml")) if _is_unfinished(path, folder)]
+        for folder in folders
     ]
+    states = [(run.name, read_status(run.folder)) for run in _locate(folders, paths)]
+    return [f"{name}: {state.status}: {state.reason}" for name, state in states if state.fell_short]
 
 
-def _named(folders: Sequence[Path], below: Callable[[Path], Iterable[Path]]) -> list[Found]:
-    found: dict[Path, Found] = {}
-    for folder, group in zip(folders, _groups(folders), strict=True):
-        for path in below(folder):
-            place = path.relative_to(folder).as_posix()
-            name = "/".join(part for part in (group if len(folders) > 1 else "", place) if part not in ("", "."))
-            found.setdefault(path.resolve(), Found(name or group, group, RunFolder(path)))
-    return list(found.values())
+def _locate(folders: Sequence[Path], paths: Sequence[Sequence[Path]]) -> list[RunLocation]:
+    """Locations of the runs at ``paths`` (by folder), each once."""
+    runs: dict[Path, RunLocation] = {}
+    for folder, group, of_folder in zip(folders, _group_names(folders), paths, strict=True):
+        for path in of_folder:
+            below = path.relative_to(folder).as_posix()
+            name = "/".join(part for part in (group if len(folders) > 1 else "", below) if part not in ("", "."))
+            runs.setdefault(path.resolve(), RunLocation(name or group, group, RunFolder(path)))
+    return list(runs.values())
 
 
-def read(found: Found) -> FinishedRun:
-    """A finished run with its manifest and summary; that its effects are whole is seen from their end.
+def _group_names(folders: Sequence[Path]) -> Iterator[str]:
+    names = [folder.resolve().name for folder in folders]
+    often, seen = Counter(names), Counter()
+    for name in names:
+        seen[name] += 1
+        while (numbered := f"{name} ({seen[name]})") in often:
+            seen[name] += 1
+        yield numbered if often[name] > 1 else name
 
-    Raises ``VitPatchError`` where it is of another version, or a file is broken.
-    """
+
+def _is_run(manifest: Path, folder: Path) -> bool:
+    """Whether a manifest is a patching run's, or cannot be read; others are not ours, or training's."""
+    if NOT_RUNS & set(manifest.relative_to(folder).parts):
+        return False
     try:
-        manifest = _json(found.folder.manifest)
-        _check("manifest.json", (*TOP, *MANIFEST), manifest)
-        for part, keys in MANIFEST.items():
-            _check(f"manifest.json, {part},", keys, manifest[part])
-        run = FinishedRun(found.name, found.group, found.folder, manifest, pd.read_csv(found.folder.summary))
-        _check("summary.csv", SUMMARY, run.summary)
-        _check("examples.parquet", EXAMPLES, run.examples())
-        _check("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(found.folder.effects).names)
+        return "run_id" in _read_json(manifest)
+    except ValueError:
+        return True
+
+
+def _is_unfinished(hydra: Path, folder: Path) -> bool:
+    """Whether Hydra's own config is a patching run's without a manifest."""
+    run = hydra.parent.parent
+    if (run / "manifest.json").exists() or NOT_RUNS & set(run.relative_to(folder).parts):
+        return False
+    try:
+        return yaml.safe_load(hydra.read_text(encoding="utf-8"))["hydra"]["job"]["name"] == "patch"
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):  # half-written, or not Hydra's
+        return False
+
+
+def load_run(location: RunLocation) -> FinishedRun:
+    """A finished run with its manifest and summary; that its effects are whole is seen from the end of their file.
+
+    Raises ``VitPatchError`` where a file is of another version, or broken.
+    """
+    folder = location.folder
+    try:
+        manifest = _read_json(folder.manifest)
+        for part, keys in MANIFEST_KEYS.items():
+            _check_names(f"manifest.json{part and f', {part},'}", keys, manifest[part] if part else manifest)
+        run = FinishedRun(location.name, location.group, folder, manifest, pd.read_csv(folder.summary))
+        _check_names("summary.csv", SUMMARY_COLUMNS, run.summary)
+        _check_names("examples.parquet", EXAMPLES_COLUMNS, run.examples())
+        _check_names("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(folder.effects).names)
         peak_row(run)
-        if run.folder.pages.exists():
-            run.shown()
+        if folder.pages.exists():
+            run.example_pages()
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise VitPatchError(
-            f"{found.folder.path}: of another version, or a file is broken ({reason}); run it again (overwrite=true)"
-        ) from error
+        raise broken_run(folder, "of another version, or a file is broken", error) from error
     return run
 
 
-def known(value: float | None) -> float:
+def broken_run(folder: RunFolder, what: str, error: Exception) -> VitPatchError:
+    """The error of a run whose files cannot be used, in one line."""
+    reason = one_line(error, 160)
+    return VitPatchError(f"{folder.path}: {what} ({reason}); run it again (overwrite=true)")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _check_names(file: str, expected: Iterable[str], present: Container[str]) -> None:
+    if missing := [name for name in expected if name not in present]:
+        raise ValueError(f"{file} has no {', '.join(missing)}")
+
+
+def number_or_nan(value: float | None) -> float:
     """A number of a manifest, whose null is NaN here."""
     return np.nan if value is None else float(value)
 
@@ -117,63 +259,7 @@ def peak_row(run: FinishedRun) -> pd.Series | None:
     """The row of ``summary.csv`` that the manifest calls the peak; ``None`` where there is no peak."""
     if (peak := run.manifest["peak"])["layer"] is None:
         return None
-    is_it = np.logical_and.reduce([run.summary[name] == value for name, value in peak.items()])
-    if not is_it.any():
+    is_peak = np.logical_and.reduce([run.summary[name] == value for name, value in peak.items()])
+    if not is_peak.any():
         raise ValueError("summary.csv has no row of the manifest's peak")
-    return run.summary[is_it].iloc[0]
-
-
-def _runs_below(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
-    manifests = in_order(folder.rglob("manifest.json"))
-    runs = [path.parent for path in manifests if _is_run(path, folder)]
-    if not runs:
-        raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
-    return runs
-
-
-def _begun_below(folder: Path) -> list[Path]:
-    """Folders of patching runs, as Hydra makes them, in which there is no manifest."""
-    starts = in_order(folder.rglob(".hydra/hydra.yaml"))
-    return [path.parent.parent for path in starts if _is_begun(path, folder)]
-
-
-def _is_begun(start: Path, folder: Path) -> bool:
-    run = start.parent.parent
-    if (run / "manifest.json").exists() or NOT_RUNS & set(run.relative_to(folder).parts):
-        return False
-    try:
-        return yaml.safe_load(start.read_text(encoding="utf-8"))["hydra"]["job"]["name"] == "patch"
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):  # half-written, or not Hydra's
-        return False
-
-
-def _is_run(manifest: Path, folder: Path) -> bool:
-    """Whether a manifest is a patching run's, or cannot be read; others are not ours, or training's."""
-    if NOT_RUNS & set(manifest.relative_to(folder).parts):
-        return False
-    try:
-        return "run_id" in _json(manifest)
-    except ValueError:
-        return True
-
-
-def _json(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-def _check(file: str, wanted: Iterable[str], there: Container[str]) -> None:
-    if missing := [name for name in wanted if name not in there]:
-        raise ValueError(f"{file} has no {', '.join(missing)}")
-
-
-def _groups(folders: Sequence[Path]) -> Iterator[str]:
-    names = [folder.resolve().name for folder in folders]
-    often, seen = Counter(names), Counter()
-    for name in names:
-        seen[name] += 1
-        while (numbered := f"{name} ({seen[name]})") in often:
-            seen[name] += 1
-        yield numbered if often[name] > 1 else name
+    return run.summary[is_peak].iloc[0]

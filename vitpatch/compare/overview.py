@@ -1,81 +1,110 @@
-"""Finished runs in a table, a row each, and their profiles under one another."""
+"""Finished runs → the tables ``overview``, ``profiles`` and ``rank_correlation`` of a comparison."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vitpatch.compare.comparison import FinishedRun
-from vitpatch.compare.load import known, peak_row
-from vitpatch.compare.settings import windows_words
+from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
+from vitpatch.compare.settings import format_windows
+from vitpatch.stats.bootstrap import Array
 from vitpatch.stats.result import series_of
 from vitpatch.titles import corruption_name, data_words, short, strength_words
 from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption, read_inclusion
 
-OF_STUDY = {"direction": Direction, "metric": Metric, "rival": BaseRun}
 ENDS = ("", "_low", "_high")
+MIN_LAYERS = 3
+"""Ranks of fewer layers are not correlated."""
 
 
-def overview(runs: Sequence[FinishedRun], place: Path) -> pd.DataFrame:
+def overview_table(runs: Sequence[FinishedRun], place: Path) -> pd.DataFrame:
     """The table ``overview`` of ``Comparison``; ``place`` is the folder that paths are relative to."""
-    return pd.DataFrame([_row(run, place) for run in runs])
+    return pd.DataFrame([_overview_row(run, place) for run in runs])
 
 
-def _row(run: FinishedRun, place: Path) -> dict[str, Any]:
+def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
     manifest, config, identity = run.manifest, run.manifest["config"], run.manifest["identity"]
-    corruption, target, tracking = config["corruption"], identity["target"], manifest.get("tracking") or {}
-    summary, total = run.summary, manifest["total_effect"]
-    row = {"run": run.name, "group": run.group, "title": manifest["title"], "model": short(config["model"]["path"])}
-    row |= {"data": data_words(config["data"]), "corruption": f"none: {manifest['donors'][0]} as donor"}
-    row |= {"strength": "", "calibrated": ""}
-    if _depends_on_corruption(run):
-        row |= {"corruption": corruption_name(corruption), "strength": strength_words(corruption)}
-        row["calibrated"] = _calibrated(manifest)
-    row |= {"site": target["site"], "tokens": ", ".join(target["tokens"]), "heads": _heads(target["heads"])}
-    row |= {"windows": windows_words(identity["window"]), "direction": identity["direction"]}
-    row |= {"donor": manifest["donors"][0], "metric": identity["metric"], "include": identity["include"]}
-    row |= {"n": int(summary["n"].iloc[0]), "n_clusters": int(summary["n_clusters"].iloc[0]), **_base_runs(run)}
-    row |= {"total_effect": known(total["mean"])}
-    row |= {f"total_effect{end}": known(total[end.strip("_")]) for end in ENDS[1:]}
-    row |= _peak(run) | {"depth": manifest["model"]["layers"], "seconds": manifest["seconds"]}
-    row |= {"weights": manifest["model"]["weights"], "data_digest": identity["data"], "code": code_of(run)}
-    row |= {"notes": "; ".join(manifest["notes"]), "folder": _relative(run.folder.path, place)}
+    target, summary, total = identity["target"], run.summary, manifest["total_effect"]
     composed = run.folder.path / ".hydra" / "config.yaml"
-    row |= {"config": _relative(composed, place) if composed.exists() else ""}
-    return row | {"wandb_url": tracking.get("url") or ""}
+    return {
+        "run": run.name,
+        "group": run.group,
+        "title": manifest["title"],
+        "model": short(config["model"]["path"]),
+        "data": data_words(config["data"]),
+        **_corruption_columns(run),
+        "site": target["site"],
+        "tokens": ", ".join(target["tokens"]),
+        "heads": _format_heads(target["heads"]),
+        "windows": format_windows(identity["window"]),
+        "direction": identity["direction"],
+        "donor": manifest["donors"][0],
+        "metric": identity["metric"],
+        "include": identity["include"],
+        "n": int(summary["n"].iloc[0]),
+        "n_clusters": int(summary["n_clusters"].iloc[0]),
+        **_base_run_columns(run),
+        "total_effect": number_or_nan(total["mean"]),
+        "total_effect_low": number_or_nan(total["low"]),
+        "total_effect_high": number_or_nan(total["high"]),
+        **_peak_columns(run),
+        "depth": manifest["model"]["layers"],
+        "seconds": manifest["seconds"],
+        "weights": manifest["model"]["weights"],
+        "data_digest": identity["data"],
+        "code": f"{manifest['versions']['vitpatch']}, numbers {identity['numbers_version']}",
+        "notes": "; ".join(manifest["notes"]),
+        "folder": _relative(run.folder.path, place),
+        "config": _relative(composed, place) if composed.exists() else "",
+        "wandb_url": (manifest.get("tracking") or {}).get("url") or "",
+    }
 
 
-def _depends_on_corruption(run: FinishedRun) -> bool:
-    identity = run.manifest["identity"]
-    direction, metric, rival = (of(identity[key]) for key, of in OF_STUDY.items())
-    donor, include = Donor(run.manifest["donors"][0]), read_inclusion(identity["include"])
-    return depends_on_corruption(donor, direction, metric, rival, include)
+def _corruption_columns(run: FinishedRun) -> dict[str, str]:
+    """Corruption, strength and calibration in words; that there is none where the corrupted run plays no part."""
+    manifest, identity, donor = run.manifest, run.manifest["identity"], Donor(run.manifest["donors"][0])
+    direction, metric, rival = Direction(identity["direction"]), Metric(identity["metric"]), BaseRun(identity["rival"])
+    if not depends_on_corruption(donor, direction, metric, rival, read_inclusion(identity["include"])):
+        return {"corruption": f"none: {donor} as donor", "strength": "", "calibrated": ""}
+    corruption, calibration = manifest["config"]["corruption"], manifest.get("calibration")
+    calibrated = ""
+    if calibration:
+        strength, drop = calibration["strength"], number_or_nan(calibration["drop"]["drop"])
+        calibrated = f"{calibration['asked']}: {calibration['key']}={strength:.4g}, {calibration['damage']} {drop:.3f}"
+    return {
+        "corruption": corruption_name(corruption),
+        "strength": strength_words(corruption),
+        "calibrated": calibrated,
+    }
 
 
-def code_of(run: FinishedRun) -> str:
-    """The version of the code that made a run."""
-    return f"{run.manifest['versions']['vitpatch']}, numbers {run.manifest['identity']['numbers_version']}"
+def _base_run_columns(run: FinishedRun) -> dict[str, float]:
+    """Accuracy and probability of the label in both base runs, over the included images."""
+    names = ["label", "included", *(f"{column}_{base}" for column in ("pred", "prob") for base in BaseRun)]
+    examples = pd.read_parquet(run.folder.examples, columns=names)
+    examples = examples[examples["included"]]
+    row = {f"accuracy_{base}": float((examples[f"pred_{base}"] == examples["label"]).mean()) for base in BaseRun}
+    return row | {f"prob_{base}": float(examples[f"prob_{base}"].mean()) for base in BaseRun}
 
 
-def _peak(run: FinishedRun) -> dict[str, Any]:
+def _peak_columns(run: FinishedRun) -> dict[str, Any]:
     peak, manifest = peak_row(run), run.manifest
-    numbers = [f"peak_{name}{end}" for name in ("effect", "recovered") for end in ENDS]
-    names = ["peak_layer", "peak_place", "peak_relative_depth", *numbers, "peak_p"]
-    row: dict[str, Any] = dict.fromkeys(names, np.nan) | {"peak_place": ""}
+    numbers = [*(f"{name}{end}" for name in ("effect", "recovered") for end in ENDS), "p"]
+    row: dict[str, Any] = {"peak_layer": np.nan, "peak_place": "", "peak_relative_depth": np.nan}
+    row |= {f"peak_{name}": np.nan if peak is None else float(peak[name]) for name in numbers}
     if peak is not None:
-        series = series_of(run.summary)[run.summary.index.get_loc(peak.name)]
-        row["peak_layer"] = int(peak["layer"])
-        row["peak_place"] = f"layer {int(peak['layer'])}{f', {series}' if series else ''}"
-        row["peak_relative_depth"] = relative_depth(int(peak["layer"]), manifest["model"]["layers"])
-        row |= {name: float(peak[name.removeprefix("peak_")]) for name in [*numbers, "peak_p"]}
+        layer, series = int(peak["layer"]), series_of(run.summary)[run.summary.index.get_loc(peak.name)]
+        row["peak_layer"], row["peak_place"] = layer, f"layer {layer}{f', {series}' if series else ''}"
+        row["peak_relative_depth"] = relative_depth(layer, manifest["model"]["layers"])
     layers = manifest.get("peak_set") or []
     row["peak_set"] = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
-    return row | {name: known(manifest.get(name)) for name in ("peak_stability", "peak_effect_split_halves")}
+    return row | {name: number_or_nan(manifest.get(name)) for name in ("peak_stability", "peak_effect_split_halves")}
 
 
 def relative_depth(layer: Any, depth: int) -> Any:
@@ -83,24 +112,7 @@ def relative_depth(layer: Any, depth: int) -> Any:
     return (layer + 0.5) / depth
 
 
-def _base_runs(run: FinishedRun) -> dict[str, float]:
-    """Accuracy and probability of the label in both base runs, over the included images."""
-    names = ["label", "included", *(f"{what}_{base}" for what in ("pred", "prob") for base in BaseRun)]
-    examples = pd.read_parquet(run.folder.examples, columns=names)
-    examples = examples[examples["included"]]
-    row = {f"accuracy_{base}": float((examples[f"pred_{base}"] == examples["label"]).mean()) for base in BaseRun}
-    return row | {f"prob_{base}": float(examples[f"prob_{base}"].mean()) for base in BaseRun}
-
-
-def _calibrated(manifest: Any) -> str:
-    found = manifest.get("calibration")
-    if not found:
-        return ""
-    drop = known(found["drop"]["drop"])
-    return f"{found['asked']}: {found['key']}={found['strength']:.4g}, {found['damage']} {drop:.3f}"
-
-
-def _heads(heads: Any) -> str:
+def _format_heads(heads: Any) -> str:
     return "" if heads is None else heads if isinstance(heads, str) else ", ".join(map(str, heads))
 
 
@@ -108,12 +120,49 @@ def _relative(path: Path, place: Path) -> str:
     return Path(os.path.relpath(path.resolve(), place.resolve())).as_posix()
 
 
-def profiles(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The table ``profiles`` of ``Comparison``; a run without a column has nothing there."""
+def profiles_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+    """The table ``profiles`` of ``Comparison``; NaN in columns that a run does not have."""
     tables = []
     for run in runs:
         depth, summary = run.manifest["model"]["layers"], run.summary
-        named = pd.DataFrame({"run": run.name, "series": series_of(summary)}, index=summary.index)
-        where = {"depth": depth, "relative_depth": relative_depth(summary["layer"], depth)}
-        tables.append(pd.concat([named, summary.assign(**where)], axis=1))
+        names = pd.DataFrame({"run": run.name, "series": series_of(summary)}, index=summary.index)
+        depths = {"depth": depth, "relative_depth": relative_depth(summary["layer"], depth)}
+        tables.append(pd.concat([names, summary.assign(**depths)], axis=1))
     return pd.concat(tables, ignore_index=True)
+
+
+def rank_correlation_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+    """Spearman's correlation of profiles, runs × runs.
+
+    Of two profiles at the depths of the one with fewer layers, to which the other is interpolated where it has layers
+    on both sides. NaN where a profile is constant, or fewer than ``MIN_LAYERS`` layers remain.
+    """
+    profiles, at_depths = [_peak_profile(run) for run in runs], {}
+    for depths, _ in profiles:
+        if tuple(depths) not in at_depths:
+            effects = [np.interp(depths, *profile, left=np.nan, right=np.nan) for profile in profiles]
+            table = pd.DataFrame(dict(enumerate(effects)))
+            at_depths[tuple(depths)] = table.corr(method="spearman", min_periods=MIN_LAYERS).to_numpy()
+    values = np.empty((len(runs), len(runs)))
+    for i, j in combinations_with_replacement(range(len(runs)), 2):
+        fewer = min(i, j, key=lambda run: len(profiles[run][0]))
+        values[i, j] = values[j, i] = at_depths[tuple(profiles[fewer][0])][i, j]
+    names = [run.name for run in runs]
+    return pd.DataFrame(values, index=pd.Index(names, name="run"), columns=names)
+
+
+def _peak_profile(run: FinishedRun) -> tuple[Array, Array]:
+    """Relative depths and mean effects (layers,) of a run's series that has its peak (the first, if there is no peak).
+
+    Effects count towards the total effect, so that runs of both directions and all metrics have their peak at the top;
+    where there is no total effect (the donor is no run) they count towards damage.
+    """
+    summary, peak = run.summary, peak_row(run)
+    like: Mapping[str, Any] = summary.iloc[0] if peak is None else peak
+    in_series = [summary[name] == like[name] for name in ("site", "tokens", "head", "window")]
+    rows = summary[np.logical_and.reduce(in_series)].sort_values("layer")
+    depths = relative_depth(rows["layer"].to_numpy(float), run.manifest["model"]["layers"])
+    total = number_or_nan(run.manifest["total_effect"]["mean"])
+    if np.isnan(total):
+        total = 1.0 if run.manifest["config"]["metric"] == Metric.KL else -1.0
+    return depths, rows["effect"].to_numpy(float) * (1.0 if total >= 0 else -1.0)

@@ -315,7 +315,7 @@ def _composed(name: str, key: str) -> DictConfig:
         try:
             return compose("patch", overrides=[f"corruption={name}", *searched])
         except (HydraException, OmegaConfBaseException) as error:
-            raise VitPatchError(f"{key}: option {name!r}: {' '.join(str(error).split())[:300]}") from error
+            raise VitPatchError(f"{key}: option {name!r}: {one_line(error)}") from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ class Group:
             raise
         except Exception as error:
             is_bug = self.rank > 0 and not isinstance(error, VitPatchError | OSError)
-            reason = " ".join(str(error).split())[:500]
+            reason = one_line(error, 500)
             if is_bug:
                 reason = f"process {self.rank}: {type(error).__name__}: {reason} (a bug in vitpatch; please report it)"
             try:
@@ -170,7 +171,7 @@ class Group:
         while self.children and not any(child.poll() for child in self.children) and time.monotonic() < until:
             time.sleep(0.1)
         ended = {child.poll(): rank for rank, child in enumerate(self.children, 1) if child.poll()}
-        reason = f"a process is gone, or hangs (trainer.timeout): {' '.join(str(error).split())[:200]}"
+        reason = f"a process is gone, or hangs (trainer.timeout): {one_line(error, 200)}"
         if ended:
             code = min(ended)  # of a killed one, which the others followed
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
@@ -274,6 +275,6 @@ def launched_group() -> Group:
         url = f"env://?rank={rank}&world_size={size}"
         store, _, _ = next(torch.distributed.rendezvous(url, timeout=MEETING))
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise VitPatchError(f"process {rank} of {size} did not meet the others: {reason}") from error
     return _met(store, rank, size)
