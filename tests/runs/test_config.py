@@ -36,7 +36,8 @@ def test_every_option_composes_and_has_the_keys_of_its_class(group, option):
     if ours:
         assert set(keys) - HYDRAS == set(parameters), keys._target_
     elif not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        assert set(keys) - HYDRAS <= set(parameters), keys._target_
+        own = {"timeout"} if group == "trainer" else set()  # taken by vitpatch.runs.trainer, not by Lightning
+        assert set(keys) - HYDRAS - own <= set(parameters), keys._target_
 
 
 def test_an_option_repeats_nothing_of_the_one_that_it_starts_from():

@@ -1,4 +1,4 @@
-"""``python -m vitpatch.compare DIR [DIR ...]``: figures, tables and a page over all finished runs below folders."""
+"""``vitpatch-compare DIR [DIR ...]``: figures, tables and a page over all finished runs below folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PAIRS = 20
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m vitpatch.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="vitpatch-compare", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
     parser.add_argument(
         "--output", type=Path, help="where all goes (default: comparison/ in DIR; of several DIRs: here)"
