@@ -20,7 +20,7 @@ PAGE = "index.html"
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonResult:
     """A comparison, the folder that its files are in, and the errors of runs that are left out, a line each."""
 
     comparison: Comparison
@@ -28,7 +28,7 @@ class Compared:
     problems: tuple[str, ...]
 
 
-def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
+def compare(folders: Sequence[Path], output: Path | None = None) -> ComparisonResult:
     """Compares all finished runs in and below folders and writes tables, figures and page.
 
     They go to ``output``; without one, to ``comparison/`` in the one folder, of several folders in the working folder.
@@ -55,7 +55,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> Compared:
     for name, figure in file_figures(comparison).items():
         save_figure(figure, place / name)
     write_page(comparison, place / PAGE)
-    return Compared(comparison, place, tuple(problems))
+    return ComparisonResult(comparison, place, tuple(problems))
 
 
 def compare_runs(runs: Sequence[FinishedRun], place: Path, left_out: Sequence[str] = ()) -> Comparison:
