@@ -29,7 +29,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from vitpatch.cli.job import INTERRUPTED, STOPPED, of_the_disk
 from vitpatch.cli.sweep_record import SweepRecord, check_same, record_of
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.distributed import SIGNALS, launched, launched_group
+from vitpatch.runs.distributed import SIGNALS, launched
 from vitpatch.runs.name_overrides import as_value, check_names, quote_swept_names, with_quotes
 from vitpatch.runs.peers import sweep_overrides, write_corruptions
 from vitpatch.runs.run_names import run_name
@@ -55,7 +55,7 @@ def to_the_end(main: Callable[[], None]) -> None:
     Names in the command are what was typed, also where Hydra would read numbers.
     """
     with _in_one_line():
-        if _has_assisted():
+        if launched() is not None and _assists():
             return
         sys.argv[1:] = map(with_quotes, sys.argv[1:])
     try:
@@ -73,14 +73,15 @@ def to_the_end(main: Callable[[], None]) -> None:
             SweepCallback.launching.tell()
 
 
-def _has_assisted() -> bool:
-    """Whether this is not rank 0 of the processes that a launcher started, but assisted that to its end."""
-    if launched() is None or launched_group().rank == 0:
-        return False
+def _assists() -> bool:
+    """Whether this is not rank 0 of the processes that a launcher started; it then has assisted that to its end."""
+    from vitpatch.runs.distributed import launched_group
     from vitpatch.runs.predict import assist
 
-    assist(launched_group())
-    return True
+    group = launched_group()
+    if group.rank:
+        assist(group)
+    return group.rank > 0
 
 
 class SweepCallback(Callback):

@@ -181,7 +181,7 @@ def _rows_not_finite(logits: Tensor) -> list[int]:
     return (~logits.isfinite().all(-1)).nonzero().flatten().tolist()
 
 
-def to_tables(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
+def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
     """The columns of a batch as tables, by the names of a run's files."""
     images, names = setup.images, setup.label_names
     at = images.positions(measured.examples["example_id"])

@@ -35,7 +35,7 @@ from vitpatch.runs.distributed import (
     StopAfterBatch,
     processes,
 )
-from vitpatch.runs.patching import Patching, parts, to_tables
+from vitpatch.runs.patching import Patching, parts, tables_of
 from vitpatch.runs.peers import folder_of
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import BatchDone, Shards
@@ -96,7 +96,7 @@ class PatchingModule(lightning.LightningModule):
         if self.setup.is_reduced and self.precision_error is None and not self.group.rank:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
             self.precision_error = patching.compare_with_float32(known, measured.effects["effect"])
-        return Rows(to_tables(self.setup, measured), bad)
+        return Rows(tables_of(self.setup, measured), bad)
 
 
 class ShardWriter(BasePredictionWriter):
