@@ -305,10 +305,11 @@ def test_processes_that_torchrun_started(seven, tmp_path, cli):
 def test_processes_that_srun_started(seven, tmp_path, cli, monkeypatch):
     """As a sweep, without Slurm, by what it puts into the environment."""
     assert cli(*seven, "trainer=cpu", "batch_size=4", f"hydra.run.dir={tmp_path / 'one'}")[0] == 0
-    slurm = {"JOB_ID": "29871", "JOB_NAME": "run", "NODELIST": "127.0.0.1", "NTASKS": "2", "STEP_NUM_TASKS": "2"}
+    tasks = {"NTASKS": "2", "NTASKS_PER_NODE": "2", "STEP_NUM_TASKS": "2"}
+    slurm = {"JOB_ID": "29871", "JOB_NAME": "run", "NODELIST": "127.0.0.1", "NODEID": "0", **tasks}
     started = []
     for rank in ("0", "1"):
-        for name, value in {**slurm, "PROCID": rank, "LOCALID": rank, "NODEID": "0"}.items():
+        for name, value in {**slurm, "PROCID": rank, "LOCALID": rank}.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
         where = [f"hydra.sweep.dir={tmp_path / 'sweep'}{rank}", "hydra.sweep.subdir=w${window}"]
         started.append(Started(tmp_path, "-m", *seven, *DDP, "window=9,3", *where))

@@ -35,9 +35,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """From the keyboard, and from a cluster that takes the machine back."""
 SAME_SIGNAL_S = 2.0
 """Signals so near each other are one: a terminal and the launcher of several processes both pass CTRL-C on."""
-MEETING = timedelta(minutes=5)
+START_TIMEOUT = timedelta(minutes=5)
 """Until all processes that were started must be there."""
-AS_LONG_AS_IT_TAKES = timedelta(days=100)
+NO_TIMEOUT = timedelta(days=100)
+"""For those who wait until rank 0 begins a run; that it has died they notice without a time limit."""
 EXIT_S = 10.0
 """What another process has to exit, once its work is done or its connection was closed."""
 STOP = "stop"
@@ -128,7 +129,7 @@ class Group:
             try:
                 torch.distributed.all_gather_object(shared, (value, problem), self._channel)
             except RuntimeError as error:
-                self.fail_for_lost(error)
+                self.raise_lost(error)
         problems = [problem for _, problem in shared if problem is not None]
         if reasons := [problem for problem in problems if problem != STOP]:
             raise SharedFailure(reasons[0])
@@ -162,10 +163,10 @@ class Group:
                     raise
             except (Interrupted, SharedFailure):
                 if is_bug:
-                    traceback.print_exc()
+                    traceback.print_exception(error)
             raise
 
-    def fail_for_lost(self, error: RuntimeError | None = None) -> NoReturn:
+    def raise_lost(self, error: RuntimeError | None = None) -> NoReturn:
         """Raises ``ProcessLost`` that says which, and how it ended where that is known."""
         until = time.monotonic() + EXIT_S / 2
         while self.children and not any(child.poll() for child in self.children) and time.monotonic() < until:
@@ -195,16 +196,18 @@ def processes(size: int, threads: int | None, stop: StopAfterBatch) -> Iterator[
         if size == 1:
             yield Group()
             return
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=MEETING)
+        store = torch.distributed.TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START_TIMEOUT
+        )
         for rank in range(1, size):
             children.append(_start(rank, size, store.port, threads))
         while store.add("arrived", 0) < size - 1:
             if stop.asked:
                 raise Interrupted
             if any(child.poll() is not None for child in children):
-                Group(0, size, children).fail_for_lost()
+                Group(0, size, children).raise_lost()
             time.sleep(0.1)
-        group, grace_s = _met(store, 0, size, children=children), EXIT_S
+        group, grace_s = _connect(store, 0, size, children=children), EXIT_S
         yield group
     except (KeyboardInterrupt, SystemExit):
         grace_s = 0.0
@@ -238,15 +241,15 @@ def join(rank: int, size: int, port: int) -> Group:
     """Joins the group of the process of this machine that started this one."""
     import torch
 
-    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=False, timeout=MEETING)
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=False, timeout=START_TIMEOUT)
     store.add("arrived", 1)
-    return _met(store, rank, size)
+    return _connect(store, rank, size)
 
 
-def _met(store: torch.distributed.Store, rank: int, size: int, **children: Any) -> Group:
+def _connect(store: torch.distributed.Store, rank: int, size: int, **children: Any) -> Group:
     import torch
 
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=AS_LONG_AS_IT_TAKES)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=NO_TIMEOUT)
     return Group(rank, size, **children)
 
 
@@ -268,13 +271,13 @@ def launched_group() -> Group:
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     rank, size = launched()
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        slurm = SLURMEnvironment(auto_requeue=False)
-        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
     try:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            slurm = SLURMEnvironment(auto_requeue=False)
+            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
         url = f"env://?rank={rank}&world_size={size}"
-        store, _, _ = next(torch.distributed.rendezvous(url, timeout=MEETING))
+        store, _, _ = next(torch.distributed.rendezvous(url, timeout=START_TIMEOUT))
     except (RuntimeError, ValueError) as error:
         reason = one_line(error, 200)
         raise VitPatchError(f"process {rank} of {size} did not meet the others: {reason}") from error
-    return _met(store, rank, size)
+    return _connect(store, rank, size)

@@ -37,7 +37,7 @@ from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
 
-LATE_S = 120.0
+SHARED_DISK_S = 120.0
 """What a shared disk may take to show a file on another machine."""
 TIMEOUT_S = 1800.0
 """``trainer.timeout`` where an option has none."""
@@ -45,7 +45,7 @@ TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class Rows:
-    """What a batch leaves: rows of each table by its name, and the images that could not be read."""
+    """The result of a batch: rows of each table by its name, and the images that could not be read."""
 
     tables: Mapping[str, pa.Table]
     bad: Sequence[BadImage]
@@ -58,10 +58,9 @@ class PatchingModule(lightning.LightningModule):
     the effects of the first batch are from float32, of a run at reduced precision.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than processes
-
     def __init__(self, setup: Setup, patching: Patching, group: Group, stop: StopAfterBatch) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than processes
         self.model, self.setup = setup.model, setup
         self.group, self._patching, self._stop = group, patching, stop
         self.line: str | None = None
@@ -126,8 +125,8 @@ class ShardWriter(BasePredictionWriter):
         begun = self.shards.begun()
         if pl_module.group.rank and (begun is None or begun.run_id != setup.run_id):  # only rank 0 has locked it
             raise VitPatchError(f"{self.shards.path.parent} was given to another run")
-        said = {"line": pl_module.line, "precision_error": pl_module.precision_error}
-        self.shards.write(self.numbers[batch_idx], prediction.tables, bad, said)
+        about_run = {"line": pl_module.line, "precision_error": pl_module.precision_error}
+        self.shards.write(self.numbers[batch_idx], prediction.tables, bad, about_run)
         pl_module.meet()
 
 
@@ -164,7 +163,7 @@ class ImageProgress(Callback):
 
 @dataclass(frozen=True)
 class Done:
-    """What predicting leaves beside the shards: ``images`` that this start has been through, those ``skipped`` ever."""
+    """What predicting gives in addition to shards: ``images`` read by this start, those ``skipped`` by any."""
 
     images: int
     skipped: int
@@ -239,7 +238,7 @@ def _within_memory(setup: Setup) -> Setup:
 
 
 def assist(group: Group) -> None:
-    """This process's shares of the runs that rank 0 begins, as long as that is there, which reports how they end."""
+    """This process's shares of the runs that rank 0 begins and reports on, until that process ends."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     with StopAfterBatch() as stop, suppress(KeyboardInterrupt):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -254,7 +253,7 @@ def assist(group: Group) -> None:
 
 def _assist(order: Order, group: Group, stop: StopAfterBatch) -> None:
     shards = Shards(order.folder / "shards")
-    until = time.monotonic() + LATE_S
+    until = time.monotonic() + SHARED_DISK_S
     while (begun := shards.begun()) is None and time.monotonic() < until:
         time.sleep(0.2)
     if begun is None:
@@ -278,7 +277,7 @@ def _predict_share(
     trainer = setup.trainer
     data.numbers = group.part(numbers)
     with matmul_precision(setup.cfg.matmul_precision):
-        patching = _begin_calls(setup, data, shards, group)
+        patching = _prepare_patching(setup, data, shards, group)
         module = PatchingModule(setup, patching, group, stop)
         writer = ShardWriter(shards, data.numbers)
         bar = ImageProgress(data, numbers, group, name=shards.path.parent.name)
@@ -296,7 +295,7 @@ def _predict_share(
             bar.close()
 
 
-def _begin_calls(setup: Setup, data: ImageDataModule, shards: Shards, group: Group) -> Patching:
+def _prepare_patching(setup: Setup, data: ImageDataModule, shards: Shards, group: Group) -> Patching:
     """The patching on the trainer's device, in calls of the sizes that the run began with: rank 0's, in all processes.
 
     Raises ``VitPatchError`` where one image does not fit.

@@ -1,4 +1,4 @@
-"""Lightning's trainer with our arguments, said less, and the rounding of matrix products."""
+"""Lightning's trainer: built from the config, its devices checked, quieter; and the rounding of matrix products."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ class StartedProcesses(LightningEnvironment):
 
 
 def build_trainer(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
-    """A trainer with our arguments beside the config's. Raises ``VitPatchError`` for devices that it cannot use.
+    """A trainer by the config and our ``arguments``. Raises ``VitPatchError`` for devices that it cannot use.
 
-    Of several processes each has one of a ``ddp`` strategy.
+    Several processes need the strategy ``ddp``.
     """
     quiet()
     environment = StartedProcesses()
