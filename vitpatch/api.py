@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,7 +114,7 @@ def patch(
     ids = torch.tensor(_integers("ids", range(len(labels)) if ids is None else ids), dtype=torch.int64)
     clusters = ids.tolist() if clusters is None else _integers("clusters", clusters)
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
-    with _in_eval_mode(model), _names_of_arguments():
+    with _in_eval_mode(model):
         vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
         _check_images(vit, clean, corrupt, labels, masks)
         if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
@@ -148,15 +147,6 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in was_training.items():
             module.training = mode
-
-
-@contextmanager
-def _names_of_arguments() -> Iterator[None]:
-    """Errors name keys of patch.py: here these are arguments."""
-    try:
-        yield
-    except VitPatchError as error:
-        raise VitPatchError(re.sub(r"\btarget\.(?=layers|heads|tokens|grid)", "", str(error))) from error
 
 
 def _execute_in_parts(

@@ -207,10 +207,9 @@ def training_images(source: ImageSource, split: str | None, limit: int | None) -
     """
     seed = AUTO if source.streams else SHUFFLE_SEED
     try:
-        images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open()
+        images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open(keys="train_")
     except VitPatchError as error:
-        text = str(error).replace("data.split", "train_split").replace("data.limit", "train_limit")
-        raise VitPatchError(f"training images: {text}") from error
+        raise VitPatchError(f"training images: {error}") from error
     if split == source.split:
         log.warning("train_split %s is data.split: training images and the run's are of one split", split)
     return images

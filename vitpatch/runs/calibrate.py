@@ -53,7 +53,7 @@ def resolve(setup: Setup, batch_size: int, folder: Path | None = None) -> Setup:
     Curves are kept in the folder of a sweep's calibrations, where there is one. Raises ``VitPatchError`` where a drop
     is not reached.
     """
-    cfg, corruption, calibration, statistics = setup.cfg.copy(), setup.corruption, None, None
+    cfg, corruption, calibration = setup.cfg.copy(), setup.corruption, None
     cfg.batch_size = batch_size
     if setup.wanted is not None or corruption.needs_training:
         with on_device(setup.model, setup.trainer, setup.cfg.matmul_precision):
@@ -63,9 +63,8 @@ def resolve(setup: Setup, batch_size: int, folder: Path | None = None) -> Setup:
                 corruption = setup.adjustables[0].at(calibration.strength)
                 OmegaConf.update(cfg, f"corruption.{calibration.key}", calibration.strength, force_add=True)
             if corruption.needs_training:
-                statistics = training.moments
-                corruption = corruption.with_statistics(statistics)
-    return replace(setup, cfg=cfg, corruption=corruption, calibration=calibration, statistics=statistics)
+                corruption = corruption.with_statistics(training.moments)
+    return replace(setup, cfg=cfg, corruption=corruption, calibration=calibration)
 
 
 def without_training(setup: Setup) -> Setup:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
 from vitpatch.checks import Seed, check
-from vitpatch.corruptions import Corruption, Moments
+from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, no_masks
 from vitpatch.data.datamodule import Positions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
@@ -91,8 +91,7 @@ class Setup(Checked):
     is taken from them. ``adjustables``: the run's corruption with its strength left open, then the others it is matched
     with, where the run is calibrated. ``notes`` are what a reader must know of labels and probabilities.
 
-    Before ``calibrate.resolve`` the corruption and ``cfg`` are as the config has them, and there is no ``calibration``
-    and no ``statistics`` (moments of the training images' patch embeddings).
+    Before ``calibrate.resolve`` the corruption and ``cfg`` are as the config has them, and there is no ``calibration``.
     """
 
     model: PatchableViT
@@ -103,7 +102,6 @@ class Setup(Checked):
     adjustables: tuple[Adjustable, ...]
     notes: tuple[str, ...]
     calibration: Calibration | None = None
-    statistics: Moments | None = None
 
     @property
     def is_reduced(self) -> bool:
