@@ -4,7 +4,7 @@
 
 ``summarize`` is all of ``summary.csv`` at 2000 resamples, ``bca`` the same with BCa intervals, ``flips`` the
 family-wise test at 9999 sign flips, ``peaks`` the set of peaks and their size. ``plain`` are the resampled means of the
-effect alone, the images of each resample gathered and averaged: from the same resamples, and compared with ours.
+effect alone, the images of each resample gathered and average_draws: from the same resamples, and compared with ours.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vitpatch.checks import one_of, whole_number, window_of
+from vitpatch.checks import one_of, parse_window, whole_number
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
@@ -296,7 +296,7 @@ def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:
     windows = list(window) if isinstance(window, list | tuple) else [window]
     if not windows:
         raise VitPatchError("window: empty; expected at least one")
-    return tuple(dict.fromkeys(map(window_of, windows)))
+    return tuple(dict.fromkeys(map(parse_window, windows)))
 
 
 def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[int]) -> pd.DataFrame:

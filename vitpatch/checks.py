@@ -185,7 +185,7 @@ def _bounds(kind: type, metadata: Sequence[Any]) -> str:
 _BOUNDS = (Ge, Gt, Le, Lt)
 
 
-def window_of(value: Any) -> int:
+def parse_window(value: Any) -> int:
     """A window as ``Patch.window`` has it, from a number of layers or a word."""
     if isinstance(value, str) and value in WINDOW_WORDS:
         return WINDOW_WORDS[value]

@@ -26,25 +26,25 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, which is renamed to ``path`` when the block ends without an exception.
 
     The content is flushed to the disk before the rename, and the rename before this returns, so that a power cut leaves
     no file without its content. Raises ``OSError`` that names ``path`` where the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PART}")
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
         _sync_names(path.parent)
     except OSError as error:
-        if error.errno in DISK_FULL and error.filename in (None, str(beside)):
+        if error.errno in DISK_FULL and error.filename in (None, str(temporary)):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_names(folder: Path) -> None:
@@ -64,27 +64,27 @@ def checksum(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as readable JSON, by rename; a number that is not known (NaN) is null."""
-    text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
-    with written_beside(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(nan_to_none(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Writes a table without its index, by rename; what is not known is an empty field."""
-    with written_beside(path) as beside:
-        table.to_csv(beside, index=False)
+    with atomic_write(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
-def without_nan(value: Any) -> Any:
+def nan_to_none(value: Any) -> Any:
     """``value`` with ``None`` for numbers that are not known, as JSON has them."""
     if isinstance(value, Mapping):
-        return {key: without_nan(of) for key, of in value.items()}
+        return {key: nan_to_none(of) for key, of in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(of) for of in value]
+        return [nan_to_none(of) for of in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def in_order(paths: Iterable[Path]) -> list[Path]:
+def natural_sort(paths: Iterable[Path]) -> list[Path]:
     """Paths as people sort them: ``window=3`` before ``window=10``, ``std=0.05`` before ``std=0.1``."""
     return sorted(paths, key=lambda path: [_numbers_apart(part) for part in path.parts])
 

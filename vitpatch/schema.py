@@ -19,7 +19,7 @@ EXAMPLES_SCHEMA = pa.schema(
     + [(f"pred_{run}", pa.int64()) for run in BaseRun]
     + [("kl_corrupt", pa.float32())]
 )
-"""One row an image, in order of ``example_id``; with partners for donors also ``of_partners``.
+"""One row an image, in order of ``example_id``; with partners for donors also ``partner_fields``.
 
 ``label_is_predicted``: the image has no label, and the clean run's prediction stands in for it.
 """
@@ -40,7 +40,7 @@ EFFECTS_SCHEMA = pa.schema(
 
 ``delta_norm``: norm of donor − recipient over norm of the recipient at the site, over the patched tokens and layers.
 ``direct_log_odds``: change of the log odds where the replacement is carried straight to the readout, the scale of the
-last layer norm frozen. ``n_tokens``: how many tokens of this image are patched. With controls also ``of_controls``.
+last layer norm frozen. ``n_tokens``: how many tokens of this image are patched. With controls also ``control_fields``.
 """
 
 
@@ -74,7 +74,7 @@ OF_CORRUPTION = "partner_corruption"
 """Column of ``examples.parquet``: ``example_id`` of the image that a corruption with partners takes."""
 
 
-def of_partners(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
+def partner_fields(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
     """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
 
     ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
@@ -89,7 +89,7 @@ def of_partners(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
     return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROLLED if together]
 
 
-def of_controls(donors: Sequence[Donor]) -> list[pa.Field]:
+def control_fields(donors: Sequence[Donor]) -> list[pa.Field]:
     """Columns of ``effects.parquet`` for the donors after the first: the same patch with their activations."""
     return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROLLED]
 

@@ -278,7 +278,7 @@ class Patch:
         return len(self.layers) < self.window
 
 
-def window_word(window: int) -> str:
+def format_window(window: int) -> str:
     """A window as it is asked for: its number of layers, ``prefix`` or ``suffix``."""
     return {number: word for word, number in WINDOW_WORDS.items()}.get(window, str(window))
 
@@ -384,7 +384,7 @@ Run = BaseRun | Donor
 """A base run: of the image itself, or (``same_class``, ``other_class``) the clean run of a partner."""
 
 
-def run_of(donor: Donor, direction: Direction) -> Run | None:
+def base_run_of(donor: Donor, direction: Direction) -> Run | None:
     """The base run that a donor's values are of; ``None`` where they are constants."""
     if donor.is_constant:
         return None

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf, open_dict
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import config, setup
 from vitpatch.runs.calibration import read_wanted_damage
-from vitpatch.runs.trainer import make_trainer_of
+from vitpatch.runs.trainer import trainer_factory
 from vitpatch.training import fit
 
 LISTS = {f"[{word}]": OmegaConf.create(of) for word, of in {"": [], "1": [1], "[1]": [[1]], "x": ["x"]}.items()}
@@ -96,7 +96,7 @@ def reader(group, node, key):
             return config.read_target(OmegaConf.merge(new, {key: value}))
         if group == "trainer":
             new[key] = value
-            return make_trainer_of(OmegaConf.create({group: new}))
+            return trainer_factory(OmegaConf.create({group: new}))
         given = {name: new[name] for name in new if not name.startswith("_")} | {key: value}
         if key != "steps" and "steps" in given:
             given["steps"] = [len]

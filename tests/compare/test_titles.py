@@ -12,7 +12,16 @@ from vitpatch.corruptions.base import as_corruption
 from vitpatch.corruptions.pixels import Gray
 from vitpatch.plots import style
 from vitpatch.runs.setup import prepare
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, depends_on_corruption, read_inclusion, run_of
+from vitpatch.types import (
+    BaseRun,
+    Direction,
+    Donor,
+    Estimate,
+    Metric,
+    base_run_of,
+    depends_on_corruption,
+    read_inclusion,
+)
 
 
 @pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))
@@ -20,7 +29,7 @@ def test_a_corruption_plays_a_part_where_its_run_does(donor, direction):
     def said(metric=Metric.PROB, rival=BaseRun.CORRUPT, include="all"):
         return depends_on_corruption(donor, direction, metric, rival, read_inclusion(include))
 
-    is_patched = BaseRun.CORRUPT in (direction.recipient, run_of(donor, direction))
+    is_patched = BaseRun.CORRUPT in (direction.recipient, base_run_of(donor, direction))
     assert said() == said(include="clean_correct") == said(Metric.LOGIT_DIFF, BaseRun.CLEAN) == is_patched
     for chosen in ("flipped", "min_total_effect:0.1"):
         assert said(include=chosen)

@@ -129,6 +129,6 @@ def test_clusters_are_numbered_again_where_images_are_left_out():
     ids, labels = np.arange(5), np.array([0, 1, 1, 0, 1])
     images = LabelledImages([], ColumnNames("image", "y"), ids, labels, ("a", "b"), list("pqrqr"), "here", "x")
     images.alphabetical = True
-    mapped = images.as_classes([-1, 0], ["b", "c"], 2)
+    mapped = images.label_by_classes([-1, 0], ["b", "c"], 2)
     assert images.clusters.tolist() == [0, 1, 2, 1, 2]
     assert mapped.clusters.tolist() == [0, 1, 1] and mapped.ids.tolist() == [1, 2, 4] and not mapped.alphabetical

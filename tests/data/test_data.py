@@ -393,8 +393,8 @@ def test_rows_are_sorted_by_the_classes_that_label_map_makes(tmp_path):
 def test_a_class_of_several_labels_has_the_models_name(tmp_path):
     write_parquet(tmp_path / "data.parquet", pictures(6), [0, 1, 2] * 2, ["tabby", "siamese", "beagle"])
     images = ParquetImages(path=str(tmp_path / "data.parquet")).open()
-    assert images.as_classes([1, 1, 0], ["dog", "cat", "cow"], 3).label_names == ("beagle", "cat", "cow")
-    assert images.as_classes([1, 1, 0], None, 3).label_names == ("beagle", "tabby / siamese", "2")
+    assert images.label_by_classes([1, 1, 0], ["dog", "cat", "cow"], 3).label_names == ("beagle", "cat", "cow")
+    assert images.label_by_classes([1, 1, 0], None, 3).label_names == ("beagle", "tabby / siamese", "2")
 
 
 def test_worker_processes_are_forked_where_joblib_would_start_them(monkeypatch):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vitpatch.data.partners import NOBODY, partners
+from vitpatch.data.partners import NO_PARTNER, partners
 from vitpatch.types import Partner
 
 
@@ -24,8 +24,8 @@ def test_a_derangement_of_another_cluster_and_the_asked_for_class(kind):
 def test_who_has_no_other_cluster_of_its_class_has_no_partner():
     labels, clusters = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 2])
     found = partners(Partner.SAME_CLASS, labels, clusters, seed=0)
-    assert found.tolist() == [NOBODY] * 3 + [4, 3]
-    assert partners(Partner.OTHER_CLASS, np.zeros(3, int), np.arange(3), 0).tolist() == [NOBODY] * 3
+    assert found.tolist() == [NO_PARTNER] * 3 + [4, 3]
+    assert partners(Partner.OTHER_CLASS, np.zeros(3, int), np.arange(3), 0).tolist() == [NO_PARTNER] * 3
 
 
 def test_where_no_derangement_is_possible_some_are_partners_of_several():

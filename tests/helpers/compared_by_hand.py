@@ -9,7 +9,7 @@ from hand_made import NOISE, rows, save_run
 
 from vitpatch.compare.compare import compare_runs
 from vitpatch.compare.load import Comparison, find_runs, load_run
-from vitpatch.plots.examples import Page, ShownImage
+from vitpatch.plots.examples import ExampleImage, Page
 from vitpatch.runs.results import write_pages
 from vitpatch.types import BaseRun
 
@@ -22,7 +22,7 @@ def example_pages(patches: int) -> list[Page]:
     """A page with one image, its name and prediction evil."""
     values = {BaseRun.CLEAN: 0.9, BaseRun.CORRUPT: 0.1}
     pictures = {run: np.full((8, 8, 3), 255 * value, np.uint8) for run, value in values.items()}
-    image = ShownImage(0, EVIL, pictures, dict.fromkeys(values, EVIL), values, np.linspace(0.1, 0.9, patches))
+    image = ExampleImage(0, EVIL, pictures, dict.fromkeys(values, EVIL), values, np.linspace(0.1, 0.9, patches))
     return [Page("random", f"drawn by lot {EVIL}", [image])]
 
 

@@ -74,7 +74,7 @@ def names_of(data: str) -> list[str]:
     return [f"{name}2" if name in names[:i] else name for i, name in enumerate(names)]
 
 
-def data_of(model: str) -> str:
+def data_module(model: str) -> str:
     """The data set that a named model classifies."""
     return model.rpartition("_")[2] if "cifar" in model else "imagenet"
 
@@ -97,7 +97,7 @@ def put_model(cache: Path, option: str) -> str:
     """A tiny model under the hub id of an option of ``conf/model``; the id."""
     name, family, patch, processor = MODELS[option]
     folder = repository(cache, "model", name)
-    names = [name.removesuffix("2") if name == "crane2" else name for name in names_of(data_of(option))]
+    names = [name.removesuffix("2") if name == "crane2" else name for name in names_of(data_module(option))]
     save_family(folder, family, names, pixels=224, patch=patch)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     if option == "vit_b16_cifar10":

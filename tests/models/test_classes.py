@@ -14,7 +14,14 @@ from transformers import AutoConfig
 from vitpatch import VitPatchError, api
 from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.models.checkpoint import Checkpoint, _load, pretrained_classifier
-from vitpatch.models.classes import Classes, as_classes, class_names, classes_of_training, name_classes, notes_on
+from vitpatch.models.classes import (
+    Classes,
+    class_names,
+    classes_of_training,
+    label_by_classes,
+    label_notes,
+    name_classes,
+)
 from vitpatch.models.pretrained import Pretrained
 
 ABC = {"0": "a", "1": "b", "2": "c"}
@@ -87,13 +94,13 @@ def test_maps_that_contradict_name_nothing_and_a_label_needs_the_users_map(confi
     assert found.names is None and doubt in found.doubt
     data = images([0, 1, 1], ["a", "b"])
     with pytest.raises(VitPatchError, match=r"no sure names: .*data.label_map=\{label: number\}.*'a', 'b'") as error:
-        as_classes(data, found, None)
+        label_by_classes(data, found, None)
     assert doubt in str(error.value) and "\n" not in str(error.value)
-    assert as_classes(data, found, [("a", 1), ("b", 0)]).labels.tolist() == [1, 0, 0]
+    assert label_by_classes(data, found, [("a", 1), ("b", 0)]).labels.tolist() == [1, 0, 0]
     with pytest.raises(VitPatchError, match="no sure names"):
-        as_classes(data, found, [("a", None)])
-    assert as_classes(images([0, 1]), found, None).labels.tolist() == [0, 1]  # numbers need no names
-    assert doubt in notes_on(images([0, 1]), found, None)[0]
+        label_by_classes(data, found, [("a", None)])
+    assert label_by_classes(images([0, 1]), found, None).labels.tolist() == [0, 1]  # numbers need no names
+    assert doubt in label_notes(images([0, 1]), found, None)[0]
 
 
 @pytest.mark.parametrize(
@@ -121,34 +128,34 @@ def test_a_checkpoint_is_loaded_with_the_names_that_only_label2id_has(made, tmp_
     (folder / "config.json").write_text(json.dumps(said))
     model = Checkpoint(str(folder)).load()
     assert model.label_names == tuple(NAMES[3:] + NAMES[:3]) and model.classes == 5
-    data = as_classes(images(range(5), NAMES), Classes.of(model.model.config), None)
+    data = label_by_classes(images(range(5), NAMES), Classes.of(model.model.config), None)
     assert data.labels.tolist() == [2, 3, 4, 0, 1]
 
 
 def test_labels_taken_by_their_place_are_said():
     nameless = Classes(3, None)
     data = images([0, 1, 2], "abc")
-    (note,) = notes_on(data, nameless, None)
+    (note,) = label_notes(data, nameless, None)
     assert "that of the alphabet: 0 = 'a', 1 = 'b', 2 = 'c'; data.label_map" in note
-    assert as_classes(data, nameless, None).labels.tolist() == [0, 1, 2]
-    (note,) = notes_on(images([0, 1, 2], "cab"), nameless, None)
+    assert label_by_classes(data, nameless, None).labels.tolist() == [0, 1, 2]
+    (note,) = label_notes(images([0, 1, 2], "cab"), nameless, None)
     assert "alphabet" not in note and "0 = 'c'" in note
     for quiet in (
-        notes_on(images([0, 1, 2]), nameless, None),
-        notes_on(images([0, 1, 2], ["0", "1", "2"]), nameless, None),
-        notes_on(data, Classes(3, tuple("cab")), None),
-        notes_on(data, nameless, [("a", 2), ("b", 0), ("c", None)]),
+        label_notes(images([0, 1, 2]), nameless, None),
+        label_notes(images([0, 1, 2], ["0", "1", "2"]), nameless, None),
+        label_notes(data, Classes(3, tuple("cab")), None),
+        label_notes(data, nameless, [("a", 2), ("b", 0), ("c", None)]),
     ):
         assert quiet == ()
 
 
 def test_a_map_may_name_a_label_that_only_the_other_split_has():
     train, test, classes = images([0, 1, 2], "abc"), images([0, 1], "ab"), Classes(2, tuple("ba"))
-    found = as_classes(test, classes, [("c", None)], beside=train)
+    found = label_by_classes(test, classes, [("c", None)], beside=train)
     assert found.labels.tolist() == [1, 0]
-    assert as_classes(train, classes, [("c", None)], beside=test).ids.tolist() == [0, 1]
+    assert label_by_classes(train, classes, [("c", None)], beside=test).ids.tolist() == [0, 1]
     with pytest.raises(VitPatchError, match=r"data.label_map 'x': none of the data's labels"):
-        as_classes(test, classes, [("x", None)], beside=train)
+        label_by_classes(test, classes, [("x", None)], beside=train)
 
 
 def of_training(train, label_map=None, own=None, test=None):
@@ -165,7 +172,7 @@ def test_a_training_has_the_classes_that_its_labels_make():
     assert of_training(images([0, 2, 1]))[0].names == ("LABEL_0", "LABEL_1", "LABEL_2")
     numbered = of_training(images([0, 2, 1]), [(0, None)])[0]
     assert numbered.names == ("1", "2")
-    assert as_classes(images([2, 0, 1]), numbered, [(0, None)]).labels.tolist() == [1, 0]
+    assert label_by_classes(images([2, 0, 1]), numbered, [(0, None)]).labels.tolist() == [1, 0]
     with pytest.raises(VitPatchError, match="one class, a; a classifier needs two"):
         of_training(abc, [("b", None), ("c", None)])
     for train, test in ((abc, images([0, 1, 2])), (images([0, 1, 2]), abc)):
@@ -199,7 +206,7 @@ def test_a_head_is_kept_for_its_own_classes_only(own, train, label_map, names, k
     label_map = list(label_map.items()) if isinstance(label_map, dict) else label_map
     found, why = of_training(train, label_map, own)
     assert found.names == tuple(names) and (why is None) == kept
-    labelled = as_classes(train, found, label_map)
+    labelled = label_by_classes(train, found, label_map)
     wanted = [dict(label_map or ()).get(name, name) for name in train.label_names or names]
     asked = [name for name in wanted if name is not None]
     got = [found.names[label] for label in labelled.labels]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from fake_hub import serving
-from hub import DATA, MODELS, commit_of, data_of, names_of, put_data, put_model
+from hub import DATA, MODELS, commit_of, data_module, names_of, put_data, put_model
 from hydra import compose, initialize_config_dir
 
 from vitpatch.data.labels import match_labels
@@ -45,7 +45,7 @@ def test_every_named_model_and_data_set_of_the_hub_has_a_stand_in():
 @pytest.mark.parametrize("option", MODELS)
 def test_a_named_model_is_loaded_as_its_files_say(cache, option):
     name = put_model(cache, option)
-    names, said = names_of(data_of(option)), MODELS[option][3]
+    names, said = names_of(data_module(option)), MODELS[option][3]
     bin_too = ["model.allow_bin=true"] if option == "vit_b16_cifar10" else []
     checkpoint = construct(composed(f"model={option}", *bin_too).model)
     model = checkpoint.load(names if checkpoint.needs_names else None)

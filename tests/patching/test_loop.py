@@ -58,9 +58,9 @@ def test_every_number_is_the_oracles(made, patched, family, site, window, direct
     recipient = examples[f"prob_{'corrupt' if direction == 'denoise' else 'clean'}"].to_numpy()
     for layer, logits in enumerate(patches):
         rows = effects[effects.layer == layer]
-        window_of = layers_of(layer, window, DEPTH)
+        parse_window = layers_of(layer, window, DEPTH)
         assert set(zip(rows.first_layer, rows.last_layer, rows.n_layers, strict=True)) == {
-            (window_of[0], window_of[-1], len(window_of))
+            (parse_window[0], parse_window[-1], len(parse_window))
         }
         for name, want in metrics(logits, labels, rivals, clean).items():
             assert rows[name].to_numpy() == pytest.approx(want.numpy(), rel=1e-4, abs=1e-5), (layer, name)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import pictures, write_parquet
 
-from vitpatch.plots.examples import ShownImage, Trace, example_page, map_page
+from vitpatch.plots.examples import ExampleImage, Trace, example_page, map_page
 from vitpatch.plots.heatmaps import rows_over_image
 from vitpatch.plots.style import Caption, layer_words
 from vitpatch.types import PREFIX, SUFFIX, BaseRun, Metric
@@ -16,7 +16,7 @@ from vitpatch.types import PREFIX, SUFFIX, BaseRun, Metric
 def trace(maps, cls=()):
     images = {run: np.zeros((4, 4, 3), np.uint8) for run in BaseRun}
     predicted, base = dict.fromkeys(BaseRun, "cat"), dict.fromkeys(BaseRun, 0.5)
-    return Trace(ShownImage(0, "cat", images, predicted, base, np.zeros(0)), {}, maps, cls)
+    return Trace(ExampleImage(0, "cat", images, predicted, base, np.zeros(0)), {}, maps, cls)
 
 
 def test_each_series_of_an_image_is_at_its_own_layers():

@@ -123,8 +123,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(patched, stopped, batches
 def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, caplog, monkeypatch, overrides):
     sizes = []
     for room in (calibrate, patching):
-        read = room.batches_of
-        monkeypatch.setattr(room, "batches_of", lambda of, size, read=read: sizes.append(size) or read(of, size))
+        read = room.training_batches
+        monkeypatch.setattr(room, "training_batches", lambda of, size, read=read: sizes.append(size) or read(of, size))
     whole = patched(*splits, *overrides, folder="whole")
     folder = stopped(*splits, *overrides)
     with caplog.at_level(logging.INFO):

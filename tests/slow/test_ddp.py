@@ -21,7 +21,7 @@ from vitpatch.runs import predict
 from vitpatch.runs.distributed import Group, SharedFailure
 from vitpatch.runs.run import batch_size_for
 from vitpatch.runs.shards import Begun, Shards
-from vitpatch.runs.trainer import build_trainer, check_processes, make_trainer_of
+from vitpatch.runs.trainer import build_trainer, check_processes, trainer_factory
 
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 SLOW = '''
@@ -58,7 +58,7 @@ def test_batches_are_so_small_that_every_device_has_one(asked, images, processes
 
 def trainer(**keys):
     option = {"_target_": "lightning.Trainer", "_partial_": True, "accelerator": "cpu", "strategy": "ddp"}
-    return build_trainer(make_trainer_of(OmegaConf.create({"trainer": option | keys})), logger=False)
+    return build_trainer(trainer_factory(OmegaConf.create({"trainer": option | keys})), logger=False)
 
 
 def test_machines_are_started_by_a_launcher_and_as_many_as_the_trainer_says(monkeypatch):
@@ -78,7 +78,7 @@ def test_a_process_computes_by_the_threads_that_the_run_began_with(monkeypatch, 
     order = predict.Order(tmp_path, {}, [0, 1], corruption=None, calibrations=None)
     group = Mock(rank=1, begin=Mock(side_effect=[order, SharedFailure]), sharing_failures=nullcontext)
     monkeypatch.setattr(predict, "prepare", lambda *config: Mock(run_id="id"))
-    monkeypatch.setattr(predict, "data_of", Mock())
+    monkeypatch.setattr(predict, "data_module", Mock())
     monkeypatch.setattr(predict, "_predict_share", lambda *arguments: seen.append(torch.get_num_threads()))
     predict.assist(group)
     assert seen == [before + 1] and torch.get_num_threads() == before

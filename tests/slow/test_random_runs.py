@@ -35,7 +35,7 @@ from vitpatch.runs import folder as store
 from vitpatch.runs.config import register_resolvers
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.patching import Patching
-from vitpatch.stats.result import series_of
+from vitpatch.stats.result import series_names
 
 OF_SUITE, OF_LONG, ONE_IN = 20, 220, 4
 APART = (
@@ -167,7 +167,7 @@ def check_scale(folder: Path, manifest: dict, limits: list[tuple[float, float]])
     reach = np.ptp(ends[np.isfinite(ends)])
     widest = 1.2 * STRETCH * max(reach, 0.05) if reach else FLAT
     assert high - low <= widest + 1e-9, (limits, ends)
-    is_dots = len(set(series_of(summary))) > MOST_LINES  # whose controls are said in the legend
+    is_dots = len(set(series_names(summary))) > MOST_LINES  # whose controls are said in the legend
     for donor in () if is_dots else manifest["donors"][1:]:
         control = summary[f"effect_{donor}"].dropna()
         assert any(control.between(*axis).all() for axis in limits), (donor, limits, control)

@@ -129,7 +129,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
     """
     from vitpatch.compare.compare import PAGE, compare
     from vitpatch.runs.tracking import Compared as TrackedComparison
-    from vitpatch.runs.tracking import RunInfo, tracker_of
+    from vitpatch.runs.tracking import RunInfo, make_tracker
 
     compared = compare([root])
     for warning in (*compared.comparison.warnings, *compared.problems):
@@ -138,7 +138,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
     if not track:
         return
     config = {"sweep": str(cfg.sweep), "runs": [run.name for run in compared.comparison.runs]}
-    with tracker_of(cfg).run(RunInfo(compared.folder, str(cfg.sweep), config, job_type="compare")) as tracked:
+    with make_tracker(cfg).run(RunInfo(compared.folder, str(cfg.sweep), config, job_type="compare")) as tracked:
         kinds = (".csv", ".png", ".svg", ".html")
         files = {path.name: path for path in sorted(compared.folder.iterdir()) if path.suffix in kinds}
         pictures = {path.stem: path for path in files.values() if path.suffix == ".png"}

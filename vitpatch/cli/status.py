@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from vitpatch.formatting import duration, format_interval
-from vitpatch.io import in_order, write_csv
+from vitpatch.io import natural_sort, write_csv
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.status import DONE, RunStatus, read_status
 from vitpatch.titles import elided
@@ -35,7 +35,7 @@ def _started(root: Path, since: float) -> list[RunFolder]:
         if ".hydra" in inside:
             inside.clear()  # a job's folder has no other job below
             jobs.append(Path(folder))
-    return [RunFolder(job) for job in in_order(jobs) if _is_new(job / ".hydra" / "overrides.yaml", since)]
+    return [RunFolder(job) for job in natural_sort(jobs) if _is_new(job / ".hydra" / "overrides.yaml", since)]
 
 
 def _is_new(file: Path, since: float) -> bool:

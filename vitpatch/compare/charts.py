@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import vl_convert
 
-from vitpatch.io import written_beside
+from vitpatch.io import atomic_write
 from vitpatch.plots.style import LEAST_LIMIT
 
 Spec = dict[str, Any]
@@ -73,8 +73,8 @@ def save_figure(chart: Any, path: Path) -> None:
     svg = vl_convert.vegalite_to_svg(text, **options).encode()
     png = vl_convert.vegalite_to_png(_drawable(text), scale=PNG_SCALE, **options)
     for kind, content in (("svg", svg), ("png", png)):
-        with written_beside(path.with_name(f"{path.name}.{kind}")) as beside:
-            beside.write_bytes(content)
+        with atomic_write(path.with_name(f"{path.name}.{kind}")) as temporary:
+            temporary.write_bytes(content)
 
 
 def _drawable(text: str) -> str:

@@ -42,7 +42,7 @@ from vitpatch.compare.tables import (
     largest_differences,
     run_links,
 )
-from vitpatch.stats.result import series_of
+from vitpatch.stats.result import series_names
 from vitpatch.titles import run_labels, short_labels
 
 MAX_DOTS = 200
@@ -217,7 +217,7 @@ def _difference_rows(differences: pd.DataFrame, picks: Mapping[tuple[str, str], 
     tables = []
     for pair, rows in differences.groupby(["a", "b"], sort=False):
         if pair in picks:
-            lines = series_of(rows.assign(window=rows["window_a"]))
+            lines = series_names(rows.assign(window=rows["window_a"]))
             tables.append(rows.assign(line=lines, pick=picks[pair], value=rows["difference"], clipped=False))
     table = short_lines(pd.concat(tables, ignore_index=True))
     records = table.to_dict("records")

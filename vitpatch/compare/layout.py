@@ -10,11 +10,11 @@ import pandas as pd
 
 from vitpatch.compare.load import Comparison
 from vitpatch.compare.tables import estimate_of, format_estimate, format_number, is_known
-from vitpatch.plots.profile import clipped_of
+from vitpatch.plots.profile import is_clipped
 from vitpatch.plots.style import METRIC_NAMES
-from vitpatch.stats.result import series_of
+from vitpatch.stats.result import series_names
 from vitpatch.titles import LONGEST, elided, run_labels
-from vitpatch.types import Metric, window_word
+from vitpatch.types import Metric, format_window
 
 FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "metric", "include")
 """Columns of ``overview`` in which the runs of one grid are equal."""
@@ -76,17 +76,17 @@ def _make_grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
         for row in runs.to_dict("records")
     }
     rows = profiles[profiles["run"].isin(corruptions)]
-    of_rows = zip(rows["run"].map(corruptions), rows["window"].map(window_word), strict=True)
+    of_rows = zip(rows["run"].map(corruptions), rows["window"].map(format_window), strict=True)
     places = pd.Series(list(of_rows), rows.index)
     panels = {place: _make_panel(rows.loc[group.index]) for place, group in places.groupby(places, sort=False)}
-    windows = [window_word(window) for window in sorted(set(rows["window"]), key=lambda window: (window < 0, window))]
+    windows = [format_window(window) for window in sorted(set(rows["window"]), key=lambda window: (window < 0, window))]
     metric = str(runs["metric"].iloc[0])
     return Grid(title, metric, tuple(dict.fromkeys(corruptions.values())), tuple(windows), panels)
 
 
 def _make_panel(rows: pd.DataFrame) -> Panel:
     runs = tuple(dict.fromkeys(rows["run"]))
-    names = pd.concat([pd.Series(series_of(own), own.index) for _, own in rows.groupby("run", sort=False)])
+    names = pd.concat([pd.Series(series_names(own), own.index) for _, own in rows.groupby("run", sort=False)])
     if len(runs) > 1:
         names = rows["run"].map(run_labels(runs)).str.cat(names, sep=" ").str.strip()
     return Panel(runs, rows.assign(line=names))
@@ -165,7 +165,7 @@ def profile_rows(rows: pd.DataFrame, column: str = "effect") -> pd.DataFrame:
             "value": rows[column].to_numpy(),
             "low": [row.get(f"{column}_low", np.nan) for row in records],
             "high": [row.get(f"{column}_high", np.nan) for row in records],
-            "clipped": clipped_of(rows),
+            "clipped": is_clipped(rows),
             "layers": [str(first) if first == last else f"{first}–{last}" for first, last in layers],
             "effect": [format_estimate(*estimate_of(row, "effect")) for row in records],
             "recovered": [format_estimate(*estimate_of(row, "recovered"), ".0%") for row in records],

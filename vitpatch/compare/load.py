@@ -17,7 +17,7 @@ import yaml
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.io import in_order
+from vitpatch.io import natural_sort
 from vitpatch.plots.examples import Page
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import read_pages
@@ -154,7 +154,7 @@ def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
     for folder in folders:
         if not folder.is_dir():
             raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
-        paths.append([path.parent for path in in_order(folder.rglob("manifest.json")) if _is_run(path, folder)])
+        paths.append([path.parent for path in natural_sort(folder.rglob("manifest.json")) if _is_run(path, folder)])
         if not paths[-1]:
             raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
     return _locate(folders, paths)
@@ -163,7 +163,7 @@ def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
 def list_unfinished(folders: Sequence[Path]) -> list[str]:
     """The patching runs in and below folders that have no manifest: name, state and reason, a line each."""
     paths = [
-        [path.parent.parent for path in in_order(folder.rglob(".hydra/hydra.yaml")) if _is_unfinished(path, folder)]
+        [path.parent.parent for path in natural_sort(folder.rglob(".hydra/hydra.yaml")) if _is_unfinished(path, folder)]
         for folder in folders
     ]
     states = [(run.name, read_status(run.folder)) for run in _locate(folders, paths)]

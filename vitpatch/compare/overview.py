@@ -14,7 +14,7 @@ import pandas as pd
 from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
 from vitpatch.compare.settings import format_windows
 from vitpatch.stats.bootstrap import Array
-from vitpatch.stats.result import series_of
+from vitpatch.stats.result import series_names
 from vitpatch.titles import corruption_name, data_words, short, strength_words
 from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption, read_inclusion
 
@@ -99,7 +99,7 @@ def _peak_columns(run: FinishedRun) -> dict[str, Any]:
     row: dict[str, Any] = {"peak_layer": np.nan, "peak_place": "", "peak_relative_depth": np.nan}
     row |= {f"peak_{name}": np.nan if peak is None else float(peak[name]) for name in numbers}
     if peak is not None:
-        layer, series = int(peak["layer"]), series_of(run.summary)[run.summary.index.get_loc(peak.name)]
+        layer, series = int(peak["layer"]), series_names(run.summary)[run.summary.index.get_loc(peak.name)]
         row["peak_layer"], row["peak_place"] = layer, f"layer {layer}{f', {series}' if series else ''}"
         row["peak_relative_depth"] = relative_depth(layer, manifest["model"]["layers"])
     layers = manifest.get("peak_set") or []
@@ -125,7 +125,7 @@ def profiles_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     tables = []
     for run in runs:
         depth, summary = run.manifest["model"]["layers"], run.summary
-        names = pd.DataFrame({"run": run.name, "series": series_of(summary)}, index=summary.index)
+        names = pd.DataFrame({"run": run.name, "series": series_names(summary)}, index=summary.index)
         depths = {"depth": depth, "relative_depth": relative_depth(summary["layer"], depth)}
         tables.append(pd.concat([names, summary.assign(**depths)], axis=1))
     return pd.concat(tables, ignore_index=True)

@@ -25,10 +25,10 @@ from vitpatch.compare.figures import Chart
 from vitpatch.compare.layout import MAX_SERIES, effect_title, peak_series
 from vitpatch.compare.load import Comparison, FinishedRun
 from vitpatch.compare.tables import Link, Table, run_links
-from vitpatch.io import written_beside
-from vitpatch.plots.examples import Page, ShownImage
-from vitpatch.plots.profile import clipped_of
-from vitpatch.stats.result import series_of
+from vitpatch.io import atomic_write
+from vitpatch.plots.examples import ExampleImage, Page
+from vitpatch.plots.profile import is_clipped
+from vitpatch.stats.result import series_names
 from vitpatch.titles import run_labels
 from vitpatch.types import BaseRun, Metric
 
@@ -144,8 +144,8 @@ def write_page(comparison: Comparison, file: Path) -> None:
         text = render_page(comparison, sections, without)
         if len(text.encode()) <= MAX_BYTES:
             break
-    with written_beside(file) as beside:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def render_page(comparison: Comparison, sections: Sequence[Section], without: Sequence[str] = ()) -> str:
@@ -306,9 +306,9 @@ def first_page(run: FinishedRun) -> Page | None:
     return next(iter(run.example_pages()), None) if run.folder.pages.exists() else None
 
 
-def _image_chart(run: FinishedRun, row: dict[str, Any], image: ShownImage) -> Chart:
+def _image_chart(run: FinishedRun, row: dict[str, Any], image: ExampleImage) -> Chart:
     """The metric of an image as each patch is made; of many series the one with the peak."""
-    rows = run.summary.assign(line=series_of(run.summary), value=image.patched, clipped=clipped_of(run.summary))
+    rows = run.summary.assign(line=series_names(run.summary), value=image.patched, clipped=is_clipped(run.summary))
     if rows["line"].nunique() > MAX_SERIES:
         rows = peak_series(rows, "line", row)
     rows = rows.assign(low=np.nan, high=np.nan, words=[f"{value:.3f}" for value in rows["value"]])

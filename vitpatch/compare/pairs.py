@@ -27,11 +27,11 @@ from vitpatch.compare.settings import (
 )
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
-from vitpatch.runs.results import patches_in
+from vitpatch.runs.results import read_patches
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Array, Resamples, Spread
 from vitpatch.stats.inference import sign_flip_p
-from vitpatch.stats.result import total_by_image
+from vitpatch.stats.result import total_effects
 from vitpatch.stats.summary import MIN_STANDARD_ERRORS
 from vitpatch.types import Direction, Donor, Interval, Metric, option_identity, read_inclusion
 
@@ -66,13 +66,13 @@ class RunEffects:
     def read(cls, run: FinishedRun) -> RunEffects:
         """Reads a run's files. Raises ``VitPatchError`` where they are broken or do not fit together."""
         try:
-            examples, patches = run.examples(), patches_in(run.folder)
+            examples, patches = run.examples(), read_patches(run.folder)
             if patches.to_numpy().tolist() != run.summary[list(PATCH_COLUMNS)].to_numpy().tolist():
                 raise ValueError("summary.csv and effects.parquet are not of the same patches")
             included = examples["included"].to_numpy(bool)
             effects = _read_effects(run, included, len(patches))
             donor, config = Donor(run.manifest["donors"][0]), run.manifest["config"]
-            total = total_by_image(examples, donor, Direction(config["direction"]), Metric(config["metric"]))
+            total = total_effects(examples, donor, Direction(config["direction"]), Metric(config["metric"]))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise broken_run(run.folder, "a file is broken", error) from error
         ids, clusters = (examples[name].to_numpy(np.int64)[included] for name in ("example_id", "cluster"))

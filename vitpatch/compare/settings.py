@@ -12,7 +12,7 @@ import pandas as pd
 from vitpatch.compare.load import FinishedRun
 from vitpatch.formatting import class_name, counted
 from vitpatch.titles import corruption_words, data_words, short
-from vitpatch.types import digest, option_identity, window_word
+from vitpatch.types import digest, format_window, option_identity
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")
 """Config groups whose options' names are shown."""
@@ -79,7 +79,7 @@ def describe_differing(a: RunSettings, b: RunSettings) -> str:
 
 def format_windows(windows: Sequence[int]) -> str:
     """The windows of a run as they are asked for."""
-    return ", ".join(map(window_word, windows))
+    return ", ".join(map(format_window, windows))
 
 
 def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:

@@ -39,7 +39,7 @@ class Corruption:
     ``strength_key`` is the parameter that makes it stronger, 0 = the identity, and ``strongest`` where that ends;
     ``needs_masks``: the images need object masks; ``partner``: which other image it asks for in ``ImageBatch.others``.
     ``is_inside_model``: it leaves pixels alone and adds ``embedding_noise``, of which an image has so many independent
-    ``draws``, whose probabilities are averaged. ``needs_training``: it wants statistics of training images.
+    ``draws``, whose probabilities are average_draws. ``needs_training``: it wants statistics of training images.
     """
 
     strength_key: str | None = None

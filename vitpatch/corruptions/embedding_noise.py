@@ -30,7 +30,7 @@ class EmbeddingNoise(Corruption):
 
     Its standard deviation is ``std`` times that of patch embeddings over training images: of all values pooled
     (``scale`` ``global``, one number) or channel by channel (``channel``). ``draws`` are the independent draws an image
-    has; probabilities are averaged over them. ``std`` 0 is the identity.
+    has; probabilities are average_draws over them. ``std`` 0 is the identity.
     """
 
     strength_key, strongest = "std", 10.0

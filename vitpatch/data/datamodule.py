@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from vitpatch.data.columns import AUTO
 from vitpatch.data.images import LabelledImages
-from vitpatch.data.partners import NOBODY
+from vitpatch.data.partners import NO_PARTNER
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.types import BT601_LUMA, ImageBatch, Partner
@@ -83,7 +83,7 @@ class Decoded(Dataset):
             other = self._partner(kind, int(where[position]), position, item)
             if isinstance(other, BadImage) and kind in self._needed:
                 return BadImage(item.example_id, f"the partner of row {item.example_id}: {other.reason}")
-            partners[kind] = replace(item, example_id=NOBODY) if isinstance(other, BadImage) else other
+            partners[kind] = replace(item, example_id=NO_PARTNER) if isinstance(other, BadImage) else other
         return replace(item, partners=partners)
 
     def _item(self, position: int) -> Item | BadImage:
@@ -97,7 +97,7 @@ class Decoded(Dataset):
 
     def _partner(self, kind: Partner, at: int, position: int, item: Item) -> Item | BadImage:
         if at < 0:
-            return replace(item, example_id=NOBODY)
+            return replace(item, example_id=NO_PARTNER)
         if kind is not Partner.PAIR:
             return self._item(at)
         try:
@@ -215,7 +215,7 @@ def training_images(source: ImageSource, split: str | None, limit: int | None) -
     return images
 
 
-def batches_of(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
+def training_batches(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
     """Batches of training images; what cannot be read is left out, or ends the run, as ``on_error`` says.
 
     Raises ``VitPatchError`` where none can be read.

@@ -87,7 +87,9 @@ class LabelledImages:
         """Whether the images have labels of their own."""
         return self.columns.label is not None
 
-    def as_classes(self, classes: Sequence[int] | None, names: Sequence[str] | None, number: int) -> LabelledImages:
+    def label_by_classes(
+        self, classes: Sequence[int] | None, names: Sequence[str] | None, number: int
+    ) -> LabelledImages:
         """The same with each label replaced by its class of a model with these names; those left out are gone."""
         if classes is None:
             return self

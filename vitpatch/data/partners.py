@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from vitpatch.types import Partner
 
-NOBODY = -1
+NO_PARTNER = -1
 """The partner of an image that has none: no other cluster has an image of the kind."""
 ROWS_AT_ONCE = 512
 """Bounds what is compared at once, rows × images."""
@@ -18,7 +18,7 @@ Numbers = NDArray[np.integer]
 def partners(
     kind: Partner, labels: Numbers, clusters: Numbers, seed: int, luminance: NDArray[np.floating] | None = None
 ) -> NDArray[np.int64]:
-    """The position of each image's partner, (images,) int64, of another cluster always; ``NOBODY`` where there is none.
+    """The position of each image's partner, (images,) int64, of another cluster; ``NO_PARTNER`` where there is none.
 
     ``same_class`` and ``other_class`` are a derangement, drawn from the seed: each image is the partner of one, except
     where clusters or classes are so uneven that there is none; the rest are then drawn freely. ``nearest_luminance``
@@ -31,7 +31,7 @@ def partners(
     rng = np.random.default_rng([seed, list(Partner).index(kind), 2])  # 2: apart from other draws of the seed
     if kind is Partner.OTHER_CLASS:
         return _deranged(np.arange(len(labels)), labels, clusters, False, rng)
-    partner = np.full(len(labels), NOBODY, dtype=np.int64)
+    partner = np.full(len(labels), NO_PARTNER, dtype=np.int64)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         partner[rows] = _deranged(rows, labels, clusters, True, rng)
@@ -54,7 +54,7 @@ def _deranged(
             partner[i], partner[j] = partner[j], partner[i]
     for i in np.flatnonzero(~fits(rows, partner)):
         free = rows[fits(rows[i], rows)]
-        partner[i] = rng.choice(free) if len(free) else NOBODY
+        partner[i] = rng.choice(free) if len(free) else NO_PARTNER
     return partner
 
 
@@ -64,5 +64,5 @@ def _nearest(luminance: NDArray[np.floating], labels: Numbers, clusters: Numbers
         rows = slice(first, first + ROWS_AT_ONCE)
         apart = np.nan_to_num(np.abs(luminance[rows, None] - luminance), nan=np.inf)
         apart[(labels[rows, None] == labels) | (clusters[rows, None] == clusters)] = np.inf
-        partner[rows] = np.where(np.isfinite(apart.min(1)), apart.argmin(1), NOBODY)
+        partner[rows] = np.where(np.isfinite(apart.min(1)), apart.argmin(1), NO_PARTNER)
     return partner

@@ -53,7 +53,7 @@ class Classes:
         return cls(config.num_labels, *class_names(config))
 
 
-def as_classes(
+def label_by_classes(
     images: LabelledImages,
     classes: Classes,
     label_map: Sequence[tuple[Any, Any]] | None,
@@ -73,7 +73,7 @@ def as_classes(
     used = set(images.labels.tolist())
     matched = match_labels(images.label_names, classes.names, classes.number, own_map, used, classes.doubt)
     if matched is not None:
-        return images.as_classes(matched, classes.names, classes.number)
+        return images.label_by_classes(matched, classes.names, classes.number)
     if high >= classes.number:
         raise VitPatchError(
             f"the data have labels from {low} to {high}; the model's {classes.number} go from 0 to {classes.number - 1}"
@@ -81,7 +81,9 @@ def as_classes(
     return images
 
 
-def notes_on(images: LabelledImages, classes: Classes, label_map: Sequence[tuple[Any, Any]] | None) -> tuple[str, ...]:
+def label_notes(
+    images: LabelledImages, classes: Classes, label_map: Sequence[tuple[Any, Any]] | None
+) -> tuple[str, ...]:
     """What a reader must know of how these images, labelled as the data have it, came to their classes."""
     if classes.doubt is not None:
         return (f"classes are called by their numbers, they have no sure names: {classes.doubt}",)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vitpatch.models.vit import PatchableViT, Place
-from vitpatch.patching.full_forward import Constants
+from vitpatch.patching.full_forward import AblationValues
 from vitpatch.types import Site
 
 
-def zeros(model: PatchableViT, site: Site) -> Constants:
+def zeros(model: PatchableViT, site: Site) -> AblationValues:
     """Zeros of a site, in all layers."""
     sizes = model.sizes
     shape: tuple[int, ...] = (sizes.tokens, model.width)
@@ -23,7 +23,7 @@ def zeros(model: PatchableViT, site: Site) -> Constants:
 
 
 @torch.no_grad()
-def means(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> Constants:
+def means(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> AblationValues:
     """The mean of a site over images, by position, in all layers; ``pixels`` are batches of normalised images."""
     read = Site.RESID_PRE if site is Site.PATTERN else site  # no module hands over the pattern
     places = tuple((read, layer) for layer in range(model.sizes.depth))
@@ -41,7 +41,7 @@ def means(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> Constant
 
 
 def _by_head(model: PatchableViT, site: Site, layer: int, value: Tensor) -> Tensor:
-    """Values (batch, tokens, channels) as ``Constants`` have them, before the batch is summed over."""
+    """Values (batch, tokens, channels) as ``AblationValues`` have them, before the batch is summed over."""
     if site is Site.PATTERN:
         return model.blocks[layer].heads(value, pattern=True).pattern
     return value.unflatten(-1, (model.sizes.heads, -1)).transpose(1, 2) if site.by_head else value

@@ -19,7 +19,7 @@ from vitpatch.models.block import Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import Room
 from vitpatch.patching.direct_effect import DirectEffects, edited_heads
-from vitpatch.patching.full_forward import Constants, Inputs, full_forwards
+from vitpatch.patching.full_forward import AblationValues, Inputs, full_forwards
 from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
 from vitpatch.types import BaseRun, Run, Site
 
@@ -44,7 +44,7 @@ class Outputs:
         return Outputs(base, self.patched.cpu(), self.direct.cpu(), self.delta_norm.cpu())
 
 
-def averaged(draws: Iterable[Outputs]) -> Outputs:
+def average_draws(draws: Iterable[Outputs]) -> Outputs:
     """One set of logits from several draws of noise: those of the mean probabilities, log Σ p / n, float64.
 
     Of a single draw it is what it was. ``delta_norm`` is the mean.
@@ -71,7 +71,7 @@ def execute(
     pixels: Mapping[Run, Tensor],
     masks: Tensor,
     room: Room,
-    constants: Constants | None = None,
+    constants: AblationValues | None = None,
     noise: Tensor | None = None,
 ) -> Outputs:
     """Runs the plan on ``pixels``, normalised, (images, 3, height, width) of each of its ``base_runs``.
@@ -134,7 +134,7 @@ class _Walk:
         for states in self._chunks(range(self.plan.states)):
             patched[states] = self.model.readout(self.states[states].flatten(0, 1)).unflatten(0, (-1, self.images))
         by_run = dict(zip(self.plan.base_runs, base, strict=True))
-        whole = {run_state(i): by_run.get(self.plan.run_of(i)) for i in range(len(self.plan.donors))}
+        whole = {run_state(i): by_run.get(self.plan.base_run_of(i)) for i in range(len(self.plan.donors))}
         whole[RECIPIENT] = base[0]
         final = [whole[state] if state in whole else patched[state] for state in self.plan.final]
         self.base = self._cut(self.base)
@@ -142,7 +142,7 @@ class _Walk:
 
     def _donor_values(self, donor: int, values: Tensor, site: Site, layer: int) -> Tensor:
         """A donor's values (images, tokens, width) at a site of a layer, where the base runs have ``values``."""
-        run = self.plan.run_of(donor)
+        run = self.plan.base_run_of(donor)
         if run is not None:
             return values[self.plan.base_runs.index(run)]
         constant, block = self.inputs.constants[self.plan.target.site, layer].to(values.dtype), self.model.blocks[layer]
@@ -284,7 +284,7 @@ class _Walk:
 
     def _donor_heads(self, donor: int, layer: int) -> Heads:
         """A donor's heads in a layer; of constants those of the recipient with the site's values in place."""
-        run, site = self.plan.run_of(donor), self.plan.target.site
+        run, site = self.plan.base_run_of(donor), self.plan.target.site
         if run is not None:
             return self._heads[self.plan.base_runs.index(run)]
         own = self._heads[0]

@@ -18,7 +18,7 @@ from vitpatch.patching.direct_effect import DirectEffects
 from vitpatch.patching.plan import Plan
 from vitpatch.types import ALL_HEADS, Patch, Run, Site
 
-Constants = Mapping[Place, Tensor]
+AblationValues = Mapping[Place, Tensor]
 """Values of a site, the same for all images, before a fixed layer scale: (tokens, width); by head (heads, tokens, head
 width); of ``pattern`` (heads, query tokens, key tokens)."""
 
@@ -35,7 +35,7 @@ class Inputs:
     pixels: Mapping[Run, Tensor]
     noise: Mapping[Run, Tensor]
     masks: Mapping[str, Tensor]
-    constants: Constants | None = None
+    constants: AblationValues | None = None
 
 
 def full_forwards(
@@ -54,7 +54,7 @@ def full_forwards(
             base[run] = model(inputs.pixels[run], inputs.noise.get(run))
     received = values[recipient]
     donors = [
-        values[run] if (run := plan.run_of(i)) is not None else _constants(inputs, received, plan.target.site)
+        values[run] if (run := plan.base_run_of(i)) is not None else _constants(inputs, received, plan.target.site)
         for i in range(len(plan.donors))
     ]
     for site, layer in places:
@@ -69,7 +69,7 @@ def full_forwards(
 
 
 def _constants(inputs: Inputs, received: Mapping[Place, Tensor], site: Site) -> dict[Place, Tensor]:
-    """Constants as a hook has them: (batch, tokens, channels), before a fixed layer scale."""
+    """AblationValues as a hook has them: (batch, tokens, channels), before a fixed layer scale."""
     constants = {}
     for place, like in received.items():
         value = inputs.constants[place].to(like.dtype)

@@ -37,9 +37,9 @@ from vitpatch.types import (
     Site,
     Sizes,
     Target,
-    run_of,
+    base_run_of,
+    format_window,
     window_layers,
-    window_word,
 )
 
 RECIPIENT, DONOR = -1, -2
@@ -166,14 +166,14 @@ class Plan:
         """The base run that activations are put into, and that effects are counted against."""
         return self.direction.recipient
 
-    def run_of(self, donor: int) -> Run | None:
+    def base_run_of(self, donor: int) -> Run | None:
         """The base run that a donor's values are of; ``None`` where they are constants."""
-        return run_of(self.donors[donor], self.direction)
+        return base_run_of(self.donors[donor], self.direction)
 
     @cached_property
     def base_runs(self) -> tuple[Run, ...]:
         """The runs without a patch, each once: the recipient, those of the donors, and what is left of both own."""
-        donors = [run for i in range(len(self.donors)) if (run := self.run_of(i)) is not None]
+        donors = [run for i in range(len(self.donors)) if (run := self.base_run_of(i)) is not None]
         return tuple(dict.fromkeys((self.recipient, *donors, *BaseRun)))
 
     @property
@@ -297,7 +297,7 @@ def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
             raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}, prefix or suffix")
         if target.one_head_at_a_time and window != 1:
             raise VitPatchError(
-                f"window {window_word(window)} with target={target.site}: a head has no identity across layers; "
+                f"window {format_window(window)} with target={target.site}: a head has no identity across layers; "
                 "use window=1, or heads=joint for all heads together"
             )
     for layer in target.layers or ():

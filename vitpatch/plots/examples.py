@@ -34,7 +34,7 @@ MOST_MAPS = 12
 
 
 @dataclass(frozen=True)
-class ShownImage:
+class ExampleImage:
     """One image of a page: ``pictures`` (height, width, 3) uint8, predictions and metric of the base runs; ``patched``
     (patches,), the metric of the patched ones."""
 
@@ -52,7 +52,7 @@ class Page:
 
     name: str
     chosen: str
-    images: Sequence[ShownImage]
+    images: Sequence[ExampleImage]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Trace:
     columns) over the image, or one of layer × head; ``cls`` stands below each map: what is not an image patch.
     """
 
-    image: ShownImage
+    image: ExampleImage
     curves: Mapping[str, tuple[NDArray[np.integer], NDArray[np.floating]]]
     maps: NDArray[np.floating] | None = None
     cls: Sequence[str] = ()

@@ -26,7 +26,7 @@ from vitpatch.plots.style import (
     cut,
     headline,
 )
-from vitpatch.types import window_word
+from vitpatch.types import format_window
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def rows_over_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
 
 def displayed_part(summary: pd.DataFrame, row: int, heads: bool = True) -> str:
     """What maps show of a run with several windows, heads or kinds of token groups, in words for a title."""
-    displayed = {"window": window_word(summary["window"].loc[row])}
+    displayed = {"window": format_window(summary["window"].loc[row])}
     if heads:
         displayed["head"] = summary["head"].loc[row]
     words = [f"{name} {value}" for name, value in displayed.items() if summary[name].nunique() > 1]

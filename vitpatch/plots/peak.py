@@ -27,7 +27,7 @@ from vitpatch.plots.style import (
     legend_below,
     place_words,
 )
-from vitpatch.stats.result import series_of
+from vitpatch.stats.result import series_names
 from vitpatch.stats.summary import GroupPeak
 
 MOST_BARS, NAMED_BARS = 48, 16
@@ -80,7 +80,7 @@ def _places(rows: pd.DataFrame, by_layer: bool) -> list[str]:
     """The places of a group's rows, in words."""
     if by_layer:
         return [str(layer) for layer in rows["layer"]]
-    return [place_words(layer, name) for layer, name in zip(rows["layer"], series_of(rows), strict=True)]
+    return [place_words(layer, name) for layer, name in zip(rows["layer"], series_names(rows), strict=True)]
 
 
 def _most_frequent(group: GroupPeak, by_layer: bool) -> np.ndarray:

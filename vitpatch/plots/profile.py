@@ -150,7 +150,7 @@ def _draw_lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], refere
         rows = summary[summary["series"] == name].sort_values("layer")
         layers, is_member = rows["layer"].to_numpy() + aside, _may_be_peak(rows)
         label = name or references.own
-        draw_series(axes, layers, rows, "effect", hollow=clipped_of(rows), color=colour, marker=marker, label=label)
+        draw_series(axes, layers, rows, "effect", hollow=is_clipped(rows), color=colour, marker=marker, label=label)
         whiskers(axes, layers, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
         axes.plot(layers[is_member], rows["effect"][is_member], "o", zorder=4, **_ring(colour))
         if references.unselected:
@@ -158,7 +158,7 @@ def _draw_lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], refere
             axes.plot(rows["layer"], rows["effect_unselected"], marker, markersize=3, **style)
 
 
-def clipped_of(rows: pd.DataFrame) -> np.ndarray:
+def is_clipped(rows: pd.DataFrame) -> np.ndarray:
     """Which rows are of windows that the network's end clips, (rows,) bool."""
     return (rows["n_layers"] < rows["window"]).to_numpy()
 
@@ -185,7 +185,7 @@ def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     if summary["effect_sim_low"].notna().any():
         thin = f"95 % for all {len(summary)} places at once (simultaneous)"
         entries.append(Line2D([], [], markeredgewidth=0.7, label=thin, **bar))
-    if clipped_of(summary).any():
+    if is_clipped(summary).any():
         hollow = {"color": GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
         entries.append(Line2D([], [], label="window clipped at the network's end", **hollow))
     if _may_be_peak(summary).any():

@@ -19,7 +19,7 @@ from vitpatch.plots.profile import References, direct_effects, handover, layer_p
 from vitpatch.plots.small_multiples import classes, windows
 from vitpatch.plots.style import FEW_CLUSTERS, Caption, doubt_words, label_words, layer_words
 from vitpatch.stats.bootstrap import Resamples
-from vitpatch.stats.result import Outcome, is_handover, series_of
+from vitpatch.stats.result import Outcome, is_handover, series_names
 from vitpatch.stats.summary import in_layer_order, single_rows, synergy
 from vitpatch.types import Direction, Donor
 
@@ -46,7 +46,7 @@ def draw(outcome: Outcome, pages: Sequence[Page], manifest: Mapping[str, Any]) -
     cause = f"{study.donor} ablation" if study.donor.is_constant else ""
     images = len(outcome.examples)
     caption = Caption(title, study.metric, images, outcome.clusters, interval=study.interval, cause=cause)
-    summary = outcome.summary.assign(series=series_of(outcome.summary))
+    summary = outcome.summary.assign(series=series_names(outcome.summary))
     drawn = {
         "layer_profile": layer_profile(summary, profile_references(outcome), caption),
         **_class_figures(outcome, summary, caption),

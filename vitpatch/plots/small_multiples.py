@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from vitpatch.formatting import counted
 from vitpatch.plots.heatmaps import ClassEffects, with_most_images
-from vitpatch.plots.profile import References, clipped_of, conventions, draw_references, label_axes
+from vitpatch.plots.profile import References, conventions, draw_references, is_clipped, label_axes
 from vitpatch.plots.style import (
     APART,
     BLUE,
@@ -30,7 +30,7 @@ from vitpatch.plots.style import (
     number_layers,
     width_for,
 )
-from vitpatch.types import Estimate, window_word
+from vitpatch.types import Estimate, format_window
 
 
 def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
@@ -66,8 +66,8 @@ def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame,
     """The windows of one size and what is known of their layers; ``at`` the size's place among them."""
     window, (colour, marker) = rows["window"].iloc[0], STYLES[at % len(STYLES)]
     look, layers = {"color": colour, "marker": marker}, rows["layer"] + APART * (at - 1)
-    label = f"window {window}" if window > 0 else window_word(window)
-    draw_series(panels[0], layers, rows, "effect", hollow=clipped_of(rows), label=label, **look)
+    label = f"window {window}" if window > 0 else format_window(window)
+    draw_series(panels[0], layers, rows, "effect", hollow=is_clipped(rows), label=label, **look)
     known = sums.loc[[row for row in rows.index if row in sums.index]]
     if len(known):
         layers = layers[known.index]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vitpatch.corruptions import Corruption, Moments
 from vitpatch.corruptions.moments import moments
-from vitpatch.data.datamodule import Decoded, Positions, batches_of
+from vitpatch.data.datamodule import Decoded, Positions, training_batches
 from vitpatch.data.images import UNKNOWN
 from vitpatch.formatting import counted
 from vitpatch.io import write_json
@@ -226,7 +226,7 @@ class TrainingRuns:
         decoded = Decoded(images, model.preprocessing.to_input, partners=kinds, needed=tuple(kinds))
         often = 0.2 if sys.stderr.isatty() else 10.0
         with tqdm(total=len(images), desc=what, unit=" images", mininterval=often, delay=often, leave=False) as bar:
-            for batch, bad in batches_of(decoded, self.batch_size):
+            for batch, bad in training_batches(decoded, self.batch_size):
                 if batch is not None:
                     yield batch.to(model.device)
                 bar.update((0 if batch is None else len(batch)) + len(bad))

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Ge, Positive, Seed, among, check, one_of, window_of
+from vitpatch.checks import Count, Expected, Ge, Positive, Seed, among, check, one_of, parse_window
 from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.formatting import one_line
 from vitpatch.runs.run_names import run_name
@@ -169,7 +169,7 @@ def read_target(target: DictConfig) -> Target:
 
 def read_windows(value: Any) -> tuple[int, ...]:
     """The windows, each once, as ``Patch.window`` has them. Raises ``VitPatchError``."""
-    return tuple(dict.fromkeys(map(window_of, _listed("window", value))))
+    return tuple(dict.fromkeys(map(parse_window, _listed("window", value))))
 
 
 def _check_donor(study: Study) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitpatch.data.datamodule import ImageDataModule
 from vitpatch.formatting import counted
-from vitpatch.plots.examples import Page, ShownImage
+from vitpatch.plots.examples import ExampleImage, Page
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.patching import Patching
 from vitpatch.runs.setup import Setup
@@ -26,7 +26,7 @@ DRAWS = 10
 """Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
-def chosen(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[Page]:
+def choose_examples(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[Page]:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
 
     On the trainer's device where the model is needed again.
@@ -59,7 +59,7 @@ def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     yield "random", f"{images} drawn by lot", np.sort(lot)
 
 
-def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequence[int]) -> Iterator[ShownImage]:
+def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequence[int]) -> Iterator[ExampleImage]:
     """The images at ``rows`` of the outcome: decoding and corruption are functions of the image's id."""
     examples = outcome.examples.iloc[rows]
     batch = data.batch_of(examples["example_id"].tolist())
@@ -72,7 +72,7 @@ def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequenc
     for i, example in enumerate(examples.to_dict("records")):
         metric = {run: float(values[i]) for run, values in base.items()}
         predicted = {run: int(predictions[run][i]) for run in BaseRun}
-        yield ShownImage(
+        yield ExampleImage(
             example_id=int(example["example_id"]),
             name=f"{setup.images.name(example['example_id'])} – {label_words(example)}",
             pictures={run: as_bytes[run][i] for run in BaseRun},

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
-from vitpatch.io import PART, checksum, write_json, written_beside
+from vitpatch.io import PART, atomic_write, checksum, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,16 +118,16 @@ class RunFolder:
     def _save(self, figure: Figure, name: str) -> Path:
         self.figures.mkdir(exist_ok=True)
         path = self.figures / f"{name}.png"
-        with written_beside(path) as beside:
-            figure.savefig(beside, format="png", dpi=DPI)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI)
         return path
 
     @contextmanager
     def sealing(self, manifest: dict[str, Any]) -> Iterator[Path]:
         """The manifest under a passing name for the length of the block; its end, by rename, finishes the run."""
-        with written_beside(self.manifest) as beside:
-            write_json(beside, manifest)
-            yield beside
+        with atomic_write(self.manifest) as temporary:
+            write_json(temporary, manifest)
+            yield temporary
 
     def mark_planned(self, plan: str) -> None:
         """Records that the last start was a dry run; nothing else in the folder changes."""
@@ -143,8 +143,8 @@ class RunFolder:
         config = (self.finished() or {}).get("config")
         if config is not None:
             of_hydra = {key: value for key, value in config.items() if key not in ("options", "run_id")}
-            with written_beside(self.start.parent / "config.yaml") as beside:
-                beside.write_text(OmegaConf.to_yaml(OmegaConf.create(of_hydra)), encoding="utf-8")
+            with atomic_write(self.start.parent / "config.yaml") as temporary:
+                temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(of_hydra)), encoding="utf-8")
 
     def mark_failed(self, status: str, reason: str) -> None:
         """Writes ``failed.json``; finished batches stay, for the next start.

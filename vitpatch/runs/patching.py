@@ -11,15 +11,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vitpatch.data.datamodule import Decoded, batches_of
+from vitpatch.data.datamodule import Decoded, training_batches
 from vitpatch.data.images import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
 from vitpatch.patching.cost import Cost, Room, cost_of, described, memory_limit
-from vitpatch.patching.executor import Outputs, averaged, execute
-from vitpatch.patching.full_forward import Constants
+from vitpatch.patching.executor import Outputs, average_draws, execute
+from vitpatch.patching.full_forward import AblationValues
 from vitpatch.patching.table import Columns, columns, joined
 from vitpatch.patching.tokens import token_masks
 from vitpatch.runs.setup import Setup
@@ -29,8 +29,8 @@ from vitpatch.schema import (
     EXAMPLES_SCHEMA,
     LEAVE_OUTS_SCHEMA,
     OF_CORRUPTION,
-    of_controls,
-    of_partners,
+    control_fields,
+    partner_fields,
     with_fields,
 )
 from vitpatch.stats.result import is_included
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class Patching:
     """Patches batches by a run's plan, some images at a time, where its model is now.
 
-    ``draws`` of noise on embeddings an image, whose probabilities are averaged; ``None`` = as the corruption says.
+    ``draws`` of noise on embeddings an image, whose probabilities are average_draws; ``None`` = as the corruption says.
     ``before``: images and rows of a call of an earlier start, kept to where they fit. Raises ``VitPatchError`` where
     one image does not fit the memory.
     """
@@ -63,7 +63,7 @@ class Patching:
         limit = memory_limit(self.setup.cfg.memory_gb, device)
         return cost.room(self._batch, limit, self.plan.sizes.tokens, device, before=before)
 
-    def _found_constants(self) -> Constants | None:
+    def _found_constants(self) -> AblationValues | None:
         """The values of a donor that is no run."""
         site, training = self.plan.target.site, self.setup.training
         if self.plan.donors[0] is Donor.ZERO:
@@ -75,7 +75,7 @@ class Patching:
 
     def _training_pixels(self) -> Iterator[Tensor]:
         decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
-        for batch, _ in batches_of(decoded, self._batch):
+        for batch, _ in training_batches(decoded, self._batch):
             for part in parts(batch, self.room) if batch is not None else ():
                 yield self.model.normalize(part.images.to(self.model.device))
 
@@ -95,7 +95,7 @@ class Patching:
         images = images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
         masks = token_masks(plan.token_groups, plan.sizes, blocks, model.covered(images.masks), ids, seed)
-        outputs = averaged(self._draws(model, pixels, masks, room, images.ids))
+        outputs = average_draws(self._draws(model, pixels, masks, room, images.ids))
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
@@ -193,11 +193,11 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
         "cluster": images.clusters[at],
     }
     plan = setup.plan
-    also = of_partners(plan.donors, bool(plan.together))
+    also = partner_fields(plan.donors, bool(plan.together))
     also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
     tables = {
         "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, also)),
-        "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, of_controls(plan.donors))),
+        "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, control_fields(plan.donors))),
     }
     if plan.leave_outs:
         tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)

@@ -186,7 +186,7 @@ class Order:
     calibrations: Path | None
 
 
-def data_of(setup: Setup, batch_size: int) -> ImageDataModule:
+def data_module(setup: Setup, batch_size: int) -> ImageDataModule:
     """The run's images in batches of this size, with the partners that they need."""
     to_input = setup.model.preprocessing.to_input
     needed = {setup.corruption.partner} - {None}
@@ -267,7 +267,7 @@ def _assist(order: Order, group: Group, stop: StopAfterBatch) -> None:
     if order.corruption is not None:
         setup = replace(setup, corruption=order.corruption)
     with on_threads(begun.threads):
-        _predict_share(setup, data_of(setup, begun.batch_size), shards, order.numbers, group, stop)
+        _predict_share(setup, data_module(setup, begun.batch_size), shards, order.numbers, group, stop)
 
 
 def _predict_share(

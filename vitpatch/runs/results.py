@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vitpatch.io import written_beside
-from vitpatch.plots.examples import Page, ShownImage
+from vitpatch.io import atomic_write
+from vitpatch.plots.examples import ExampleImage, Page
 from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.result import Outcome, analyze
@@ -27,7 +27,7 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
 
     Raises ``VitPatchError`` where no image is included.
     """
-    examples, patches = pd.read_parquet(folder.examples), patches_in(folder)
+    examples, patches = pd.read_parquet(folder.examples), read_patches(folder)
     if "label_is_predicted" not in examples:  # of an earlier version
         examples["label_is_predicted"] = False
     measured, examples["has_empty_group"] = _read_effects(folder, examples, len(patches), study, donors)
@@ -35,7 +35,7 @@ def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome
     return analyze(study, donors, examples, patches, measured, leave_outs)
 
 
-def patches_in(folder: RunFolder) -> pd.DataFrame:
+def read_patches(folder: RunFolder) -> pd.DataFrame:
     """What names each patch, a row each, from the rows of the first image."""
     with pq.ParquetFile(folder.effects) as file:
         first = file.read_row_group(0, columns=["example_id", *PATCH_COLUMNS]).to_pandas()
@@ -82,19 +82,19 @@ def _read_effects(
 def write_pages(path: Path, pages: Sequence[Page]) -> None:
     """Writes the example pages as ``pages.parquet``, by rename."""
     rows = [_row(page, image) for page in pages for image in page.images]
-    with written_beside(path) as beside:
-        pq.write_table(pa.Table.from_pylist(rows, PAGES_SCHEMA), beside)
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, PAGES_SCHEMA), temporary)
 
 
 def read_pages(path: Path) -> list[Page]:
     """The example pages of a finished run."""
-    pages: dict[tuple[str, str], list[ShownImage]] = {}
+    pages: dict[tuple[str, str], list[ExampleImage]] = {}
     for row in pq.read_table(path).to_pylist():
         pages.setdefault((row["page"], row["chosen"]), []).append(_image(row))
     return [Page(name, chosen, images) for (name, chosen), images in pages.items()]
 
 
-def _row(page: Page, image: ShownImage) -> dict[str, Any]:
+def _row(page: Page, image: ExampleImage) -> dict[str, Any]:
     row = {"page": page.name, "chosen": page.chosen, "example_id": image.example_id, "name": image.name}
     for run in BaseRun:
         png = io.BytesIO()
@@ -104,8 +104,8 @@ def _row(page: Page, image: ShownImage) -> dict[str, Any]:
     return row | {"patched": image.patched.tolist()}
 
 
-def _image(row: Mapping[str, Any]) -> ShownImage:
+def _image(row: Mapping[str, Any]) -> ExampleImage:
     pictures = {run: np.asarray(Image.open(io.BytesIO(row[f"{run}_png"]))) for run in BaseRun}
     predicted = {run: row[f"predicted_{run}"] for run in BaseRun}
     base = {run: row[f"metric_{run}"] for run in BaseRun}
-    return ShownImage(row["example_id"], row["name"], pictures, predicted, base, np.array(row["patched"]))
+    return ExampleImage(row["example_id"], row["name"], pictures, predicted, base, np.array(row["patched"]))

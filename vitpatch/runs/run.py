@@ -21,18 +21,18 @@ from vitpatch.io import write_csv
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.calibrate import describe_training, resolve, without_training
 from vitpatch.runs.calibration import calibration_folder
-from vitpatch.runs.examples import chosen
+from vitpatch.runs.examples import choose_examples
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.name_overrides import check_names_are_text
-from vitpatch.runs.predict import Done, data_of, estimate_cost, predict
+from vitpatch.runs.predict import Done, data_module, estimate_cost, predict
 from vitpatch.runs.report import described, lines, scalars
 from vitpatch.runs.results import measure, write_pages
 from vitpatch.runs.secrets import check_no_secret
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
-from vitpatch.runs.tracking import Results, RunInfo, Tracker, tracker_of
+from vitpatch.runs.tracking import Results, RunInfo, Tracker, make_tracker
 from vitpatch.runs.trainer import check_processes, on_threads
-from vitpatch.stats.result import Outcome, series_of
+from vitpatch.stats.result import Outcome, series_names
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
     check_names_are_text(cfg)
     started = time.monotonic()
-    tracker = tracker_of(cfg)
+    tracker = make_tracker(cfg)
     calibrations = calibration_folder(path)
     setup = prepare(cfg, calibrations)
     for note in setup.notes:  # also before, for it may be a reason to stop
@@ -56,7 +56,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     folder = RunFolder(path)
     if cfg.dry_run:
         setup = without_training(setup)
-        line = estimate_cost(setup, data_of(setup, cfg.batch_size))
+        line = estimate_cost(setup, data_module(setup, cfg.batch_size))
         folder.mark_planned(line or "no image can be read")
         return
     if _already_there(folder, setup, cfg.overwrite):
@@ -83,7 +83,7 @@ def _make(
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": dict(options), "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
     with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
-        data = data_of(setup, cfg.batch_size)
+        data = data_module(setup, cfg.batch_size)
         patching_started = time.monotonic()
         done = predict(setup, data, shards)
         patching_seconds = time.monotonic() - patching_started
@@ -95,10 +95,10 @@ def _make(
         write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:
             write_csv(folder.marginals, outcome.marginals)
-        shown = chosen(setup, outcome, data)
-        write_pages(folder.pages, shown)
+        pages = choose_examples(setup, outcome, data)
+        write_pages(folder.pages, pages)
         known = {"title": setup.title, **describe_training(setup)}  # what pictures take from the manifest
-        pictures = folder.save(draw(outcome, shown, known))
+        pictures = folder.save(draw(outcome, pages, known))
         manifest = (
             known
             | _manifest(setup, config, outcome, done)
@@ -116,7 +116,7 @@ def _make(
         )
         files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
-        tracked.log(Results(outcome.summary, series_of(outcome.summary), scalars(outcome), pictures, files))
+        tracked.log(Results(outcome.summary, series_names(outcome.summary), scalars(outcome), pictures, files))
     shards.drop()
     for line in lines(outcome, folder, setup.title, setup.notes):
         log.info("%s", line)

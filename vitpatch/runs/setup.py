@@ -30,7 +30,7 @@ from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.formatting import counted
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.models.classes import MULTI_LABEL, Classes, as_classes, notes_on
+from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.plan import Plan, check_target, make_plan
@@ -46,8 +46,8 @@ from vitpatch.runs.config import (
     resolve_steps,
     with_defaults,
 )
-from vitpatch.runs.tracking import tracker_of
-from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
+from vitpatch.runs.tracking import make_tracker
+from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.stats.inference import check_signed
 from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.types import (
@@ -60,8 +60,8 @@ from vitpatch.types import (
     Tested,
     TokenGroup,
     digest,
+    format_window,
     option_identity,
-    window_word,
 )
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Setup(Checked):
         at = "" if target.tokens == (TokenGroup.ALL,) else f" at {' and '.join(target.tokens)}"
         if target.heads is not None:
             at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
-        windows = ", ".join(map(window_word, study.windows))
+        windows = ", ".join(map(format_window, study.windows))
         first = f"{self._model_words} on {data_words(self.cfg.data)}"
         if study.depends_on_corruption:
             first += f", {corruption_words(self.cfg.corruption)}"
@@ -218,8 +218,8 @@ def check_config(cfg: DictConfig) -> Checked:
     cfg = resolve_steps(cfg)
     if "seed" in cfg:
         check("seed", cfg.seed, Seed)  # before data.seed, which is the same
-    make_trainer = make_trainer_of(cfg)
-    tracker_of(cfg)
+    make_trainer = trainer_factory(cfg)
+    make_tracker(cfg)
     check_option(cfg, "target", Target)
     corruption = as_corruption(construct_option(cfg, "corruption", Callable))
     checkpoint, source = construct_option(cfg, "model", Checkpoint), construct_option(cfg, "data", ImageSource)
@@ -255,7 +255,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     with argument_keys("target."):
         check_target(study.target, study.windows, model.sizes)  # before data are read
     opened, classes = source.open(), Classes.of(model.model.config)
-    images = as_classes(opened, classes, source.label_map)
+    images = label_by_classes(opened, classes, source.label_map)
     partners = _find_all_partners(study, corruption, images, model.preprocessing)
     donors = _donors(study, partners)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
@@ -272,7 +272,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     training = None
     if checked.wanted is not None or corruption.needs_training or study.donor is Donor.MEAN:
         training = training_images(source, cfg.train_split, cfg.train_limit)
-        training = as_classes(training, classes, source.label_map, beside=opened)
+        training = label_by_classes(training, classes, source.label_map, beside=opened)
     return Setup(
         **vars(checked),
         model=model,
@@ -281,7 +281,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         partners=partners,
         training=training,
         adjustables=adjustables,
-        notes=(*model.notes, *notes_on(opened, classes, source.label_map)),
+        notes=(*model.notes, *label_notes(opened, classes, source.label_map)),
     )
 
 

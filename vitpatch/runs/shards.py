@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitpatch.errors import VitPatchError
-from vitpatch.io import checksum, without_nan, write_json, written_beside
+from vitpatch.io import atomic_write, checksum, nan_to_none, write_json
 from vitpatch.types import digest
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,9 @@ class Shards:
         """Writes one batch's rows of each table, then its record; ``number`` is its place in the order of batches."""
         files = {}
         for kind, table in tables.items():
-            with written_beside(self._shard(kind, number)) as beside:
-                pq.write_table(table, beside)
-                files[kind] = checksum(beside)
+            with atomic_write(self._shard(kind, number)) as temporary:
+                pq.write_table(table, temporary)
+                files[kind] = checksum(temporary)
         _write(self._record(number), BatchDone(files, list(bad), dict(said or {})))
 
     def merge(self, into: Mapping[str, Path], batches: int) -> None:
@@ -156,7 +156,7 @@ class Shards:
             if not shards:  # of leave-outs, where there are none
                 continue
             schema = self._table(kind, *shards[0]).schema
-            with written_beside(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+            with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
                 last_id = -1
                 for number, batch in shards:
                     table = self._table(kind, number, batch)
@@ -191,7 +191,7 @@ def _number(record: Path) -> int:
 
 def _write(path: Path, value: Begun | BatchDone) -> None:
     """Writes ``value`` with a checksum of itself."""
-    fields = without_nan(asdict(value))
+    fields = nan_to_none(asdict(value))
     write_json(path, fields | {"sha256": digest(fields)})
 
 

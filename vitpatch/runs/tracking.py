@@ -123,7 +123,7 @@ class Tracker(Protocol):
         """A tracked run for the length of the block."""
 
 
-def tracker_of(cfg: DictConfig) -> Tracker:
+def make_tracker(cfg: DictConfig) -> Tracker:
     """The tracker that a config asks for; where it names none, that is ``logger=none``."""
     return NoTracker() if cfg.get("logger") is None else construct_option(cfg, "logger", Tracker)
 

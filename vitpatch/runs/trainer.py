@@ -72,7 +72,7 @@ def on_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_trainer_of(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
+def trainer_factory(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
     """The trainer that a config asks for, still without our arguments. Raises ``VitPatchError`` for its keys."""
     option = cfg.get("trainer")
     if OmegaConf.is_dict(option):

@@ -15,7 +15,19 @@ from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats import inference
 from vitpatch.stats.bootstrap import Array, Resamples
 from vitpatch.stats.summary import GroupPeak, Measured, marginal, summary_table, window_names
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Include, Inclusion, Metric, Run, Site, Study, run_of
+from vitpatch.types import (
+    BaseRun,
+    Direction,
+    Donor,
+    Estimate,
+    Include,
+    Inclusion,
+    Metric,
+    Run,
+    Site,
+    Study,
+    base_run_of,
+)
 
 SHARE_OF_TOTAL = 0.1
 """The width that an interval is wanted to have where none is asked for, in shares of the total effect."""
@@ -91,7 +103,7 @@ class Outcome:
     @property
     def peak_series(self) -> str:
         """The peak's series, ``""`` where there is one series or no peak."""
-        return "" if self.peak is None else series_of(self.summary)[self.summary.index.get_loc(self.peak.name)]
+        return "" if self.peak is None else series_names(self.summary)[self.summary.index.get_loc(self.peak.name)]
 
     @property
     def peak_group(self) -> GroupPeak | None:
@@ -122,7 +134,7 @@ def analyze(
     patch. Raises ``VitPatchError``
     where no image is included.
     """
-    examples = examples.assign(total_effect=total_by_image(examples, study.donor, study.direction, study.metric))
+    examples = examples.assign(total_effect=total_effects(examples, study.donor, study.direction, study.metric))
     kept = examples["included"].to_numpy()
     if not kept.any():
         raise VitPatchError(f"include {study.include}: none of {len(examples)} images is; use another rule or images")
@@ -219,9 +231,9 @@ def damage(examples: Mapping[str, NDArray], metric: Metric) -> NDArray[np.floati
     return np.asarray(examples[f"{metric}_clean"]) - np.asarray(examples[f"{metric}_corrupt"])
 
 
-def total_by_image(examples: pd.DataFrame, donor: Donor, direction: Direction, metric: Metric) -> NDArray[np.floating]:
+def total_effects(examples: pd.DataFrame, donor: Donor, direction: Direction, metric: Metric) -> NDArray[np.floating]:
     """The donor's base run minus the recipient's, by image; NaN of a donor that is no run."""
-    run = run_of(donor, direction)
+    run = base_run_of(donor, direction)
     if run is None:
         return np.full(len(examples), np.nan)
     return base_metric(examples, run, metric) - base_metric(examples, direction.recipient, metric)
@@ -248,7 +260,7 @@ def peak_row(layers: pd.Series, effects: Array, towards: float) -> int | None:
     return None if at is None else int(order[at])
 
 
-def series_of(summary: pd.DataFrame) -> list[str]:
+def series_names(summary: pd.DataFrame) -> list[str]:
     """What tells apart patches of one layer, by row: window, head, tokens, as far as they differ; ``""`` = nothing."""
     named = (window_names(summary), [f"h{head}" for head in summary["head"]], list(summary["tokens"]))
     differ = [values for values in named if len(set(values)) > 1]

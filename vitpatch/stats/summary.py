@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vitpatch.stats import inference
 from vitpatch.stats.bootstrap import Array, Resamples, Spread
-from vitpatch.types import Donor, Estimate, Tested, window_word
+from vitpatch.types import Donor, Estimate, Tested, format_window
 
 MIN_STANDARD_ERRORS = 3.0
 """A mean total effect within this many standard errors of 0 is no denominator."""
@@ -197,7 +197,7 @@ def _peak_columns(peaks: Sequence[GroupPeak], rows: int) -> dict[str, Array]:
 
 def window_names(summary: pd.DataFrame) -> list[str]:
     """Each row's window as it stands in names of series: ``w3``, ``prefix``, ``suffix``."""
-    return [window_word(window) if window < 1 else f"w{window}" for window in summary["window"]]
+    return [format_window(window) if window < 1 else f"w{window}" for window in summary["window"]]
 
 
 def group_rows(summary: pd.DataFrame) -> dict[str, NDArray[np.intp]]:

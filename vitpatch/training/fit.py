@@ -26,9 +26,9 @@ from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.io import write_json, written_beside
+from vitpatch.io import atomic_write, write_json
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
-from vitpatch.models.classes import Classes, as_classes, classes_of_training
+from vitpatch.models.classes import Classes, classes_of_training, label_by_classes
 from vitpatch.models.preprocessing import Preprocessing, pair
 from vitpatch.models.vit import PatchableViT
 from vitpatch.runs.config import (
@@ -44,7 +44,7 @@ from vitpatch.runs.config import (
 )
 from vitpatch.runs.name_overrides import check_names_are_text
 from vitpatch.runs.setup import check_all_have_partners, find_partners
-from vitpatch.runs.trainer import QUIETLY, build_trainer, make_trainer_of
+from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
 from vitpatch.types import ImageBatch
 
@@ -72,7 +72,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
         (folder / earlier).unlink(missing_ok=True)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     train, test = (
-        as_classes(images, classes, source.label_map, others) for images, others in ((train, test), (test, train))
+        label_by_classes(images, classes, source.label_map, others) for images, others in ((train, test), (test, train))
     )
     if checkpoint is None:
         model, preprocessing = new_classifier(checked.architecture, classes.names)
@@ -91,10 +91,10 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     table = evaluate(Checkpoint(str(target)).load().to(device), test, checked.corruptions, cfg.seed, recipe.batch_size)
     text = f"{len(test)} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
     for path in (folder, target):
-        with written_beside(path / "evaluation.csv") as beside:
-            table.to_csv(beside, index=False)
-        with written_beside(path / "evaluation.md") as beside:
-            beside.write_text(text, encoding="utf-8")
+        with atomic_write(path / "evaluation.csv") as temporary:
+            table.to_csv(temporary, index=False)
+        with atomic_write(path / "evaluation.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
     log.info("%s", text)
     write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
     log.info("saved: python patch.py model=hf %s", typed("model.path", str(target)))
@@ -123,7 +123,7 @@ def check_config(cfg: DictConfig) -> CheckedConfig:
     architecture = _architecture(cfg) if is_new else None
     checkpoint = None if is_new else construct_option(cfg, "model", Checkpoint)
     corruptions = read_corruptions(cfg.corruptions)
-    make_trainer = make_trainer_of(cfg)
+    make_trainer = trainer_factory(cfg)
     build_trainer(make_trainer, **QUIETLY)
     cfg = with_defaults(cfg, ("data", "recipe"))
     return CheckedConfig(cfg, recipe, augment, source, architecture, checkpoint, corruptions, make_trainer)
