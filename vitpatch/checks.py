@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import operator
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from vitpatch.errors import VitPatchError
-from vitpatch.types import WINDOW_WORDS
+from vitpatch.types import WINDOW_WORDS, Include, Inclusion
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -192,3 +193,18 @@ def parse_window(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise VitPatchError(f"window {value!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
     return operator.index(value)
+
+
+def read_inclusion(value: Any) -> Inclusion:
+    """The rule that ``include`` asks for. Raises ``VitPatchError``."""
+    rule, colon, least = str(value).partition(":")
+    try:
+        number = float(least) if colon else None
+        if rule not in list(Include) or (number is not None) != (rule == Include.MIN_TOTAL_EFFECT):
+            raise ValueError
+        if number is not None and not math.isfinite(number):
+            raise ValueError
+    except ValueError as error:
+        known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
+        raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
+    return Inclusion(Include(rule), number)

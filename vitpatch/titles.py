@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitpatch.formatting import class_name
-from vitpatch.types import as_option
+from vitpatch.identity import as_option
 
 LONGEST = 46
 """Letters of a name at an axis or in a legend."""

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from vitpatch.errors import ArgumentError, VitPatchError
-from vitpatch.formatting import class_name
+from vitpatch.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,21 +175,6 @@ class Inclusion:
         return self.rule in (Include.FLIPPED, Include.MIN_TOTAL_EFFECT)
 
 
-def read_inclusion(value: Any) -> Inclusion:
-    """The rule that ``include`` asks for. Raises ``VitPatchError``."""
-    rule, colon, least = str(value).partition(":")
-    try:
-        number = float(least) if colon else None
-        if rule not in list(Include) or (number is not None) != (rule == Include.MIN_TOTAL_EFFECT):
-            raise ValueError
-        if number is not None and not math.isfinite(number):
-            raise ValueError
-    except ValueError as error:
-        known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
-        raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
-    return Inclusion(Include(rule), number)
-
-
 ALL_IMAGES = Inclusion()
 """No image is left out."""
 
@@ -354,30 +334,6 @@ class Estimate:
 
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""
-
-
-def as_option(name: str) -> str:
-    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def option_identity(config: Any) -> Any:
-    """The config of an option as it enters ``run_id``: the class by its name, wherever in this package it stands.
-
-    ``_target_`` becomes ``class``: the bare name of a class of this package, the full path of a user's own; likewise in
-    the options that a list holds (the steps of a chain).
-    """
-    if isinstance(config, Mapping):
-        named = {key: option_identity(value) for key, value in config.items() if key != "_target_"}
-        target = config.get("_target_")
-        return named if target is None else {"class": class_name(str(target))} | named
-    return [option_identity(value) for value in config] if isinstance(config, list | tuple) else config
-
-
-def digest(value: Any) -> str:
-    """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 Run = BaseRun | Donor

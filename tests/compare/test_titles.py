@@ -6,22 +6,14 @@ import numpy as np
 import pytest
 from hand_made import NOISE, save_run
 
+from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.overview import overview_table
 from vitpatch.corruptions.base import as_corruption
 from vitpatch.corruptions.pixels import Gray
 from vitpatch.plots import style
 from vitpatch.runs.setup import prepare
-from vitpatch.types import (
-    BaseRun,
-    Direction,
-    Donor,
-    Estimate,
-    Metric,
-    base_run_of,
-    depends_on_corruption,
-    read_inclusion,
-)
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, base_run_of, depends_on_corruption
 
 
 @pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.secrets import check_no_secret
+from vitpatch.secrets import check_no_secret
 
 SECRETS = {
     "HF_TOKEN": "hf_recognizableSecretOfTheHub",

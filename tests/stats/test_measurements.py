@@ -346,7 +346,7 @@ def test_a_class_that_moves_in_the_package_keeps_its_run_id(config, monkeypatch)
     import sys
     from types import ModuleType
 
-    from vitpatch.corruptions import pixels as corruptions
+    from vitpatch import corruptions
     from vitpatch.runs.setup import prepare
 
     class Gray(corruptions.Gray):

@@ -14,7 +14,7 @@ from vitpatch.cli.job import INTERRUPTED, job
 from vitpatch.cli.sweep import SweepCallback, exit_on_error
 from vitpatch.runs.config import CONF, register_resolvers
 from vitpatch.runs.distributed import SIGNALS, launched
-from vitpatch.runs.name_overrides import with_quotes
+from vitpatch.runs.names import with_quotes
 
 log = logging.getLogger(__name__)
 

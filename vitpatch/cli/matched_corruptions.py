@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.runs.config import resolve_steps
-from vitpatch.runs.run_names import override_key
+from vitpatch.runs.names import override_key
 
 DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
 """Keys that say which corruption a job has, and whether it is matched with others."""

@@ -11,8 +11,7 @@ import pandas as pd
 
 from vitpatch.formatting import duration, format_interval
 from vitpatch.io import natural_sort, write_csv
-from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.status import DONE, RunStatus, read_status
+from vitpatch.runs.folder import DONE, RunFolder, RunStatus, read_status
 from vitpatch.titles import elided
 
 LONGEST_RUN, LONGEST_REASON = 44, 60

@@ -29,12 +29,11 @@ from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corr
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
-from vitpatch.runs.name_overrides import as_value, check_names_are_text, quote_swept_names
-from vitpatch.runs.run_names import run_name
-from vitpatch.runs.secrets import check_no_secret
+from vitpatch.runs.names import as_value, check_names_are_text, quote_swept_names, run_name
+from vitpatch.secrets import check_no_secret
 
 if TYPE_CHECKING:
-    from vitpatch.runs.status import RunStatus
+    from vitpatch.runs.folder import RunStatus
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.run_names import is_unnamed, name_parts, name_runs, override_key, plain_name
+from vitpatch.runs.names import is_unnamed, name_parts, name_runs, override_key, plain_name
 
 FILE = "sweep.json"
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, broken_run
 from vitpatch.compare.settings import (
     RunSettings,
@@ -27,13 +28,14 @@ from vitpatch.compare.settings import (
 )
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
+from vitpatch.identity import option_identity
 from vitpatch.runs.results import read_patches
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Array, Resamples, Spread
 from vitpatch.stats.inference import sign_flip_p
 from vitpatch.stats.result import total_effects
 from vitpatch.stats.summary import MIN_STANDARD_ERRORS
-from vitpatch.types import Direction, Donor, Interval, Metric, option_identity, read_inclusion
+from vitpatch.types import Direction, Donor, Interval, Metric
 
 MAX_RUNS = 60
 """Of more runs only pairs that differ in one setting are subtracted: the number of pairs grows with the square."""

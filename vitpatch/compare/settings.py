@@ -11,8 +11,9 @@ import pandas as pd
 
 from vitpatch.compare.load import FinishedRun
 from vitpatch.formatting import class_name, counted
+from vitpatch.identity import digest, option_identity
 from vitpatch.titles import corruption_words, data_words, short
-from vitpatch.types import digest, format_window, option_identity
+from vitpatch.types import format_window
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")
 """Config groups whose options' names are shown."""

@@ -24,7 +24,8 @@ from torch import Tensor
 from vitpatch.checks import Interval, Share, check_arguments
 from vitpatch.corruptions.moments import Moments
 from vitpatch.errors import VitPatchError
-from vitpatch.types import ImageBatch, Partner, as_option
+from vitpatch.identity import as_option
+from vitpatch.types import ImageBatch, Partner
 
 LARGEST_PIXEL = 30.0
 """Pixels of a user's class beyond this are on a scale to 255."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from vitpatch.identity import digest
 from vitpatch.models.preprocessing import cut_into_patches
-from vitpatch.types import digest
 
 NOT_OF_THE_ARCHITECTURE = (
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",

@@ -23,6 +23,7 @@ from vitpatch.corruptions.moments import moments
 from vitpatch.data.datamodule import Decoded, Positions, training_batches
 from vitpatch.data.images import UNKNOWN
 from vitpatch.formatting import counted
+from vitpatch.identity import digest
 from vitpatch.io import write_json
 from vitpatch.runs.calibration import (
     Adjustable,
@@ -38,7 +39,7 @@ from vitpatch.runs.calibration import (
 from vitpatch.runs.setup import Setup, check_all_have_partners, find_partners
 from vitpatch.runs.trainer import on_device
 from vitpatch.stats.summary import estimates
-from vitpatch.types import Estimate, ImageBatch, digest
+from vitpatch.types import Estimate, ImageBatch
 
 log = logging.getLogger(__name__)
 

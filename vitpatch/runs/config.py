@@ -22,10 +22,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Ge, Positive, Seed, among, check, one_of, parse_window
+from vitpatch.checks import Count, Expected, Ge, Positive, Seed, among, check, one_of, parse_window, read_inclusion
 from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.formatting import one_line
-from vitpatch.runs.run_names import run_name
+from vitpatch.runs.names import run_name
 from vitpatch.types import (
     EVERY_HEAD,
     JOINT,
@@ -39,7 +39,6 @@ from vitpatch.types import (
     Target,
     Tested,
     TokenGroup,
-    read_inclusion,
 )
 
 CHAIN = "vitpatch.corruptions.Chain"

@@ -23,15 +23,15 @@ from vitpatch.runs.calibrate import describe_training, resolve, without_training
 from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.examples import choose_examples
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.name_overrides import check_names_are_text
+from vitpatch.runs.names import check_names_are_text
 from vitpatch.runs.predict import Done, data_module, estimate_cost, predict
 from vitpatch.runs.report import described, lines, scalars
 from vitpatch.runs.results import measure, write_pages
-from vitpatch.runs.secrets import check_no_secret
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, make_tracker
 from vitpatch.runs.trainer import check_processes, on_threads
+from vitpatch.secrets import check_no_secret
 from vitpatch.stats.result import Outcome, series_names
 
 log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from vitpatch.data.partners import partners as partners_by_kind
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.formatting import counted
+from vitpatch.identity import digest, option_identity
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
@@ -50,19 +51,7 @@ from vitpatch.runs.tracking import make_tracker
 from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.stats.inference import check_signed
 from vitpatch.titles import corruption_words, data_words, short
-from vitpatch.types import (
-    ALL_IMAGES,
-    JOINT,
-    Donor,
-    Partner,
-    Study,
-    Target,
-    Tested,
-    TokenGroup,
-    digest,
-    format_window,
-    option_identity,
-)
+from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Study, Target, Tested, TokenGroup, format_window
 
 log = logging.getLogger(__name__)
 

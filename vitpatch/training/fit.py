@@ -42,7 +42,7 @@ from vitpatch.runs.config import (
     typed,
     with_defaults,
 )
-from vitpatch.runs.name_overrides import check_names_are_text
+from vitpatch.runs.names import check_names_are_text
 from vitpatch.runs.setup import check_all_have_partners, find_partners
 from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
