@@ -24,6 +24,8 @@ FLOORS = {
     "cli": 8,
 }
 """Who may import whom: only what stands on a lower floor."""
+MOST_FILES = {"runs": 16}
+"""Of folders that are still larger than the others may be."""
 PACKAGE = ROOT / "vitpatch"
 MODULES = {path.relative_to(ROOT).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
 MODULES = {".".join(parts).removesuffix(".__init__"): path for parts, path in MODULES.items()}
@@ -65,6 +67,23 @@ def test_no_cycle_inside_a_folder(folder):
     inside.pop("vitpatch", None)
     graph = {module: others & set(inside) - {module} for module, others in inside.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_folders_files_and_functions_are_small():
+    files = {folder: [module for module in MODULES if folder_of(module) == folder] for folder in FLOORS}
+    packages = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    for folder, modules in files.items():
+        number = len(set(modules) - packages)
+        assert number <= MOST_FILES.get(folder, 11), f"{folder}: {number} files"
+    lengths = []
+    for module, path in MODULES.items():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, module
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        lengths += [(node.end_lineno - node.lineno + 1, f"{module}.{node.name}") for node in functions]
+    longest = sorted(lengths)
+    assert longest[-1][0] <= 80, longest[-3:]
+    assert longest[int(0.9 * len(longest))][0] <= 40
 
 
 def test_entries_are_thin():

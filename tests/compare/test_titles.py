@@ -84,5 +84,5 @@ def test_errors_name_a_function_that_is_a_corruption():
 def test_titles_know_the_corruptions_of_this_package():
     from vitpatch import corruptions, titles
 
-    classes = {name for name in corruptions.__all__ if "__call__" in vars(getattr(corruptions, name))}
-    assert set(titles.OWN_CORRUPTIONS) == classes
+    classes = {name for name in corruptions.__all__ if issubclass(getattr(corruptions, name), corruptions.Corruption)}
+    assert {*titles.OWN_CORRUPTIONS, "Corruption"} == classes
