@@ -97,6 +97,17 @@ def test_a_loaded_model_is_verified_once_and_patched_many_times(made, model, ten
         vitpatch.patch(vit, torch.zeros(13, 3, 8, 8), *tensors[1:])
 
 
+def test_a_model_that_is_loaded_from_a_folder_is_its_users_own(made, tensors):
+    one, other = vitpatch.load(made / "vit"), vitpatch.load(str(made / "vit"))
+    before = vitpatch.patch(other, *tensors, window=1)
+    with torch.no_grad():
+        one.model.classifier.bias += torch.arange(5.0)
+    assert vitpatch.patch(other, *tensors, window=1).equals(before)
+    assert not vitpatch.patch(one, *tensors, window=1).equals(before)
+    with pytest.raises(VitPatchError, match=r"input_size \(32, 32\): is of a loaded model"):
+        vitpatch.load(made / "vit", input_size=(32, 32))
+
+
 @pytest.mark.parametrize(
     ("given", "says"), [("./nowhere", "no such folder"), (torch.nn.Linear(2, 2), "got Linear"), (3, "got int")]
 )

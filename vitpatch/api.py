@@ -45,7 +45,9 @@ def load(model: nn.Module | str | Path, input_size: tuple[int, int] | None = Non
     family.
     """
     if isinstance(model, str | Path):
-        return Checkpoint(str(model)).load()
+        if input_size is not None:
+            raise VitPatchError(f"input_size {input_size}: is of a loaded model; a checkpoint says its own")
+        return Checkpoint(str(model)).load_unshared()
     if not isinstance(model, nn.Module):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
     _check_bare(model)

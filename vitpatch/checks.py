@@ -28,7 +28,6 @@ E = TypeVar("E", bound=StrEnum)
 
 LARGEST_INT = 2**63 - 1
 
-NotNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Count = Annotated[int, Ge(1)]

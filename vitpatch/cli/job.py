@@ -106,7 +106,7 @@ def _attempt(run: Callable[[], None], path: Path) -> Outcome:
     except VitPatchError as error:
         return Outcome("failed", str(error).replace("\n", " "))
     except InterpolationResolutionError as error:
-        return Outcome("failed", f"{error.full_key}: {' '.join(str(error.msg).split())}")
+        return Outcome("failed", f"{error.full_key}: {one_line(error.msg)}")
     except OSError as error:
         return Outcome("failed", describe_disk_error(error, path))
     except Interrupted as error:

@@ -78,6 +78,11 @@ class Checkpoint(Pretrained):
         self.check_path()
         return _load(self, tuple(names) if self.needs_names and names else None, self._files())
 
+    def load_unshared(self) -> PatchableViT:
+        """As ``load``, but a model that nothing else in the process has, so that its user may change it."""
+        self.check_path()
+        return _load.__wrapped__(self, None, self._files())
+
     def _files(self) -> tuple[tuple[str, int, int], ...]:
         """Name, size and time of each local file that the model is read from: a training may save over another."""
         folder = Path(self._where)

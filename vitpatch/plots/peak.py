@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitpatch.formatting import counted
+from vitpatch.formatting import counted, format_interval
 from vitpatch.plots.style import (
     BLUE,
     GREEN,
@@ -129,7 +129,7 @@ def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
     axes.axhline(wanted, color=ORANGE, linestyle="--", linewidth=1.5, label=f"wanted: {wanted:.3g}")
     axes.axvline(strength, color=GREEN, linestyle=":", linewidth=1.8, label=f"chosen: {key} = {strength:.4g}")
     ends = calibration["drop"]
-    reached = f"reached: {drop:.3f}" + ("" if ends["low"] is None else f" [{ends['low']:.3f}, {ends['high']:.3f}]")
+    reached = f"reached: {format_interval(drop, ends['low'], ends['high'], '.3f')}"
     axes.plot(strength, drop, "*", color=GREEN, markersize=15, markeredgecolor="black", zorder=4, label=reached)
     axes.set_xlabel(key)
     axes.set_ylabel(DAMAGE.get(calibration["damage"], calibration["damage"]))

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from vitpatch.formatting import format_interval
 from vitpatch.plots.style import (
     APART,
     BLUE,
@@ -207,10 +208,10 @@ def _draw_points(axes: Axes, summary: pd.DataFrame, references: References) -> N
 
 def _point_label(row: dict[str, Any], controls: Mapping[str, str]) -> str:
     """A row's place, its effect with interval and those of controls."""
-    interval = "" if np.isnan(row["effect_low"]) else f" [{row['effect_low']:+.3f}, {row['effect_high']:+.3f}]"
     donors = {column: column.removeprefix("effect_").replace("_", " ") for column in controls}
     others = "".join(f"; {name} {row[c]:+.3f}" for c, name in donors.items() if not np.isnan(row[c]))
-    return f"{place_words(row['layer'], row['series'])}: {row['effect']:+.3f}{interval}{others}"
+    effect = format_interval(row["effect"], row["effect_low"], row["effect_high"])
+    return f"{place_words(row['layer'], row['series'])}: {effect}{others}"
 
 
 def _draw_controls(

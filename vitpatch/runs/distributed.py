@@ -207,7 +207,7 @@ def processes(size: int, threads: int | None, stop: StopAfterBatch) -> Iterator[
             if any(child.poll() is not None for child in children):
                 Group(0, size, children).raise_lost()
             time.sleep(0.1)
-        group, grace_s = _connect(store, 0, size, children=children), EXIT_S
+        group, grace_s = _connect(store, 0, size, children), EXIT_S
         yield group
     except (KeyboardInterrupt, SystemExit):
         grace_s = 0.0
@@ -246,11 +246,11 @@ def join(rank: int, size: int, port: int) -> Group:
     return _connect(store, rank, size)
 
 
-def _connect(store: torch.distributed.Store, rank: int, size: int, **children: Any) -> Group:
+def _connect(store: torch.distributed.Store, rank: int, size: int, children: Sequence[subprocess.Popen] = ()) -> Group:
     import torch
 
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=NO_TIMEOUT)
-    return Group(rank, size, **children)
+    return Group(rank, size, children)
 
 
 def launched() -> tuple[int, int] | None:

@@ -55,7 +55,7 @@ class Patching:
         self.draws = setup.corruption.draws if draws is None else draws
         self.cost = cost_of(self.plan, self.model, len(setup.partners))
         self.room = self.room_for(self.cost, before)
-        self._constants = self._found_constants()
+        self._ablation_values = self._make_ablation_values()
 
     def room_for(self, cost: Cost, before: tuple[int, int] | None = None) -> Room:
         """How much of a plan of this cost fits the model's device."""
@@ -63,7 +63,7 @@ class Patching:
         limit = memory_limit(self.setup.cfg.memory_gb, device)
         return cost.room(self._batch, limit, self.plan.sizes.tokens, device, before=before)
 
-    def _found_constants(self) -> AblationValues | None:
+    def _make_ablation_values(self) -> AblationValues | None:
         """The values of a donor that is no run."""
         site, training = self.plan.target.site, self.setup.training
         if self.plan.donors[0] is Donor.ZERO:
@@ -100,10 +100,10 @@ class Patching:
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
         ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
-        found = columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
+        measured = columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
         if (kind := setup.corruption.partner) is not None:
-            found.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
-        return found
+            measured.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
+        return measured
 
     def _draws(
         self, model: PatchableViT, pixels: Mapping[Run, Tensor], masks: Tensor, room: Room, ids: Tensor
@@ -115,7 +115,7 @@ class Patching:
             if corruption.is_inside_model:
                 noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedded, draw)
                 noise = noise.to(device, model.dtype)
-            yield execute(self.plan, model, pixels, masks, room, self._constants, noise).cpu()
+            yield execute(self.plan, model, pixels, masks, room, self._ablation_values, noise).cpu()
 
     def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
         for run in self.plan.base_runs:

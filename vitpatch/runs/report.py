@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitpatch.formatting import counted
+from vitpatch.formatting import counted, format_interval
 from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.bootstrap import RESAMPLES
@@ -202,4 +202,4 @@ def _with_interval(estimate: Estimate) -> str:
         return "none: no included image has such a partner"
     if not estimate.known:
         return f"{estimate.mean:+.3f} (one cluster: no interval)"
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return format_interval(estimate.mean, estimate.low, estimate.high)
