@@ -98,7 +98,7 @@ def one_of(key: str, value: Any, kind: type[E]) -> E:
     return kind(check(key, value, kind))
 
 
-def among(key: Any, known: Collection[str]) -> str:
+def suggest(key: Any, known: Collection[str]) -> str:
     """What to say of an unknown key: the nearest of those that are known, or all of them."""
     near = difflib.get_close_matches(str(key), list(known), n=1)
     some = [*known][:12] + ["…"] * (len(known) > 12)

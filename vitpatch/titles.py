@@ -105,7 +105,7 @@ def run_labels(names: Sequence[str]) -> dict[str, str]:
 def short_labels(names: Sequence[str]) -> dict[str, str]:
     """By run's name what stands at an axis or in a legend, no two the same."""
     labels = run_labels(names)
-    short = elided(list(labels.values()), LONGEST)
+    short = shorten_names(list(labels.values()), LONGEST)
     return {name: short[label] for name, label in labels.items()}
 
 
@@ -120,7 +120,7 @@ def _without(name: str, shared: Container[str]) -> str:
     return kept
 
 
-def elided(names: Sequence[str], longest: int) -> dict[str, str]:
+def shorten_names(names: Sequence[str], longest: int) -> dict[str, str]:
     """By name one of about so many letters at most, shortened in the middle where no two are then the same; else
     elsewhere, or by less."""
     if max(map(len, names), default=0) <= longest:

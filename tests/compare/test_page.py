@@ -31,8 +31,8 @@ from vitpatch.compare.page import (
     write_page,
 )
 from vitpatch.compare.tables import NONE, estimate_cell, number_cell, p_cell, relative_address
-from vitpatch.plots.examples import Page
-from vitpatch.titles import elided, run_labels
+from vitpatch.plots.examples import ExamplePage
+from vitpatch.titles import run_labels, shorten_names
 
 SORTABLE = "8ccfb076f8831d1f4f5e7863c0b8960eb642e6bfdc2690115810daf273623e77"
 SECTIONS = "what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()
@@ -166,7 +166,7 @@ def test_labels():
     assert list(run_labels(names).values()) == ["window=1", "window=3"]
     assert run_labels(["a,b", "a"]) == {"a,b": "a,b", "a": "a"}
     assert run_labels(["x"]) == {"x": "x"}
-    assert elided(["a" * 30 + "1", "a" * 30 + "2"], 10) == {"a" * 30 + n: f"aaaa…aaaa{n}" for n in "12"}
+    assert shorten_names(["a" * 30 + "1", "a" * 30 + "2"], 10) == {"a" * 30 + n: f"aaaa…aaaa{n}" for n in "12"}
 
 
 def test_labels_are_the_names_with_their_slashes():
@@ -177,11 +177,11 @@ def test_labels_are_the_names_with_their_slashes():
 
 
 @pytest.mark.parametrize("at", [0, 20, 40, 60, 99])
-def test_elided_names_keep_what_differs(at):
+def test_shortened_names_keep_what_differs(at):
     names = [f"{'a' * at}{n}{'b' * (100 - at)}" for n in range(10)]
-    short = list(elided(names, 12).values())
+    short = list(shorten_names(names, 12).values())
     assert len(set(short)) == 10 and all(len(name) < 60 for name in short)
-    assert elided(["x" * 30, "y"], 12)["y"] == "y"
+    assert shorten_names(["x" * 30, "y"], 12)["y"] == "y"
 
 
 def test_every_run_is_an_entry_of_its_own_in_a_legend(tmp_path, monkeypatch):
@@ -444,7 +444,7 @@ def test_an_album_says_how_many_images_it_shows(comparison, monkeypatch):
     (run,) = (run for run in comparison.runs if run.folder.pages.exists())
     (image,) = run.example_pages()[0].images
     chosen = [replace(image, example_id=i, name=f"image {i}") for i in range(6)]
-    pages = Page("sorted", "6 images from the largest to the smallest effect", chosen)
+    pages = ExamplePage("sorted", "6 images from the largest to the smallest effect", chosen)
     monkeypatch.setattr(page_module, "first_page", lambda of: pages if of is run else None)
     (album,), _ = make_albums(comparison)
     assert album.chosen == "4 of 6 images from the largest to the smallest effect"

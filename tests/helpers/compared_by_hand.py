@@ -9,7 +9,7 @@ from hand_made import NOISE, rows, save_run
 
 from vitpatch.compare.compare import compare_runs
 from vitpatch.compare.load import Comparison, find_runs, load_run
-from vitpatch.plots.examples import ExampleImage, Page
+from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.runs.results import write_pages
 from vitpatch.types import BaseRun
 
@@ -18,12 +18,12 @@ IN_A_FOLDER = "a&b<script>\"'$x$ %41#?,window=1"
 """The same as far as a folder can be called so."""
 
 
-def example_pages(patches: int) -> list[Page]:
+def example_pages(patches: int) -> list[ExamplePage]:
     """A page with one image, its name and prediction evil."""
     values = {BaseRun.CLEAN: 0.9, BaseRun.CORRUPT: 0.1}
     pictures = {run: np.full((8, 8, 3), 255 * value, np.uint8) for run, value in values.items()}
     image = ExampleImage(0, EVIL, pictures, dict.fromkeys(values, EVIL), values, np.linspace(0.1, 0.9, patches))
-    return [Page("random", f"drawn by lot {EVIL}", [image])]
+    return [ExamplePage("random", f"drawn by lot {EVIL}", [image])]
 
 
 def effects(patches: int, seed: int = 0, images: int = 12):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.tracking import Compared, NoTracker, Results, RunInfo, WandbTracker, history
+from vitpatch.runs.tracking import ComparisonResults, NoTracker, Results, RunInfo, WandbTracker, history
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +185,7 @@ def compared(folder):
         "not_subtracted": pd.DataFrame(columns=["a", "b", "reason"]),
         "settings": pd.DataFrame({"key": ["window", "metric"], "a": [3, "prob"], "b": [None, "log_odds"]}),
     }
-    return Compared(tables, {"profiles": files["profiles.png"]}, files, files["index.html"])
+    return ComparisonResults(tables, {"profiles": files["profiles.png"]}, files, files["index.html"])
 
 
 def test_a_comparison_is_a_run_of_its_own_with_tables_pictures_and_the_page(tmp_path):

@@ -128,8 +128,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
     nothing can be compared.
     """
     from vitpatch.compare.compare import PAGE, compare
-    from vitpatch.runs.tracking import Compared as TrackedComparison
-    from vitpatch.runs.tracking import RunInfo, make_tracker
+    from vitpatch.runs.tracking import ComparisonResults, RunInfo, make_tracker
 
     compared = compare([root])
     for warning in (*compared.comparison.warnings, *compared.problems):
@@ -143,7 +142,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
         files = {path.name: path for path in sorted(compared.folder.iterdir()) if path.suffix in kinds}
         pictures = {path.stem: path for path in files.values() if path.suffix == ".png"}
         page = compared.folder / PAGE
-        tracked.log_comparison(TrackedComparison(compared.comparison.tables, pictures, files, page))
+        tracked.log_comparison(ComparisonResults(compared.comparison.tables, pictures, files, page))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
 

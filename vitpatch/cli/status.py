@@ -12,7 +12,7 @@ import pandas as pd
 from vitpatch.formatting import duration, format_interval
 from vitpatch.io import natural_sort, write_csv
 from vitpatch.runs.folder import DONE, RunFolder, RunStatus, read_status
-from vitpatch.titles import elided
+from vitpatch.titles import shorten_names
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
@@ -51,7 +51,7 @@ def format_table(runs: Sequence[RunStatus]) -> list[str]:
     """The lines of a table: run, state, seconds, peak layer, effect with its interval, and the start of a reason."""
     metrics = {run.metric for run in runs if run.metric}
     effect = f"effect ({metrics.pop()})" if len(metrics) == 1 else "effect"
-    names = elided([run.run for run in runs], LONGEST_RUN)  # no two the same
+    names = shorten_names([run.run for run in runs], LONGEST_RUN)  # no two the same
     table = pd.DataFrame(
         {
             "run": names[run.run],

@@ -13,7 +13,7 @@ from vitpatch.compare.tables import estimate_of, format_estimate, format_number,
 from vitpatch.plots.profile import is_clipped
 from vitpatch.plots.style import METRIC_NAMES
 from vitpatch.stats.result import series_names
-from vitpatch.titles import LONGEST, elided, run_labels
+from vitpatch.titles import LONGEST, run_labels, shorten_names
 from vitpatch.types import Metric, format_window
 
 FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "metric", "include")
@@ -138,7 +138,7 @@ def effect_range(comparison: Comparison, metric: str) -> tuple[float, float]:
 
 def short_lines(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose lines have names that a legend has room for, no two the same."""
-    return rows.assign(line=rows["line"].map(elided(list(dict.fromkeys(rows["line"])), LONGEST)))
+    return rows.assign(line=rows["line"].map(shorten_names(list(dict.fromkeys(rows["line"])), LONGEST)))
 
 
 def legend_lines(rows: pd.DataFrame, with_depth: bool = False) -> tuple[pd.DataFrame, str]:

@@ -18,7 +18,7 @@ import yaml
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.io import natural_sort
-from vitpatch.plots.examples import Page
+from vitpatch.plots.examples import ExamplePage
 from vitpatch.runs.folder import RunFolder, read_status
 from vitpatch.runs.results import read_pages
 from vitpatch.schema import PATCH_COLUMNS
@@ -69,7 +69,7 @@ class FinishedRun:
         """Its ``examples.parquet``."""
         return pd.read_parquet(self.folder.examples)
 
-    def example_pages(self) -> list[Page]:
+    def example_pages(self) -> list[ExamplePage]:
         """The images of its example pages."""
         return read_pages(self.folder.pages)
 

@@ -26,7 +26,7 @@ from vitpatch.compare.layout import MAX_SERIES, effect_title, peak_series
 from vitpatch.compare.load import Comparison, FinishedRun
 from vitpatch.compare.tables import Link, Table, run_links
 from vitpatch.io import atomic_write
-from vitpatch.plots.examples import ExampleImage, Page
+from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.profile import is_clipped
 from vitpatch.stats.result import series_names
 from vitpatch.titles import run_labels
@@ -301,7 +301,7 @@ def make_albums(comparison: Comparison) -> tuple[list[Album], str]:
     return albums, f"{words}figures/ in a run’s folder has more." if albums else ""
 
 
-def first_page(run: FinishedRun) -> Page | None:
+def first_page(run: FinishedRun) -> ExamplePage | None:
     """The first page of the images that a run kept."""
     return next(iter(run.example_pages()), None) if run.folder.pages.exists() else None
 

@@ -47,7 +47,7 @@ class ExampleImage:
 
 
 @dataclass(frozen=True)
-class Page:
+class ExamplePage:
     """A page's name, how its images were picked in words, and these."""
 
     name: str
@@ -70,7 +70,9 @@ class Trace:
     label: str = ""
 
 
-def image_pages(outcome: Outcome, pages: Sequence[Page], caption: Caption, summary: pd.DataFrame) -> dict[str, Figure]:
+def image_pages(
+    outcome: Outcome, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
+) -> dict[str, Figure]:
     """The figure of each page by its name; ``summary`` has a column ``series``."""
     over_image = rows_over_image(summary)
     if over_image is None and not outcome.study.target.one_head_at_a_time:
@@ -92,7 +94,11 @@ def image_pages(outcome: Outcome, pages: Sequence[Page], caption: Caption, summa
 
 
 def _traces(
-    outcome: Outcome, page: Page, summary: pd.DataFrame, at: NDArray[np.intp] | None = None, cls: Sequence[int] = ()
+    outcome: Outcome,
+    page: ExamplePage,
+    summary: pd.DataFrame,
+    at: NDArray[np.intp] | None = None,
+    cls: Sequence[int] = (),
 ) -> list[Trace]:
     """What is drawn of each image; ``at``: rows of the summary as maps, ``cls``: those of the CLS token."""
     layers, series = summary["layer"].to_numpy(), summary["series"]

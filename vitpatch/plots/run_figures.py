@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vitpatch.formatting import counted
-from vitpatch.plots.examples import Page, image_pages
+from vitpatch.plots.examples import ExamplePage, image_pages
 from vitpatch.plots.heatmaps import ClassEffects, class_heatmap, effect_maps, head_heatmap, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
 from vitpatch.plots.profile import References, direct_effects, handover, layer_profile
@@ -34,7 +34,7 @@ CONTROL_WORDS = {
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(outcome: Outcome, pages: Sequence[Page], manifest: Mapping[str, Any]) -> Drawn:
+def draw(outcome: Outcome, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> Drawn:
     """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
 
     All is drawn from what the run's files hold; of the ``manifest`` ``title``, the run in a line, and ``calibration``,

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Ge, Positive, Seed, among, check, one_of, parse_window, read_inclusion
+from vitpatch.checks import Count, Expected, Ge, Positive, Seed, check, one_of, parse_window, read_inclusion, suggest
 from vitpatch.errors import VitPatchError, argument_keys
 from vitpatch.formatting import one_line
 from vitpatch.runs.names import run_name
@@ -105,7 +105,7 @@ def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) ->
     types = get_type_hints(declared, include_extras=True)
     for key in cfg:
         if key not in types and key not in groups:
-            raise VitPatchError(f"{key}: there is no such key; {among(key, [*types, *groups])}")
+            raise VitPatchError(f"{key}: there is no such key; {suggest(key, [*types, *groups])}")
     for key in types:
         if key not in cfg:
             raise VitPatchError(f"{key} is missing: add {key}=… to the command")
@@ -209,7 +209,9 @@ def check_option(cfg: DictConfig, group: str, kind: type) -> None:
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         for key in option:
             if key not in parameters and not key.startswith("_"):
-                raise VitPatchError(f"{group}.{key}: {option_class.__name__} has no such key; {among(key, parameters)}")
+                raise VitPatchError(
+                    f"{group}.{key}: {option_class.__name__} has no such key; {suggest(key, parameters)}"
+                )
     if not option.get("_partial_"):
         for key, one in parameters.items():
             if one.default is one.empty and one.kind in _NAMED and key not in option:

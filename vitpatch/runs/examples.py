@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vitpatch.data.datamodule import ImageDataModule
 from vitpatch.formatting import counted
-from vitpatch.plots.examples import ExampleImage, Page
+from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.patching import Patching
 from vitpatch.runs.setup import Setup
@@ -26,7 +26,7 @@ DRAWS = 10
 """Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
-def choose_examples(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[Page]:
+def choose_examples(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[ExamplePage]:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
 
     On the trainer's device where the model is needed again.
@@ -35,7 +35,7 @@ def choose_examples(setup: Setup, outcome: Outcome, data: ImageDataModule) -> li
     pages = _choices(outcome)
     where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:
-        return [Page(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages]
+        return [ExamplePage(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages]
 
 
 def _is_drawn_again(setup: Setup) -> bool:

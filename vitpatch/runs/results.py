@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vitpatch.io import atomic_write
-from vitpatch.plots.examples import ExampleImage, Page
+from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.result import Outcome, analyze
@@ -79,22 +79,22 @@ def _read_effects(
     return measured, is_empty
 
 
-def write_pages(path: Path, pages: Sequence[Page]) -> None:
+def write_pages(path: Path, pages: Sequence[ExamplePage]) -> None:
     """Writes the example pages as ``pages.parquet``, by rename."""
     rows = [_row(page, image) for page in pages for image in page.images]
     with atomic_write(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, PAGES_SCHEMA), temporary)
 
 
-def read_pages(path: Path) -> list[Page]:
+def read_pages(path: Path) -> list[ExamplePage]:
     """The example pages of a finished run."""
     pages: dict[tuple[str, str], list[ExampleImage]] = {}
     for row in pq.read_table(path).to_pylist():
         pages.setdefault((row["page"], row["chosen"]), []).append(_image(row))
-    return [Page(name, chosen, images) for (name, chosen), images in pages.items()]
+    return [ExamplePage(name, chosen, images) for (name, chosen), images in pages.items()]
 
 
-def _row(page: Page, image: ExampleImage) -> dict[str, Any]:
+def _row(page: ExamplePage, image: ExampleImage) -> dict[str, Any]:
     row = {"page": page.name, "chosen": page.chosen, "example_id": image.example_id, "name": image.name}
     for run in BaseRun:
         png = io.BytesIO()

@@ -62,7 +62,7 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonResults:
     """What is logged of a comparison: tables by the names of their csv files, PNG files by name, files to keep.
 
     ``page``, one of the files, is logged as HTML.
@@ -102,7 +102,7 @@ class UntrackedRun:
     def log(self, results: Results) -> None:
         """Logs nothing."""
 
-    def log_comparison(self, compared: Compared) -> None:
+    def log_comparison(self, results: ComparisonResults) -> None:
         """Logs nothing."""
 
 
@@ -315,9 +315,9 @@ class _WandbRun(UntrackedRun):
         """History by layer, summary, media, the table ``effects`` and the artifact of type ``effects``."""
         self._attempt(lambda: self._log(results))
 
-    def log_comparison(self, compared: Compared) -> None:
+    def log_comparison(self, results: ComparisonResults) -> None:
         """``table/NAME``, ``figure/NAME`` and ``page``, and an artifact of type ``comparison`` with all files."""
-        self._attempt(lambda: self._log_comparison(compared))
+        self._attempt(lambda: self._log_comparison(results))
 
     def finish(self, exit_code: int) -> None:
         """Ends the run; ``exit_code`` other than 0 marks it failed."""
@@ -346,18 +346,18 @@ class _WandbRun(UntrackedRun):
         self._run.summary.update(results.scalars)
         self._log_files("effects", results.files)
 
-    def _log_comparison(self, compared: Compared) -> None:
+    def _log_comparison(self, results: ComparisonResults) -> None:
         import wandb
 
-        media = {f"figure/{name}": wandb.Image(str(path)) for name, path in compared.pictures.items()}
-        for name, table in compared.tables.items():
+        media = {f"figure/{name}": wandb.Image(str(path)) for name, path in results.pictures.items()}
+        for name, table in results.tables.items():
             if not isinstance(table.index, pd.RangeIndex):  # its rows have names
                 table = table.reset_index(names=table.index.name or "run")
             media[f"table/{name}"] = wandb.Table(dataframe=table, allow_mixed_types=True)
-        if compared.page.stat().st_size <= MOST_HTML_BYTES:
-            media["page"] = wandb.Html(str(compared.page), inject=False)
+        if results.page.stat().st_size <= MOST_HTML_BYTES:
+            media["page"] = wandb.Html(str(results.page), inject=False)
         self._run.log(media)
-        self._log_files("comparison", compared.files)
+        self._log_files("comparison", results.files)
 
     def _log_files(self, kind: str, files: Mapping[str, Path]) -> None:
         import wandb
