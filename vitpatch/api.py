@@ -128,7 +128,7 @@ def patch(
         vit.require(what.site)
         windows = _windows(window, what, vit.sizes.depth)
         plan = make_plan(what, windows, one_of("direction", direction, Direction), vit.sizes)
-        group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, vit.covered(masks), ids.tolist(), seed)
+        group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, vit.crop_to_patches(masks), ids.tolist(), seed)
         images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
         parts = [
             columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
@@ -166,7 +166,7 @@ def _execute_in_parts(
         rows = slice(first, first + room.images)
         pixels = {run: x[rows].to(vit.device, vit.dtype) for run, x in images.items()}
         outputs = execute(plan, vit, pixels, group_masks[:, rows], room)
-        by_parts = vit.goes_by_parts(plan.target.site)
+        by_parts = vit.runs_by_parts(plan.target.site)
         if first == 0 and by_parts and not matches_own_forward(vit, pixels, outputs.base):
             vit.stepwise = False
             outputs = execute(plan, vit, pixels, group_masks[:, rows], room)

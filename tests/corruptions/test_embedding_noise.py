@@ -95,7 +95,7 @@ def pixels_of(n=3, size=SIZE):
 
 
 def noise_for(model, n=3):
-    return 0.5 * torch.randn(n, *model.embedded, generator=torch.Generator().manual_seed(2))
+    return 0.5 * torch.randn(n, *model.embedding_shape, generator=torch.Generator().manual_seed(2))
 
 
 def convolution(model):
@@ -153,7 +153,7 @@ def test_patch_embeddings_are_pixels_times_the_kernel(saved):
 def test_a_rest_of_the_image_that_no_patch_covers_does_not_matter(tmp_path):
     model = Checkpoint(str(save_model(tmp_path / "m", "vit", size=36, patch_size=8))).load(NAMES)
     pixels, noise = pixels_of(size=36), noise_for(model)
-    assert model.embedded == (16, 32)
+    assert model.embedding_shape == (16, 32)
     handle = convolution(model.model).register_forward_hook(one_by_one(noise))
     want = model.model(pixel_values=pixels).logits
     handle.remove()
@@ -172,6 +172,6 @@ def test_no_hook_is_left_behind_an_exception(saved):
 
 def test_a_model_without_the_convolution_is_refused_in_one_line(saved):
     model = checkpoint_of(saved("siglip2"), "siglip2").load(NAMES)
-    for ask in (lambda: model.embedded, lambda: model.patch_embeddings(pixels_of()), lambda: model(pixels_of(), 1)):
+    for ask in (lambda: model.embedding_shape, lambda: model.patch_embeddings(pixels_of()), lambda: model(pixels_of(), 1)):
         with pytest.raises(VitPatchError, match=r"embedding_noise: SigLIP 2 .*use a corruption of pixels"):
             ask()

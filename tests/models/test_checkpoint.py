@@ -333,7 +333,7 @@ def test_attention_of_another_kind_is_taken_whole(saved, pixels, tmp_path):
     head = str(saved("dinov3") / "head.safetensors")
     model = Checkpoint(str(saved("dinov3")), head_path=head, anatomy=str(tmp_path / "row.yaml")).load()
     assert model.stepwise and not model.by_heads
-    assert model.goes_by_parts(Site.ATTN_OUT) and not model.goes_by_parts(Site.Z)
+    assert model.runs_by_parts(Site.ATTN_OUT) and not model.runs_by_parts(Site.Z)
     brute, labels = Brute(model.model, FAMILY_NAMES["dinov3"]), torch.arange(3)
     corrupt = pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     for site, head in (("attn_out", None), ("z", 1)):

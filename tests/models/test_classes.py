@@ -151,11 +151,11 @@ def test_labels_taken_by_their_place_are_said():
 
 def test_a_map_may_name_a_label_that_only_the_other_split_has():
     train, test, classes = images([0, 1, 2], "abc"), images([0, 1], "ab"), Classes(2, tuple("ba"))
-    found = label_by_classes(test, classes, [("c", None)], beside=train)
+    found = label_by_classes(test, classes, [("c", None)], other_split=train)
     assert found.labels.tolist() == [1, 0]
-    assert label_by_classes(train, classes, [("c", None)], beside=test).ids.tolist() == [0, 1]
+    assert label_by_classes(train, classes, [("c", None)], other_split=test).ids.tolist() == [0, 1]
     with pytest.raises(VitPatchError, match=r"data.label_map 'x': none of the data's labels"):
-        label_by_classes(test, classes, [("x", None)], beside=train)
+        label_by_classes(test, classes, [("x", None)], other_split=train)
 
 
 def of_training(train, label_map=None, own=None, test=None):

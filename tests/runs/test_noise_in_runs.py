@@ -71,7 +71,7 @@ def read(folder):
 @pytest.mark.parametrize("by_parts", [True, False])
 def test_noise_on_embeddings_is_patched_like_any_corruption(made, patched, data, monkeypatch, by_parts):
     if not by_parts:
-        monkeypatch.setattr("vitpatch.models.vit.PatchableViT.goes_by_parts", lambda self, site: False)
+        monkeypatch.setattr("vitpatch.models.vit.PatchableViT.runs_by_parts", lambda self, site: False)
     folder = patched("corruption=embedding_noise", "window=1", *data)
     examples, prob, manifest = read(folder)
     clean, corrupt, restored = brute(made, manifest["embedding_std"])

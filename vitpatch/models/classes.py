@@ -57,11 +57,11 @@ def label_by_classes(
     images: LabelledImages,
     classes: Classes,
     label_map: Sequence[tuple[Any, Any]] | None,
-    beside: LabelledImages | None = None,
+    other_split: LabelledImages | None = None,
 ) -> LabelledImages:
     """The images with these classes for labels, matched by name where both have names; ``matched`` says how.
 
-    ``label_map`` may also name labels that only the images of another split, ``beside``, have. Raises
+    ``label_map`` may also name labels that only the images of another split, ``other_split``, have. Raises
     ``VitPatchError`` for a label that is none of the classes.
     """
     if not images.has_labels:
@@ -69,7 +69,7 @@ def label_by_classes(
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0:
         raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
-    own_map = _map_for_split(dict(label_map or ()), images, beside)
+    own_map = _map_for_split(dict(label_map or ()), images, other_split)
     used = set(images.labels.tolist())
     matched = match_labels(images.label_names, classes.names, classes.number, own_map, used, classes.doubt)
     if matched is not None:
@@ -94,12 +94,12 @@ def label_notes(
 
 
 def _map_for_split(
-    label_map: Mapping[Any, Any], images: LabelledImages, beside: LabelledImages | None
+    label_map: Mapping[Any, Any], images: LabelledImages, other_split: LabelledImages | None
 ) -> dict[Any, Any]:
     """The map without labels that only the other split has."""
-    if beside is None or not label_map:
+    if other_split is None or not label_map:
         return dict(label_map)
-    own, others = (mapped_labels(label_map, label_texts(each)) for each in (images, beside))
+    own, others = (mapped_labels(label_map, label_texts(each)) for each in (images, other_split))
     return {key: value for key, value in label_map.items() if key in own or key not in others}
 
 

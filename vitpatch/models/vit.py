@@ -143,11 +143,11 @@ class PatchableViT(nn.Module):
 
     def caveat(self, site: Site) -> str | None:
         """Why patches of a site are full forward passes, where they are."""
-        if self.goes_by_parts(site):
+        if self.runs_by_parts(site):
             return None
         return f"{self.family.name}: {NOT_BY_HEADS if self.stepwise else NOT_STEPWISE}"
 
-    def goes_by_parts(self, site: Site) -> bool:
+    def runs_by_parts(self, site: Site) -> bool:
         """Whether patches of a site need no full forward pass."""
         return self.stepwise and (self.by_heads or not site.by_head)
 
@@ -192,7 +192,7 @@ class PatchableViT(nn.Module):
         """The type of the weights."""
         return next(self.model.parameters()).dtype
 
-    def covered(self, masks: Tensor | None) -> Tensor | None:
+    def crop_to_patches(self, masks: Tensor | None) -> Tensor | None:
         """Of masks (batch, 1, height, width) what the image patches cover, without a rest at the right and below."""
         if masks is None:
             return None
@@ -214,7 +214,7 @@ class PatchableViT(nn.Module):
         return self._embedding
 
     @property
-    def embedded(self) -> tuple[int, int]:
+    def embedding_shape(self) -> tuple[int, int]:
         """(patches, width) of an image's patch embeddings. Raises ``VitPatchError`` as ``patch_embedding`` does."""
         return self._grid[0] * self._grid[1], self.patch_embedding.width
 

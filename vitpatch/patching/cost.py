@@ -115,7 +115,7 @@ def cost_of(plan: Plan, model: PatchableViT, partners: int = 0) -> Cost:
             flops += half.evaluations * (read_attention if last else attention)
             flops += _edits(plan, half.steps, width)
     full = (len(plan.base_runs) + len(plan.runs)) * (embedding + sizes.depth * block)
-    if not model.goes_by_parts(plan.target.site):
+    if not model.runs_by_parts(plan.target.site):
         return Cost(full, full, plan.full_evaluations, *_bytes(plan, model, partners))
     return Cost(flops, full, plan.block_evaluations, *_bytes(plan, model, partners))
 
@@ -149,7 +149,7 @@ def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, in
     image += 2 * (len(plan.patches) + len(plan.runs)) * model.classes * 4 + len(plan.token_groups) * sizes.tokens
     if plan.target.site.by_head:
         image += 6 * runs * stream
-    if not model.goes_by_parts(plan.target.site):  # the values of all base runs, of all layers
+    if not model.runs_by_parts(plan.target.site):  # the values of all base runs, of all layers
         image += runs * len(plan.places) * stream
     if plan.target.site is Site.PATTERN:
         image += 3 * runs * sizes.heads * sizes.tokens**2 * size

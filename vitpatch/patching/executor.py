@@ -84,7 +84,7 @@ def execute(
     direct_effects = DirectEffects(plan, model, masks_by_group)
     noise_by_run = {} if noise is None else {BaseRun.CORRUPT: noise}
     inputs = Inputs(pixels, noise_by_run, masks_by_group, constants)
-    if model.goes_by_parts(plan.target.site):
+    if model.runs_by_parts(plan.target.site):
         walk = _Walk(plan, model, inputs, direct_effects, room)
         base, patched = walk.logits()
         direct = model.reader.direct(walk.base[0], direct_effects.changes())

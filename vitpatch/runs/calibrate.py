@@ -200,7 +200,7 @@ class TrainingRuns:
         pixels, runs = corruption.pixels(batch, seed), []
         for draw in range(corruption.draws):
             inside = corruption.is_inside_model
-            noise = corruption.embedding_noise(batch.ids, seed, model.embedded, draw) if inside else None
+            noise = corruption.embedding_noise(batch.ids, seed, model.embedding_shape, draw) if inside else None
             runs.append(_scores(self._probs(pixels, noise), labels))
         return {damage: torch.stack([run[damage] for run in runs]).mean(0) for damage in Damage}
 

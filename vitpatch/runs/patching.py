@@ -94,7 +94,7 @@ class Patching:
         }
         images = images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
-        masks = token_masks(plan.token_groups, plan.sizes, blocks, model.covered(images.masks), ids, seed)
+        masks = token_masks(plan.token_groups, plan.sizes, blocks, model.crop_to_patches(images.masks), ids, seed)
         outputs = average_draws(self._draws(model, pixels, masks, room, images.ids))
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
@@ -113,7 +113,7 @@ class Patching:
         for draw in range(self.draws):
             noise = None
             if corruption.is_inside_model:
-                noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedded, draw)
+                noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedding_shape, draw)
                 noise = noise.to(device, model.dtype)
             yield execute(self.plan, model, pixels, masks, room, self._ablation_values, noise).cpu()
 

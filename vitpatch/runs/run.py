@@ -148,7 +148,7 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
         "counts": _counts(setup, outcome, done.skipped),
         **found,
         "notes": [*setup.notes, *found["notes"]],
-        "plan": {"line": done.line, "stepwise": setup.model.goes_by_parts(setup.study.target.site)},
+        "plan": {"line": done.line, "stepwise": setup.model.runs_by_parts(setup.study.target.site)},
         "precision_error": done.precision_error,
     }
 

@@ -261,7 +261,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     training = None
     if checked.wanted is not None or corruption.needs_training or study.donor is Donor.MEAN:
         training = training_images(source, cfg.train_split, cfg.train_limit)
-        training = label_by_classes(training, classes, source.label_map, beside=opened)
+        training = label_by_classes(training, classes, source.label_map, other_split=opened)
     return Setup(
         **vars(checked),
         model=model,
