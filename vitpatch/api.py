@@ -128,7 +128,8 @@ def patch(
         vit.require(what.site)
         windows = _windows(window, what, vit.sizes.depth)
         plan = make_plan(what, windows, one_of("direction", direction, Direction), vit.sizes)
-        group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, vit.crop_to_patches(masks), ids.tolist(), seed)
+        masks = vit.crop_to_patches(masks)
+        group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, masks, ids.tolist(), seed)
         images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
         parts = [
             columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)

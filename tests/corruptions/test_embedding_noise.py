@@ -172,6 +172,7 @@ def test_no_hook_is_left_behind_an_exception(saved):
 
 def test_a_model_without_the_convolution_is_refused_in_one_line(saved):
     model = checkpoint_of(saved("siglip2"), "siglip2").load(NAMES)
-    for ask in (lambda: model.embedding_shape, lambda: model.patch_embeddings(pixels_of()), lambda: model(pixels_of(), 1)):
+    pixels = pixels_of()
+    for ask in (lambda: model.embedding_shape, lambda: model.patch_embeddings(pixels), lambda: model(pixels, 1)):
         with pytest.raises(VitPatchError, match=r"embedding_noise: SigLIP 2 .*use a corruption of pixels"):
             ask()

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from vitpatch.errors import VitPatchError
-from vitpatch.models.block import Block
 from vitpatch.models.families import is_known_family
-from vitpatch.models.readout import Change, Reader
+from vitpatch.models.parts import Block, Change, Reader
 from vitpatch.models.vit import HOOKED, PatchableViT, Place
 from vitpatch.types import ALL_HEADS, BaseRun, Site
 

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.models.block import Block, CallArguments
 from vitpatch.models.classes import class_names, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
 from vitpatch.models.hooks import Act, PatchEmbedding, attached, first_argument, run_until
+from vitpatch.models.parts import Block, CallArguments, Reader
 from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, vision_config
-from vitpatch.models.readout import Reader
 from vitpatch.models.wrappers import digest_of_checkpoint, digest_of_config, digest_of_weights
 from vitpatch.types import Site, Sizes
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vitpatch.models.block import Heads
-from vitpatch.models.readout import Change
+from vitpatch.models.parts import Change, Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.plan import Comparison, Plan, comparisons_of
 from vitpatch.types import ALL_HEADS, Patch, Site

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitpatch.models.block import Heads
+from vitpatch.models.parts import Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import Room
 from vitpatch.patching.direct_effect import DirectEffects, edited_heads
