@@ -1,7 +1,7 @@
 """Build the shipped emoji data set from two npm packages, the same bytes on every run.
 
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
-    python -m vitpatch.assets.build_emoji GOOGLE.tgz TWITTER.tgz [OUT_DIR]
+    python benchmarks/build_emoji.py GOOGLE.tgz TWITTER.tgz [OUT_DIR]
 
 Every emoji is drawn by two vendors. Of half of the emoji of each class one vendor's drawing (with its skin tones) is
 held out for the test split; the other vendor's drawing of the same emoji may be in the training split.
@@ -23,6 +23,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PIL
 
+EMOJI = Path(__file__).parents[1] / "vitpatch" / "assets" / "emoji"
 SEED = 0
 CELL, PIXELS = 34, 32  # pixels: a cell of the sheet, and the drawing within its border of 1
 TEST_TONES, TRAIN_TONES = 1, 2  # skin tones taken at most beside the default drawing, for each base and vendor
@@ -206,7 +207,7 @@ def write(found: Iterable[Drawing], path: Path) -> None:
     Dataset.from_list(rows, features=features).to_parquet(path)
 
 
-def main(google: str, twitter: str, out: str = str(Path(__file__).parent / "emoji")) -> None:
+def main(google: str, twitter: str, out: str = str(EMOJI)) -> None:
     """Build `train.parquet` and `test.parquet` in the folder `out` and print the drawings of each class and split."""
     train, test = split(distinct([*drawings(Path(google)), *drawings(Path(twitter))]))
     ordered = {"train": list(rounds(train)), "test": list(rounds(test))}
