@@ -8,8 +8,8 @@ from conftest import NAMES, ROOT, pictures, write_parquet
 from PIL import Image
 
 from vitpatch.data.datamodule import BadImage, ImageDataModule, start_method, training_images
-from vitpatch.data.files import DiskImages, FolderImages, ParquetImages
-from vitpatch.data.sources import HubImages
+from vitpatch.data.files import DiskImages, HubImages, ParquetImages
+from vitpatch.data.folders import FolderImages
 from vitpatch.errors import VitPatchError
 
 

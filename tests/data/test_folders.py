@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitpatch.data.files import FolderImages, ParquetImages
-from vitpatch.data.folders import images_below, images_in, visible_matches
+from vitpatch.data.files import HubImages, ParquetImages, images_below, images_in, visible_matches
+from vitpatch.data.folders import FolderImages
 from vitpatch.data.images import LabelledImages
-from vitpatch.data.sources import HubImages
 from vitpatch.errors import VitPatchError
 
 PIXEL = Image.new("RGB", (2, 2))

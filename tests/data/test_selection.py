@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from vitpatch.data.columns import in_rounds, is_sorted_by_class, select_rows
+from vitpatch.data.sources import in_rounds, is_sorted_by_class, select_rows
 
 SORTED = np.repeat(np.arange(10), 20)
 RANDOM = np.random.default_rng(0).permutation(SORTED)

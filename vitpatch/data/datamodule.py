@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from vitpatch.data.columns import AUTO
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import NO_PARTNER
-from vitpatch.data.sources import ImageSource
+from vitpatch.data.sources import AUTO, ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.types import BT601_LUMA, ImageBatch, Partner
 

@@ -1,24 +1,28 @@
-"""Images in files: parquet, folders, one image, a data set saved to disk."""
+"""Images in parquet files, in a data set saved to disk, and on the hub; and which files are of the data."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitpatch.data.columns import AUTO
-from vitpatch.data.folders import files_below, images_below, images_in, is_image, is_visible, visible_matches
-from vitpatch.data.images import ColumnNames
-from vitpatch.data.labels import fold
-from vitpatch.data.metadata import NAMES as METADATA_NAMES
-from vitpatch.data.metadata import Metadata, check_files, log_unread, read_metadata
+from PIL import Image
+
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import ArgumentError, VitPatchError
+from vitpatch.hub import commit_of, local_copy, resolve
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger(__name__)
+
+LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir")
+"""Folders that macOS puts into archives and network disks beside images, full of files that are named like images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,152 +74,6 @@ class ParquetImages(ImageSource):
 
 
 _SPLIT_FILE = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
-_OTHER_SPLIT_NAMES = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
-"""Other names of a split's folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderImages(ImageSource):
-    """A folder with one folder of images a class, or with such a folder for each split; one image; a folder of images.
-
-    A class folder without any file is a class that has no images here. Files and folders whose names begin with a dot,
-    and those that systems leave behind, are not of the data (``vitpatch.data.folders``). ``metadata`` files give
-    columns to the images that they list. A single image, and loose ones with ``label_column=None``, have no labels.
-    """
-
-    def rows(self) -> datasets.Dataset:
-        """The rows in order of class, then file name; of metadata in their order."""
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            if self.split is not None:
-                raise ArgumentError(f"split {self.split}: data.path {self.path} is one image; leave it null")
-            return _file_rows([path])
-        if not path.is_dir():
-            raise VitPatchError(
-                f"data.path {self.path}: no such folder; give a folder with one folder of images a class, or an image"
-            )
-        folder = self._split_folder(path)
-        log_unread(folder, path)
-        if (metadata := read_metadata(folder, path)) is not None:
-            check_files(metadata, folder, missing=self.on_error == "raise", twice=self.cluster_column is None)
-            return self._with_labels(metadata, folder).rows()
-        files = images_below(folder)
-        return _file_rows(files, None if self.label_column is None else self._class_names(files, folder))
-
-    def _split_folder(self, path: Path) -> Path:
-        """The folder of the split, or ``path`` itself where it has the classes."""
-        inside = [folder for folder in _folders_in(path) if images_below(folder)]
-        names = ", ".join(folder.name for folder in inside) or "no folder of images"
-        if self.split is not None:
-            called = (self.split, *_OTHER_SPLIT_NAMES.get(self.split, ()))
-            chosen = next((folder for name in called for folder in inside if folder.name == name), None)
-            if chosen is None:
-                raise ArgumentError(f"split {self.split}: the data have {names}; choose one, or null for all of it")
-            return chosen
-        flat = [bool(images_in(folder)) for folder in inside]
-        listed = any((path / name).is_file() for name in METADATA_NAMES)
-        if self.label_column is None or images_in(path) or all(flat) or listed:
-            return path
-        if any(flat):
-            raise VitPatchError(
-                f"data.path {self.path}: the images in {names} lie at different depths; the split names one of them"
-            )
-        if len(inside) > 1:
-            raise ArgumentError(f"split null: the data have {names}; choose one")
-        return inside[0]
-
-    def _class_names(self, files: list[Path], folder: Path, metadata: Metadata | None = None) -> list[str]:
-        """The name of the folder, of those in ``folder``, that each image is in."""
-        if not files or any(file.parent == folder for file in files):
-            what = "a loose image?" if files else "no image is below it"
-            says = ""
-            if metadata is not None and metadata.features:
-                says = f"; data.label_column names the column of {metadata.names} with labels: "
-                says += ", ".join(metadata.features)
-            raise VitPatchError(
-                f"data.path {self.path}: its images are not in one folder a class ({what}){says}; without labels: "
-                "data.label_column=null"
-            )
-        return [file.relative_to(folder).parts[0] for file in files]
-
-    def _with_labels(self, metadata: Metadata, folder: Path) -> Metadata:
-        """Labels are the metadata's, else the folders'; raises ``VitPatchError`` where they contradict each other."""
-        from datasets import Features, Value
-
-        images = metadata.images
-        if self.label_column in (AUTO, "label") and not metadata.has_labels:
-            columns = metadata.columns | {"label": self._class_names(images, folder, metadata)}
-            return replace(metadata, columns=columns, features=Features(metadata.features | {"label": Value("string")}))
-        if self.label_column == AUTO and "label" in metadata.features:
-            where = f"data.path {self.path}: {metadata.names}"
-            _check_folders_agree(images, _as_text(metadata, "label"), folder, where)
-            return _named_by_folders(metadata, folder)
-        return metadata
-
-    def classes_without_images(self) -> tuple[str, ...]:
-        """The names of class folders that have no file at all, where labels are folders."""
-        path = Path(self.path).expanduser()
-        if not path.is_dir():
-            return ()
-        folder = self._split_folder(path)
-        if images_in(folder) or read_metadata(folder, path) is not None:
-            return ()
-        return tuple(inside.name for inside in _folders_in(folder) if not files_below(inside))
-
-    def asked(self, features: Mapping[str, Any]) -> ColumnNames:
-        """The columns as the keys name them; a single image has no label."""
-        columns = super().asked(features)
-        one = columns.label == AUTO and Path(self.path).expanduser().is_file()
-        return replace(columns, label=None) if one else columns
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(inside for inside in folder.iterdir() if inside.is_dir() and is_visible(inside))
-
-
-def _as_text(metadata: Metadata, column: str) -> list[str | None]:
-    """A column of names, of ClassLabel too, as text."""
-    names = getattr(metadata.features[column], "names", None)
-    values = metadata.columns[column]
-    return [None if v is None else names[v] if names and 0 <= v < len(names) else str(v) for v in values]
-
-
-def _check_folders_agree(files: list[Path], labels: list[str | None], folder: Path, where: str) -> None:
-    """Folders that are called like labels hold these labels' images."""
-    called = {fold(label) for label in labels if label is not None}
-    for file, label in zip(files, labels, strict=True):
-        inside = file.relative_to(folder)
-        if label is not None and len(inside.parts) > 1 and fold(inside.parts[0]) in called - {fold(label)}:
-            raise VitPatchError(
-                f"{where} calls {inside} {label!r}, its folder {inside.parts[0]!r}; mend one of them, or say "
-                "data.label_column=label for what the file says"
-            )
-
-
-def _named_by_folders(metadata: Metadata, folder: Path) -> Metadata:
-    """Labels that are numbers from 0 on, one for each folder, are called as the folders are."""
-    from datasets import ClassLabel, Features, Value
-
-    labels, files = metadata.columns["label"], [file.relative_to(folder) for file in metadata.images]
-    called = {(label, file.parts[0]) for label, file in zip(labels, files, strict=True) if len(file.parts) > 1}
-    numbers, names = ({pair[at] for pair in called} for at in (0, 1))
-    is_number = isinstance(kind := metadata.features["label"], Value) and kind.dtype.startswith(("int", "uint"))
-    if not is_number or {*labels} != {*range(len(called))} or not len(called) == len(numbers) == len(names) > 1:
-        return metadata
-    label = ClassLabel(names=[name for _, name in sorted(called)])
-    return replace(metadata, features=Features(metadata.features | {"label": label}))
-
-
-def _file_rows(files: list[Path], labels: list[str] | None = None) -> datasets.Dataset:
-    """Rows of image files, with the names of their classes where they have some."""
-    from datasets import Dataset, Features, Value
-    from datasets import Image as ImageFeature
-
-    columns: dict[str, Any] = {"image": [{"bytes": None, "path": str(file)} for file in files]}
-    features = {"image": ImageFeature(decode=False)}
-    if labels is not None:
-        columns, features = columns | {"label": labels}, features | {"label": Value("string")}
-    return Dataset.from_dict(columns, features=Features(features))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,3 +101,154 @@ def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
         asked = "null" if source.split is None else source.split
         raise ArgumentError(f"split {asked}: the data have {', '.join(splits)}; choose one")
     return wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubImages(ImageSource):
+    """A data set of the Hugging Face hub by its id, or its local copy.
+
+    ``config_name`` where it has several, ``revision`` a commit or tag. ``streaming`` reads the rows where they are, for
+    what does not fit the disk: they are gone through once for the labels and once for the images.
+    """
+
+    config_name: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    def rows(self) -> datasets.Dataset | datasets.IterableDataset:
+        """The rows of the split, downloaded or from the cache, or a stream of them."""
+        from datasets import enable_progress_bars
+
+        where = resolve(self.path, "data.path")
+        if self.split is None:
+            raise ArgumentError("split is missing: name the split, such as split=test")
+        if Path(where).is_dir():
+            if self.revision is not None:
+                raise VitPatchError(f"data.revision {self.revision}: {self.path} is a local folder; leave it null")
+        else:  # a download may take long
+            enable_progress_bars()
+        try:
+            return self._load(where, self.revision)
+        except ConnectionError:  # datasets looks for what it prepared itself, not for what was downloaded
+            if (copy := local_copy(where, self.revision, "dataset")) is None:
+                raise
+        return self._load(str(copy), None)
+
+    def _load(self, where: str, revision: str | None) -> datasets.Dataset | datasets.IterableDataset:
+        from datasets import load_dataset, load_dataset_builder
+
+        if Path(where).is_dir():
+            of_splits = load_dataset_builder(where, self.config_name).config.data_files or {}
+            check_images_of_splits(Path(where), of_splits)
+            check_same_classes([Path(file) for file in of_splits.get(self.split, ()) if file.endswith(".parquet")])
+        return load_dataset(where, self.config_name, revision=revision, split=self.split, streaming=self.streaming)
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows are read from where they are, one after the other."""
+        return self.streaming
+
+    def fingerprint(self) -> str:
+        """What stands for the images of a stream: the commit on the hub, or names, sizes and times of local files."""
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            commit = commit_of(self.path, self.revision, "dataset") or self.revision
+            return f"{self.path} {self.config_name} {self.split} {commit}"
+        files = [file for file in files_below(path) if file.is_file()]
+        return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
+
+
+def is_visible(path: Path) -> bool:
+    """Whether a file or folder is of the data: its name does not begin with a dot, and no system left it there.
+
+    ``datasets`` passes over these too, and over every folder that begins with two underscores: here ``__background__``
+    is a class.
+    """
+    return not path.name.startswith(".") and path.name not in LEFT_BY_SYSTEMS
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All visible files below a folder, at any depth, also behind links to folders; ascending."""
+    return sorted(_walk(folder, tuple(folder.resolve().parents)))
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder that it lies in
+        return []
+    files = []
+    for entry in filter(is_visible, folder.iterdir()):
+        files += _walk(entry, (*above, real)) if entry.is_dir() else [entry]  # a broken link is a file, and is reported
+    return files
+
+
+def is_image(path: Path) -> bool:
+    """Whether the suffix of a file, in upper or lower case, is one of an image that Pillow opens."""
+    return path.suffix.lower() in _image_suffixes()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The visible images that lie in a folder itself, ascending."""
+    return sorted(f for f in folder.iterdir() if is_visible(f) and is_image(f) and not f.is_dir())
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The visible images at any depth below a folder, ascending."""
+    return [file for file in files_below(folder) if is_image(file)]
+
+
+def visible_matches(path: Path) -> list[Path]:
+    """The files that a pattern matches, ascending; hidden ones only where the pattern itself names them."""
+    root = Path(path.anchor)
+    pattern = path.relative_to(root)
+    hidden = _hidden_parts(pattern)
+    return sorted(file for file in root.glob(str(pattern)) if _hidden_parts(file.relative_to(root)) == hidden)
+
+
+def _hidden_parts(path: Path) -> int:
+    return sum(not is_visible(Path(part)) for part in path.parts)
+
+
+@cache
+def _image_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
+
+
+def check_images_of_splits(folder: Path, of_splits: Mapping[str, Sequence[str]]) -> None:
+    """Logs images below a folder that are in none of its splits, which are files by split.
+
+    Words in files' names make splits, of which the other files of their folders are no part: raises ``VitPatchError``.
+    """
+    listed = {Path(file) for files in of_splits.values() for file in files}
+    if not listed or any(file.suffix == ".parquet" for file in listed):
+        return
+    absolute = folder.absolute()
+    lost = [file for file in images_below(absolute) if file not in listed]
+    if not lost:
+        return
+    splits = ", ".join(map(str, of_splits))
+    what = f"{len(lost)} images, such as {lost[0].relative_to(absolute)}, are in none of its splits ({splits})"
+    if {file.parent for file in lost} & {file.parent for file in listed}:
+        raise VitPatchError(
+            f"data.path {folder}: {what}: datasets takes words in files' names for splits; data=imagefolder does not"
+        )
+    log.warning("data.path %s: %s", folder, what)
+
+
+def check_same_classes(files: Sequence[Path]) -> None:
+    """Raises ``VitPatchError`` where parquet files number classes differently: all would be read as the first is."""
+    from datasets import ClassLabel, Features
+    from pyarrow import parquet
+
+    classes = [
+        {
+            name: kind.names
+            for name, kind in Features.from_arrow_schema(parquet.read_schema(file)).items()
+            if isinstance(kind, ClassLabel)
+        }
+        for file in files
+    ]
+    for file, of_file in zip(files, classes, strict=True):
+        if of_file != classes[0]:
+            raise VitPatchError(f"data.path {file.parent}: {file.name} has other classes than {files[0].name}")

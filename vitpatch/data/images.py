@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,13 @@ from vitpatch.data.labels import LEFT_OUT
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 
+if TYPE_CHECKING:
+    import datasets
+
 log = logging.getLogger(__name__)
 
 MANY = 5000
 """Images whose reading takes long enough to say so."""
-UNKNOWN = -1
-"""The label of an image that has none: the clean run's prediction takes its place."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,32 @@ class Rows(Protocol):
     def __getitem__(self, position: int) -> dict[str, Any]: ...
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
+class StreamedRows:
+    """Some rows of a stream by position; going forward continues, going back starts again."""
+
+    def __init__(self, stream: datasets.IterableDataset, ids: NDArray[np.int64]) -> None:
+        self._stream, self._ids = stream, ids
+        self._next, self._rest, self._last = 0, None, {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        wanted = int(self._ids[position])
+        if self._rest is None or wanted < self._next - 1:
+            self._rest, self._next = iter(self._stream), 0
+        while self._next <= wanted:
+            self._last = next(self._rest)
+            self._next += 1
+        return self._last
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_stream": self._stream, "_ids": self._ids, "_next": 0, "_rest": None, "_last": {}}
 
 
 @dataclass(eq=False)

@@ -1,15 +1,20 @@
-"""Which of a model's classes each of the data's labels is: by name where both have names, else by number."""
+"""The labels of images: their numbers and names, and which of a model's classes each label is."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
 
@@ -18,6 +23,87 @@ SHOWN = 5
 """Names that an error lists."""
 LEFT_OUT = -1
 """The class of a label whose images are left out."""
+UNKNOWN = -1
+"""The label of an image that has none: the clean run's prediction takes its place."""
+TEXT = ("string", "large_string", "string_view")
+MOST_CLASSES = 1_000_000
+"""Larger whole numbers are not a class's."""
+NO_VALUE = frozenset({"", "nan", "nat", "none", "null", "<na>", "na", "n/a", "#n/a"})
+"""What is written, in any case, where a column of text has no value."""
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a column holds text."""
+    return getattr(kind, "dtype", None) in TEXT
+
+
+@dataclass(frozen=True)
+class Labels:
+    """``numbers`` (images,) int64, ``UNKNOWN`` of an image without a label; ``names`` by number, or ``None``.
+
+    ``alphabetical``: numbers are only the places of names in alphabetical order; no source of the data says them.
+    """
+
+    numbers: NDArray[np.int64]
+    names: tuple[str, ...] | None
+    alphabetical: bool = False
+
+
+def number_labels(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] = ()) -> Labels:
+    """A column of labels as numbers, and their names where they have some.
+
+    Names in a column of text, and ``more`` that no image has, are numbered by the numbers that they are, else in
+    alphabetical order; spaces around them, and how their accents are written, make no difference. True and false are
+    names. No value, an empty name, and −1 are no label. Raises ``VitPatchError`` for what is no class's number.
+    """
+    if is_text(kind):
+        return _number_names(values, more)
+    if getattr(kind, "dtype", None) == "bool":
+        return Labels(np.array([UNKNOWN if v is None else int(v) for v in values], np.int64), ("False", "True"))
+    names = getattr(kind, "names", None)
+    end = MOST_CLASSES if names is None else len(names)
+    numbers = [UNKNOWN if value is None or value != value else value for value in values]
+    wrong = next((n for n in numbers if n != UNKNOWN and not (0 <= n < end and n == int(n))), None)
+    if wrong is not None:
+        raise VitPatchError(
+            f"data.label_column {column!r}: label {wrong}; expected whole numbers from 0 to {end - 1}, or -1 for none"
+        )
+    return Labels(np.array(numbers, dtype=np.int64), None if names is None else tuple(names))
+
+
+def _number_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
+    named = ["" if value is None else plain(value) for value in values]
+    names = {name: name for name in (*named, *map(plain, more)) if name}
+    are_numbers = all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in names)
+    if are_numbers and not all(name.isdecimal() for name in names):  # 1.0, or -1
+        names = {name: str(int(float(name))) for name in names}
+    classes = {*names.values()} - ({str(UNKNOWN)} if are_numbers else set())
+    ordered = sorted(classes, key=lambda name: (int(name), name) if are_numbers else name)
+    at = {name: number for number, name in enumerate(ordered)}
+    numbers = np.array([at.get(names.get(name), UNKNOWN) for name in named], dtype=np.int64)
+    return Labels(numbers, tuple(ordered), alphabetical=not are_numbers)
+
+
+def plain(name: str) -> str:
+    """A name without spaces around it, its accents written in one way."""
+    return unicodedata.normalize("NFC", str(name)).strip()
+
+
+def cluster_values(values: Sequence[Any]) -> tuple[list[Hashable], list[bool]]:
+    """What is equal of images that are one cluster, of each image; and which images have no value: each is its own.
+
+    No value: null, NaN, infinity, no date, −1 (of a ClassLabel, and what clustering calls noise), text that is empty or
+    one of ``NO_VALUE``.
+    """
+    without = [_is_none(value) for value in values]
+    plain_values = (plain(value) if isinstance(value, str) else value for value in values)
+    return [("row", row) if without[row] else ("value", value) for row, value in enumerate(plain_values)], without
+
+
+def _is_none(value: Any) -> bool:
+    if isinstance(value, str):
+        return plain(value).lower() in NO_VALUE
+    return value is None or value != value or value in (UNKNOWN, math.inf, -math.inf)
 
 
 def match_labels(

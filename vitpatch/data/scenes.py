@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpatch.data.columns import AUTO
 from vitpatch.data.files import ParquetImages
+from vitpatch.data.sources import AUTO
 from vitpatch.errors import VitPatchError
 
 if TYPE_CHECKING:

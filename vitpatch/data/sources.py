@@ -1,43 +1,43 @@
-"""Sources of images: what each is asked for, which rows are taken; and the hub. Files: ``vitpatch.data.files``."""
+"""Sources of images: what each is asked for, which columns are used, and which rows are taken."""
 
 from __future__ import annotations
 
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitpatch.checks import Count, Expected, Index, Seed, check_fields, is_list
-from vitpatch.data.columns import (
-    AUTO,
+from vitpatch.data.images import ColumnNames, LabelledImages, StreamedRows
+from vitpatch.data.labels import (
+    TEXT,
+    UNKNOWN,
     Labels,
     cluster_values,
-    is_sorted_by_class,
     is_text,
+    label_numbers,
+    mapped_labels,
     number_labels,
-    resolve_columns,
-    select_rows,
 )
-from vitpatch.data.folders import check_images_of_splits, check_same_classes, files_below
-from vitpatch.data.images import UNKNOWN, ColumnNames, LabelledImages
-from vitpatch.data.labels import label_numbers, mapped_labels
-from vitpatch.errors import ArgumentError, VitPatchError, argument_keys
-from vitpatch.hub import commit_of, explain, local_copy, resolve
+from vitpatch.errors import VitPatchError, argument_keys
+from vitpatch.hub import explain
 
 if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger(__name__)
 
+AUTO = "auto"
+"""A key that the data answer: which column it is, or whether rows are sorted by class."""
+Numbers = NDArray[np.int64]
 Classes = Annotated[
     str | int | tuple[str | int, ...] | None, Expected("names or numbers of labels, such as [cat,dog], or null for all")
 ]
@@ -118,87 +118,6 @@ class ImageSource(ABC):
         seed_matters = self.shuffle_seed == AUTO and self.limit is not None
         with argument_keys(keys):
             return _open(self if seed_matters else replace(self, seed=0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubImages(ImageSource):
-    """A data set of the Hugging Face hub by its id, or its local copy.
-
-    ``config_name`` where it has several, ``revision`` a commit or tag. ``streaming`` reads the rows where they are, for
-    what does not fit the disk: they are gone through once for the labels and once for the images.
-    """
-
-    config_name: str | None = None
-    revision: str | None = None
-    streaming: bool = False
-
-    def rows(self) -> datasets.Dataset | datasets.IterableDataset:
-        """The rows of the split, downloaded or from the cache, or a stream of them."""
-        from datasets import enable_progress_bars
-
-        where = resolve(self.path, "data.path")
-        if self.split is None:
-            raise ArgumentError("split is missing: name the split, such as split=test")
-        if Path(where).is_dir():
-            if self.revision is not None:
-                raise VitPatchError(f"data.revision {self.revision}: {self.path} is a local folder; leave it null")
-        else:  # a download may take long
-            enable_progress_bars()
-        try:
-            return self._load(where, self.revision)
-        except ConnectionError:  # datasets looks for what it prepared itself, not for what was downloaded
-            if (copy := local_copy(where, self.revision, "dataset")) is None:
-                raise
-        return self._load(str(copy), None)
-
-    def _load(self, where: str, revision: str | None) -> datasets.Dataset | datasets.IterableDataset:
-        from datasets import load_dataset, load_dataset_builder
-
-        if Path(where).is_dir():
-            of_splits = load_dataset_builder(where, self.config_name).config.data_files or {}
-            check_images_of_splits(Path(where), of_splits)
-            check_same_classes([Path(file) for file in of_splits.get(self.split, ()) if file.endswith(".parquet")])
-        return load_dataset(where, self.config_name, revision=revision, split=self.split, streaming=self.streaming)
-
-    @property
-    def streams(self) -> bool:
-        """Whether rows are read from where they are, one after the other."""
-        return self.streaming
-
-    def fingerprint(self) -> str:
-        """What stands for the images of a stream: the commit on the hub, or names, sizes and times of local files."""
-        path = Path(self.path).expanduser()
-        if not path.is_dir():
-            commit = commit_of(self.path, self.revision, "dataset") or self.revision
-            return f"{self.path} {self.config_name} {self.split} {commit}"
-        files = [file for file in files_below(path) if file.is_file()]
-        return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
-
-
-class StreamedRows:
-    """Some rows of a stream by position; going forward continues, going back starts again."""
-
-    def __init__(self, stream: datasets.IterableDataset, ids: NDArray[np.int64]) -> None:
-        self._stream, self._ids = stream, ids
-        self._next, self._rest, self._last = 0, None, {}
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[position] for position in range(len(self)))
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        wanted = int(self._ids[position])
-        if self._rest is None or wanted < self._next - 1:
-            self._rest, self._next = iter(self._stream), 0
-        while self._next <= wanted:
-            self._last = next(self._rest)
-            self._next += 1
-        return self._last
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_stream": self._stream, "_ids": self._ids, "_next": 0, "_rest": None, "_last": {}}
 
 
 @lru_cache(maxsize=4)
@@ -339,3 +258,132 @@ def _one_line(source: ImageSource) -> Iterator[None]:
     except Exception as error:  # datasets, pyarrow, fsspec and httpx share no class
         download = "--repo-type dataset "
         raise VitPatchError(f"data {source.path}: {explain(error, source.path, 'data.path', download)}") from error
+
+
+def resolve_columns(features: Mapping[str, Any], asked: ColumnNames) -> ColumnNames:
+    """The ``asked`` columns, ``AUTO`` found; ``features`` are those of ``datasets`` by column name.
+
+    Raises ``VitPatchError`` for a column that is missing or of another kind, or where several could be it.
+    """
+    import datasets
+
+    for key in ("image", "label", "mask", "cluster", "pair"):
+        column = getattr(asked, key)
+        if column not in (None, AUTO) and column not in features:
+            raise VitPatchError(f"data.{key}_column {column!r}: the data have the columns {', '.join(features)}")
+    rest = [name for name in features if name not in (asked.mask, asked.cluster, asked.pair)]
+    image, label = asked.image, asked.label
+    if image == AUTO:
+        image = _the_one([name for name in rest if isinstance(features[name], datasets.Image)], rest, "image")
+    if label == AUTO:
+        classes = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
+        label = _the_one([name for name in classes if name in rest] or classes, rest, "label")
+    for column in filter(None, (image, asked.mask, asked.pair)):
+        kind = features[column]
+        is_stored = isinstance(kind, dict) and set(kind) >= {"bytes", "path"}  # as an Image without its feature
+        if not (isinstance(kind, datasets.Image) or is_stored or getattr(kind, "dtype", None) == "binary"):
+            raise VitPatchError(f"data column {column!r} holds {kind}; expected images (encoded bytes)")
+    dtype = str(getattr(features.get(label), "dtype", ""))
+    can_name = hasattr(features.get(label), "names") or dtype.startswith(("int", "uint", "float", "bool", *TEXT))
+    if label is not None and not can_name:
+        raise VitPatchError(
+            f"data.label_column {label!r} holds {features[label]}; expected a name, a whole number or a ClassLabel for "
+            "each image (null: the images have no labels)"
+        )
+    if asked.cluster is not None and not isinstance(features[asked.cluster], datasets.Value | datasets.ClassLabel):
+        raise VitPatchError(
+            f"data.cluster_column {asked.cluster!r} holds {features[asked.cluster]}; expected one value for each "
+            "image: text, a number, a date, or true and false"
+        )
+    name = "name" if "name" in features else None
+    return ColumnNames(image, label, asked.mask, asked.cluster, name, asked.pair)
+
+
+def _the_one(candidates: list[str], names: list[str], usual: str) -> str:
+    """The one column of a kind, or of several, or none, the one with the usual name."""
+    if len(candidates) == 1:
+        return candidates[0]
+    if usual in (candidates or names):
+        return usual
+    what = (
+        f"several could be it: {', '.join(candidates)}"
+        if candidates
+        else f"none of its columns is one: {', '.join(names)}"
+    )
+    without = "; images without labels: data.label_column=null" if usual == "label" else ""
+    raise VitPatchError(f"data.{usual}_column is missing: {what}; name it{without}")
+
+
+def is_sorted_by_class(labels: Numbers) -> bool:
+    """Whether rows of one class lie together, whatever the order of the classes, in one block each or in several.
+
+    Two neighbours are of different classes at most half as often as they would be in random order, in which that is
+    expected (n² − Σ nₖ²) / n times, of n rows, nₖ of them of class k.
+    """
+    n, counts = len(labels), np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2 or counts.max() == 1:
+        return False
+    changes = np.count_nonzero(labels[1:] != labels[:-1])
+    return changes == len(counts) - 1 or 2 * changes * n <= n**2 - int((counts.astype(np.int64) ** 2).sum())
+
+
+def in_rounds(labels: Numbers, seed: int) -> Numbers:
+    """Positions in rounds over the classes: one of each class, then the next of each, … (images,) int64.
+
+    The order of the classes, and of the images of a class, is random by the seed, and knows nothing of how many are
+    taken: the first 16 are among the first 32.
+    """
+    rng = np.random.default_rng([seed, 3])  # 3: apart from other draws of the seed
+    order = rng.permutation(len(labels))
+    classes, which = np.unique(labels, return_inverse=True)
+    place = rng.permutation(len(classes))[which]
+    return order[np.lexsort((place[order], number_in_class(labels[order])))]
+
+
+def number_in_class(labels: Numbers) -> Numbers:
+    """How many of its class stand before each, (images,) int64."""
+    numbers = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        of_class = labels == label
+        numbers[of_class] = np.arange(np.count_nonzero(of_class))
+    return numbers
+
+
+def select_rows(
+    labels: Numbers,
+    *,
+    merged: Numbers | None = None,
+    classes: Collection[int] | None = None,
+    left_out: Collection[int] = (),
+    per_class: int | None = None,
+    limit: int | None = None,
+    shuffle_seed: int | str | None = AUTO,
+    seed: int = 0,
+    where: str = "data",
+) -> Numbers:
+    """The rows that are taken, ascending, (rows,) int64.
+
+    In this order: shuffled by ``shuffle_seed``, of ``classes``, the first ``per_class`` of each, the first ``limit``,
+    for which labels that are ``left_out`` do not count. With ``shuffle_seed`` ``AUTO`` rows stay as they come, but
+    where ``limit`` takes a part of rows that are sorted by class, it takes them in rounds over the classes by
+    ``seed``, which is logged. Classes are there what is ``merged`` of the labels, (images,). ``where`` names the data.
+    """
+    rows = np.arange(len(labels))
+    if shuffle_seed not in (None, AUTO):
+        rows = np.random.default_rng(shuffle_seed).permutation(rows)
+    if classes is not None:
+        rows = rows[np.isin(labels[rows], list(classes))]
+    if per_class is not None:
+        rows = rows[number_in_class(labels[rows]) < per_class]
+    if limit is None:
+        return np.sort(rows)
+    rows = rows[~np.isin(labels[rows], list(left_out))]
+    of_rows = (labels if merged is None else merged)[rows]
+    if shuffle_seed == AUTO and limit < len(rows) and is_sorted_by_class(of_rows):
+        log.info(
+            "%s: rows are sorted by class; %d of %d are taken in rounds over the classes by seed %d "
+            "(data.shuffle_seed=null: the first)",
+            where, limit, len(rows), seed,
+        )  # fmt: skip
+        rows = rows[in_rounds(of_rows, seed)]
+    return np.sort(rows[:limit])

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vitpatch.corruptions import Corruption, Moments
 from vitpatch.corruptions.moments import moments
 from vitpatch.data.datamodule import Decoded, Positions, training_batches
-from vitpatch.data.images import UNKNOWN
+from vitpatch.data.labels import UNKNOWN
 from vitpatch.formatting import counted
 from vitpatch.identity import digest
 from vitpatch.io import write_json

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitpatch.data.datamodule import Decoded, training_batches
-from vitpatch.data.images import UNKNOWN
+from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
 from vitpatch.models.vit import PatchableViT
