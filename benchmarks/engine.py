@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import RESULTS, in_turn, medians, pixels, report, synchronize, vit_b16
 
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import cost_of, memory_limit
+from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.patching.tokens import token_masks
@@ -56,14 +56,14 @@ def engine(plan: Plan, model: PatchableViT, images: dict[BaseRun, Tensor]) -> Ca
     number = len(images[CLEAN])
     masks = token_masks(plan.token_groups, plan.sizes, None, None, range(number), 0)
     device = images[CLEAN].device
-    room = cost_of(plan, model).room(number, memory_limit(None, device), plan.sizes.tokens, device)
+    limits = estimate_cost(plan, model).limits(number, memory_limit(None, device), plan.sizes.tokens, device)
 
     def run() -> Tensor:
         parts = []
-        for first in range(0, number, room.images):
-            here = slice(first, first + room.images)
+        for first in range(0, number, limits.images):
+            here = slice(first, first + limits.images)
             part = {name: x[here] for name, x in images.items()}
-            parts.append(execute(plan, model, part, masks[:, here], room).patched)
+            parts.append(execute(plan, model, part, masks[:, here], limits).patched)
         return torch.cat(parts, 1)
 
     return run
@@ -167,7 +167,7 @@ def case(model: PatchableViT, site: str, windows: tuple[int, ...], number: int, 
     """One row of the table."""
     size, device = model.input_size[0], model.device
     plan, images = plan_of(model, site, windows), pixels(number, size, device)
-    ours, cost, rows = engine(plan, model, images), cost_of(plan, model), RowsCounted(model)
+    ours, cost, rows = engine(plan, model, images), estimate_cost(plan, model), RowsCounted(model)
     rows.count(ours)
     planned = [number * (2 * plan.depth + sum(h.evaluations for h in plan.halves[i::2])) for i in (0, 1)]
     oracle = batched(plan, model, images)

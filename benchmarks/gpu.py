@@ -26,7 +26,7 @@ from engine import CLEAN, case, engine, plan_of
 from measure import RESULTS, pixels, report, synchronize, table, vit_b16
 
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import cost_of
+from vitpatch.patching.cost import estimate_cost
 
 PRECISIONS = ("float32", "tf32", "bf16")
 BATCH = 250
@@ -68,7 +68,7 @@ def study(model: PatchableViT, window: int, images: int, repeats: int, size: int
     device, plan = model.device, plan_of(model, "attn_out", (window,))
     batch = pixels(min(BATCH, images), size, device)
     batches = -(-images // BATCH)
-    run, flops = engine(plan, model, batch), cost_of(plan, model).flops
+    run, flops = engine(plan, model, batch), estimate_cost(plan, model).flops
     with precision("float32", device):
         label = model(batch[CLEAN]).argmax(-1)[None, :, None].expand(len(plan.patches), -1, 1)
         exact = run().softmax(-1).gather(-1, label)

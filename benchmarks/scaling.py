@@ -73,7 +73,7 @@ def run(options: dict[str, Any], device_name: str) -> dict[str, Any]:
     import torch
     from measure import pixels, vit_b16
 
-    from vitpatch.patching.cost import cost_of
+    from vitpatch.patching.cost import estimate_cost
     from vitpatch.patching.executor import execute
     from vitpatch.patching.plan import make_plan
     from vitpatch.patching.tokens import token_masks
@@ -84,17 +84,17 @@ def run(options: dict[str, Any], device_name: str) -> dict[str, Any]:
     model = vit_b16(options["size"], num_hidden_layers=options["layers"], **shape).to(device)
     target = Target(Site.ATTN_OUT, tokens=(TokenGroup(options["tokens"]),))
     plan = make_plan(target, tuple(options["windows"]), Direction.DENOISE, model.sizes)
-    cost, batch, found = cost_of(plan, model), min(BATCH, options["images"]), {}
-    room = cost.room(batch, options["memory_gb"] * 1e9, plan.sizes.tokens, device)
+    cost, batch, found = estimate_cost(plan, model), min(BATCH, options["images"]), {}
+    limits = cost.limits(batch, options["memory_gb"] * 1e9, plan.sizes.tokens, device)
     model(pixels(2, options["size"], device)[BaseRun.CLEAN])  # loads the libraries' kernels
     started = time.perf_counter()
     with torch.no_grad(), peak_of_process(found, device):
         for first in range(0, options["images"], batch):
             images = pixels(min(batch, options["images"] - first), options["size"], device)
             masks = token_masks(plan.token_groups, plan.sizes, None, None, range(len(images[BaseRun.CLEAN])), 0)
-            for start in range(0, len(images[BaseRun.CLEAN]), room.images):
-                here = slice(start, start + room.images)
-                execute(plan, model, {name: x[here] for name, x in images.items()}, masks[:, here], room).cpu()
+            for start in range(0, len(images[BaseRun.CLEAN]), limits.images):
+                here = slice(start, start + limits.images)
+                execute(plan, model, {name: x[here] for name, x in images.items()}, masks[:, here], limits).cpu()
         if device.type == "cuda":
             torch.cuda.synchronize()
     seconds = time.perf_counter() - started
@@ -103,8 +103,8 @@ def run(options: dict[str, Any], device_name: str) -> dict[str, Any]:
         "patches": len(plan.patches),
         "ms an image": 1000 * seconds / options["images"],
         "GFLOP an image": cost.flops / 1e9,
-        "images at once": room.images,
-        "planned, GB": room.bytes / 1e9,
+        "images at once": limits.images,
+        "planned, GB": limits.bytes / 1e9,
         "peak, GB": found["peak"] / 1e9,
         "peak ÷ budget": found["peak"] / 1e9 / options["memory_gb"],
     }

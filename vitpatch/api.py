@@ -20,7 +20,7 @@ from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
 from vitpatch.models.verify import matches_own_forward, verify_model
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import cost_of, memory_limit
+from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, execute
 from vitpatch.patching.metrics import total_effect
 from vitpatch.patching.plan import Plan, make_plan
@@ -162,15 +162,15 @@ def _execute_in_parts(
     """
     number = len(images[BaseRun.CLEAN])
     limit = memory_limit(memory_gb, vit.device)
-    room = cost_of(plan, vit).room(number, limit, plan.sizes.tokens, vit.device, waiting=0)
-    for first in range(0, number, room.images):
-        rows = slice(first, first + room.images)
+    limits = estimate_cost(plan, vit).limits(number, limit, plan.sizes.tokens, vit.device, waiting=0)
+    for first in range(0, number, limits.images):
+        rows = slice(first, first + limits.images)
         pixels = {run: x[rows].to(vit.device, vit.dtype) for run, x in images.items()}
-        outputs = execute(plan, vit, pixels, group_masks[:, rows], room)
+        outputs = execute(plan, vit, pixels, group_masks[:, rows], limits)
         by_parts = vit.runs_by_parts(plan.target.site)
         if first == 0 and by_parts and not matches_own_forward(vit, pixels, outputs.base):
             vit.stepwise = False
-            outputs = execute(plan, vit, pixels, group_masks[:, rows], room)
+            outputs = execute(plan, vit, pixels, group_masks[:, rows], limits)
         yield rows, outputs.cpu()
 
 

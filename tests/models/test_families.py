@@ -10,7 +10,7 @@ from families import SIZE, Brute, checkpoint_of
 
 import vitpatch
 from vitpatch.patching.ablations import means, zeros
-from vitpatch.patching.cost import Room
+from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
 from vitpatch.patching.tokens import token_masks
@@ -105,7 +105,7 @@ def test_means_and_zeros_of_families_are_those_of_hooks(family, saved, pixels, b
             made = zeros(model, Site(site)) if donor is Donor.ZERO else means(model, Site(site), corrupt.split(2))
             masks = token_masks(plan.token_groups, model.sizes, None, None, range(5), seed=0)
             images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
-            got = execute(plan, model, images, masks, Room(5, 5), made).patched
+            got = execute(plan, model, images, masks, ComputeLimits(5, 5), made).patched
             for layer in (0, depth - 1):
                 constant = seen[site, layer].mean(0) * (donor is Donor.MEAN)
 

@@ -18,7 +18,7 @@ from vitpatch.corruptions.pixels import Gray
 from vitpatch.models.families import FAMILIES
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import Room
+from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.executor import execute
 from vitpatch.patching.metrics import metrics, runner_up
 from vitpatch.patching.plan import make_plan
@@ -55,7 +55,7 @@ def log_odds(model, site, window, direction, tokens="all"):
     pixels = {BaseRun.CLEAN: model.normalize(red), BaseRun.CORRUPT: model.normalize(Gray()(batch, seed=0))}
     plan = make_plan(Target(Site(site), None, (TokenGroup(tokens),)), (window,), Direction(direction), model.sizes)
     masks = token_masks(plan.token_groups, model.sizes, None, None, [0], seed=0)
-    logits = execute(plan, model, pixels, masks, Room(1, 1))
+    logits = execute(plan, model, pixels, masks, ComputeLimits(1, 1))
     clean = logits.base[BaseRun.CLEAN]
     rivals = runner_up(logits.base[BaseRun.CORRUPT], batch.labels)
     read = lambda x: metrics(x, batch.labels, rivals, clean)["log_odds"]  # noqa: E731

@@ -8,7 +8,7 @@ from conftest import DEPTH
 from oracle import BY_HEAD, PARTS, expected, layers_of, walk
 
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.patching.cost import Room, cost_of
+from vitpatch.patching.cost import ComputeLimits, estimate_cost
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
 from vitpatch.patching.tokens import token_masks
@@ -37,7 +37,7 @@ def run(model, pixels, site, donors, windows=(1,), tokens=("all",), direction="d
     plan = make_plan(target, windows, Direction(direction), model.sizes, donors, synergy)
     where = token_masks(plan.token_groups, model.sizes, None, None, range(IMAGES), seed=0)
     given = {name: pixels[name] for name in plan.base_runs}
-    return plan, execute(plan, model, given, where, Room(IMAGES, 4), **more)
+    return plan, execute(plan, model, given, where, ComputeLimits(IMAGES, 4), **more)
 
 
 def heads_of(site):
@@ -130,7 +130,7 @@ def test_a_control_costs_no_more_than_the_donor_itself(made):
     together = sizes.depth - 1  # all layers at once: their MLPs, but for the first
     assert one.block_evaluations - 2 * base == (three.block_evaluations - 4 * base - together) / 3
     model = load(made, "vit")
-    assert cost_of(three, model).flops < 3 * cost_of(one, model).flops
+    assert estimate_cost(three, model).flops < 3 * estimate_cost(one, model).flops
     assert three.base_runs == (BaseRun.CORRUPT, BaseRun.CLEAN, Donor.SAME_CLASS, Donor.OTHER_CLASS)
 
 
@@ -153,7 +153,7 @@ def test_all_layers_at_once_also_where_few_are_asked_for(made, pixels, site, by_
     target = Target(Site(site), (2,), heads="all" if site in BY_HEAD else None)
     plan = make_plan(target, (1,), Direction.DENOISE, model.sizes, CONTROLS)
     where = token_masks(plan.token_groups, model.sizes, None, None, range(IMAGES), seed=0)
-    outputs = execute(plan, model, pixels, where, Room(IMAGES, 4))
+    outputs = execute(plan, model, pixels, where, ComputeLimits(IMAGES, 4))
     every = expected(model.model, "vit", pixels[BaseRun.CLEAN], pixels[BaseRun.CORRUPT], site=site, window=-2)[2]
     torch.testing.assert_close(outputs.patched[-1].double(), every[0], **CLOSE)
 

@@ -12,7 +12,7 @@ from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import FAMILIES
 from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import LIBRARIES, Room, cost_of
+from vitpatch.patching.cost import LIBRARIES, ComputeLimits, estimate_cost
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
 from vitpatch.patching.tokens import fixed_tokens, token_masks
@@ -39,12 +39,12 @@ def load(made, family):
     return Checkpoint(str(made / family)).load()
 
 
-def run(model, pixels, site, windows=(1,), tokens=("all",), direction="denoise", heads=None, room=None, masks=None):
+def run(model, pixels, site, windows=(1,), tokens=("all",), direction="denoise", heads=None, limits=None, masks=None):
     groups = tuple(TokenGroup(group) for group in tokens)
     target = Target(Site(site), None, groups, heads, grid=(2, 2))
     plan = make_plan(target, windows, Direction(direction), model.sizes)
     where = token_masks(plan.token_groups, model.sizes, (2, 2), masks, range(IMAGES), seed=0)
-    return plan, where, execute(plan, model, pixels, where, room or Room(IMAGES, 4))
+    return plan, where, execute(plan, model, pixels, where, limits or ComputeLimits(IMAGES, 4))
 
 
 def compare(model, family, pixels, plan, where, outputs, direction):
@@ -74,8 +74,9 @@ def compare(model, family, pixels, plan, where, outputs, direction):
 def test_sites_of_the_stream(made, pixels, object_masks, family, site, direction):
     """All windows in one run, all kinds of token groups; chunks of one state and one row more than that."""
     model, groups = load(made, family), ["all", "cls", "patches", "object", "background", "grid"]
-    for windows, room in (((1, 3, -1, -2), Room(IMAGES, 4)), ((2,), Room(IMAGES, 100)), ((4,), Room(IMAGES, IMAGES))):
-        out = run(model, pixels, site, windows, groups, direction, room=room, masks=object_masks)
+    small, large, exact = (ComputeLimits(IMAGES, rows) for rows in (4, 100, IMAGES))
+    for windows, limits in (((1, 3, -1, -2), small), ((2,), large), ((4,), exact)):
+        out = run(model, pixels, site, windows, groups, direction, limits=limits, masks=object_masks)
         compare(model, family, pixels, *out, direction)
 
 
@@ -165,7 +166,9 @@ def test_z_of_all_heads_is_attn_out(made, pixels):
 
 def test_rows_at_once_change_nothing_but_rounding(made, pixels):
     model = load(made, "vit")
-    outputs = [run(model, pixels, "attn_out", (1, 3), room=Room(IMAGES, rows))[2] for rows in (3, 5, 7, 1000)]
+    outputs = [
+        run(model, pixels, "attn_out", (1, 3), limits=ComputeLimits(IMAGES, rows))[2] for rows in (3, 5, 7, 1000)
+    ]
     for other in outputs[1:]:
         torch.testing.assert_close(other.patched, outputs[0].patched, rtol=0, atol=5e-6)
 
@@ -346,12 +349,12 @@ def test_nothing_is_left_behind_also_after_an_exception_in_a_block(made, pixels,
 def test_a_budget_below_one_images_need_is_refused_with_the_least_that_works(made):
     model = load(made, "vit")
     plan = make_plan(Target(Site.ATTN_OUT), (1,), Direction.DENOISE, model.sizes)
-    cost, cpu = cost_of(plan, model), torch.device("cpu")
+    cost, cpu = estimate_cost(plan, model), torch.device("cpu")
     with pytest.raises(VitPatchError, match=r"memory_gb 1e-05: one image .* need 0\.\d+ GB"):
-        cost.room(5, 1e4, plan.sizes.tokens, cpu)
+        cost.limits(5, 1e4, plan.sizes.tokens, cpu)
     least = LIBRARIES + 5 * cost.batch_bytes + cost.image_bytes + cost.row_bytes
-    assert cost.room(5, least, plan.sizes.tokens, cpu) == Room(1, 1, least)
+    assert cost.limits(5, least, plan.sizes.tokens, cpu) == ComputeLimits(1, 1, least)
     with pytest.raises(VitPatchError):
-        cost.room(5, least - 1, plan.sizes.tokens, cpu)
-    wide = cost.room(5, 1e9, plan.sizes.tokens, cpu)
+        cost.limits(5, least - 1, plan.sizes.tokens, cpu)
+    wide = cost.limits(5, 1e9, plan.sizes.tokens, cpu)
     assert wide.images == 5 and wide.rows >= 5 and wide.bytes <= 1e9

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.patching.cost import LIBRARIES, cost_of
+from vitpatch.patching.cost import LIBRARIES, estimate_cost
 from vitpatch.patching.plan import make_plan
 from vitpatch.types import Direction, Site, Target
 
@@ -70,7 +70,7 @@ def test_a_dry_sweep_is_no_failure(cli, made, tmp_path):
 
 def test_a_tiny_budget_changes_no_number_and_too_little_is_one_line(patched, made, caplog):
     model = Checkpoint(str(made / "vit")).load()
-    cost = cost_of(make_plan(Target(Site.ATTN_OUT), (3,), Direction.DENOISE, model.sizes), model)
+    cost = estimate_cost(make_plan(Target(Site.ATTN_OUT), (3,), Direction.DENOISE, model.sizes), model)
     least = (LIBRARIES + 5 * cost.batch_bytes + cost.image_bytes + cost.row_bytes) / 1e9
     wide = effects_of(patched("memory_gb=1", folder="wide"))
     with caplog.at_level(logging.INFO):

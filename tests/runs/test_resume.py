@@ -12,7 +12,8 @@ from conftest import CLASSES, pictures, save_model, write_parquet
 from run_files import results
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs import calibrate, patching, setup
+from vitpatch.runs import batches as batches_module
+from vitpatch.runs import calibrate, setup
 from vitpatch.runs.predict import PatchingModule, ShardWriter
 from vitpatch.runs.shards import Shards
 
@@ -122,9 +123,11 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(patched, stopped, batches
 )
 def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, caplog, monkeypatch, overrides):
     sizes = []
-    for room in (calibrate, patching):
-        read = room.training_batches
-        monkeypatch.setattr(room, "training_batches", lambda of, size, read=read: sizes.append(size) or read(of, size))
+    for module in (calibrate, batches_module):
+        read = module.training_batches
+        monkeypatch.setattr(
+            module, "training_batches", lambda of, size, read=read: sizes.append(size) or read(of, size)
+        )
     whole = patched(*splits, *overrides, folder="whole")
     folder = stopped(*splits, *overrides)
     with caplog.at_level(logging.INFO):
@@ -157,13 +160,13 @@ def test_sizes_of_calls_are_kept_where_they_fit(patched, stopped, monkeypatch, c
     from vitpatch.patching import cost
 
     sizes = []
-    room = cost.Cost.room
+    limits = cost.Cost.limits
 
     def noted(*arguments, **more):
-        sizes.append((lambda r: (r.images, r.rows))(room(*arguments, **more)))
-        return room(*arguments, **more)
+        sizes.append((lambda r: (r.images, r.rows))(limits(*arguments, **more)))
+        return limits(*arguments, **more)
 
-    monkeypatch.setattr(cost.Cost, "room", noted)
+    monkeypatch.setattr(cost.Cost, "limits", noted)
     tight = cost.LIBRARIES / cost.GB + 0.002
     whole = patched(f"memory_gb={tight}", folder="whole")
     folder = stopped(f"memory_gb={tight}")

@@ -6,7 +6,7 @@ from corruption_makers import MAKERS, batch
 
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.patching.ablations import means, zeros
-from vitpatch.patching.cost import Room, cost_of
+from vitpatch.patching.cost import ComputeLimits, estimate_cost
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
 from vitpatch.patching.tokens import token_masks
@@ -15,9 +15,9 @@ from vitpatch.types import BaseRun, Direction, Donor, Site, Target
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
-def outputs(model, plan, pixels, room):
+def outputs(model, plan, pixels, limits):
     masks = token_masks(plan.token_groups, plan.sizes, None, None, range(len(pixels[BaseRun.CLEAN])), seed=0)
-    return execute(plan, model, pixels, masks, room).cpu()
+    return execute(plan, model, pixels, masks, limits).cpu()
 
 
 SITES = [("attn_out", None), ("resid_mid", None), ("z", "all"), ("pattern", "joint")]
@@ -38,7 +38,7 @@ def test_donors_and_noise_on_embeddings_too(made, site, heads, donors):
         constants = means(model, Site(site), [draws[3].to(device)]) if donors[0] is Donor.MEAN else None
         constants = zeros(model, Site(site)) if donors[0] is Donor.ZERO else constants
         there = {run: pixels[run].to(device) for run in plan.base_runs}
-        found.append(execute(plan, model, there, masks, Room(4, 9), constants, noise.to(device)).cpu())
+        found.append(execute(plan, model, there, masks, ComputeLimits(4, 9), constants, noise.to(device)).cpu())
     model.to("cpu")
     torch.testing.assert_close(found[1].patched, found[0].patched, rtol=1e-4, atol=1e-4)
 
@@ -49,10 +49,10 @@ def test_a_gpu_gives_the_cpus_numbers(made, site, heads):
     plan = make_plan(Target(Site(site), heads=heads), (1,), Direction.DENOISE, model.sizes)
     draws = torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pixels = dict(zip(BaseRun, draws, strict=True))
-    room = cost_of(plan, model).room(4, 1e9, plan.sizes.tokens, torch.device("cpu"))
-    on_cpu = outputs(model, plan, pixels, room)
+    limits = estimate_cost(plan, model).limits(4, 1e9, plan.sizes.tokens, torch.device("cpu"))
+    on_cpu = outputs(model, plan, pixels, limits)
     try:
-        on_gpu = outputs(model.to("cuda"), plan, {run: x.cuda() for run, x in pixels.items()}, room)
+        on_gpu = outputs(model.to("cuda"), plan, {run: x.cuda() for run, x in pixels.items()}, limits)
     finally:
         model.to("cpu")
     for name in ("patched", "direct", "delta_norm"):
@@ -65,11 +65,11 @@ def test_the_budget_holds_on_the_gpu(made):
     pixels = {run: torch.randn(512, 3, 32, 32, device="cuda") for run in BaseRun}
     limit, found = 2e7, 0
     try:
-        room = cost_of(plan, model).room(64, limit, plan.sizes.tokens, torch.device("cuda"))
-        outputs(model, plan, {run: x[: room.images] for run, x in pixels.items()}, room)  # the libraries' workspaces
+        limits = estimate_cost(plan, model).limits(64, limit, plan.sizes.tokens, torch.device("cuda"))
+        outputs(model, plan, {run: x[: limits.images] for run, x in pixels.items()}, limits)  # workspaces
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        outputs(model, plan, {run: x[: room.images] for run, x in pixels.items()}, room)
+        outputs(model, plan, {run: x[: limits.images] for run, x in pixels.items()}, limits)
         found = torch.cuda.max_memory_allocated() - before
     finally:
         model.to("cpu")

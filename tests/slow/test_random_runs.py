@@ -32,9 +32,9 @@ from vitpatch.plots.profile import STRETCH
 from vitpatch.plots.style import MOST_LINES
 from vitpatch.runs import examples, run
 from vitpatch.runs import folder as store
+from vitpatch.runs.batches import BatchPatcher
 from vitpatch.runs.config import register_resolvers
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.patching import Patching
 from vitpatch.stats.result import series_names
 
 OF_SUITE, OF_LONG, ONE_IN = 20, 220, 4
@@ -91,7 +91,7 @@ class Seen:
 def seen(monkeypatch, request):
     """Looks at all figures. Writing them takes longest: in the suite one in ``ONE_IN`` is, small and not laid out."""
     is_long = request.node.get_closest_marker("long") is not None
-    found, save, part = Seen(is_long), RunFolder._save, Patching.part
+    found, save, part = Seen(is_long), RunFolder._save, BatchPatcher.part
     turn = request.node.callspec.params["seed"]
 
     def saved(folder, figure, name):
@@ -110,7 +110,7 @@ def seen(monkeypatch, request):
         return part(patching, images, *rest)
 
     monkeypatch.setattr(RunFolder, "_save", saved)
-    monkeypatch.setattr(Patching, "part", computed)
+    monkeypatch.setattr(BatchPatcher, "part", computed)
     monkeypatch.setattr(store, "DPI", 30)
     monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2 if is_long else 1)
     return found

@@ -152,12 +152,12 @@ def read_outcome(run: RunFolder) -> tuple[Outcome, dict[str, Any]]:
     from omegaconf import OmegaConf
 
     from vitpatch.runs.config import read_study
-    from vitpatch.runs.results import measure
+    from vitpatch.runs.results import analyze_files
     from vitpatch.types import Donor
 
-    manifest = run.finished()
+    manifest = run.read_manifest()
     study = read_study(OmegaConf.create(manifest["config"]))
-    return measure(run, study, tuple(map(Donor, manifest["donors"]))), manifest
+    return analyze_files(run, study, tuple(map(Donor, manifest["donors"]))), manifest
 
 
 def redraw(run: RunFolder, folder: Path) -> list[Path]:
@@ -179,7 +179,7 @@ def redraw(run: RunFolder, folder: Path) -> list[Path]:
     except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
         raise broken_run(run, "of another version, or a file is broken", error) from error
     folder.mkdir(parents=True, exist_ok=True)
-    return [file for files in RunFolder(folder).save(figures).values() for file in files]
+    return [file for files in RunFolder(folder).save_figures(figures).values() for file in files]
 
 
 if __name__ == "__main__":

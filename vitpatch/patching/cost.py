@@ -35,7 +35,7 @@ NOT_LINUX = 4e9
 
 
 @dataclass(frozen=True)
-class Room:
+class ComputeLimits:
     """How much is computed at once: ``images`` go through the network together, at most ``rows`` in one call.
 
     A row is an image in one state; ``rows`` ≥ ``images``. ``bytes`` is what that takes at most.
@@ -62,7 +62,7 @@ class Cost:
     row_bytes: int
     batch_bytes: int
 
-    def room(
+    def limits(
         self,
         batch: int,
         limit: float,
@@ -70,7 +70,7 @@ class Cost:
         device: torch.device,
         waiting: int | None = None,
         before: tuple[int, int] | None = None,
-    ) -> Room:
+    ) -> ComputeLimits:
         """The most of a batch that fits ``limit`` bytes and is of use; ``waiting`` of its images (all) take room too.
 
         As many ``(images, rows)`` as ``before``, where they still fit. Raises ``VitPatchError`` where one image does
@@ -89,15 +89,15 @@ class Cost:
                 f"give as much, {smaller}or fewer layers, heads or tokens at once"
             )
         if before is not None and taken(*before) <= limit:
-            return Room(*before, taken(*before))
+            return ComputeLimits(*before, taken(*before))
         most = max(1, TOKENS_A_CALL["cpu" if device.type == "cpu" else "other"] // tokens)
         images = max(n for n in range(1, min(batch, most) + 1) if n == 1 or taken(n, n) <= limit)
         images = math.ceil(batch / math.ceil(batch / images))  # parts of a batch of one size
         rows = max(n for n in range(images, most + 1) if n == images or taken(images, n) <= limit)
-        return Room(images, rows, taken(images, rows))
+        return ComputeLimits(images, rows, taken(images, rows))
 
 
-def cost_of(plan: Plan, model: PatchableViT, partners: int = 0) -> Cost:
+def estimate_cost(plan: Plan, model: PatchableViT, partners: int = 0) -> Cost:
     """FLOPs and bytes of a plan on a model, from their sizes; ``partners`` more images wait with each."""
     sizes, width = plan.sizes, model.width
     tokens, reads = sizes.tokens, sizes.reads
@@ -168,7 +168,7 @@ def memory_limit(memory_gb: float | None, device: torch.device) -> float:
     return check("memory_gb", memory_gb, Annotated[Positive | None, "for what is free"]) * GB
 
 
-def described(plan: Plan, cost: Cost, room: Room) -> str:
+def describe_cost(plan: Plan, cost: Cost, limits: ComputeLimits) -> str:
     """The plan and its cost in one line."""
     share = cost.flops / cost.full_flops
     controls = f" of {len(plan.donors)} donors" if len(plan.donors) > 1 else ""
@@ -176,7 +176,7 @@ def described(plan: Plan, cost: Cost, room: Room) -> str:
     return (
         f"{len(plan.patches)} patches{controls}{also} by {cost.block_evaluations} block evaluations an image "
         f"({plan.full_evaluations} by full forwards), {_flops(cost.flops)} an image ({share:.0%} of full forwards), "
-        f"up to {room.bytes / GB:.2g} GB ({room.images} image{'s' * (room.images > 1)} at once)"
+        f"up to {limits.bytes / GB:.2g} GB ({limits.images} image{'s' * (limits.images > 1)} at once)"
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitpatch.models.parts import Heads
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import Room
+from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.direct_effect import DirectEffects, edited_heads
 from vitpatch.patching.full_forward import AblationValues, Inputs, full_forwards
 from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
@@ -70,22 +70,22 @@ def execute(
     model: PatchableViT,
     pixels: Mapping[Run, Tensor],
     masks: Tensor,
-    room: Room,
+    limits: ComputeLimits,
     constants: AblationValues | None = None,
     noise: Tensor | None = None,
 ) -> Outputs:
     """Runs the plan on ``pixels``, normalised, (images, 3, height, width) of each of its ``base_runs``.
 
-    ``masks`` bool (groups, images, tokens), one of ``plan.token_groups`` each; ``room.rows`` bounds the rows (an image
-    in a state each) that are computed in one call. ``constants`` are the values of a donor that is no run; ``noise``
-    (images, image patches, width) is added to the corrupted run's patch embeddings.
+    ``masks`` bool (groups, images, tokens), one of ``plan.token_groups`` each; ``limits.rows`` bounds the rows (an
+    image in a state each) that are computed in one call. ``constants`` are the values of a donor that is no run;
+    ``noise`` (images, image patches, width) is added to the corrupted run's patch embeddings.
     """
     masks_by_group = dict(zip(plan.token_groups, masks.to(pixels[BaseRun.CLEAN].device), strict=True))
     direct_effects = DirectEffects(plan, model, masks_by_group)
     noise_by_run = {} if noise is None else {BaseRun.CORRUPT: noise}
     inputs = Inputs(pixels, noise_by_run, masks_by_group, constants)
     if model.runs_by_parts(plan.target.site):
-        walk = _Walk(plan, model, inputs, direct_effects, room)
+        walk = _Walk(plan, model, inputs, direct_effects, limits)
         base, patched = walk.logits()
         direct = model.reader.direct(walk.base[0], direct_effects.changes())
     else:
@@ -102,15 +102,15 @@ class _Walk:
     """
 
     def __init__(
-        self, plan: Plan, model: PatchableViT, inputs: Inputs, direct_effects: DirectEffects, room: Room
+        self, plan: Plan, model: PatchableViT, inputs: Inputs, direct_effects: DirectEffects, limits: ComputeLimits
     ) -> None:
         self.plan, self.model, self.inputs, self.direct_effects = plan, model, inputs, direct_effects
         self.masks = inputs.masks
         self.images, self.runs = len(inputs.pixels[plan.recipient]), len(plan.base_runs)
         self.base = self._embed().unflatten(0, (self.runs, self.images))
         self.states = self.base.new_empty(plan.whole, *self.base.shape[1:])
-        self._rows = room.rows
-        self._at_once = max(1, room.rows // self.images)  # states
+        self._rows = limits.rows
+        self._at_once = max(1, limits.rows // self.images)  # states
         self._heads: list[Heads] = []
 
     def _embed(self) -> Tensor:

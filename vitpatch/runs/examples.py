@@ -15,7 +15,7 @@ from vitpatch.data.datamodule import ImageDataModule
 from vitpatch.formatting import counted
 from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
-from vitpatch.runs.patching import Patching
+from vitpatch.runs.batches import BatchPatcher
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
 from vitpatch.stats.result import Outcome, base_metric
@@ -92,7 +92,7 @@ def _numbers(
     metric, recipient = setup.study.metric, setup.study.direction.recipient
     if _is_drawn_again(setup):
         known = replace(batch, labels=torch.tensor(examples["label"].tolist()))
-        measured = Patching(setup, len(rows), DRAWS).columns(known.to(setup.model.device))
+        measured = BatchPatcher(setup, len(rows), DRAWS).columns(known.to(setup.model.device))
         examples = pd.DataFrame({name: values for name, values in measured.examples.items() if values.ndim == 1})
         effects = measured.effects["effect"].reshape(len(rows), -1)
     else:

@@ -59,7 +59,7 @@ class RunFolder:
         """Of the parquet and csv files that are there, by name."""
         return {file.name: checksum(file) for file in self.tables}
 
-    def finished(self) -> dict[str, Any] | None:
+    def read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the finished run in this folder, if there is one."""
         return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.exists() else None
 
@@ -114,7 +114,7 @@ class RunFolder:
         shutil.rmtree(self.figures, ignore_errors=True)
         self.figures.mkdir(parents=True)
 
-    def save(self, figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
+    def save_figures(self, figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
         """Writes ``figures``, by a name and then by file name, as ``figures/FILE.png``; the paths by the outer name."""
         return {name: [self._save(figure, file) for file, figure in group.items()] for name, group in figures.items()}
 
@@ -126,7 +126,7 @@ class RunFolder:
         return path
 
     @contextmanager
-    def sealing(self, manifest: dict[str, Any]) -> Iterator[Path]:
+    def writing_manifest(self, manifest: dict[str, Any]) -> Iterator[Path]:
         """The manifest under a passing name for the length of the block; its end, by rename, finishes the run."""
         with atomic_write(self.manifest) as temporary:
             write_json(temporary, manifest)
@@ -143,7 +143,7 @@ class RunFolder:
         Hydra writes each start's there before anything else: also that of one which is refused, or finds another at
         work.
         """
-        config = (self.finished() or {}).get("config")
+        config = (self.read_manifest() or {}).get("config")
         if config is not None:
             of_hydra = {key: value for key, value in config.items() if key not in ("options", "run_id")}
             with atomic_write(self.start.parent / "config.yaml") as temporary:
@@ -212,7 +212,7 @@ def read_status(folder: RunFolder, since: float = 0.0) -> RunStatus:
             return RunStatus(name, status, reason)
         if folder.manifest.stat().st_mtime < since:
             status = "finished before"
-        manifest = folder.finished()
+        manifest = folder.read_manifest()
         metric = manifest.get("config", {}).get("metric", "")
         return RunStatus(name, status, seconds=manifest.get("seconds"), metric=metric, **_read_peak(folder, manifest))
     except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:

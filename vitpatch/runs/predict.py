@@ -27,9 +27,9 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.patching.cost import GB, memory_limit
 from vitpatch.patching.table import joined
+from vitpatch.runs.batches import BatchPatcher, parts, tables_of
 from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.distributed import SIGNALS, STOP, Group, Interrupted, SharedFailure, StopAfterBatch, processes
-from vitpatch.runs.patching import Patching, parts, tables_of
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import BatchDone, Shards
 from vitpatch.runs.trainer import matmul_precision, on_device, on_threads
@@ -58,7 +58,7 @@ class PatchingModule(lightning.LightningModule):
     the effects of the first batch are from float32, of a run at reduced precision.
     """
 
-    def __init__(self, setup: Setup, patching: Patching, group: Group, stop: StopAfterBatch) -> None:
+    def __init__(self, setup: Setup, patching: BatchPatcher, group: Group, stop: StopAfterBatch) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than processes
         self.model, self.setup = setup.model, setup
@@ -80,9 +80,9 @@ class PatchingModule(lightning.LightningModule):
         if images is None:
             return Rows({}, bad)
         patching, measured = self._patching, []
-        for part in parts(images, patching.room):
+        for part in parts(images, patching.limits):
             started = time.perf_counter()
-            measured.append(patching.part(part, self.model, patching.room))
+            measured.append(patching.part(part, self.model, patching.limits))
             if self.line is None and not self.group.rank:
                 self.line = patching.log_cost(len(part), time.perf_counter() - started)
         measured = joined(measured)
@@ -295,7 +295,7 @@ def _predict_share(
             bar.close()
 
 
-def _prepare_patching(setup: Setup, data: ImageDataModule, shards: Shards, group: Group) -> Patching:
+def _prepare_patching(setup: Setup, data: ImageDataModule, shards: Shards, group: Group) -> BatchPatcher:
     """The patching on the trainer's device, in calls of the sizes that the run began with: rank 0's, in all processes.
 
     Raises ``VitPatchError`` where one image does not fit.
@@ -305,28 +305,28 @@ def _prepare_patching(setup: Setup, data: ImageDataModule, shards: Shards, group
     sizes = patching = None
     if group.rank == 0:
         sizes = None if begun.images is None else (begun.images, begun.rows)
-        patching = Patching(setup, data.batch_size, before=sizes)
+        patching = BatchPatcher(setup, data.batch_size, before=sizes)
         if sizes is None:
-            sizes = patching.room.images, patching.room.rows
+            sizes = patching.limits.images, patching.limits.rows
             shards.keep(replace(begun, images=sizes[0], rows=sizes[1]))
     sizes = group.share(sizes)
-    patching = patching or Patching(setup, data.batch_size, before=sizes)
-    if sizes != (patching.room.images, patching.room.rows):
+    patching = patching or BatchPatcher(setup, data.batch_size, before=sizes)
+    if sizes != (patching.limits.images, patching.limits.rows):
         log.warning("less memory is free than when the run began: calls are smaller, and numbers the same to 1e-6")
     group.share()
     return patching
 
 
-def estimate_cost(setup: Setup, data: ImageDataModule) -> str | None:
+def estimate_run(setup: Setup, data: ImageDataModule) -> str | None:
     """What the run would cost, in a line, from its first images; ``None`` where none of these can be read."""
     with on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) as device, torch.inference_mode():
-        patching = Patching(setup, data.batch_size)
+        patching = BatchPatcher(setup, data.batch_size)
         images, _ = next(iter(data.predict_dataloader()))
         if images is None:
             return None
-        part = next(parts(images.to(device), patching.room))
+        part = next(parts(images.to(device), patching.limits))
         started = time.perf_counter()
-        patching.part(part, setup.model, patching.room)
+        patching.part(part, setup.model, patching.limits)
         return patching.log_cost(len(part), time.perf_counter() - started)
 
 

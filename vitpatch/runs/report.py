@@ -73,7 +73,7 @@ def notes(outcome: Outcome) -> list[str]:
     return texts
 
 
-def described(outcome: Outcome) -> dict[str, Any]:
+def manifest_entries(outcome: Outcome) -> dict[str, Any]:
     """The result as entries of the manifest; what is not known is null, with the reason in ``notes``."""
     study, selected = outcome.study, outcome.unselected
     entries = {
@@ -127,7 +127,7 @@ def _peak_group(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def scalars(outcome: Outcome) -> dict[str, Any]:
+def tracker_values(outcome: Outcome) -> dict[str, Any]:
     """The tracker's summary values."""
     examples = outcome.examples
     values = {
@@ -141,9 +141,9 @@ def scalars(outcome: Outcome) -> dict[str, Any]:
     return values
 
 
-def lines(outcome: Outcome, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
+def closing_lines(outcome: Outcome, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
     """The few lines that end a run; ``more_notes`` are those on its labels and probabilities."""
-    values, images = scalars(outcome), len(outcome.examples)
+    values, images = tracker_values(outcome), len(outcome.examples)
     corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
     clusters = f" in {counted(outcome.clusters, 'cluster')}" * (outcome.clusters < images)
     total = f"{_with_interval(outcome.total)} on {outcome.study.metric}"

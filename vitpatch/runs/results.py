@@ -22,7 +22,7 @@ from vitpatch.stats.summary import Measured
 from vitpatch.types import BaseRun, Donor, Study
 
 
-def measure(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome:
+def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome:
     """Means, intervals, tests and the peak, from the merged files.
 
     Raises ``VitPatchError`` where no image is included.

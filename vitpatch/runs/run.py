@@ -24,9 +24,9 @@ from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.examples import choose_examples
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.names import check_names_are_text
-from vitpatch.runs.predict import Done, data_module, estimate_cost, predict
-from vitpatch.runs.report import described, lines, scalars
-from vitpatch.runs.results import measure, write_pages
+from vitpatch.runs.predict import Done, data_module, estimate_run, predict
+from vitpatch.runs.report import closing_lines, manifest_entries, tracker_values
+from vitpatch.runs.results import analyze_files, write_pages
 from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, make_tracker
@@ -56,7 +56,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     folder = RunFolder(path)
     if cfg.dry_run:
         setup = without_training(setup)
-        line = estimate_cost(setup, data_module(setup, cfg.batch_size))
+        line = estimate_run(setup, data_module(setup, cfg.batch_size))
         folder.mark_planned(line or "no image can be read")
         return
     if _already_there(folder, setup, cfg.overwrite):
@@ -91,14 +91,14 @@ def _make(
             shards.drop()
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
         shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
-        outcome = measure(folder, setup.study, setup.plan.donors)
+        outcome = analyze_files(folder, setup.study, setup.plan.donors)
         write_csv(folder.summary, outcome.summary)
         if outcome.marginals is not None:
             write_csv(folder.marginals, outcome.marginals)
         pages = choose_examples(setup, outcome, data)
         write_pages(folder.pages, pages)
         known = {"title": setup.title, **describe_training(setup)}  # what pictures take from the manifest
-        pictures = folder.save(draw(outcome, pages, known))
+        pictures = folder.save_figures(draw(outcome, pages, known))
         manifest = (
             known
             | _manifest(setup, config, outcome, done)
@@ -115,10 +115,10 @@ def _make(
             }
         )
         files = {file.name: file for file in folder.tables}
-        files[folder.manifest.name] = last.enter_context(folder.sealing(manifest))
-        tracked.log(Results(outcome.summary, series_names(outcome.summary), scalars(outcome), pictures, files))
+        files[folder.manifest.name] = last.enter_context(folder.writing_manifest(manifest))
+        tracked.log(Results(outcome.summary, series_names(outcome.summary), tracker_values(outcome), pictures, files))
     shards.drop()
-    for line in lines(outcome, folder, setup.title, setup.notes):
+    for line in closing_lines(outcome, folder, setup.title, setup.notes):
         log.info("%s", line)
     if done.skipped:
         log.info("  skipped       %d of %d images could not be read", done.skipped, len(setup.images))
@@ -128,7 +128,7 @@ def _make(
 
 def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done) -> dict[str, Any]:
     """What the manifest says, but for times."""
-    cfg, found = setup.cfg, described(outcome)
+    cfg, found = setup.cfg, manifest_entries(outcome)
     return {
         "run_id": setup.run_id,
         "donors": [str(donor) for donor in outcome.donors],
@@ -155,7 +155,7 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done
 
 def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     """Whether the same run is finished. Raises ``VitPatchError`` where another is, or its files are not whole."""
-    manifest = folder.finished()
+    manifest = folder.read_manifest()
     if manifest is None or overwrite:
         return False
     if manifest["run_id"] != setup.run_id:
@@ -177,7 +177,7 @@ def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
 
 def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
     """Makes room for the run, or takes up what there is of it; what ``overwrite`` replaces is gone after."""
-    replaced = folder.finished() is not None
+    replaced = folder.read_manifest() is not None
     there = shards.begun()
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
         shards.drop()

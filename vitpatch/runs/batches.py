@@ -17,7 +17,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.ablations import means, zeros
-from vitpatch.patching.cost import Cost, Room, cost_of, described, memory_limit
+from vitpatch.patching.cost import ComputeLimits, Cost, describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, average_draws, execute
 from vitpatch.patching.full_forward import AblationValues
 from vitpatch.patching.table import Columns, columns, joined
@@ -39,7 +39,7 @@ from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 log = logging.getLogger(__name__)
 
 
-class Patching:
+class BatchPatcher:
     """Patches batches by a run's plan, some images at a time, where its model is now.
 
     ``draws`` of noise on embeddings an image, whose probabilities are average_draws; ``None`` = as the corruption says.
@@ -53,15 +53,15 @@ class Patching:
         self.setup, self.plan, self.model = setup, setup.plan, setup.model
         self._batch = min(batch_size, len(setup.images))
         self.draws = setup.corruption.draws if draws is None else draws
-        self.cost = cost_of(self.plan, self.model, len(setup.partners))
-        self.room = self.room_for(self.cost, before)
+        self.cost = estimate_cost(self.plan, self.model, len(setup.partners))
+        self.limits = self.limits_for(self.cost, before)
         self._ablation_values = self._make_ablation_values()
 
-    def room_for(self, cost: Cost, before: tuple[int, int] | None = None) -> Room:
+    def limits_for(self, cost: Cost, before: tuple[int, int] | None = None) -> ComputeLimits:
         """How much of a plan of this cost fits the model's device."""
         device = self.model.device
         limit = memory_limit(self.setup.cfg.memory_gb, device)
-        return cost.room(self._batch, limit, self.plan.sizes.tokens, device, before=before)
+        return cost.limits(self._batch, limit, self.plan.sizes.tokens, device, before=before)
 
     def _make_ablation_values(self) -> AblationValues | None:
         """The values of a donor that is no run."""
@@ -76,14 +76,14 @@ class Patching:
     def _training_pixels(self) -> Iterator[Tensor]:
         decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
         for batch, _ in training_batches(decoded, self._batch):
-            for part in parts(batch, self.room) if batch is not None else ():
+            for part in parts(batch, self.limits) if batch is not None else ():
                 yield self.model.normalize(part.images.to(self.model.device))
 
     def columns(self, images: ImageBatch) -> Columns:
         """The columns of a batch. Raises ``VitPatchError`` where a logit is not finite."""
-        return joined([self.part(part, self.model, self.room) for part in parts(images, self.room)])
+        return joined([self.part(part, self.model, self.limits) for part in parts(images, self.limits)])
 
-    def part(self, images: ImageBatch, model: PatchableViT, room: Room) -> Columns:
+    def part(self, images: ImageBatch, model: PatchableViT, limits: ComputeLimits) -> Columns:
         """The columns of as many images as there is room for."""
         setup, plan, seed = self.setup, self.plan, self.setup.study.seed
         others = {d: images.partners[d.partner] for d in plan.base_runs if isinstance(d, Donor)}
@@ -95,7 +95,7 @@ class Patching:
         images = images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
         masks = token_masks(plan.token_groups, plan.sizes, blocks, model.crop_to_patches(images.masks), ids, seed)
-        outputs = average_draws(self._draws(model, pixels, masks, room, images.ids))
+        outputs = average_draws(self._draws(model, pixels, masks, limits, images.ids))
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
@@ -106,7 +106,7 @@ class Patching:
         return measured
 
     def _draws(
-        self, model: PatchableViT, pixels: Mapping[Run, Tensor], masks: Tensor, room: Room, ids: Tensor
+        self, model: PatchableViT, pixels: Mapping[Run, Tensor], masks: Tensor, limits: ComputeLimits, ids: Tensor
     ) -> Iterator[Outputs]:
         """What the plan gives, once for each draw of noise on embeddings."""
         corruption, device = self.setup.corruption, model.device
@@ -115,7 +115,7 @@ class Patching:
             if corruption.is_inside_model:
                 noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedding_shape, draw)
                 noise = noise.to(device, model.dtype)
-            yield execute(self.plan, model, pixels, masks, room, self._ablation_values, noise).cpu()
+            yield execute(self.plan, model, pixels, masks, limits, self._ablation_values, noise).cpu()
 
     def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
         for run in self.plan.base_runs:
@@ -136,7 +136,7 @@ class Patching:
         time_left = seconds / images * len(setup.images) / setup.trainer.world_size
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
         about = f"about {duration(time_left)} for {counted(len(setup.images), 'image')} ({first})"
-        line = f"{described(self.plan, self.cost, self.room)}, {about}"
+        line = f"{describe_cost(self.plan, self.cost, self.limits)}, {about}"
         if self.draws > 1:
             line += f", {self.draws} draws of noise each"
         log.info("plan: %s", line)
@@ -151,9 +151,9 @@ class Patching:
         """
         device = self.model.device
         model = self.setup.float32_model().to(device)
-        room = self.room_for(cost_of(self.plan, model, len(self.setup.partners)))
+        limits = self.limits_for(estimate_cost(self.plan, model, len(self.setup.partners)))
         with torch.autocast(device.type, enabled=False), matmul_precision("highest"):
-            exact = joined([self.part(part, model, room) for part in parts(images, room)]).effects["effect"]
+            exact = joined([self.part(part, model, limits) for part in parts(images, limits)]).effects["effect"]
         if model is not self.model:  # whose place on the device is needed
             model.to("cpu")
         known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
@@ -169,10 +169,10 @@ class Patching:
         return distance | {"largest_effect": largest, "images": len(images)}
 
 
-def parts(images: ImageBatch, room: Room) -> Iterator[ImageBatch]:
+def parts(images: ImageBatch, limits: ComputeLimits) -> Iterator[ImageBatch]:
     """As many images at a time as there is room for."""
-    for first in range(0, len(images), room.images):
-        yield images.part(slice(first, first + room.images))
+    for first in range(0, len(images), limits.images):
+        yield images.part(slice(first, first + limits.images))
 
 
 def _rows_not_finite(logits: Tensor) -> list[int]:
