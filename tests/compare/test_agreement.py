@@ -10,8 +10,9 @@ from families import save_family
 
 from vitpatch.compare.load import FinishedRun
 from vitpatch.compare.settings import ZERO_SHOT, consistency_warnings
-from vitpatch.models.checkpoint import Checkpoint, ZeroShotCheckpoint
-from vitpatch.models.wrappers import ZeroShot, digest_of_checkpoint, digest_of_weights
+from vitpatch.models.checkpoint import Checkpoint
+from vitpatch.models.vit import digest_of_weights
+from vitpatch.models.zero_shot import ZeroShot, ZeroShotCheckpoint
 from vitpatch.runs.folder import RunFolder
 
 MODEL = {
@@ -32,7 +33,7 @@ def run(run_id, weights, data="d0", checkpoint=None, **model):
     return FinishedRun(run_id, "", RunFolder(Path(run_id)), manifest, pd.DataFrame())
 
 
-ZERO = {"_target_": f"vitpatch.models.checkpoint.{ZERO_SHOT}", "prompts": ["a photo of a {}."]}
+ZERO = {"_target_": f"vitpatch.models.zero_shot.{ZERO_SHOT}", "prompts": ["a photo of a {}."]}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_the_digest_of_a_checkpoint_does_not_depend_on_labels_and_sees_all_its_w
     pets, cars = (checkpoint.load(names) for names in (["cat", "dog"], ["car", "dog"]))
     assert pets.weights_digest != cars.weights_digest and pets.checkpoint_digest == cars.checkpoint_digest
     model = pets.model
-    before = digest_of_checkpoint(model)
+    before = model.checkpoint_digest
     for name in ("vision_model", "similarity.projection", "text_digest"):
         other = copy.deepcopy(model)
         if name == "text_digest":
@@ -86,7 +87,7 @@ def test_the_digest_of_a_checkpoint_does_not_depend_on_labels_and_sees_all_its_w
         else:
             with torch.no_grad():
                 next(other.get_submodule(name).parameters()).add_(1.0)
-        assert digest_of_checkpoint(other) != before, name
+        assert other.checkpoint_digest != before, name
 
 
 def test_the_text_tower_is_part_of_it(tmp_path):
@@ -99,9 +100,9 @@ def test_the_text_tower_is_part_of_it(tmp_path):
         towers.text_projection.weight.add_(1.0)
     again = ZeroShot(towers, torch.eye(2, towers.config.projection_dim), ["cat", "dog"])
     assert digest_of_weights(first) == digest_of_weights(again)
-    assert digest_of_checkpoint(first) != digest_of_checkpoint(again)
+    assert first.checkpoint_digest != again.checkpoint_digest
 
 
 def test_of_other_models_it_is_that_of_all_weights(made):
     model = Checkpoint(str(made / "vit")).load()
-    assert model.checkpoint_digest == model.weights_digest == digest_of_checkpoint(model.model)
+    assert model.checkpoint_digest == model.weights_digest == digest_of_weights(model.model)

@@ -165,7 +165,7 @@ def _import_everything() -> None:
 
     import vitpatch.runs.run
     from vitpatch.cli import sweep  # noqa: F401
-    from vitpatch.models import wrappers as classifiers  # noqa: F401
+    from vitpatch.models import checkpoint  # noqa: F401
     from vitpatch.runs import tracking  # noqa: F401
 
     assert vitpatch.runs.run and transformers.ViTForImageClassification and transformers.ViTImageProcessorPil

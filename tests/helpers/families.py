@@ -73,7 +73,8 @@ ZERO_SHOT = ("clip_zero_shot", "siglip_zero_shot")
 
 def checkpoint_of(folder: Path, family: str):
     """How a saved model of a family is named to the project."""
-    from vitpatch.models.checkpoint import Checkpoint, ZeroShotCheckpoint
+    from vitpatch.models.checkpoint import Checkpoint
+    from vitpatch.models.zero_shot import ZeroShotCheckpoint
 
     if family in ZERO_SHOT:
         return ZeroShotCheckpoint(str(folder), prompts=("a photo of a {}.", "{}"))

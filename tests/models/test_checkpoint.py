@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import vitpatch
 from vitpatch import VitPatchError
-from vitpatch.models.checkpoint import Checkpoint, ZeroShotCheckpoint
-from vitpatch.models.pretrained import Pretrained
+from vitpatch.data.labels import readable_name
+from vitpatch.models.checkpoint import Checkpoint
+from vitpatch.models.formats import save_copy
+from vitpatch.models.zero_shot import ZeroShotCheckpoint
 from vitpatch.types import Site
 
 
@@ -87,7 +89,7 @@ def test_a_pickle_only_by_the_key_that_allows_it(saved, pixels, tmp_path):
     assert "\n" not in str(error.value)
     model, safe = Checkpoint(str(folder), allow_bin=True).load(), Checkpoint(str(saved("vit")), allow_bin=True).load()
     assert model.weights_digest == safe.weights_digest
-    Pretrained(str(folder), allow_bin=True).save_copy(tmp_path / "new")
+    save_copy(Checkpoint(str(folder), allow_bin=True), tmp_path / "new")
     assert Checkpoint(str(tmp_path / "new")).load().weights_digest == safe.weights_digest
 
 
@@ -264,9 +266,7 @@ def test_templates_are_averaged_and_checked(saved, pixels):
         Checkpoint(folder).load()
 
 
-def test_a_tokenizer_that_reads_nothing_and_labels_that_are_no_words_are_refused(saved, tmp_path, monkeypatch):
-    import vitpatch.models.checkpoint as room
-
+def test_a_tokenizer_that_reads_nothing_and_labels_that_are_no_words_are_refused(saved, tmp_path):
     folder = tmp_path / "clip"
     shutil.copytree(saved("clip_zero_shot"), folder)
     for file in folder.glob("*token*"):
@@ -275,7 +275,7 @@ def test_a_tokenizer_that_reads_nothing_and_labels_that_are_no_words_are_refused
         ZeroShotCheckpoint(str(folder)).load(NAMES)
     with pytest.raises(VitPatchError, match=r"they are numbers \(0, 1\); give it words"):
         ZeroShotCheckpoint(str(saved("clip_zero_shot"))).load(["0", "1"])
-    assert room.readable_name("n02123045") == "tabby" and room.readable_name("tabby, tabby cat") == "tabby"
+    assert readable_name("n02123045") == "tabby" and readable_name("tabby, tabby cat") == "tabby"
 
 
 # --- a family of one's own ---

@@ -56,6 +56,7 @@ def empty(folder):
 
 
 def lacking_a_shard(folder):
+    (folder / "model.safetensors").unlink()
     name = {"weight_map": {"classifier.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(name))
 
@@ -72,7 +73,10 @@ FORMS = {
     "lightning": (without("config.json", "model.safetensors", a="last.ckpt"), "of a Lightning checkpoint load it"),
     "no weights": (without("model.safetensors"), "model.safetensors"),
     "shard": (lacking_a_shard, "lacks model-00002-of-00002.safetensors of the 1 files of model.safetensors.index.json"),
-    "damaged index": (without(a="model.safetensors.index.json"), "model.safetensors.index.json is damaged"),
+    "damaged index": (
+        without("model.safetensors", a="model.safetensors.index.json"),
+        "model.safetensors.index.json is damaged",
+    ),
     "damaged config": (lambda f: (f / "config.json").write_text("{"), "cannot be loaded: "),
     "damaged weights": (lambda f: (f / "model.safetensors").write_bytes(b"no"), "cannot be loaded: "),
     "quantised": (

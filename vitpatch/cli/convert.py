@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from vitpatch.errors import VitPatchError
-from vitpatch.models.pretrained import Pretrained
+from vitpatch.models.checkpoint import Checkpoint
+from vitpatch.models.formats import save_copy
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,9 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.folder.exists():
             raise VitPatchError(f"{options.folder}: is there already; name a new folder")
-        checkpoint = Pretrained(options.model, options.revision, allow_bin=True)
-        checkpoint.check_path()
-        written = checkpoint.save_copy(options.folder)
+        checkpoint = Checkpoint(options.model, options.revision, allow_bin=True)
+        written = save_copy(checkpoint, options.folder)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
     print(f"{options.folder}: {', '.join(written)}; use it with model.path={options.folder}")

@@ -253,9 +253,14 @@ def _class_number(key: str, index: Any, name: Any) -> int:
 
 def name_classes(config: Any, names: Sequence[str]) -> None:
     """Gives a config these classes, and one label an image."""
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
+    set_labels(config, names)
     if config.problem_type is not None:
         config.problem_type = "single_label_classification"
     if hasattr(config, "label_names"):  # timm's, which would be saved instead
         config.label_names = list(names)
+
+
+def set_labels(config: Any, names: Sequence[str]) -> None:
+    """Gives a config these names of its classes."""
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}

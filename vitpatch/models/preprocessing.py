@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
@@ -111,11 +112,24 @@ def from_timm(config: Mapping[str, Any]) -> Preprocessing:
     return explicit_preprocessing(size, mean, std, config.get("interpolation") or "bilinear", share)
 
 
-def cut_into_patches(pixels: Tensor, patch: int) -> Tensor:
-    """(batch, 3, height, width) → (batch, patches, patch · patch · 3): row by row, colours innermost."""
-    batch, colours, height, width = pixels.shape
-    cut = pixels.reshape(batch, colours, height // patch, patch, width // patch, patch)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * colours)
+def take_square_images(tower: nn.Module) -> None:
+    """Gives a vision tower that takes rows of patches (SigLIP 2, NaFlex) a hook that makes them of pixels."""
+
+    def to_patches(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        pixels = args[0] if args else kwargs["pixel_values"]
+        if pixels.dim() != 4:
+            return None
+        patch, (batch, colours, height, width) = tower.config.patch_size, pixels.shape
+        rows, columns = height // patch, width // patch
+        cut = pixels.reshape(batch, colours, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+        arguments = {
+            "pixel_values": cut.reshape(batch, rows * columns, patch * patch * colours),
+            "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.int64, device=pixels.device),
+            "spatial_shapes": torch.tensor([[rows, columns]], device=pixels.device).expand(batch, -1),
+        }
+        return (), kwargs | arguments
+
+    tower.register_forward_pre_hook(to_patches, with_kwargs=True)
 
 
 def pair(size: Any) -> tuple[int, int]:

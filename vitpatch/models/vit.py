@@ -7,7 +7,8 @@ That both give the same logits, ``vitpatch.models.verify`` shows when the model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
+from vitpatch.identity import digest
 from vitpatch.models.classes import class_names, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
 from vitpatch.models.hooks import Act, PatchEmbedding, attached, first_argument, run_until
 from vitpatch.models.parts import Block, CallArguments, Reader
 from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, vision_config
-from vitpatch.models.wrappers import digest_of_checkpoint, digest_of_config, digest_of_weights
 from vitpatch.types import Site, Sizes
 
 Place = tuple[Site, int]
@@ -34,6 +35,11 @@ NOT_BY_HEADS = "attention taken apart by head has other values; every patch of h
 
 HOOKED = (Site.RESID_PRE, Site.ATTN_OUT, Site.MLP_OUT, Site.RESID_POST, Site.Z, Site.Q, Site.K, Site.V)
 """Sites that are a module's input or output, and so can be read and replaced by a hook."""
+NOT_OF_THE_ARCHITECTURE = (
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
+    "id2label", "label2id", "label_names",
+)  # fmt: skip
+"""Keys of a config that change no number of a run."""
 
 
 class PatchableViT(nn.Module):
@@ -172,14 +178,14 @@ class PatchableViT(nn.Module):
 
     @property
     def checkpoint_digest(self) -> str:
-        """The same without what is made from the labels of the data: it names the checkpoint."""
-        is_whole = not hasattr(self.model, "made_of_labels")
-        return self.weights_digest if is_whole else digest_of_checkpoint(self.model)
+        """The same without weights that are made from the labels of the data: it names the checkpoint."""
+        return getattr(self.model, "checkpoint_digest", None) or self.weights_digest
 
     @property
     def config_digest(self) -> str:
         """Sixteen hex digits of what the config says of the architecture: heads, activation, epsilons and the like."""
-        return digest_of_config(self.model.config)
+        values = self.model.config.to_diff_dict()
+        return digest({key: value for key, value in values.items() if key not in NOT_OF_THE_ARCHITECTURE})
 
     @property
     def device(self) -> torch.device:
@@ -352,3 +358,13 @@ def _in_this_version(family: Family, block: nn.Module) -> Family:
     """The family's row with the names that the attention's modules have in this version of transformers."""
     rows = (family, *(replace(family, **names) for names in family.versions))
     return next((r for r in rows if _submodule(block, f"{r.attention}.{r.output}") is not None), family)
+
+
+def digest_of_weights(model: nn.Module, without: Collection[str] = ()) -> str:
+    """Sixteen hex digits of all weights by name, type, shape and value; ``without`` those of some names."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if name not in without:
+            total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            total.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
