@@ -1,13 +1,10 @@
 """``vitpatch.patch`` and ``vitpatch.summarize``: the numbers of patch.py, from two tensors."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, ROOT, pictures, save_model
+from conftest import CLASSES, pictures, save_model
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import vitpatch
@@ -115,34 +112,6 @@ def test_what_cannot_be_loaded_is_said_in_one_line(given, says):
     with pytest.raises(VitPatchError, match=says) as error:
         vitpatch.load(given)
     assert "\n" not in str(error.value)
-
-
-WALK = """
-import sys
-from pathlib import Path
-
-import torch
-from transformers import AutoModelForImageClassification
-
-import vitpatch
-
-model = AutoModelForImageClassification.from_pretrained({folder!r})
-clean, package, entered, patch = torch.rand(3, 3, 32, 32), str(Path(vitpatch.__file__).parent), set(), vitpatch.patch
-sys.setprofile(lambda frame, event, arg: entered.add(frame.f_code.co_filename))
-table = patch(model, clean, clean.mean(1, keepdim=True).expand_as(clean), [0, 1, 2])
-sys.setprofile(None)
-assert len(table) == 3 * 4
-print("HEAVY", sorted({{"hydra", "lightning", "matplotlib", "wandb"}} & set(sys.modules)))
-print("FILES", *sorted(name[len(package) + 1 :] for name in entered if name.startswith(package)))
-"""
-
-
-def test_patch_is_a_short_walk_and_imports_nothing_heavy(made):
-    code = WALK.format(folder=str(made / "vit"))
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "HEAVY []" in out.stdout, out.stdout[-500:] + out.stderr[-2000:]
-    files = out.stdout.split("FILES ")[1].split()
-    assert "patching/executor.py" in files and len(files) <= 20, files
 
 
 def test_a_hook_of_the_users_own_is_seen(model, tensors):

@@ -66,29 +66,33 @@ def expected(
     model, family, clean, corrupt, *, site="attn_out", window=3, direction="denoise", tokens="all", head=None, mask=None
 ):
     """Logits of (clean, corrupt, [one a layer]), each (batch, classes) float64; ``mask`` bool (batch, tokens)."""
-    depth = len(getattr(model, PARTS[family][0]).layers)
+    depth, images = len(getattr(model, PARTS[family][0]).layers), len(clean)
     donor, recipient = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     values = {}
-    walk(model, family, donor, seen=values)
+    base = {"donor": walk(model, family, donor, seen=values), "recipient": walk(model, family, recipient)}
     first, last = {"all": (0, None), "cls": (0, 1), "patches": (PARTS[family][1], None)}.get(tokens, (0, 0))
 
     def taken(layer):
+        """The donor's values in the runs whose window holds the layer; a run's images lie one after another."""
+
         def act(value):
-            new, theirs = value.clone(), values[site, layer]
-            rows = torch.zeros(value.shape[:2], dtype=torch.bool)
+            new, theirs = value.clone().unflatten(0, (depth, images)), values[site, layer]
+            rows = torch.zeros(theirs.shape[:2], dtype=torch.bool)
             rows[:, first:last] = True
             rows = rows if mask is None else mask
-            if head is None:
-                new[rows] = theirs[rows]
-            else:
-                new[rows, head] = theirs[rows, head]
-            return new
+            for centre in range(depth):
+                if layer in layers_of(centre, window, depth):
+                    if head is None:
+                        new[centre][rows] = theirs[rows]
+                    else:
+                        new[centre][rows, head] = theirs[rows, head]
+            return new.flatten(0, 1)
 
         return act
 
-    patched = [
-        walk(model, family, recipient, put={(site, layer): taken(layer) for layer in layers_of(c, window, depth)})
-        for c in range(depth)
-    ]
-    base = [walk(model, family, pixels) for pixels in (clean, corrupt)]
-    return *(b.double() for b in base), [p.double() for p in patched]
+    puts = {(site, layer): taken(layer) for layer in range(depth)}
+    patched = walk(model, family, recipient.repeat(depth, 1, 1, 1), put=puts).double().unflatten(0, (depth, images))
+    clean, corrupt = (
+        base[run].double() for run in (("donor", "recipient") if donor is clean else ("recipient", "donor"))
+    )
+    return clean, corrupt, list(patched)
