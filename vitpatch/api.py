@@ -24,7 +24,7 @@ from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, execute
 from vitpatch.patching.metrics import total_effect
 from vitpatch.patching.plan import Plan, make_plan
-from vitpatch.patching.table import Columns, columns, joined
+from vitpatch.patching.table import Columns, join_columns, to_columns
 from vitpatch.patching.tokens import token_masks
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Resamples
@@ -132,7 +132,7 @@ def patch(
         group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, masks, ids.tolist(), seed)
         images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
         parts = [
-            columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
+            to_columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
             for rows, outputs in _execute_in_parts(plan, vit, images, group_masks, memory_gb)
         ]
     for line in filter(None, (vit.caveat(what.site), *vit.notes)):
@@ -213,10 +213,10 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
         delta_norm=matrix(table["delta_norm"]),
         prob=matrix(table["prob"] - table["prob_recipient"]),
     )
-    towards = float(np.sign(images["total_effect"].mean()))
+    total_sign = float(np.sign(images["total_effect"].mean()))
     resamples = Resamples(images["cluster"].to_numpy(), seed)
     examples = images[["cluster", "label", "total_effect"]]
-    return summary_table(patches, measured, examples, resamples, towards, method=method)[0]
+    return summary_table(patches, measured, examples, resamples, total_sign, method=method)[0]
 
 
 def _check_bare(model: Any) -> None:
@@ -304,7 +304,7 @@ def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:
 
 def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[int]) -> pd.DataFrame:
     """The rows of ``effects.parquet`` with what is known of each image."""
-    measured, number = joined(parts), len(plan.patches)
+    measured, number = join_columns(parts), len(plan.patches)
     table = pd.DataFrame(
         {field.name: measured.effects[field.name].astype(field.type.to_pandas_dtype()) for field in EFFECTS_SCHEMA}
     )

@@ -74,7 +74,7 @@ OF_CORRUPTION = "partner_corruption"
 """Column of ``examples.parquet``: ``example_id`` of the image that a corruption with partners takes."""
 
 
-def partner_fields(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
+def partner_fields(donors: Sequence[Donor], all_layers: bool) -> list[pa.Field]:
     """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
 
     ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
@@ -86,7 +86,7 @@ def partner_fields(donors: Sequence[Donor], together: bool) -> list[pa.Field]:
         for donor in others
         for name in ("partner", *Metric)
     ]
-    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROLLED if together]
+    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROLLED if all_layers]
 
 
 def control_fields(donors: Sequence[Donor]) -> list[pa.Field]:

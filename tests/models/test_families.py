@@ -9,7 +9,7 @@ from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
 import vitpatch
-from vitpatch.patching.ablations import means, zeros
+from vitpatch.patching.ablations import mean_values, zero_values
 from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
@@ -102,7 +102,11 @@ def test_means_and_zeros_of_families_are_those_of_hooks(family, saved, pixels, b
         seen = brute.values(corrupt, [(site, layer) for layer in range(depth)])  # the corrupt images stand for training
         for donor in (Donor.ZERO, Donor.MEAN):
             plan = make_plan(Target(Site(site), heads=heads), (1,), Direction.NOISE, model.sizes, (donor,))
-            made = zeros(model, Site(site)) if donor is Donor.ZERO else means(model, Site(site), corrupt.split(2))
+            made = (
+                zero_values(model, Site(site))
+                if donor is Donor.ZERO
+                else mean_values(model, Site(site), corrupt.split(2))
+            )
             masks = token_masks(plan.token_groups, model.sizes, None, None, range(5), seed=0)
             images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
             got = execute(plan, model, images, masks, ComputeLimits(5, 5), made).patched

@@ -51,7 +51,7 @@ def test_controls_are_patched_as_if_the_other_image_were_the_donor(made, pixels,
     model, heads = load(made, "deit", by_parts), heads_of(site)
     windows = (1,) if heads else (1, 3)
     plan, outputs = run(model, pixels, site, CONTROLS, windows, ("all", "patches"), direction, heads)
-    assert len(outputs.direct) == len(plan.patches) and not plan.together
+    assert len(outputs.direct) == len(plan.patches) and not plan.all_layers
     of_donor = outputs.patched.unflatten(0, (3, -1))
     own = pixels[plan.direction.donor]
     for donor, got in zip((own, pixels[Donor.SAME_CLASS], pixels[Donor.OTHER_CLASS]), of_donor, strict=True):
@@ -137,12 +137,12 @@ def test_a_control_costs_no_more_than_the_donor_itself(made):
 def test_all_layers_are_patched_at_once_beside_controls(made, pixels):
     model = load(made, "vit")
     plan, outputs = run(model, pixels, "mlp_out", CONTROLS)
-    (patch,) = plan.together
+    (patch,) = plan.all_layers
     every = expected(model.model, "vit", pixels[BaseRun.CLEAN], pixels[BaseRun.CORRUPT], site="mlp_out", window=-2)[2]
     assert patch.layers == tuple(range(DEPTH))
     torch.testing.assert_close(outputs.patched[-1].double(), every[0], **CLOSE)
-    assert run(model, pixels, "mlp_out", CONTROLS, tokens=("cls", "patches"))[0].together == ()
-    assert run(model, pixels, "mlp_out", CONTROLS[:1])[0].together == ()
+    assert run(model, pixels, "mlp_out", CONTROLS, tokens=("cls", "patches"))[0].all_layers == ()
+    assert run(model, pixels, "mlp_out", CONTROLS[:1])[0].all_layers == ()
 
 
 @pytest.mark.parametrize(

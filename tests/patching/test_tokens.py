@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from vitpatch.errors import VitPatchError
-from vitpatch.patching.tokens import cell, fixed_tokens, token_masks
+from vitpatch.patching.tokens import fixed_tokens, token_masks, token_position
 from vitpatch.types import Sizes
 
 SIZES = Sizes(depth=2, heads=2, special=("cls", "register_0", "register_1"), grid=(2, 4), reads=1)
@@ -32,7 +32,12 @@ def test_where_a_group_is(name, blocks, tokens):
 
 
 def test_cells_have_rows_and_columns():
-    assert (cell("each:3x12"), cell("grid:0x1"), cell("each:cls"), cell("all")) == ((3, 12), (0, 1), None, None)
+    assert (
+        token_position("each:3x12"),
+        token_position("grid:0x1"),
+        token_position("each:cls"),
+        token_position("all"),
+    ) == ((3, 12), (0, 1), None, None)
 
 
 def masks():

@@ -328,4 +328,4 @@ def test_each_row_says_the_images_effect_at_the_peak(patched):
     place = style.place_words(outcome.peak_layer, outcome.peak_series)
     assert outcome.peak_series in ("w1", "w3") and place == f"layer {outcome.peak_layer}, {outcome.peak_series}"
     assert said == [f"effect {effect:+.3f}\nat {place}" for effect in effects]
-    assert list(effects) == sorted(effects, key=lambda effect: -outcome.towards * effect)
+    assert list(effects) == sorted(effects, key=lambda effect: -outcome.total_sign * effect)

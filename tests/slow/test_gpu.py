@@ -5,7 +5,7 @@ import torch
 from corruption_makers import MAKERS, batch
 
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.patching.ablations import means, zeros
+from vitpatch.patching.ablations import mean_values, zero_values
 from vitpatch.patching.cost import ComputeLimits, estimate_cost
 from vitpatch.patching.executor import execute
 from vitpatch.patching.plan import make_plan
@@ -35,8 +35,8 @@ def test_donors_and_noise_on_embeddings_too(made, site, heads, donors):
     found = []
     for device in ("cpu", "cuda"):
         model = model.to(device)
-        constants = means(model, Site(site), [draws[3].to(device)]) if donors[0] is Donor.MEAN else None
-        constants = zeros(model, Site(site)) if donors[0] is Donor.ZERO else constants
+        constants = mean_values(model, Site(site), [draws[3].to(device)]) if donors[0] is Donor.MEAN else None
+        constants = zero_values(model, Site(site)) if donors[0] is Donor.ZERO else constants
         there = {run: pixels[run].to(device) for run in plan.base_runs}
         found.append(execute(plan, model, there, masks, ComputeLimits(4, 9), constants, noise.to(device)).cpu())
     model.to("cpu")

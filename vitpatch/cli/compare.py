@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vitpatch.compare.compare import ComparisonResult
     from vitpatch.runs.folder import RunFolder
-    from vitpatch.stats.result import Outcome
+    from vitpatch.stats.result import RunResult
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
-def read_outcome(run: RunFolder) -> tuple[Outcome, dict[str, Any]]:
+def read_outcome(run: RunFolder) -> tuple[RunResult, dict[str, Any]]:
     """The results of a finished run as they were drawn from, and its manifest."""
     from omegaconf import OmegaConf
 

@@ -12,7 +12,7 @@ from vitpatch.patching.full_forward import AblationValues
 from vitpatch.types import Site
 
 
-def zeros(model: PatchableViT, site: Site) -> AblationValues:
+def zero_values(model: PatchableViT, site: Site) -> AblationValues:
     """Zeros of a site, in all layers."""
     sizes = model.sizes
     shape: tuple[int, ...] = (sizes.tokens, model.width)
@@ -23,7 +23,7 @@ def zeros(model: PatchableViT, site: Site) -> AblationValues:
 
 
 @torch.no_grad()
-def means(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> AblationValues:
+def mean_values(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> AblationValues:
     """The mean of a site over images, by position, in all layers; ``pixels`` are batches of normalised images."""
     read = Site.RESID_PRE if site is Site.PATTERN else site  # no module hands over the pattern
     places = tuple((read, layer) for layer in range(model.sizes.depth))

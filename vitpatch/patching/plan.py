@@ -132,7 +132,7 @@ class Plan:
     """The patches of a run, in the order of the rows of ``effects.parquet``, and the states that give them.
 
     ``donors`` are the run's donor, then controls, of which every patch is made too; ``leave_outs`` are windows without
-    one of their layers, ``together`` the patch of all layers at once (or nothing), both of the run's donor alone.
+    one of their layers, ``all_layers`` the patch of all layers at once (or nothing), both of the run's donor alone.
     ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final`` are the states
     that the classifier reads, one for each of ``runs``. States 0 … ``whole`` − 1 exist before the last block's
     attention and need all tokens; the other ``states`` − ``whole`` arise inside the last block.
@@ -141,7 +141,7 @@ class Plan:
     patches: tuple[Patch, ...]
     donors: tuple[Donor, ...]
     leave_outs: tuple[Patch, ...]
-    together: tuple[Patch, ...]
+    all_layers: tuple[Patch, ...]
     direction: Direction
     target: Target
     sizes: Sizes
@@ -159,7 +159,7 @@ class Plan:
     @property
     def runs(self) -> tuple[tuple[Patch, int], ...]:
         """(patch, number of its donor) of all patched runs: of the run's donor, of each control; the others."""
-        return _runs(self.patches, len(self.donors), (*self.leave_outs, *self.together))
+        return _runs(self.patches, len(self.donors), (*self.leave_outs, *self.all_layers))
 
     @property
     def recipient(self) -> BaseRun:
@@ -267,8 +267,8 @@ def make_plan(
         patched = set(layers) if 1 in windows else set()
         patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - patched))
         leave_outs = tuple(patch for whole in patches for patch in _leave_one_out(whole))
-    together = _all_layers_patch(target, sizes) if len(donors) > 1 else ()
-    return _plan_states(patches, donors, (leave_outs, together), direction, target, sizes)
+    all_layers = _all_layers_patch(target, sizes) if len(donors) > 1 else ()
+    return _plan_states(patches, donors, (leave_outs, all_layers), direction, target, sizes)
 
 
 def _leave_one_out(patch: Patch) -> list[Patch]:

@@ -29,7 +29,7 @@ class Columns:
     leave_outs: dict[str, NDArray]
 
 
-def columns(
+def to_columns(
     outputs: Outputs,
     plan: Plan,
     labels: Tensor,
@@ -73,7 +73,7 @@ def columns(
     if plan.donors[0] in lonely:
         rest = {name: _unknown(values, lonely[plan.donors[0]]) for name, values in rest.items()}
     kept = {name: rest[name][: len(plan.leave_outs)] for name in CONTROLLED}
-    for i, _ in enumerate(plan.together, start=len(plan.leave_outs)):
+    for i, _ in enumerate(plan.all_layers, start=len(plan.leave_outs)):
         examples |= {f"{name}_all_layers": rest[name][i] for name in CONTROLLED}
     return Columns(examples, _by_image(plan.patches, patched, ids), _by_image(plan.leave_outs, kept, ids))
 
@@ -93,7 +93,7 @@ def _by_image(patches: Sequence[Patch], values: dict[str, NDArray], ids: Tensor)
     return rows | {"example_id": np.repeat(ids.numpy(), len(patches))}
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
+def join_columns(parts: Sequence[Columns]) -> Columns:
     """The columns of several parts of a batch, in their order."""
 
     def all_of(kind: str) -> dict[str, NDArray]:

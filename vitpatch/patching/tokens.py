@@ -56,7 +56,7 @@ def _registers(sizes: Sizes) -> list[int]:
     return [i for i, name in enumerate(sizes.special) if name.startswith("register")]
 
 
-def cell(name: str) -> tuple[int, int] | None:
+def token_position(name: str) -> tuple[int, int] | None:
     """(row, column) of an ``each`` or ``grid`` name, ``None`` for any other."""
     first, _, second = name.partition(":")[2].partition("x")
     return (int(first), int(second)) if first.isdigit() and second.isdigit() else None
@@ -80,7 +80,7 @@ def fixed_tokens(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.
         mask[_registers(sizes)] = True
     elif name == TokenGroup.PATCHES:
         patches[:] = True
-    elif (at := cell(name)) is None:
+    elif (at := token_position(name)) is None:
         mask[sizes.special.index(name.partition(":")[2])] = True
     else:
         height, width = (1, 1) if name.startswith("each") else (rows // blocks[0], columns // blocks[1])

@@ -25,7 +25,7 @@ from vitpatch.plots.style import (
     layer_words,
     place_words,
 )
-from vitpatch.stats.result import Outcome
+from vitpatch.stats.result import RunResult
 from vitpatch.stats.summary import in_layer_order
 from vitpatch.types import BaseRun, Metric
 
@@ -71,7 +71,7 @@ class Trace:
 
 
 def image_pages(
-    outcome: Outcome, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
+    outcome: RunResult, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
 ) -> dict[str, Figure]:
     """The figure of each page by its name; ``summary`` has a column ``series``."""
     over_image = rows_over_image(summary)
@@ -94,7 +94,7 @@ def image_pages(
 
 
 def _traces(
-    outcome: Outcome,
+    outcome: RunResult,
     page: ExamplePage,
     summary: pd.DataFrame,
     at: NDArray[np.intp] | None = None,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.patching.tokens import cell
+from vitpatch.patching.tokens import token_position
 from vitpatch.plots.style import (
     FEW_CLUSTERS,
     LEAST_HEIGHT,
@@ -114,12 +114,14 @@ def rows_over_image(summary: pd.DataFrame) -> NDArray[np.intp] | None:
 
     Where there are several, ``displayed_part`` says so.
     """
-    kinds = [name.partition(":")[0] for name in summary["tokens"] if cell(name)]
+    kinds = [name.partition(":")[0] for name in summary["tokens"] if token_position(name)]
     if not kinds:
         return None
-    first = summary[[name.startswith(f"{kinds[0]}:") and cell(name) is not None for name in summary["tokens"]]]
+    first = summary[
+        [name.startswith(f"{kinds[0]}:") and token_position(name) is not None for name in summary["tokens"]]
+    ]
     first = first[(first["window"] == first["window"].iloc[0]) & (first["head"] == first["head"].iloc[0])]
-    cells = [cell(name) for name in first["tokens"]]
+    cells = [token_position(name) for name in first["tokens"]]
     layers = {layer: i for i, layer in enumerate(sorted(set(first["layer"])))}
     at = np.empty((len(layers), *(max(c[axis] for c in cells) + 1 for axis in (0, 1))), dtype=np.intp)
     for row, layer, (y, x) in zip(first.index, first["layer"], cells, strict=True):

@@ -52,13 +52,13 @@ PANELS_A_ROW = 4
 class References:
     """What effects are drawn with, and its labels.
 
-    ``total`` is the total effect, its mean NaN where there is none; ``together`` the effect of all layers at once;
+    ``total`` is the total effect, its mean NaN where there is none; ``all_layers`` the effect of all layers at once;
     ``own`` the label of the run's own donor, ``controls`` those of others by their columns; ``unselected`` that of the
     column ``effect_unselected``, where the means are of selected images.
     """
 
     total: Estimate
-    together: Estimate | None = None
+    all_layers: Estimate | None = None
     own: str = "mean effect"
     controls: Mapping[str, str] = field(default_factory=dict)
     unselected: str = ""
@@ -134,15 +134,15 @@ def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
 def draw_references(axes: Axes, references: References) -> None:
     """0, the total effect with its interval, and the effect of all layers at once, where there are such."""
     axes.axhline(0, color="black", linewidth=0.8)
-    total, together = references.total, references.together
+    total, all_layers = references.total, references.all_layers
     if not np.isnan(total.mean):
         label = f"total effect {total.mean:+.3f}{', 95 % interval' if total.known else ''}"
         axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label=label)
         if total.known:
             axes.axhspan(total.low, total.high, color=ORANGE, alpha=0.12, linewidth=0)
-    if together is not None:
-        label = f"all layers patched at once {together.mean:+.3f}"
-        axes.axhline(together.mean, color=GREEN, linewidth=2.4, linestyle=":", label=label)
+    if all_layers is not None:
+        label = f"all layers patched at once {all_layers.mean:+.3f}"
+        axes.axhline(all_layers.mean, color=GREEN, linewidth=2.4, linestyle=":", label=label)
 
 
 def _draw_lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], references: References) -> None:

@@ -19,7 +19,7 @@ from vitpatch.plots.profile import References, direct_effects, handover, layer_p
 from vitpatch.plots.small_multiples import classes, windows
 from vitpatch.plots.style import FEW_CLUSTERS, Caption, doubt_words, label_words, layer_words
 from vitpatch.stats.bootstrap import Resamples
-from vitpatch.stats.result import Outcome, is_handover, series_names
+from vitpatch.stats.result import RunResult, is_handover, series_names
 from vitpatch.stats.summary import in_layer_order, single_rows, synergy
 from vitpatch.types import Direction, Donor
 
@@ -34,7 +34,7 @@ CONTROL_WORDS = {
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(outcome: Outcome, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> Drawn:
+def draw(outcome: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> Drawn:
     """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
 
     All is drawn from what the run's files hold; of the ``manifest`` ``title``, the run in a line, and ``calibration``,
@@ -65,7 +65,7 @@ def draw(outcome: Outcome, pages: Sequence[ExamplePage], manifest: Mapping[str, 
     }
 
 
-def profile_references(outcome: Outcome) -> References:
+def profile_references(outcome: RunResult) -> References:
     """What the profile is drawn with; without controls that no included image has a partner for."""
     run = "clean" if outcome.study.direction is Direction.DENOISE else "corrupted"
     controls, unselected = {}, ""
@@ -79,10 +79,10 @@ def profile_references(outcome: Outcome) -> References:
         total = outcome.unselected.total.mean
         unselected = f"all {counted(outcome.unselected.images, 'image')}, not selected"
         unselected += "" if np.isnan(total) else f"; their total effect {total:+.3f}"
-    return References(outcome.total, outcome.together, own, controls, unselected)
+    return References(outcome.total, outcome.all_layers, own, controls, unselected)
 
 
-def _target_figures(outcome: Outcome, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
+def _target_figures(outcome: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
     """What some targets have besides the profile."""
     drawn = {}
     if outcome.study.target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
@@ -96,7 +96,7 @@ def _target_figures(outcome: Outcome, summary: pd.DataFrame, caption: Caption) -
     return drawn
 
 
-def _window_sums(outcome: Outcome, summary: pd.DataFrame) -> pd.DataFrame:
+def _window_sums(outcome: RunResult, summary: pd.DataFrame) -> pd.DataFrame:
     """By window of several layers the sum of their own mean effects, and what it has beyond, with interval."""
     columns = ["sum", "synergy", "synergy_low", "synergy_high"]
     parts = single_rows(summary)
@@ -112,7 +112,7 @@ def _window_sums(outcome: Outcome, summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(np.stack([added, spread.mean, *spread.interval], axis=1), index=rows, columns=columns)
 
 
-def _class_figures(outcome: Outcome, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
+def _class_figures(outcome: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
     """Class × layer, and a profile a class, of the series that the peak is in."""
     series = summary["series"].iloc[0] if outcome.peak is None else outcome.peak_series
     rows = in_layer_order(summary, np.flatnonzero(summary["series"] == series))
@@ -126,7 +126,7 @@ def _class_figures(outcome: Outcome, summary: pd.DataFrame, caption: Caption) ->
     }
 
 
-def _class_effects(outcome: Outcome, rows: NDArray[np.intp]) -> Iterator[ClassEffects]:
+def _class_effects(outcome: RunResult, rows: NDArray[np.intp]) -> Iterator[ClassEffects]:
     """Effects at some rows of the summary on the images of each class; few clusters have no interval."""
     examples, study = outcome.examples, outcome.study
     labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))

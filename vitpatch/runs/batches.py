@@ -16,11 +16,11 @@ from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.ablations import means, zeros
+from vitpatch.patching.ablations import mean_values, zero_values
 from vitpatch.patching.cost import ComputeLimits, Cost, describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, average_draws, execute
 from vitpatch.patching.full_forward import AblationValues
-from vitpatch.patching.table import Columns, columns, joined
+from vitpatch.patching.table import Columns, join_columns, to_columns
 from vitpatch.patching.tokens import token_masks
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import matmul_precision
@@ -67,11 +67,11 @@ class BatchPatcher:
         """The values of a donor that is no run."""
         site, training = self.plan.target.site, self.setup.training
         if self.plan.donors[0] is Donor.ZERO:
-            return zeros(self.model, site)
+            return zero_values(self.model, site)
         if self.plan.donors[0] is not Donor.MEAN:
             return None
         log.info("mean of %s over %s", site, counted(len(training), "training image"))
-        return means(self.model, site, self._training_pixels())
+        return mean_values(self.model, site, self._training_pixels())
 
     def _training_pixels(self) -> Iterator[Tensor]:
         decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
@@ -81,7 +81,7 @@ class BatchPatcher:
 
     def columns(self, images: ImageBatch) -> Columns:
         """The columns of a batch. Raises ``VitPatchError`` where a logit is not finite."""
-        return joined([self.part(part, self.model, self.limits) for part in parts(images, self.limits)])
+        return join_columns([self.part(part, self.model, self.limits) for part in parts(images, self.limits)])
 
     def part(self, images: ImageBatch, model: PatchableViT, limits: ComputeLimits) -> Columns:
         """The columns of as many images as there is room for."""
@@ -100,7 +100,7 @@ class BatchPatcher:
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
         ids_of = {donor: other.ids.cpu() for donor, other in others.items()}
-        measured = columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
+        measured = to_columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
         if (kind := setup.corruption.partner) is not None:
             measured.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
         return measured
@@ -153,7 +153,7 @@ class BatchPatcher:
         model = self.setup.float32_model().to(device)
         limits = self.limits_for(estimate_cost(self.plan, model, len(self.setup.partners)))
         with torch.autocast(device.type, enabled=False), matmul_precision("highest"):
-            exact = joined([self.part(part, model, limits) for part in parts(images, limits)]).effects["effect"]
+            exact = join_columns([self.part(part, model, limits) for part in parts(images, limits)]).effects["effect"]
         if model is not self.model:  # whose place on the device is needed
             model.to("cpu")
         known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
@@ -193,7 +193,7 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
         "cluster": images.clusters[at],
     }
     plan = setup.plan
-    also = partner_fields(plan.donors, bool(plan.together))
+    also = partner_fields(plan.donors, bool(plan.all_layers))
     also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
     tables = {
         "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, also)),

@@ -18,7 +18,7 @@ from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.batches import BatchPatcher
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device
-from vitpatch.stats.result import Outcome, base_metric
+from vitpatch.stats.result import RunResult, base_metric
 from vitpatch.types import BaseRun, ImageBatch
 
 IMAGES_A_PAGE = 6
@@ -26,7 +26,7 @@ DRAWS = 10
 """Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
-def choose_examples(setup: Setup, outcome: Outcome, data: ImageDataModule) -> list[ExamplePage]:
+def choose_examples(setup: Setup, outcome: RunResult, data: ImageDataModule) -> list[ExamplePage]:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
 
     On the trainer's device where the model is needed again.
@@ -43,15 +43,15 @@ def _is_drawn_again(setup: Setup) -> bool:
     return setup.corruption.is_inside_model and setup.corruption.draws < DRAWS
 
 
-def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
+def _choices(outcome: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     """(name of the page, how they were picked, positions among the included images)."""
     total, number = outcome.examples["total_effect"].to_numpy(), min(IMAGES_A_PAGE, len(outcome.examples))
     images = counted(number, "image")
     if not np.isnan(total).any():
-        most = np.argsort(-(outcome.towards or 1) * total, kind="stable")[:number]
+        most = np.argsort(-(outcome.total_sign or 1) * total, kind="stable")[:number]
         yield "largest", f"the {images} with the largest total effect", most
     if outcome.peak is not None:
-        by_effect = np.argsort(-outcome.towards * outcome.effects[:, outcome.peak.name], kind="stable")
+        by_effect = np.argsort(-outcome.total_sign * outcome.effects[:, outcome.peak.name], kind="stable")
         spread = by_effect[np.linspace(0, len(by_effect) - 1, number).round().astype(int)]
         place = place_words(outcome.peak_layer, outcome.peak_series)
         yield "sorted", f"{images} from the largest to the smallest effect at {place}", spread
@@ -59,7 +59,7 @@ def _choices(outcome: Outcome) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     yield "random", f"{images} drawn by lot", np.sort(lot)
 
 
-def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequence[int]) -> Iterator[ExampleImage]:
+def _images(setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Sequence[int]) -> Iterator[ExampleImage]:
     """The images at ``rows`` of the outcome: decoding and corruption are functions of the image's id."""
     examples = outcome.examples.iloc[rows]
     batch = data.batch_of(examples["example_id"].tolist())
@@ -83,7 +83,7 @@ def _images(setup: Setup, outcome: Outcome, data: ImageDataModule, rows: Sequenc
 
 
 def _numbers(
-    setup: Setup, outcome: Outcome, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
+    setup: Setup, outcome: RunResult, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
 ) -> tuple[dict[BaseRun, NDArray], NDArray, dict[BaseRun, NDArray]]:
     """The headline metric of the base runs (images,) and of the patched ones (images, patches), and predictions.
 

@@ -26,7 +26,7 @@ from vitpatch.data.datamodule import BadImage, ImageDataModule
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.patching.cost import GB, memory_limit
-from vitpatch.patching.table import joined
+from vitpatch.patching.table import join_columns
 from vitpatch.runs.batches import BatchPatcher, parts, tables_of
 from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.distributed import SIGNALS, STOP, Group, Interrupted, SharedFailure, StopAfterBatch, processes
@@ -85,7 +85,7 @@ class PatchingModule(lightning.LightningModule):
             measured.append(patching.part(part, self.model, patching.limits))
             if self.line is None and not self.group.rank:
                 self.line = patching.log_cost(len(part), time.perf_counter() - started)
-        measured = joined(measured)
+        measured = join_columns(measured)
         if self.setup.is_reduced and self.precision_error is None and not self.group.rank:
             known = replace(images, labels=torch.from_numpy(measured.examples["label"]))
             self.precision_error = patching.compare_with_float32(known, measured.effects["effect"])

@@ -13,7 +13,7 @@ from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.bootstrap import RESAMPLES
 from vitpatch.stats.inference import FLIPS
-from vitpatch.stats.result import Outcome, is_handover
+from vitpatch.stats.result import RunResult, is_handover
 from vitpatch.types import BaseRun, Direction, Estimate, Metric, Site, Tested, TokenGroup
 
 NO_LABELS = "the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1"
@@ -42,7 +42,7 @@ HANDOVER_OF_ONE_WINDOW = "there is no picture of the handover: it is drawn where
 NO_PEAK = "peak_layer is null: the mean total effect is 0 and has no direction"
 
 
-def notes(outcome: Outcome) -> list[str]:
+def notes(outcome: RunResult) -> list[str]:
     """What a reader of the means must know."""
     study, summary, selected = outcome.study, outcome.summary, outcome.unselected
     texts = []
@@ -73,7 +73,7 @@ def notes(outcome: Outcome) -> list[str]:
     return texts
 
 
-def manifest_entries(outcome: Outcome) -> dict[str, Any]:
+def manifest_entries(outcome: RunResult) -> dict[str, Any]:
     """The result as entries of the manifest; what is not known is null, with the reason in ``notes``."""
     study, selected = outcome.study, outcome.unselected
     entries = {
@@ -106,14 +106,14 @@ def _entries(estimate: Estimate) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in values.items()}
 
 
-def _peak_value(outcome: Outcome, column: str) -> Any:
+def _peak_value(outcome: RunResult, column: str) -> Any:
     if outcome.peak is None:
         return None
     value = outcome.peak[column]
     return value.item() if hasattr(value, "item") else value
 
 
-def _peak_group(outcome: Outcome) -> dict[str, Any]:
+def _peak_group(outcome: RunResult) -> dict[str, Any]:
     """The layers that may be the peak, how often the peak is it in resamples, its size from split halves."""
     group = outcome.peak_group
     if group is None:
@@ -127,7 +127,7 @@ def _peak_group(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def tracker_values(outcome: Outcome) -> dict[str, Any]:
+def tracker_values(outcome: RunResult) -> dict[str, Any]:
     """The tracker's summary values."""
     examples = outcome.examples
     values = {
@@ -141,7 +141,7 @@ def tracker_values(outcome: Outcome) -> dict[str, Any]:
     return values
 
 
-def closing_lines(outcome: Outcome, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
+def closing_lines(outcome: RunResult, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
     """The few lines that end a run; ``more_notes`` are those on its labels and probabilities."""
     values, images = tracker_values(outcome), len(outcome.examples)
     corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
@@ -165,7 +165,7 @@ def closing_lines(outcome: Outcome, folder: RunFolder, title: str, more_notes: S
     return [*texts, f"  pictures      {pictures} in figures/"]
 
 
-def _peak_lines(outcome: Outcome) -> list[str]:
+def _peak_lines(outcome: RunResult) -> list[str]:
     peak, series = outcome.peak, outcome.peak_series
     if peak is None:
         return ["  peak layer    none: the mean total effect is 0"]
@@ -179,7 +179,7 @@ def _peak_lines(outcome: Outcome) -> list[str]:
     return texts
 
 
-def _peak_set_line(outcome: Outcome) -> list[str]:
+def _peak_set_line(outcome: RunResult) -> list[str]:
     entries, group = _peak_group(outcome), outcome.peak_group
     if entries["peak_stability"] is None:
         return []

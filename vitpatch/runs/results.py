@@ -17,12 +17,12 @@ from vitpatch.io import atomic_write
 from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
-from vitpatch.stats.result import Outcome, analyze
+from vitpatch.stats.result import RunResult, analyze
 from vitpatch.stats.summary import Measured
 from vitpatch.types import BaseRun, Donor, Study
 
 
-def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> Outcome:
+def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> RunResult:
     """Means, intervals, tests and the peak, from the merged files.
 
     Raises ``VitPatchError`` where no image is included.

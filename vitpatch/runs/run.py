@@ -32,7 +32,7 @@ from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, make_tracker
 from vitpatch.runs.trainer import check_processes, on_threads
 from vitpatch.secrets import check_no_secret
-from vitpatch.stats.result import Outcome, series_names
+from vitpatch.stats.result import RunResult, series_names
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _make(
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
-def _manifest(setup: Setup, config: dict[str, Any], outcome: Outcome, done: Done) -> dict[str, Any]:
+def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: Done) -> dict[str, Any]:
     """What the manifest says, but for times."""
     cfg, found = setup.cfg, manifest_entries(outcome)
     return {
@@ -206,7 +206,7 @@ def _versions() -> dict[str, str]:
     return own | {name: version(name) for name in PACKAGES}
 
 
-def _counts(setup: Setup, outcome: Outcome, skipped: int) -> dict[str, Any]:
+def _counts(setup: Setup, outcome: RunResult, skipped: int) -> dict[str, Any]:
     read, include, donor = len(setup.images) - skipped, setup.study.include, setup.study.donor
     alone = outcome.without_partner
     dropped = {

@@ -77,9 +77,9 @@ def peak(effects: Array, total: float) -> int | None:
     return None if total == 0 else int(furthest(effects, np.sign(total)))
 
 
-def furthest(means: Array, towards: float) -> NDArray[np.intp]:
-    """The column whose mean goes furthest towards a sign, the lowest within ``TIE``: (…, columns) → (…)."""
-    means = np.sign(towards) * means
+def furthest(means: Array, sign: float) -> NDArray[np.intp]:
+    """The column whose mean goes furthest towards ``sign``, the lowest within ``TIE``: (…, columns) → (…)."""
+    means = np.sign(sign) * means
     assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
     return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
 
@@ -96,31 +96,31 @@ class Peaks:
     stability: Array
 
 
-def peak_set(effects: Array, towards: float, clusters: NDArray[np.integer], seed: int) -> Peaks:
+def peak_set(effects: Array, sign: float, clusters: NDArray[np.integer], seed: int) -> Peaks:
     """The layers whose simultaneous interval of (best − this) holds 0, by max-T over the layers.
 
-    ``effects`` (images, layers) in order of layer; the best goes furthest ``towards`` a sign, as in ``peak``. Of
+    ``effects`` (images, layers) in order of layer; the best goes furthest towards ``sign``, as in ``peak``. Of
     one cluster all layers are in the set: none is shown to be below.
     """
-    assert towards, "the total effect is 0: there is no direction and no peak"
+    assert sign, "the total effect is 0: there is no direction and no peak"
     spread = Resamples(clusters, seed).spread(effects)
-    best = int(furthest(spread.mean, towards))
+    best = int(furthest(spread.mean, sign))
     if spread.resampled is None:
         return Peaks(best, tuple(range(len(spread.mean))), np.full(len(spread.mean), np.nan))
-    means, resampled = np.sign(towards) * spread.mean, np.sign(towards) * spread.resampled
+    means, resampled = np.sign(sign) * spread.mean, np.sign(sign) * spread.resampled
     low, _ = simultaneous_interval(means[best] - means, resampled[:, best, None] - resampled)
     often = np.bincount(furthest(resampled, 1), minlength=len(means)) / len(resampled)
     return Peaks(best, tuple(np.flatnonzero(low <= TIE).tolist()), often)
 
 
-def peak_size(effects: Array, towards: float, clusters: NDArray[np.integer], seed: int, splits: int = SPLITS) -> float:
+def peak_size(effects: Array, sign: float, clusters: NDArray[np.integer], seed: int, splits: int = SPLITS) -> float:
     """The mean effect at the peak, chosen on one half of the clusters and measured on the other, both ways.
 
     ``effects`` (images, layers) → the average over random splits; NaN of one cluster. The largest of noisy means is
     biased up, this is the expected effect of a layer so chosen: never above the true peak's on average, and below it
     as far as half of the clusters choose another.
     """
-    assert towards, "the total effect is 0: there is no direction and no peak"
+    assert sign, "the total effect is 0: there is no direction and no peak"
     sums, counts = cluster_sums(effects, clusters)
     if (n := len(counts)) < 2:
         return np.nan
@@ -128,7 +128,7 @@ def peak_size(effects: Array, towards: float, clusters: NDArray[np.integer], see
     for rows in row_blocks(splits, max(sums.shape)):
         halves = rng.permuted(np.tile(np.arange(n) < n // 2, (rows.stop - rows.start, 1)), axis=1)
         one, other = ((half @ sums) / (half @ counts)[:, None] for half in (halves.astype(float), 1.0 - halves))
-        sizes += [_pick(other, furthest(one, towards)), _pick(one, furthest(other, towards))]
+        sizes += [_pick(other, furthest(one, sign)), _pick(one, furthest(other, sign))]
     return float(np.concatenate(sizes).mean())
 
 

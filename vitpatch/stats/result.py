@@ -47,12 +47,12 @@ class Unselected:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What is known once all images are through, over the included ones.
 
     ``examples`` has a row an image, with ``total_effect`` and ``has_empty_group`` (whether one of its token groups has
     no token), ``summary`` a row a patch; ``effects`` (images, patches) are on the headline
-    metric; ``total`` is the total effect, ``together`` the mean effect of all layers at once; ``without_partner``
+    metric; ``total`` is the total effect, ``all_layers`` the mean effect of all layers at once; ``without_partner``
     counts the images that are left out because they have no partner for the run's donor; ``marginals`` has a row a
     window and layer that is left out of it.
     """
@@ -64,7 +64,7 @@ class Outcome:
     summary: pd.DataFrame
     peaks: Sequence[GroupPeak]
     total: Estimate
-    together: Estimate | None
+    all_layers: Estimate | None
     unselected: Unselected | None
     marginals: pd.DataFrame | None
     without_partner: int
@@ -85,14 +85,14 @@ class Outcome:
         return bool(self.examples["label_is_predicted"].any())
 
     @property
-    def towards(self) -> float:
+    def total_sign(self) -> float:
         """The sign of the total effect, 0 = it has none; of a donor that is no run that of damage."""
-        return total_sign(self.total.mean, self.study)
+        return total_effect_sign(self.total.mean, self.study)
 
     @cached_property
     def peak(self) -> pd.Series | None:
         """The row of ``summary`` that goes furthest; ``None`` where the total effect has no direction."""
-        row = peak_row(self.summary["layer"], self.summary["effect"].to_numpy(), self.towards)
+        row = peak_row(self.summary["layer"], self.summary["effect"].to_numpy(), self.total_sign)
         return None if row is None else self.summary.iloc[row]
 
     @property
@@ -127,7 +127,7 @@ def analyze(
     patches: pd.DataFrame,
     measured: Measured,
     leave_outs: pd.DataFrame | None = None,
-) -> Outcome:
+) -> RunResult:
     """Means, intervals, tests and the peak of what was measured of all images, in the order of ``examples``.
 
     ``examples``, with a column ``has_empty_group``, and ``leave_outs`` as in the parquet files; ``patches`` has a row a
@@ -148,16 +148,16 @@ def analyze(
     examples, measured = examples[kept].reset_index(drop=True), measured.select(kept)
     resamples = Resamples(examples["cluster"].to_numpy(), study.seed)
     total = resamples.spread(examples[["total_effect"]].to_numpy(float), method=study.interval).estimates[0]
-    together = None
+    all_layers = None
     if "effect_all_layers" in examples:
         values = examples[["effect_all_layers"]].to_numpy(float)
-        together = resamples.spread(values, method=study.interval).estimates[0]
+        all_layers = resamples.spread(values, method=study.interval).estimates[0]
     summary, peaks = summary_table(
         patches,
         measured,
         examples,
         resamples,
-        total_sign(total.mean, study),
+        total_effect_sign(total.mean, study),
         method=study.interval,
         tested=study.test,
         compare_controls=study.direction is Direction.DENOISE,  # else the own donor is corrupt, the controls' clean
@@ -167,7 +167,7 @@ def analyze(
     marginals = None
     if leave_outs is not None:
         marginals = _marginals(study, leave_outs, examples, summary, measured, resamples)
-    return Outcome(
+    return RunResult(
         study=study,
         donors=tuple(donors),
         examples=examples,
@@ -175,7 +175,7 @@ def analyze(
         summary=summary,
         peaks=peaks,
         total=total,
-        together=together,
+        all_layers=all_layers,
         unselected=unselected,
         marginals=marginals,
         without_partner=int((~has_partner).sum()),
@@ -187,7 +187,7 @@ def _unselected(study: Study, examples: pd.DataFrame, patches: pd.DataFrame, eff
     resamples = Resamples(examples["cluster"].to_numpy(), study.seed)
     total = resamples.spread(examples[["total_effect"]].to_numpy(float), method=study.interval).estimates[0]
     means = effects.mean(0, dtype=float)
-    row = peak_row(patches["layer"], means, total_sign(total.mean, study))
+    row = peak_row(patches["layer"], means, total_effect_sign(total.mean, study))
     return Unselected(len(examples), total, means, None if row is None else int(patches["layer"].iloc[row]))
 
 
@@ -246,17 +246,17 @@ def base_metric(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.nda
     return examples[f"{metric}_{base_run}"].to_numpy(float)
 
 
-def total_sign(total: float, study: Study) -> float:
+def total_effect_sign(total: float, study: Study) -> float:
     """The sign of a mean total effect; of a donor that is no run that of damage."""
     if study.donor.is_constant:
         return 1.0 if study.metric is Metric.KL else -1.0
     return float(np.sign(total))
 
 
-def peak_row(layers: pd.Series, effects: Array, towards: float) -> int | None:
+def peak_row(layers: pd.Series, effects: Array, total_sign: float) -> int | None:
     """The position of the mean effect, (patches,) each, that goes furthest, of the lowest layer on a tie."""
     order = np.argsort(np.asarray(layers), kind="stable")
-    at = inference.peak(effects[order], towards)
+    at = inference.peak(effects[order], total_sign)
     return None if at is None else int(order[at])
 
 

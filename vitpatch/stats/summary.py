@@ -63,7 +63,7 @@ def summary_table(
     measured: Measured,
     examples: pd.DataFrame,
     resamples: Resamples,
-    towards: float,
+    total_sign: float,
     *,
     method: str = "percentile",
     tested: Tested = Tested.LOG_ODDS,
@@ -71,7 +71,7 @@ def summary_table(
 ) -> tuple[pd.DataFrame, list[GroupPeak]]:
     """All columns of ``summary.csv``, a row a patch, and the peaks of its groups of rows.
 
-    Arguments as in ``summarize``; ``towards`` is the sign of the total effect, 0 = there is no peak; ``tested`` the
+    Arguments as in ``summarize``; ``total_sign`` is the sign of the total effect, 0 = there is no peak; ``tested`` the
     effects that p is of; ``compare_controls``: whether the own donor's effects may be compared with the controls'.
     """
     summary = summarize(patches, measured, examples, resamples, method)
@@ -82,7 +82,7 @@ def summary_table(
     if other is not None and compare_controls:
         columns |= _own_minus_other(own - other, resamples, method)
     columns |= _synergy_columns(measured, summary, resamples, method)
-    peaks = list(_group_peaks(summary, measured.effects, towards, resamples)) if towards else []
+    peaks = list(_group_peaks(summary, measured.effects, total_sign, resamples)) if total_sign else []
     return summary.assign(**columns, **_peak_columns(peaks, len(summary))), peaks
 
 
@@ -176,13 +176,13 @@ def _synergy_columns(measured: Measured, summary: pd.DataFrame, resamples: Resam
     return columns
 
 
-def _group_peaks(summary: pd.DataFrame, effects: Array, towards: float, resamples: Resamples) -> Iterator[GroupPeak]:
+def _group_peaks(summary: pd.DataFrame, effects: Array, total_sign: float, resamples: Resamples) -> Iterator[GroupPeak]:
     """For each group of rows that layers are compared in: the rows that may be its peak, and its size."""
     for name, rows in group_rows(summary).items():
         ordered = in_layer_order(summary, rows)
         values = effects[:, ordered]
-        peaks = inference.peak_set(values, towards, resamples.clusters, resamples.seed)
-        size = inference.peak_size(values, towards, resamples.clusters, resamples.seed)
+        peaks = inference.peak_set(values, total_sign, resamples.clusters, resamples.seed)
+        size = inference.peak_size(values, total_sign, resamples.clusters, resamples.seed)
         members = ordered[list(peaks.members)]
         yield GroupPeak(name, int(ordered[peaks.best]), members, ordered, peaks.stability, size)
 
