@@ -9,12 +9,9 @@ from scipy.ndimage import gaussian_filter, sobel
 
 from vitpatch.corruptions.base import Chain, as_corruption, uniform
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
-from vitpatch.corruptions.frequency import LowPass, PhaseScramble, odd_field
-from vitpatch.corruptions.masked import (
-    Occlude,
-)
+from vitpatch.corruptions.masked import Occlude
 from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise, luma
-from vitpatch.corruptions.shape import Edges, PatchShuffle
+from vitpatch.corruptions.structure import Edges, LowPass, PatchShuffle, PhaseScramble, odd_draws
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 
@@ -132,7 +129,7 @@ def test_phase_scramble_keeps_amplitudes_mean_and_the_relation_of_colours(size):
 @pytest.mark.parametrize("shape", [(16, 16), (15, 12)])
 def test_the_field_of_phases_is_odd_and_uniform_on_both_sides_of_0(shape):
     images = replace(batch(), images=torch.zeros(6, 3, *shape))
-    field = odd_field(images, 0).numpy()
+    field = odd_draws(images, 0).numpy()
     down, across = (-np.arange(n) % n for n in shape)
     assert np.array_equal(field, -field[..., down[:, None], across])
     one_side = field[..., 1 : (shape[1] + 1) // 2]

@@ -7,8 +7,7 @@ from conftest import NAMES, save_model
 from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
-from vitpatch.corruptions.embedding_noise import EmbeddingNoise
-from vitpatch.corruptions.moments import moments
+from vitpatch.corruptions.embedding_noise import EmbeddingNoise, measure_moments
 from vitpatch.corruptions.pixels import Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
@@ -78,13 +77,13 @@ def test_a_wrong_key_is_refused(wrong, says):
 def test_the_spread_is_that_of_all_values_at_once():
     generator = torch.Generator().manual_seed(4)
     values = torch.randn(30, PATCHES, WIDTH, generator=generator) * torch.linspace(0.1, 2, WIDTH) + 1e4
-    found = moments([values[:7], values[7:8], values[8:]])
+    found = measure_moments([values[:7], values[7:8], values[8:]])
     whole = values.double()
     assert float(found.spread("global")) == pytest.approx(float(whole.std()), rel=1e-10)
     assert found.spread("channel") == pytest.approx(whole.flatten(0, 1).std(0).numpy(), rel=1e-8)
     about_own_means = whole.flatten(0, 1).sub(whole.flatten(0, 1).mean(0)).std()
     shifted = values + torch.arange(WIDTH)  # means of channels that differ are part of the pooled spread
-    assert float(moments([shifted]).spread("global")) > 1.5 * float(about_own_means)
+    assert float(measure_moments([shifted]).spread("global")) > 1.5 * float(about_own_means)
 
 
 # --- in a model ---

@@ -15,8 +15,8 @@ from vitpatch.corruptions.masked import (
     ObjectOnly,
     Occlude,
     Silhouette,
-    boxes,
-    infilled,
+    bounding_boxes,
+    inpaint,
 )
 from vitpatch.corruptions.pixels import luma
 from vitpatch.errors import VitPatchError
@@ -94,7 +94,7 @@ def test_what_fills_a_hole(fill, value):
     inside, outside = where(images)
     want = background_mean(images)[:, :, None, None] if value is None else np.full((6, 3, 1, 1), value)
     want = torch.from_numpy(want).float().expand_as(images.images)
-    box = boxes(images.masks).expand_as(images.images)
+    box = bounding_boxes(images.masks).expand_as(images.images)
     assert torch.allclose(ObjectOnly(fill)(images, 0)[outside], want[outside], atol=1e-6)
     assert torch.allclose(Occlude(fill)(images, 0)[inside], want[inside], atol=1e-6)
     out = BackgroundOnly(fill)(images, 0)
@@ -109,20 +109,20 @@ def test_a_box_is_the_smallest_around_the_object():
     masks[2] = 1
     want = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     want[0, 0, 2:6, 1:4] = want[2] = True
-    assert torch.equal(boxes(masks), want)
+    assert torch.equal(bounding_boxes(masks), want)
 
 
 def test_as_much_of_the_object_is_covered_as_asked_from_one_side_and_growing():
     images, earlier = batch(size=32), None
     area = images.masks.sum((1, 2, 3))
     for amount in (0.2, 0.5, 0.8, 1.0):
-        covered = Occlude(amount=amount)._covered(images, 0)
+        covered = Occlude(amount=amount)._cover(images, 0)
         share = (covered * images.masks).sum((1, 2, 3)) / area
         assert (share - amount).abs().max() <= 1 / area.min() + 1e-6
         assert earlier is None or (covered >= earlier).all()
         earlier = covered
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    covered = Occlude(amount=0.5)._covered(images, 0)[:, 0].bool()
+    covered = Occlude(amount=0.5)._cover(images, 0)[:, 0].bool()
     for one, mask in zip(covered, images.masks[:, 0] > 0, strict=True):
         toward = torch.stack([(grid[one & mask].mean() - grid[~one & mask].mean()) for grid in (rows, columns)])
         along = (rows * toward[0] + columns * toward[1]) / toward.norm()
@@ -131,7 +131,7 @@ def test_as_much_of_the_object_is_covered_as_asked_from_one_side_and_growing():
 
 def test_objects_are_covered_from_all_sides():
     images = batch(range(40), size=32)
-    covered = Occlude(amount=0.5)._covered(images, 0) * images.masks
+    covered = Occlude(amount=0.5)._cover(images, 0) * images.masks
     along = torch.arange(32.0) - 15.5
     down, across = ((covered * axis).sum((1, 2, 3)) for axis in (along[:, None], along))
     quarters = [int(((down > 0) == d).logical_and((across > 0) == a).sum()) for d in (0, 1) for a in (0, 1)]
@@ -164,9 +164,9 @@ def test_a_hole_is_filled_from_around_it_alone():
     hole = (images.masks > 0).float()
     left = torch.arange(32) < 16
     two = torch.where(left, 0.2, 0.8).expand_as(images.images)  # a dark and a light half
-    ground = infilled(torch.where(hole > 0, images.images, two), hole)
+    ground = inpaint(torch.where(hole > 0, images.images, two), hole)
     assert torch.equal(ground[(hole == 0).expand_as(ground)], two[(hole == 0).expand_as(two)])
-    assert torch.equal(ground, infilled(torch.where(hole > 0, 1 - images.images, two), hole))
+    assert torch.equal(ground, inpaint(torch.where(hole > 0, 1 - images.images, two), hole))
     assert ((ground >= 0.2 - 1e-5) & (ground <= 0.8 + 1e-5)).all()
     inside = hole.bool()[:, 0]
     assert all(

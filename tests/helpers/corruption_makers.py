@@ -4,7 +4,6 @@ import torch
 
 from vitpatch.corruptions.base import Chain
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
-from vitpatch.corruptions.frequency import LowPass, PhaseScramble
 from vitpatch.corruptions.masked import (
     BackgroundOnly,
     DesaturateBackground,
@@ -14,7 +13,7 @@ from vitpatch.corruptions.masked import (
     Silhouette,
 )
 from vitpatch.corruptions.pixels import Blur, Gray, Noise
-from vitpatch.corruptions.shape import Edges, PatchShuffle
+from vitpatch.corruptions.structure import Edges, LowPass, PatchShuffle, PhaseScramble
 from vitpatch.types import ImageBatch
 
 MAKERS = {  # class: what makes it of a strength

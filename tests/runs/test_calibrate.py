@@ -338,7 +338,7 @@ def test_noise_on_embeddings_is_calibrated(patched, on_splits, made, draws):
 
 def test_a_dry_run_takes_nothing_from_training_images(patched, on_splits, monkeypatch):
     monkeypatch.setattr(calibrate, "search", None)
-    monkeypatch.setattr(calibrate, "moments", None)
+    monkeypatch.setattr(calibrate, "measure_moments", None)
     folder = patched(*on_splits, "corruption=embedding_noise", "calibrate=prob_drop:0.2", "dry_run=true")
     assert not (folder / "manifest.json").exists()
 

@@ -2,8 +2,7 @@
 
 from vitpatch.corruptions.base import Chain, Corruption
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
-from vitpatch.corruptions.embedding_noise import EmbeddingNoise
-from vitpatch.corruptions.frequency import LowPass, PhaseScramble
+from vitpatch.corruptions.embedding_noise import EmbeddingNoise, Moments
 from vitpatch.corruptions.masked import (
     BackgroundOnly,
     DesaturateBackground,
@@ -12,9 +11,8 @@ from vitpatch.corruptions.masked import (
     Occlude,
     Silhouette,
 )
-from vitpatch.corruptions.moments import Moments
 from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise
-from vitpatch.corruptions.shape import Edges, PatchShuffle
+from vitpatch.corruptions.structure import Edges, LowPass, PatchShuffle, PhaseScramble
 
 __all__ = [
     "BackgroundOnly", "BackgroundSwap", "Blur", "Chain", "Corruption", "DesaturateBackground", "DesaturateObject",

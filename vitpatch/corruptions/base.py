@@ -1,12 +1,14 @@
-"""What all corruptions share: the base class, the draws of one image, and the chain.
+"""What all corruptions share: the base classes, the random draws of one image, and the chain.
 
 A corruption turns a batch of images into corrupted ones: ``(ImageBatch, seed) → images``, float32 of the same shape
-(batch, 3, height, width), still on the [0, 1] scale, on the device the batch is on. Its constructor's parameters are
-the keys of its file in ``conf/corruption/``. What is random in it must be a function of the seed and the image's id
-alone – ``normal_like`` and ``uniform`` are – so that a result does not depend on the batch, the order or the device.
+(batch, 3, height, width), still on the [0, 1] scale, on the device the batch is on. Its fields are the keys of its
+file in ``conf/corruption/``; their types say what the keys may be. What is random in it must be a function of the seed
+and the image's id alone – ``normal_like`` and ``uniform`` are – so that a result does not depend on the batch, the
+order or the device.
 
-A class of your own needs no base class: anything that is called with a batch and a seed is taken. It may declare the
-class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs_masks``, ``partner``.
+A class of your own needs no base class: anything that can be called with a batch and a seed is taken. It may declare
+the class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs_masks``, ``partner``. In this package
+most are a ``Blend``: a dataclass with one method, ``_other``.
 """
 
 from __future__ import annotations
@@ -14,15 +16,14 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitpatch.checks import Interval, Share, check_arguments
-from vitpatch.corruptions.moments import Moments
+from vitpatch.checks import Interval, Share, check_fields
 from vitpatch.errors import VitPatchError
 from vitpatch.identity import as_option
 from vitpatch.types import ImageBatch, Partner
@@ -31,16 +32,19 @@ LARGEST_PIXEL = 30.0
 """Pixels of a user's class beyond this are on a scale to 255."""
 Strength = Annotated[float, Interval(ge=0, le=1000)]
 """Far more than does anything, and far less than overflows."""
+Amount = Annotated[Share, "the share of the corrupted image"]
 USE_ALONE = "corruption.steps: {} is added inside the model, after all pixels; use it alone"
 
 
 class Corruption:
     """The base of all corruptions: by default a corruption of pixels that changes nothing.
 
-    ``strength_key`` is the parameter that makes it stronger, 0 = the identity, and ``strongest`` where that ends;
+    ``strength_key`` is the parameter that makes it stronger, 0 = the identity, and ``strongest`` its largest value;
     ``needs_masks``: the images need object masks; ``partner``: which other image it asks for in ``ImageBatch.others``.
-    ``is_inside_model``: it leaves pixels alone and adds ``embedding_noise``, of which an image has so many independent
-    ``draws``, whose probabilities are average_draws. ``needs_training``: it wants statistics of training images.
+
+    ``is_inside_model``: it leaves pixels alone and adds ``embedding_noise`` inside the model, of which each image has
+    ``draws`` independent draws, whose probabilities are averaged. ``needs_training``: it needs statistics of training
+    images.
     """
 
     strength_key: str | None = None
@@ -50,6 +54,9 @@ class Corruption:
     is_inside_model: bool = False
     needs_training: bool = False
     draws: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "corruption")
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape, of what the class does to pixels; here nothing."""
@@ -81,13 +88,19 @@ class Corruption:
         """
         return None
 
-    def with_statistics(self, moments: Moments) -> Self:
-        """A copy that knows the moments of the training images' patch embeddings; this one where it wants none."""
+    def with_statistics(self, moments: Any) -> Self:
+        """A copy that knows the ``Moments`` of the training images' patch embeddings; itself where it needs none."""
         return self
 
     def describe_statistics(self) -> dict[str, Any]:
         """What it took from the statistics, as entries of the manifest."""
         return {}
+
+    def masks_of(self, batch: ImageBatch) -> Tensor:
+        """The batch's masks. Raises ``VitPatchError`` where there are none."""
+        if batch.masks is None:
+            raise missing_masks(self)
+        return batch.masks
 
     @property
     def class_name(self) -> str:
@@ -139,7 +152,31 @@ def as_corruption(function: Callable[[ImageBatch, int], Tensor]) -> Corruption:
     return function if isinstance(function, Corruption) else UsersCorruption(function)
 
 
-class Chain(Corruption):
+class Blend(Corruption):
+    """A corruption that blends each image with another one, ``amount`` of it: 0 the identity, 1 all.
+
+    A subclass is a dataclass with a field ``amount: Amount`` and says in ``_other`` what the other image is. Where it
+    acts on a part of the image, ``_weight`` is ``amount`` there and 0 elsewhere.
+    """
+
+    strength_key = "amount"
+    amount: float
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        return torch.lerp(batch.images, self._other(batch, seed), self._weight(batch, seed))
+
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3 or 1, height, width): the image at amount 1."""
+        raise NotImplementedError
+
+    def _weight(self, batch: ImageBatch, seed: int) -> float | Tensor:
+        """The share of the other image, a number or (batch, 1, height, width)."""
+        return self.amount
+
+
+@dataclass(eq=False)
+class Chain(Blend):
     """One corruption after another, each on what the one before it made; a chain may stand in a chain.
 
     Masks and partners stay those of the data. The first step draws from the run's seed, as it would alone; every
@@ -148,16 +185,13 @@ class Chain(Corruption):
     added inside the model.
     """
 
-    strength_key = "amount"
+    steps: Sequence[Callable[[ImageBatch, int], Tensor]]
+    amount: Amount = 1.0
 
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        steps: Sequence[Callable[[ImageBatch, int], Tensor]],
-        amount: Annotated[Share, "the share of the chain's result in the image"] = 1.0,
-    ) -> None:
-        self.amount = float(amount)
-        steps = tuple(steps) if isinstance(steps, Sequence) and not isinstance(steps, str) else (steps,)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_list = isinstance(self.steps, Sequence) and not isinstance(self.steps, str)
+        steps = tuple(self.steps) if is_list else (self.steps,)
         wrong = [step for step in steps if not callable(step)]
         if wrong or not steps:
             got = wrong[0] if wrong else []
@@ -173,15 +207,14 @@ class Chain(Corruption):
             raise VitPatchError(f"corruption.steps: ask for partners of several kinds ({', '.join(kinds)}); take one")
         self.partner = kinds[0] if kinds else None
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape."""
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
         images, number = batch.images, 0
         for step in self.steps:
             images = step.pixels(replace(batch, images=images), seed_of_step(seed, number))
             number += _length(step)
-        return torch.lerp(batch.images, images, self.amount)
+        return images
 
-    def with_statistics(self, moments: Moments) -> Chain:
+    def with_statistics(self, moments: Any) -> Chain:
         """A copy each of whose steps knows the moments."""
         new = copy.copy(self)
         new.steps = tuple(step.with_statistics(moments) for step in self.steps)
@@ -220,7 +253,7 @@ def generators(ids: Tensor, seed: int, *more: int, spawn_key: tuple[int, ...] = 
         yield torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
 
-def no_masks(corruption: Corruption) -> VitPatchError:
+def missing_masks(corruption: Corruption) -> VitPatchError:
     """The error where the data have no object masks."""
     return VitPatchError(
         f"corruption {corruption.option_name} needs object masks and the data have none: name their column with "

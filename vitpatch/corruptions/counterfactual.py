@@ -6,32 +6,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from vitpatch.checks import Share, check_arguments
-from vitpatch.corruptions.base import Corruption, no_masks
-from vitpatch.corruptions.masked import infilled, masks_of
+from vitpatch.corruptions.base import Amount, Blend, missing_masks
+from vitpatch.corruptions.masked import inpaint
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch, Partner
 
 
-class _FromPartner(Corruption):
-    """Takes something from the partner."""
+@dataclass(eq=False)
+class OtherImage(Blend):
+    """Another image in the place of this one: the counterfactual input (Meng et al. 2022; Zhang & Nanda 2024).
 
-    strength_key = "amount"
+    ``amount`` mixes the two: 0 the identity, 1 the partner.
+    """
 
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        kind: Partner = Partner.OTHER_CLASS,
-        amount: Annotated[Share, "the share that is the partner's"] = 1.0,
-    ) -> None:
-        self.partner, self.amount = Partner(kind), float(amount)
+    kind: Partner = Partner.OTHER_CLASS
+    amount: Amount = 1.0
 
-    def _others(self, batch: ImageBatch) -> ImageBatch:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.partner = Partner(self.kind)
+
+    def _partners(self, batch: ImageBatch) -> ImageBatch:
         if batch.others is None:
             raise VitPatchError(
                 f"corruption {self.option_name} needs a partner of each image ({self.partner}) and the batch has "
@@ -39,32 +38,25 @@ class _FromPartner(Corruption):
             )
         return batch.others
 
-
-class OtherImage(_FromPartner):
-    """Another image in the place of this one: the counterfactual input (Meng et al. 2022; Zhang & Nanda 2024).
-
-    ``amount`` mixes the two: 0 the identity, 1 the partner.
-    """
-
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape, at amount 1 the partners' images."""
-        return torch.lerp(batch.images, self._others(batch).images, self.amount)
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        return self._partners(batch).images
 
 
-class BackgroundSwap(_FromPartner):
+class BackgroundSwap(OtherImage):
     """The object before its partner's background (Mixed-Rand, Mixed-Same of Xiao et al. 2021, Noise or Signal).
 
-    The partner's own object is filled from around it (``masked.infilled``); the object is laid on by its soft mask.
+    The partner's own object is filled from around it (``masked.inpaint``); the object is laid on by its soft mask.
     Of a ``pair`` the image's mask stands for both.
     ``amount`` is the share of the way there: 0 the identity, 1 the partner's background.
     """
 
     needs_masks = True
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""
-        masks, others = masks_of(batch, self), self._others(batch)
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        others = self._partners(batch)
         if others.masks is None:
-            raise no_masks(self)
-        ground = infilled(others.images, others.masks)
-        return torch.lerp(batch.images, ground, (self.amount * (1 - masks)).expand_as(ground))
+            raise missing_masks(self)
+        return inpaint(others.images, others.masks)
+
+    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
+        return self.amount * (1 - self.masks_of(batch))

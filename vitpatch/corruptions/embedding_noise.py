@@ -8,6 +8,8 @@ before positions are added; special tokens, which hold nothing of the image, get
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,9 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vitpatch.checks import Count, check_arguments
+from vitpatch.checks import Count
 from vitpatch.corruptions.base import USE_ALONE, Corruption, Strength, generators
-from vitpatch.corruptions.moments import Moments
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 
@@ -25,26 +26,61 @@ SPAWN_KEY = (1,)
 """Sets these draws apart from those of pixel noise with the same seed and id."""
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Number, means and sums of squared deviations of values by channel: (), (width,), (width,), float64."""
+
+    number: int
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    def spread(self, scale: str) -> NDArray[np.float64]:
+        """The standard deviation, n − 1 in the denominator: ``global`` (), ``channel`` (width,).
+
+        ``channel``: of a channel's values over all patches of all images, about the channel's mean. ``global``: of all
+        values of all channels together, about their one mean, as ``Tensor.std`` of the whole does.
+        """
+        if scale == "channel":
+            return np.sqrt(self.squares / (self.number - 1))
+        between = self.number * ((self.mean - self.mean.mean()) ** 2).sum()
+        return np.sqrt((self.squares.sum() + between) / (self.number * len(self.mean) - 1))
+
+
+def measure_moments(batches: Iterable[Tensor]) -> Moments:
+    """The moments of patch embeddings, batches of (images, patches, width), in one pass in float64.
+
+    Chan, Golub & LeVeque 1983: sums of squares about the mean are merged, so that a large mean costs no digits.
+    """
+    parts = [_moments(batch.double().flatten(0, 1)) for batch in batches]
+    numbers = np.array([part.number for part in parts])[:, None]
+    means = np.stack([part.mean for part in parts])
+    mean = (numbers * means).sum(0) / numbers.sum()
+    squares = sum(part.squares for part in parts) + (numbers * (means - mean) ** 2).sum(0)
+    return Moments(int(numbers.sum()), mean, squares)
+
+
+def _moments(values: Tensor) -> Moments:
+    """The moments of one batch of values (number, width)."""
+    mean = values.mean(0)
+    return Moments(len(values), mean.cpu().numpy(), ((values - mean) ** 2).sum(0).cpu().numpy())
+
+
+@dataclass(eq=False)
 class EmbeddingNoise(Corruption):
     """Adds Gaussian noise to the patch embeddings.
 
     Its standard deviation is ``std`` times that of patch embeddings over training images: of all values pooled
     (``scale`` ``global``, one number) or channel by channel (``channel``). ``draws`` are the independent draws an image
-    has; probabilities are average_draws over them. ``std`` 0 is the identity.
+    has; its probabilities are the mean over them. ``std`` 0 is the identity.
     """
 
+    std: Annotated[Strength, "in standard deviations of patch embeddings"] = 3.0
+    scale: Literal["global", "channel"] = "global"
+    draws: Count = 1
     strength_key, strongest = "std", 10.0
     is_inside_model = needs_training = True
-
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        std: Annotated[Strength, "in standard deviations of patch embeddings"] = 3.0,
-        scale: Literal["global", "channel"] = "global",
-        draws: Count = 1,
-    ) -> None:
-        self.std, self.scale, self.draws = float(std), scale, draws
-        self.spread: NDArray[np.floating] | None = None
+    spread = None
+    """The embeddings' standard deviation, an array, once ``with_statistics`` has it."""
 
     def with_statistics(self, moments: Moments) -> EmbeddingNoise:
         """A copy that knows the embeddings' standard deviation."""

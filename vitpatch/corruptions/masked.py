@@ -8,28 +8,21 @@ in all channels, ``white``, ``black``. Means are of the stored (gamma) values.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vitpatch.checks import Share, check_arguments
-from vitpatch.corruptions.base import Corruption, no_masks, uniform
-from vitpatch.corruptions.pixels import gaussian_blur, luma
+from vitpatch.corruptions.base import Amount, Blend, uniform
+from vitpatch.corruptions.pixels import Gray, gaussian_blur
 from vitpatch.types import ImageBatch
 
 Fill = Literal["mean", "gray", "white", "black"]
 FILLS = {"gray": 0.5, "white": 1.0, "black": 0.0}
 """Colours that are the same for all images."""
-TOUCHED = 0.05
-"""Of a mask: pixels with less are not counted into the object's box; resizing smears a mask by so much."""
-
-
-def masks_of(batch: ImageBatch, corruption: Corruption) -> Tensor:
-    """The masks. Raises ``VitPatchError`` where there are none."""
-    if batch.masks is None:
-        raise no_masks(corruption)
-    return batch.masks
+LEAST_MASK = 0.05
+"""Pixels whose mask is less are not counted into the object's box; resizing smears a mask by so much."""
 
 
 def mean_colour(images: Tensor, weights: Tensor) -> Tensor:
@@ -39,54 +32,38 @@ def mean_colour(images: Tensor, weights: Tensor) -> Tensor:
     return torch.where(total > 0, mean, 0.5).clamp(0, 1)
 
 
-def filling(fill: str, images: Tensor, masks: Tensor) -> Tensor:
-    """(batch, 3, height, width): what stands where something was taken away."""
-    colour = mean_colour(images, 1 - masks) if fill == "mean" else images.new_tensor(FILLS[fill])
-    return colour.expand_as(images)
-
-
-def boxes(masks: Tensor) -> Tensor:
+def bounding_boxes(masks: Tensor) -> Tensor:
     """(batch, 1, height, width) bool: the smallest upright box around each object; nowhere where there is none."""
-    there = masks > TOUCHED
-    return _between(there.any(3, keepdim=True), 2) & _between(there.any(2, keepdim=True), 3)
+    is_object = masks > LEAST_MASK
+    return _first_to_last(is_object.any(3, keepdim=True), 2) & _first_to_last(is_object.any(2, keepdim=True), 3)
 
 
-def _between(there: Tensor, dim: int) -> Tensor:
+def _first_to_last(values: Tensor, dim: int) -> Tensor:
     """True from the first to the last true value."""
-    seen = there.int()
-    return (seen.cummax(dim).values & seen.flip(dim).cummax(dim).values.flip(dim)).bool()
+    values = values.int()
+    return (values.cummax(dim).values & values.flip(dim).cummax(dim).values.flip(dim)).bool()
 
 
-class _Desaturate(Corruption):
-    """Takes the colour of one region away."""
-
-    strength_key, needs_masks = "amount", True
-
-    @check_arguments("corruption")
-    def __init__(self, amount: Annotated[Share, "the share of colour taken away"] = 1.0) -> None:
-        self.amount = float(amount)
-
-    def _desaturated(self, images: Tensor, where: Tensor) -> Tensor:
-        return torch.lerp(images, luma(images).expand_as(images), (self.amount * where).expand_as(images))
-
-
-class DesaturateObject(_Desaturate):
+class DesaturateObject(Gray):
     """Takes the colour of the object away: BT.601 luma by the soft mask. ``amount`` as of ``gray``, 0 the identity."""
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape; where the mask is 0, the same values."""
-        return self._desaturated(batch.images, masks_of(batch, self))
+    needs_masks = True
+
+    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
+        return self.amount * self.masks_of(batch)
 
 
-class DesaturateBackground(_Desaturate):
+class DesaturateBackground(Gray):
     """Takes the colour around the object away: the counterpart of ``desaturate_object``. ``amount`` 0 the identity."""
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""
-        return self._desaturated(batch.images, 1 - masks_of(batch, self))
+    needs_masks = True
+
+    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
+        return self.amount * (1 - self.masks_of(batch))
 
 
-class Silhouette(Corruption):
+@dataclass(eq=False)
+class Silhouette(Blend):
     """The object's outline, filled with one colour.
 
     ``fill``: ``mean``, the object's mean colour weighted by the soft mask – colour stays, texture and inner lines
@@ -94,38 +71,30 @@ class Silhouette(Corruption):
     silhouette: 0 the identity, 1 the silhouette. (Black on white: Baker et al. 2018; Geirhos et al. 2019.)
     """
 
-    strength_key, needs_masks = "amount", True
+    fill: Literal["mean", "black"] = "mean"
+    bg: Literal["white", "keep"] = "white"
+    amount: Amount = 1.0
+    needs_masks = True
 
-    @check_arguments("corruption")
-    def __init__(
-        self,
-        fill: Literal["mean", "black"] = "mean",
-        bg: Literal["white", "keep"] = "white",
-        amount: Annotated[Share, "the share of the silhouette in the image"] = 1.0,
-    ) -> None:
-        self.fill, self.bg, self.amount = fill, bg, float(amount)
-
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape."""
-        images, masks = batch.images, masks_of(batch, self)
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        images, masks = batch.images, self.masks_of(batch)
         colour = mean_colour(images, masks) if self.fill == "mean" else images.new_zeros(1)
         ground = images if self.bg == "keep" else torch.ones_like(images)
-        silhouette = torch.lerp(ground, colour.expand_as(images), masks.expand_as(images))
-        return torch.lerp(images, silhouette, self.amount)
+        return torch.lerp(ground, colour, masks)
 
 
-class _Removal(Corruption):
+@dataclass(eq=False)
+class _Removal(Blend):
     """Puts ``fill`` where something is taken away."""
 
-    strength_key, needs_masks = "amount", True
+    fill: Fill = "mean"
+    amount: Amount = 1.0
+    needs_masks = True
 
-    @check_arguments("corruption")
-    def __init__(self, fill: Fill = "mean", amount: Annotated[Share, "the share that is taken away"] = 1.0) -> None:
-        self.fill, self.amount = fill, float(amount)
-
-    def _filled(self, batch: ImageBatch, where: Tensor) -> Tensor:
-        images, masks = batch.images, masks_of(batch, self)
-        return torch.lerp(images, filling(self.fill, images, masks), where.expand_as(images))
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        if self.fill == "mean":
+            return mean_colour(batch.images, 1 - self.masks_of(batch))
+        return batch.images.new_tensor(FILLS[self.fill])
 
 
 class ObjectOnly(_Removal):
@@ -135,9 +104,8 @@ class ObjectOnly(_Removal):
     ``amount`` is the share of the way there: 0 the identity, 1 no background.
     """
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape; where the mask is 1, the same values."""
-        return self._filled(batch, self.amount * (1 - masks_of(batch, self)))
+    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
+        return self.amount * (1 - self.masks_of(batch))
 
 
 class BackgroundOnly(_Removal):
@@ -147,12 +115,12 @@ class BackgroundOnly(_Removal):
     share of the way there: 0 the identity, 1 no object.
     """
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape; outside of the box, where the mask is 0, the same values."""
-        masks = masks_of(batch, self)
-        return self._filled(batch, self.amount * torch.where(boxes(masks), 1.0, masks))
+    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
+        masks = self.masks_of(batch)
+        return self.amount * torch.where(bounding_boxes(masks), 1.0, masks)
 
 
+@dataclass(eq=False)
 class Occlude(_Removal):
     """Covers the object from one side, within its outline; the background stays.
 
@@ -161,16 +129,14 @@ class Occlude(_Removal):
     covers it, mid-gray by default.
     """
 
-    def __init__(self, fill: Fill = "gray", amount: float = 1.0) -> None:
-        super().__init__(fill, amount)
+    fill: Fill = "gray"
 
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape; where the mask is 0, the same values."""
-        return self._filled(batch, masks_of(batch, self) * self._covered(batch, seed))
+    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
+        return self.masks_of(batch) * self._cover(batch, seed)
 
-    def _covered(self, batch: ImageBatch, seed: int) -> Tensor:
+    def _cover(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 1, height, width) of 0 and 1; computed on the CPU, where sums are the same for every device."""
-        masks = masks_of(batch, self).cpu().double()
+        masks = self.masks_of(batch).cpu().double()
         height, width = masks.shape[2:]
         angle = 2 * math.pi * uniform(batch, seed, 1).double()
         across = torch.arange(width) * angle.cos()[:, :, None]  # (batch, 1, width)
@@ -178,11 +144,11 @@ class Occlude(_Removal):
         order = (across + down).flatten(1).argsort(dim=1, stable=True)  # from the side inward
         area = masks.flatten(1).gather(1, order).cumsum(1)
         before = area - masks.flatten(1).gather(1, order)
-        covered = torch.zeros_like(area).scatter(1, order, (before < self.amount * area[:, -1:]).double())
-        return covered.view_as(masks).to(batch.images)
+        cover = torch.zeros_like(area).scatter(1, order, (before < self.amount * area[:, -1:]).double())
+        return cover.view_as(masks).to(batch.images)
 
 
-def infilled(images: Tensor, masks: Tensor) -> Tensor:
+def inpaint(images: Tensor, masks: Tensor) -> Tensor:
     """The background alone, the object's place filled smoothly from around it.
 
     Normalised convolution (Knutsson & Westin 1993) with a Gaussian of σ = 1/8 of the shorter side; far from any
@@ -192,4 +158,4 @@ def infilled(images: Tensor, masks: Tensor) -> Tensor:
     known = 1 - masks
     near = gaussian_blur(images * known, sigma) + faint * mean_colour(images, known)
     around = near / (gaussian_blur(known, sigma) + faint)
-    return torch.lerp(images, around.clamp(0, 1), masks.expand_as(images))
+    return torch.lerp(images, around.clamp(0, 1), masks)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitpatch.checks import Share, check_arguments
-from vitpatch.corruptions.base import Corruption, Strength, normal_like
+from vitpatch.corruptions.base import Amount, Blend, Corruption, Strength, normal_like
 from vitpatch.types import BT601_LUMA, ImageBatch
 
 
@@ -18,9 +18,9 @@ def luma(images: Tensor) -> Tensor:
     return (images * images.new_tensor(BT601_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def gaussian_blur(images: Tensor, sigma: float, reach: float = 4.0) -> Tensor:
-    """Each channel of (batch, channels, height, width) blurred, ``sigma`` in pixels; the border is repeated outward."""
-    radius, channels = int(reach * sigma + 0.5), images.shape[1]
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Each channel of (batch, channels, height, width) blurred by ``sigma`` pixels; the border is repeated outward."""
+    radius, channels = int(4 * sigma + 0.5), images.shape[1]
     if radius == 0:
         return images
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
@@ -35,23 +35,20 @@ class Identity(Corruption):
     """Leaves the image as it is: the null, under which every effect is 0."""
 
 
-class Gray(Corruption):
+@dataclass(eq=False)
+class Gray(Blend):
     """Takes the colour away: BT.601 luma in all three channels (ITU-R BT.601-7, 2.5.1).
 
-    ``amount`` is the share of the way there: 0 the identity, 1 no colour.
+    ``amount`` is the share of colour that is taken away: 0 the identity, 1 no colour.
     """
 
-    strength_key = "amount"
+    amount: Amount = 1.0
 
-    @check_arguments("corruption")
-    def __init__(self, amount: Annotated[Share, "the share of colour taken away"] = 1.0) -> None:
-        self.amount = float(amount)
-
-    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape, at amount 1 three equal channels."""
-        return torch.lerp(batch.images, luma(batch.images).expand_as(batch.images), self.amount)
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        return luma(batch.images)
 
 
+@dataclass(eq=False)
 class Noise(Corruption):
     """Adds Gaussian pixel noise.
 
@@ -59,11 +56,9 @@ class Noise(Corruption):
     ``clip`` is false. ``std`` 0 is the identity.
     """
 
+    std: Annotated[Strength, "on the [0, 1] scale of the pixels"]
+    clip: bool = True
     strength_key = "std"
-
-    @check_arguments("corruption")
-    def __init__(self, std: Annotated[Strength, "on the [0, 1] scale of the pixels"], clip: bool = True) -> None:
-        self.std, self.clip = float(std), clip
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -71,6 +66,7 @@ class Noise(Corruption):
         return noisy.clamp(0, 1) if self.clip else noisy
 
 
+@dataclass(eq=False)
 class Blur(Corruption):
     """Gaussian blur.
 
@@ -80,11 +76,8 @@ class Blur(Corruption):
     neural networks).
     """
 
+    sigma: Annotated[Strength, "in pixels"]
     strength_key, strongest = "sigma", 40.0
-
-    @check_arguments("corruption")
-    def __init__(self, sigma: Annotated[Strength, "in pixels"]) -> None:
-        self.sigma = float(sigma)
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitpatch.corruptions import Corruption, Moments
-from vitpatch.corruptions.moments import moments
+from vitpatch.corruptions.embedding_noise import measure_moments
 from vitpatch.data.datamodule import Decoded, Positions, training_batches
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.formatting import counted
@@ -184,7 +184,9 @@ class TrainingRuns:
     def moments(self) -> Moments:
         """The moments of the images' patch embeddings."""
         model = self.setup.model
-        return moments(model.patch_embeddings(model.normalize(b.images)) for b in self._batches("patch embeddings"))
+        return measure_moments(
+            model.patch_embeddings(model.normalize(b.images)) for b in self._batches("patch embeddings")
+        )
 
     def _clean_run(self, number: int, batch: ImageBatch) -> tuple[Tensor, dict[Damage, Tensor]]:
         """Labels of a batch, the clean run's prediction where there is none, and what the clean run makes of them."""

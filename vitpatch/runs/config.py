@@ -252,7 +252,7 @@ def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
 def construct(cfg: DictConfig) -> Any:
     """The object that a config names. Raises ``VitPatchError``, in one line, where its constructor refuses."""
     try:
-        return instantiate(cfg)
+        return instantiate(cfg, _convert_="partial")  # plain lists: OmegaConf's own take dataclasses for configs
     except MissingMandatoryValue as error:
         raise VitPatchError(f"{error.full_key} is missing: add {error.full_key}=… to the command") from error
     except InstantiationException as error:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import NUMBERS_VERSION
 from vitpatch.checks import Seed, check
 from vitpatch.corruptions import Corruption
-from vitpatch.corruptions.base import as_corruption, no_masks
+from vitpatch.corruptions.base import as_corruption, missing_masks
 from vitpatch.data.datamodule import Positions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import partners as partners_by_kind
@@ -219,7 +219,7 @@ def check_config(cfg: DictConfig) -> Checked:
         check_signed(study.metric, study.direction)
     wanted = read_wanted_damage(cfg.calibrate)
     if corruption.needs_masks and not cfg.data.mask_column:
-        raise no_masks(corruption)
+        raise missing_masks(corruption)
     _check_precision(cfg, checkpoint)
     return Checked(
         cfg=cfg,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from vitpatch.checks import Interval, check_values, is_list
 from vitpatch.corruptions import Corruption
-from vitpatch.corruptions.base import as_corruption, no_masks
+from vitpatch.corruptions.base import as_corruption, missing_masks
 from vitpatch.data.datamodule import BadImage, Decoded, Item, Positions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
@@ -213,7 +213,7 @@ def _of_pixels(name: str) -> Corruption:
 def _check_masks(corruptions: Mapping[str, Corruption], images: LabelledImages) -> None:
     for corruption in corruptions.values():
         if corruption.needs_masks and images.columns.mask is None:
-            raise no_masks(corruption)
+            raise missing_masks(corruption)
 
 
 def _partners(
