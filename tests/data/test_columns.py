@@ -6,7 +6,7 @@ import pytest
 from datasets import ClassLabel, Image, List, Value
 
 from vitpatch.data.images import ColumnNames, LabelledImages
-from vitpatch.data.labels import cluster_values, number_labels
+from vitpatch.data.labels import cluster_values, number_labels, number_names
 from vitpatch.data.sources import resolve_columns
 from vitpatch.errors import VitPatchError
 
@@ -16,34 +16,33 @@ ACUTE = ("caf\u00e9", "cafe\u0301")
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "numbers", "names", "alphabetical"),
+    ("kind", "values", "numbers", "names"),
     [
-        ("string", ["dog", "cat", "dog"], [1, 0, 1], ("cat", "dog"), True),
-        ("large_string", ["dog", "cat", None], [1, 0, -1], ("cat", "dog"), True),
-        ("string", ["dog ", " dog", "cat"], [1, 1, 0], ("cat", "dog"), True),
-        ("string", [*ACUTE, "tea"], [0, 0, 1], ("caf\u00e9", "tea"), True),
-        ("string", ["a", "", "  "], [0, -1, -1], ("a",), True),
-        ("string", ["A", "a", "a"], [0, 1, 1], ("A", "a"), True),  # letters are classes too
-        ("string", ["NA", "None", "nan"], [0, 1, 2], ("NA", "None", "nan"), True),
-        ("string", ["10", "2", "1"], [2, 1, 0], ("1", "2", "10"), False),
-        ("string", ["002", "010", "001"], [1, 2, 0], ("001", "002", "010"), False),
-        ("string", ["10.0", "2.0", "-1"], [1, 0, -1], ("2", "10"), False),
-        ("string", ["10", "2", "x"], [0, 1, 2], ("10", "2", "x"), True),
-        ("string", [None, None], [-1, -1], (), False),
-        ("bool", [True, False, None], [1, 0, -1], ("False", "True"), False),
-        ("bool", [True, True], [1, 1], ("False", "True"), False),
-        ("int8", [3, 0, -1], [3, 0, -1], None, False),
-        ("uint64", [3, 0, None], [3, 0, -1], None, False),
-        ("float64", [1.0, 0.0, 2.0], [1, 0, 2], None, False),
-        ("float32", [1.0, NAN, None], [1, -1, -1], None, False),
-        (ClassLabel(names=["dog", "cat"]), [0, 1, None], [0, 1, -1], ("dog", "cat"), False),
-        (ClassLabel(names=["10", "2"]), [0, 1, -1], [0, 1, -1], ("10", "2"), False),
+        ("string", ["dog", "cat", "dog"], [1, 0, 1], ("cat", "dog")),
+        ("large_string", ["dog", "cat", None], [1, 0, -1], ("cat", "dog")),
+        ("string", ["dog ", " dog", "cat"], [1, 1, 0], ("cat", "dog")),
+        ("string", [*ACUTE, "tea"], [0, 0, 1], ("caf\u00e9", "tea")),
+        ("string", ["a", "", "  "], [0, -1, -1], ("a",)),
+        ("string", ["A", "a", "a"], [0, 1, 1], ("A", "a")),  # letters are classes too
+        ("string", ["NA", "None", "nan"], [0, 1, 2], ("NA", "None", "nan")),
+        ("string", ["10", "2", "1"], [2, 1, 0], ("1", "2", "10")),
+        ("string", ["002", "010", "001"], [1, 2, 0], ("001", "002", "010")),
+        ("string", ["10.0", "2.0", "-1"], [1, 0, -1], ("2", "10")),
+        ("string", ["10", "2", "x"], [0, 1, 2], ("10", "2", "x")),
+        ("string", [None, None], [-1, -1], ()),
+        ("bool", [True, False, None], [1, 0, -1], ("False", "True")),
+        ("bool", [True, True], [1, 1], ("False", "True")),
+        ("int8", [3, 0, -1], [3, 0, -1], None),
+        ("uint64", [3, 0, None], [3, 0, -1], None),
+        ("float64", [1.0, 0.0, 2.0], [1, 0, 2], None),
+        ("float32", [1.0, NAN, None], [1, -1, -1], None),
+        (ClassLabel(names=["dog", "cat"]), [0, 1, None], [0, 1, -1], ("dog", "cat")),
+        (ClassLabel(names=["10", "2"]), [0, 1, -1], [0, 1, -1], ("10", "2")),
     ],
 )
-def test_each_kind_of_label_is_its_class_or_none(kind, values, numbers, names, alphabetical):
-    found = number_labels(values, Value(kind) if isinstance(kind, str) else kind, "y")
-    assert found.numbers.tolist() == numbers and found.numbers.dtype == np.int64
-    assert (found.names, found.alphabetical) == (names, alphabetical)
+def test_each_kind_of_label_is_its_class_or_none(kind, values, numbers, names):
+    got, got_names = number_labels(values, Value(kind) if isinstance(kind, str) else kind, "y")
+    assert got.tolist() == numbers and got.dtype == np.int64 and got_names == names
 
 
 @pytest.mark.parametrize(
@@ -63,9 +62,9 @@ def test_what_is_no_class_is_one_line(kind, values, says):
 
 
 def test_classes_without_images_keep_their_places():
-    found = number_labels(["c", "a"], Value("string"), "y", ["b"])
-    assert found.names == ("a", "b", "c") and found.numbers.tolist() == [2, 0]
-    assert number_labels(["10", "1"], Value("string"), "y", ["2"]).names == ("1", "2", "10")
+    numbers, names = number_names(["c", "a"], ["b"])
+    assert names == ("a", "b", "c") and numbers.tolist() == [2, 0]
+    assert number_names(["10", "1"], ["2"])[1] == ("1", "2", "10")
 
 
 @pytest.mark.parametrize(
@@ -90,10 +89,10 @@ DAY = datetime.date(2024, 1, 2)
 
 
 def clusters_of(values):
-    found, without = cluster_values(values)
+    found = cluster_values(values)
     ids = np.arange(len(values))
     images = LabelledImages([], ColumnNames("image"), ids, ids, None, found, "here", fingerprint="x")
-    return images.clusters.tolist(), sum(without)
+    return images.clusters.tolist(), found.count(None)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,6 @@ def test_one_nan_in_all_rows_is_no_common_cluster():
 def test_clusters_are_numbered_again_where_images_are_left_out():
     ids, labels = np.arange(5), np.array([0, 1, 1, 0, 1])
     images = LabelledImages([], ColumnNames("image", "y"), ids, labels, ("a", "b"), list("pqrqr"), "here", "x")
-    images.alphabetical = True
     mapped = images.label_by_classes([-1, 0], ["b", "c"], 2)
     assert images.clusters.tolist() == [0, 1, 2, 1, 2]
-    assert mapped.clusters.tolist() == [0, 1, 1] and mapped.ids.tolist() == [1, 2, 4] and not mapped.alphabetical
+    assert mapped.clusters.tolist() == [0, 1, 1] and mapped.ids.tolist() == [1, 2, 4]

@@ -1,4 +1,4 @@
-"""Images as batches, decoded at the model's input size in worker processes; those of the training split, too."""
+"""Images as batches, decoded at the model's input size in worker processes; those of the training split too."""
 
 from __future__ import annotations
 
@@ -78,25 +78,26 @@ class Decoded(Dataset):
         if isinstance(item, BadImage) or not self._partners:
             return item
         partners = {}
-        for kind, where in self._partners.items():
-            other = self._partner(kind, int(where[position]), position, item)
-            if isinstance(other, BadImage) and kind in self._needed:
-                return BadImage(item.example_id, f"the partner of row {item.example_id}: {other.reason}")
-            partners[kind] = replace(item, example_id=NO_PARTNER) if isinstance(other, BadImage) else other
+        for kind, positions in self._partners.items():
+            partner = self._partner(kind, int(positions[position]), position, item)
+            if isinstance(partner, BadImage) and kind in self._needed:
+                return BadImage(item.example_id, f"the partner of row {item.example_id}: {partner.reason}")
+            is_item = isinstance(partner, Item)
+            partners[kind] = partner if is_item else replace(item, example_id=NO_PARTNER)
         return replace(item, partners=partners)
 
     def _item(self, position: int) -> Item | BadImage:
-        example_id = int(self.images.ids[position])
+        images, example_id = self.images, int(self.images.ids[position])
         try:
-            image, mask = self.images.image(position), self.images.mask(position) if self._masks else None
+            image, mask = self._to_input(images.image(position)), images.mask(position) if self._masks else None
         except VitPatchError as error:
             return BadImage(example_id, str(error))
-        masked = None if mask is None else self._to_input(mask)[:1]
-        return Item(self._to_input(image), masked, example_id, int(self.images.labels[position]))
+        mask = None if mask is None else self._to_input(mask)[:1]
+        return Item(image, mask, example_id, int(images.labels[position]))
 
-    def _partner(self, kind: Partner, at: int, position: int, item: Item) -> Item | BadImage:
-        if at < 0:
-            return replace(item, example_id=NO_PARTNER)
+    def _partner(self, kind: Partner, at: int, position: int, item: Item) -> Item | BadImage | None:
+        if at == NO_PARTNER:
+            return None
         if kind is not Partner.PAIR:
             return self._item(at)
         try:
@@ -145,6 +146,18 @@ def _batch(items: Sequence[Item]) -> ImageBatch:
     return ImageBatch(torch.stack([item.image for item in items]), ids, labels, masks, partners=partners or None)
 
 
+def load_batches(decoded: Dataset, batch_size: int, workers: int) -> DataLoader:
+    """A loader of (ImageBatch | None, [BadImage]), in order, decoded in so many worker processes."""
+    return DataLoader(
+        decoded,
+        batch_size=batch_size,
+        num_workers=workers,
+        multiprocessing_context=start_method(workers),
+        collate_fn=collate,
+        worker_init_fn=_ignore_signals,
+    )
+
+
 class ImageDataModule(lightning.LightningDataModule):
     """Batches of a run in order of ``example_id``, decoded in worker processes.
 
@@ -165,11 +178,6 @@ class ImageDataModule(lightning.LightningDataModule):
         self.batches = math.ceil(len(images) / batch_size)
         self.numbers: Sequence[int] = range(self.batches)
 
-    @property
-    def positions(self) -> list[int]:
-        """Where the images of the batches that are read stand."""
-        return self.positions_of(self.numbers)
-
     def positions_of(self, numbers: Iterable[int]) -> list[int]:
         """Where the images of these batches stand."""
         size, last = self.batch_size, len(self.images)
@@ -177,15 +185,8 @@ class ImageDataModule(lightning.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches; only the last of all may be short, so they stay what they are."""
-        return DataLoader(
-            Subset(self.decoded, self.positions),
-            batch_size=self.batch_size,
-            shuffle=False,
-            num_workers=self.images.num_workers,
-            multiprocessing_context=start_method(self.images.num_workers),
-            collate_fn=collate,
-            worker_init_fn=_ignore_signals,
-        )
+        positions = self.positions_of(self.numbers)
+        return load_batches(Subset(self.decoded, positions), self.batch_size, self.images.num_workers)
 
     def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:
         """Moves the images, leaves the errors."""
@@ -204,7 +205,7 @@ def training_images(source: ImageSource, split: str | None, limit: int | None) -
 
     Raises ``VitPatchError`` where the data have no such split.
     """
-    seed = AUTO if source.streams else SHUFFLE_SEED
+    seed = AUTO if source.streaming else SHUFFLE_SEED
     try:
         images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open(keys="train_")
     except VitPatchError as error:
@@ -220,10 +221,7 @@ def training_batches(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch |
     Raises ``VitPatchError`` where none can be read.
     """
     images, readable = decoded.images, 0
-    workers = images.num_workers
-    how = start_method(workers)
-    loader = DataLoader(decoded, size, num_workers=workers, multiprocessing_context=how, collate_fn=collate)
-    for batch, bad in loader:
+    for batch, bad in load_batches(decoded, size, images.num_workers):
         if bad and images.on_error == "raise":
             raise VitPatchError(f"training images: {bad[0].reason}")
         readable += 0 if batch is None else len(batch)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPLIT_FILE = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
 LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir")
 """Folders that macOS puts into archives and network disks beside images, full of files that are named like images."""
 
@@ -31,7 +33,7 @@ class ParquetImages(ImageSource):
 
     def rows(self) -> datasets.Dataset:
         """The rows of the file or files, in order of their names."""
-        from datasets import Dataset, Features
+        from datasets import Dataset
         from pyarrow import parquet
 
         path = Path(self.path).expanduser()
@@ -44,14 +46,15 @@ class ParquetImages(ImageSource):
         elif path.is_dir():
             files = self._in_folder(path)
         else:
-            files = visible_matches(path)
+            matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 – Path.glob takes hidden files too
+            files = sorted(file for file in matches if not {*file.parts} & ({*LEFT_BY_SYSTEMS} - {*path.parts}))
         if not files:
             raise VitPatchError(
                 f"data.path {self.path}: no such file or folder; give a parquet file, a glob, or a folder of them and "
                 "its split"
             )
-        first, *others = (Features.from_arrow_schema(parquet.read_schema(file)) for file in files)
-        if unlike := [file.name for file, features in zip(files[1:], others, strict=True) if features != first]:
+        features = [_features(file) for file in files]
+        if unlike := [file.name for file, of_file in zip(files, features, strict=True) if of_file != features[0]]:
             raise VitPatchError(f"data.path {self.path}: {unlike[0]} has other columns or classes than {files[0].name}")
         if not sum(parquet.read_metadata(file).num_rows for file in files):
             raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
@@ -60,7 +63,7 @@ class ParquetImages(ImageSource):
     def _in_folder(self, folder: Path) -> list[Path]:
         """The files of the split; without one, all, where they are not of several."""
         files = sorted(filter(is_visible, folder.glob("*.parquet")))
-        splits = sorted({found[1] for file in files if (found := re.match(_SPLIT_FILE, file.name))})
+        splits = sorted({match[1] for file in files if (match := re.match(SPLIT_FILE, file.name))})
         if self.split is None and len(splits) > 1:
             raise ArgumentError(f"split null: the data have {', '.join(splits)}; choose one")
         if self.split is not None:
@@ -71,9 +74,6 @@ class ParquetImages(ImageSource):
                 f"folder of them and its split{f' (one of {chr(44).join(splits)})' if splits else ''}"
             )
         return files
-
-
-_SPLIT_FILE = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +92,10 @@ class DiskImages(ImageSource):
             if self.split is not None:
                 raise ArgumentError(f"split {self.split}: the data have no splits; leave it null")
             return data
-        return data[_split(self, data)]
-
-
-def _split(source: ImageSource, splits: Mapping[str, Any]) -> str:
-    wanted = source.split or (next(iter(splits)) if len(splits) == 1 else None)
-    if wanted not in splits:
-        asked = "null" if source.split is None else source.split
-        raise ArgumentError(f"split {asked}: the data have {', '.join(splits)}; choose one")
-    return wanted
+        split = self.split or (next(iter(data)) if len(data) == 1 else None)
+        if split not in data:
+            raise ArgumentError(f"split {self.split or 'null'}: the data have {', '.join(data)}; choose one")
+        return data[split]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +134,9 @@ class HubImages(ImageSource):
 
         if Path(where).is_dir():
             of_splits = load_dataset_builder(where, self.config_name).config.data_files or {}
-            check_images_of_splits(Path(where), of_splits)
-            check_same_classes([Path(file) for file in of_splits.get(self.split, ()) if file.endswith(".parquet")])
+            _check_all_are_of_a_split(Path(where), of_splits)
+            _check_same_classes([Path(file) for file in of_splits.get(self.split, ()) if file.endswith(".parquet")])
         return load_dataset(where, self.config_name, revision=revision, split=self.split, streaming=self.streaming)
-
-    @property
-    def streams(self) -> bool:
-        """Whether rows are read from where they are, one after the other."""
-        return self.streaming
 
     def fingerprint(self) -> str:
         """What stands for the images of a stream: the commit on the hub, or names, sizes and times of local files."""
@@ -158,6 +148,42 @@ class HubImages(ImageSource):
         return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
 
+def _check_all_are_of_a_split(folder: Path, of_splits: Mapping[str, Sequence[str]]) -> None:
+    """Logs images below a folder that are in none of its splits, which are files by split.
+
+    Words in files' names make splits, of which the other files of their folders are no part: raises ``VitPatchError``.
+    """
+    listed = {Path(file) for files in of_splits.values() for file in files}
+    absolute = folder.absolute()
+    are_images = listed and not any(file.suffix == ".parquet" for file in listed)
+    lost = [file for file in images_below(absolute) if file not in listed] if are_images else []
+    if not lost:
+        return
+    splits = ", ".join(map(str, of_splits))
+    what = f"{len(lost)} images, such as {lost[0].relative_to(absolute)}, are in none of its splits ({splits})"
+    if {file.parent for file in lost} & {file.parent for file in listed}:
+        raise VitPatchError(
+            f"data.path {folder}: {what}: datasets takes words in files' names for splits; data=imagefolder does not"
+        )
+    log.warning("data.path %s: %s", folder, what)
+
+
+def _check_same_classes(files: Sequence[Path]) -> None:
+    """Raises ``VitPatchError`` where parquet files number classes differently: all would be read as the first is."""
+    classes = [{name: kind.names for name, kind in _features(f).items() if hasattr(kind, "names")} for f in files]
+    for file, of_file in zip(files, classes, strict=True):
+        if of_file != classes[0]:
+            raise VitPatchError(f"data.path {file.parent}: {file.name} has other classes than {files[0].name}")
+
+
+def _features(file: Path) -> datasets.Features:
+    """The columns of a parquet file."""
+    from datasets import Features
+    from pyarrow import parquet
+
+    return Features.from_arrow_schema(parquet.read_schema(file))
+
+
 def is_visible(path: Path) -> bool:
     """Whether a file or folder is of the data: its name does not begin with a dot, and no system left it there.
 
@@ -165,6 +191,17 @@ def is_visible(path: Path) -> bool:
     is a class.
     """
     return not path.name.startswith(".") and path.name not in LEFT_BY_SYSTEMS
+
+
+def is_image(path: Path) -> bool:
+    """Whether the suffix of a file, in upper or lower case, is one of an image that Pillow opens."""
+    return path.suffix.lower() in _image_suffixes()
+
+
+@cache
+def _image_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -182,73 +219,11 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> list[Path]:
     return files
 
 
-def is_image(path: Path) -> bool:
-    """Whether the suffix of a file, in upper or lower case, is one of an image that Pillow opens."""
-    return path.suffix.lower() in _image_suffixes()
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The visible images that lie in a folder itself, ascending."""
-    return sorted(f for f in folder.iterdir() if is_visible(f) and is_image(f) and not f.is_dir())
-
-
 def images_below(folder: Path) -> list[Path]:
     """The visible images at any depth below a folder, ascending."""
     return [file for file in files_below(folder) if is_image(file)]
 
 
-def visible_matches(path: Path) -> list[Path]:
-    """The files that a pattern matches, ascending; hidden ones only where the pattern itself names them."""
-    root = Path(path.anchor)
-    pattern = path.relative_to(root)
-    hidden = _hidden_parts(pattern)
-    return sorted(file for file in root.glob(str(pattern)) if _hidden_parts(file.relative_to(root)) == hidden)
-
-
-def _hidden_parts(path: Path) -> int:
-    return sum(not is_visible(Path(part)) for part in path.parts)
-
-
-@cache
-def _image_suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
-
-
-def check_images_of_splits(folder: Path, of_splits: Mapping[str, Sequence[str]]) -> None:
-    """Logs images below a folder that are in none of its splits, which are files by split.
-
-    Words in files' names make splits, of which the other files of their folders are no part: raises ``VitPatchError``.
-    """
-    listed = {Path(file) for files in of_splits.values() for file in files}
-    if not listed or any(file.suffix == ".parquet" for file in listed):
-        return
-    absolute = folder.absolute()
-    lost = [file for file in images_below(absolute) if file not in listed]
-    if not lost:
-        return
-    splits = ", ".join(map(str, of_splits))
-    what = f"{len(lost)} images, such as {lost[0].relative_to(absolute)}, are in none of its splits ({splits})"
-    if {file.parent for file in lost} & {file.parent for file in listed}:
-        raise VitPatchError(
-            f"data.path {folder}: {what}: datasets takes words in files' names for splits; data=imagefolder does not"
-        )
-    log.warning("data.path %s: %s", folder, what)
-
-
-def check_same_classes(files: Sequence[Path]) -> None:
-    """Raises ``VitPatchError`` where parquet files number classes differently: all would be read as the first is."""
-    from datasets import ClassLabel, Features
-    from pyarrow import parquet
-
-    classes = [
-        {
-            name: kind.names
-            for name, kind in Features.from_arrow_schema(parquet.read_schema(file)).items()
-            if isinstance(kind, ClassLabel)
-        }
-        for file in files
-    ]
-    for file, of_file in zip(files, classes, strict=True):
-        if of_file != classes[0]:
-            raise VitPatchError(f"data.path {file.parent}: {file.name} has other classes than {files[0].name}")
+def images_in(folder: Path) -> list[Path]:
+    """The visible images that lie in a folder itself, ascending."""
+    return sorted(file for file in folder.iterdir() if is_visible(file) and is_image(file) and not file.is_dir())

@@ -6,10 +6,10 @@ import copy
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +39,10 @@ class ColumnNames:
     name: str | None = None
     pair: str | None = None
 
-
-class Rows(Protocol):
-    """Rows with undecoded images, by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int) -> dict[str, Any]: ...
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+    @property
+    def of_images(self) -> list[str]:
+        """The columns that hold images."""
+        return [column for column in (self.image, self.mask, self.pair) if column is not None]
 
 
 class StreamedRows:
@@ -56,12 +51,6 @@ class StreamedRows:
     def __init__(self, stream: datasets.IterableDataset, ids: NDArray[np.int64]) -> None:
         self._stream, self._ids = stream, ids
         self._next, self._rest, self._last = 0, None, {}
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[position] for position in range(len(self)))
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         wanted = int(self._ids[position])
@@ -73,6 +62,7 @@ class StreamedRows:
         return self._last
 
     def __getstate__(self) -> dict[str, Any]:
+        """For a worker process, which begins the stream itself."""
         return {"_stream": self._stream, "_ids": self._ids, "_next": 0, "_rest": None, "_last": {}}
 
 
@@ -80,15 +70,18 @@ class StreamedRows:
 class LabelledImages:
     """The selected rows of a source, in order of their ids.
 
-    ``ids`` (images,) int64, their numbers in the split; ``labels`` (images,) int64, ``UNKNOWN`` of an image without;
-    ``label_names`` by label or ``None``, and whether labels are only their places in ``alphabetical`` order;
-    ``clusters`` (images,): any values that tell clusters apart, which become int64, numbered by first appearance;
-    ``digest`` identifies ids, images, labels and clusters, whatever their files are called – of a ``fingerprint``,
-    where images are not to be read for it. ``where`` names the data in errors; ``on_error`` and ``num_workers`` are the
-    source's. ``left_out`` counts the images whose label is mapped to no class.
+    ``rows`` gives a row by position, its images undecoded. ``ids`` (images,) int64, their numbers in the split;
+    ``labels`` (images,) int64, ``UNKNOWN`` of an image without; ``label_names`` by label or ``None``; ``clusters``
+    (images,): any values that are equal within a cluster, ``None`` of an image that is one by itself, which become
+    int64, numbered by first appearance. ``where`` names the data in errors; ``on_error`` and ``num_workers`` are the
+    source's.
+
+    ``digest`` identifies ids, images, labels and clusters, whatever their files are called; with a ``fingerprint`` it
+    is made of that instead of the images, which are then not read for it. ``left_out`` counts the images whose label
+    is mapped to no class.
     """
 
-    rows: Rows
+    rows: datasets.Dataset | StreamedRows
     columns: ColumnNames
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -98,12 +91,10 @@ class LabelledImages:
     fingerprint: str | None = None
     on_error: str = "raise"
     num_workers: int = 0
-    alphabetical: bool = False
 
     def __post_init__(self) -> None:
-        numbers: dict[Any, int] = {}
-        self.clusters = np.array([numbers.setdefault(v, len(numbers)) for v in self.clusters], np.int64)
-        self.digest = self._digest(self.fingerprint)
+        self.clusters = _number_clusters(self.clusters)
+        self.digest = self._digest()
         self._kept, self.left_out = np.arange(len(self.ids)), 0
 
     def __len__(self) -> int:
@@ -114,28 +105,28 @@ class LabelledImages:
         """Whether the images have labels of their own."""
         return self.columns.label is not None
 
-    def label_by_classes(
-        self, classes: Sequence[int] | None, names: Sequence[str] | None, number: int
-    ) -> LabelledImages:
-        """The same with each label replaced by its class of a model with these names; those left out are gone."""
-        if classes is None:
-            return self
-        new = copy.copy(self)
+    def label_by_classes(self, classes: Sequence[int], names: Sequence[str] | None, number: int) -> LabelledImages:
+        """A copy with each label replaced by its class of a model that has a ``number`` of classes, called ``names``.
+
+        ``classes`` by label; images whose class is ``LEFT_OUT`` are not in the copy. A class of one label keeps the
+        label's name.
+        """
         of_label = np.array(classes, dtype=np.int64)
         kept = np.flatnonzero(of_label[self.labels] != LEFT_OUT)
         if not len(kept):
             raise VitPatchError("data.label_map: leaves all images out")
         own: list[list[str]] = [[] for _ in range(number)]
-        for label in np.unique(self.labels) if self.label_names is not None else ():
-            if classes[label] != LEFT_OUT:
-                own[classes[label]].append(self.label_names[label])
+        for label in np.unique(self.labels[kept]) if self.label_names is not None else ():
+            own[classes[label]].append(self.label_names[label])
         theirs = names or [" / ".join(of_class) or str(index) for index, of_class in enumerate(own)]
-        named = [of_class[0] if len(of_class) == 1 else theirs[index] for index, of_class in enumerate(own)]
-        new.labels, new.label_names, new.alphabetical = of_label[self.labels][kept], tuple(named), False
-        new.ids, new._kept, new.left_out = self.ids[kept], self._kept[kept], len(self) - len(kept)
+        new = copy.copy(self)
+        new.label_names = tuple(
+            of_class[0] if len(of_class) == 1 else name for of_class, name in zip(own, theirs, strict=True)
+        )
+        new.labels, new.ids, new._kept = of_label[self.labels[kept]], self.ids[kept], self._kept[kept]
+        new.left_out = len(self) - len(kept)
+        new.clusters = _number_clusters(self.clusters[kept])
         new.digest = hashlib.sha256(f"{self.digest} {list(classes)}".encode()).hexdigest()[:16]
-        _, first, again = np.unique(self.clusters[kept], return_index=True, return_inverse=True)
-        new.clusters = np.argsort(np.argsort(first))[again]  # numbered by first appearance
         return new
 
     def positions(self, ids: Sequence[int]) -> NDArray[np.intp]:
@@ -144,16 +135,16 @@ class LabelledImages:
 
     def image(self, position: int) -> Image.Image:
         """The image as RGB, turned upright by its EXIF tag. Raises ``VitPatchError`` that names file and row."""
-        return _rgb(self._decoded(position, self.columns.image))
+        return _to_rgb(self._decode(position, self.columns.image))
 
     def mask(self, position: int) -> Image.Image | None:
         """The object mask as RGB gray, where the data have masks."""
         column = self.columns.mask
-        return self._decoded(position, column).convert("L").convert("RGB") if column else None
+        return self._decode(position, column).convert("L").convert("RGB") if column else None
 
     def pair(self, position: int) -> Image.Image:
         """The data's own counterpart of an image, as RGB."""
-        return _rgb(self._decoded(position, self.columns.pair))
+        return _to_rgb(self._decode(position, self.columns.pair))
 
     def name(self, example_id: int) -> str:
         """What a person calls an image: its ``name`` column, its file, or its row."""
@@ -165,34 +156,34 @@ class LabelledImages:
     def _row(self, position: int) -> dict[str, Any]:
         return self.rows[int(self._kept[position])]
 
-    def _decoded(self, position: int, column: str) -> Image.Image:
+    def _decode(self, position: int, column: str) -> Image.Image:
         stored = self._row(position)[column]
-        file = _file(stored)
-        at = self.ids[position]
-        where = f"data row {at}" + (f" ({file})" if file else f" of {self.where}") + f", column {column}"
         try:
             image = Image.open(io.BytesIO(_bytes(stored)))
             image.load()
             if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
                 raise ValueError("its pixels are 32-bit numbers of unknown range")
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = _why_unreadable(stored, error)
+            reason = "the row has none" if stored is None else one_line(error, 120)
+            if isinstance(error, UnidentifiedImageError):
+                reason = "no known image format" if _bytes(stored) else "it has 0 bytes"
+            file = _file(stored)
+            where = f"data row {self.ids[position]} " + (f"({file})" if file else f"of {self.where}")
             raise VitPatchError(
-                f"{where}: not a readable image ({reason}); data.on_error=skip leaves it out"
+                f"{where}, column {column}: not a readable image ({reason}); data.on_error=skip leaves it out"
             ) from error
         return image
 
-    def _digest(self, fingerprint: str | None) -> str:
+    def _digest(self) -> str:
         total = hashlib.sha256(self.ids.tobytes() + self.labels.tobytes() + self.clusters.tobytes())
-        if fingerprint is not None:
+        if self.fingerprint is not None:
             pair = f" {self.columns.pair}" if self.columns.pair else ""
-            total.update(f"{fingerprint} {self.columns.image} {self.columns.mask}{pair}".encode())
+            total.update(f"{self.fingerprint} {self.columns.image} {self.columns.mask}{pair}".encode())
             return total.hexdigest()[:16]
         if len(self) > MANY:
             log.info("reading %d images of %s once, to identify them", len(self), self.where)
-        columns = [c for c in (self.columns.image, self.columns.mask, self.columns.pair) if c]
         for row in self.rows:
-            for column in columns:
+            for column in self.columns.of_images:
                 try:
                     total.update(hashlib.sha256(_bytes(row[column])).digest())
                 except (OSError, TypeError):  # reported when the row is read
@@ -200,21 +191,21 @@ class LabelledImages:
         return total.hexdigest()[:16]
 
 
+def _number_clusters(values: Iterable[Hashable | None]) -> NDArray[np.int64]:
+    """Numbers by first appearance, (images,); ``None`` is a cluster each time."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(object() if v is None else v, len(numbers)) for v in values], np.int64)
+
+
 def _file(stored: dict[str, Any] | None) -> str | None:
     return stored["path"] if stored and stored.get("path") else None
-
-
-def _why_unreadable(stored: dict[str, Any] | None, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format" if _bytes(stored) else "it has 0 bytes"
-    return "the row has none" if stored is None else one_line(error, 120)
 
 
 def _bytes(stored: dict[str, Any]) -> bytes:
     return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB; what is transparent becomes white, as on paper; 16-bit gray is scaled to 8 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":

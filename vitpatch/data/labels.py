@@ -8,7 +8,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from vitpatch.errors import VitPatchError
 
 SYNSETS = Path(__file__).parents[1] / "assets" / "imagenet_synsets.tsv"
-SHOWN = 5
+MOST_NAMES = 5
 """Names that an error lists."""
 LEFT_OUT = -1
 """The class of a label whose images are left out."""
@@ -37,29 +36,16 @@ def is_text(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in TEXT
 
 
-@dataclass(frozen=True)
-class Labels:
-    """``numbers`` (images,) int64, ``UNKNOWN`` of an image without a label; ``names`` by number, or ``None``.
+def number_labels(values: Sequence[Any], kind: Any, column: str) -> tuple[NDArray[np.int64], tuple[str, ...] | None]:
+    """A column of labels of a ``kind`` (its feature of ``datasets``) as numbers, and their names where they have some.
 
-    ``alphabetical``: numbers are only the places of names in alphabetical order; no source of the data says them.
-    """
-
-    numbers: NDArray[np.int64]
-    names: tuple[str, ...] | None
-    alphabetical: bool = False
-
-
-def number_labels(values: Sequence[Any], kind: Any, column: str, more: Sequence[str] = ()) -> Labels:
-    """A column of labels as numbers, and their names where they have some.
-
-    Names in a column of text, and ``more`` that no image has, are numbered by the numbers that they are, else in
-    alphabetical order; spaces around them, and how their accents are written, make no difference. True and false are
-    names. No value, an empty name, and −1 are no label. Raises ``VitPatchError`` for what is no class's number.
+    (images,) int64, ``UNKNOWN`` of an image without a label: no value, an empty name, or −1. Names in a column of text
+    are numbered by ``number_names``; true and false are names. Raises ``VitPatchError`` for what is no class's number.
     """
     if is_text(kind):
-        return _number_names(values, more)
+        return number_names(values)
     if getattr(kind, "dtype", None) == "bool":
-        return Labels(np.array([UNKNOWN if v is None else int(v) for v in values], np.int64), ("False", "True"))
+        return np.array([UNKNOWN if value is None else int(value) for value in values], np.int64), ("False", "True")
     names = getattr(kind, "names", None)
     end = MOST_CLASSES if names is None else len(names)
     numbers = [UNKNOWN if value is None or value != value else value for value in values]
@@ -68,41 +54,46 @@ def number_labels(values: Sequence[Any], kind: Any, column: str, more: Sequence[
         raise VitPatchError(
             f"data.label_column {column!r}: label {wrong}; expected whole numbers from 0 to {end - 1}, or -1 for none"
         )
-    return Labels(np.array(numbers, dtype=np.int64), None if names is None else tuple(names))
+    return np.array(numbers, np.int64), None if names is None else tuple(names)
 
 
-def _number_names(values: Sequence[Any], more: Sequence[str]) -> Labels:
-    named = ["" if value is None else plain(value) for value in values]
-    names = {name: name for name in (*named, *map(plain, more)) if name}
+def number_names(
+    values: Sequence[str | None], without_images: Sequence[str] = ()
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Names of classes as numbers, (images,) int64, and the names in their order, also those ``without_images``.
+
+    Where all names are whole numbers these are the order, else the alphabet. Spaces around names, and how their accents
+    are written, make no difference.
+    """
+    named = ["" if value is None else normalize_name(value) for value in values]
+    names = {name: name for name in (*named, *map(normalize_name, without_images)) if name}
     are_numbers = all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in names)
     if are_numbers and not all(name.isdecimal() for name in names):  # 1.0, or -1
         names = {name: str(int(float(name))) for name in names}
     classes = {*names.values()} - ({str(UNKNOWN)} if are_numbers else set())
     ordered = sorted(classes, key=lambda name: (int(name), name) if are_numbers else name)
     at = {name: number for number, name in enumerate(ordered)}
-    numbers = np.array([at.get(names.get(name), UNKNOWN) for name in named], dtype=np.int64)
-    return Labels(numbers, tuple(ordered), alphabetical=not are_numbers)
+    return np.array([at.get(names.get(name), UNKNOWN) for name in named], np.int64), tuple(ordered)
 
 
-def plain(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A name without spaces around it, its accents written in one way."""
     return unicodedata.normalize("NFC", str(name)).strip()
 
 
-def cluster_values(values: Sequence[Any]) -> tuple[list[Hashable], list[bool]]:
-    """What is equal of images that are one cluster, of each image; and which images have no value: each is its own.
+def cluster_values(values: Sequence[Any]) -> list[Hashable | None]:
+    """A value for each image that is equal for images of one cluster; ``None`` where it has none.
 
     No value: null, NaN, infinity, no date, −1 (of a ClassLabel, and what clustering calls noise), text that is empty or
     one of ``NO_VALUE``.
     """
-    without = [_is_none(value) for value in values]
-    plain_values = (plain(value) if isinstance(value, str) else value for value in values)
-    return [("row", row) if without[row] else ("value", value) for row, value in enumerate(plain_values)], without
+    values = [normalize_name(value) if isinstance(value, str) else value for value in values]
+    return [None if _is_missing(value) else value for value in values]
 
 
-def _is_none(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
-        return plain(value).lower() in NO_VALUE
+        return value.lower() in NO_VALUE
     return value is None or value != value or value in (UNKNOWN, math.inf, -math.inf)
 
 
@@ -129,16 +120,14 @@ def match_labels(
     numbers = [-1, *(used or ()), *(key for key in label_map if type(key) is int)]
     labels = list(map(str, range(1 + max(numbers)))) if data_names is None else list(data_names)
     mapped = _classes_by_map(label_map, labels, model_names, classes)
-    rest = [at for at in range(len(labels)) if at not in mapped and (used is None or at in used)]
+    used = range(len(labels)) if used is None else used
+    rest = [at for at in range(len(labels)) if at in used and at not in mapped]
     if matched_by_place(data_names, model_names) and rest:
         _check_places([labels[at] for at in rest], len(labels), classes, mapped, doubt)
-    matched = (
-        _by_name(labels, model_names)
-        if _have_words(data_names, model_names)
-        else _by_number(labels, model_names, classes)
-    )
+    by_name = _have_words(data_names, model_names)
+    matched = _by_name(labels, model_names) if by_name else _by_number(labels, model_names, classes)
     matched = [mapped.get(at, index) for at, index in enumerate(matched)]
-    if missing := [labels[at] for at, index in enumerate(matched) if index is None and (used is None or at in used)]:
+    if missing := [labels[at] for at, index in enumerate(matched) if index is None and at in used]:
         raise VitPatchError(_no_class(missing, labels, model_names or list(map(str, range(classes)))))
     matched = [LEFT_OUT if index is None else index for index in matched]  # of these there is no image
     _check_once({at: matched[at] for at in rest}, labels, model_names)
@@ -153,10 +142,10 @@ def matched_by_place(data_names: Sequence[str] | None, model_names: Sequence[str
 def place_note(names: Sequence[str]) -> str:
     """What a reader must know where labels are the classes by their place."""
     order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
-    shown = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:SHOWN]))
+    first = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:MOST_NAMES]))
     return (
-        f"the model has no names for its classes: the data's labels are taken in their order{order}: {shown}"
-        f"{', …' * (len(names) > SHOWN)}; data.label_map={{label: number}} says otherwise"
+        f"the model has no names for its classes: the data's labels are taken in their order{order}: {first}"
+        f"{', …' * (len(names) > MOST_NAMES)}; data.label_map={{label: number}} says otherwise"
     )
 
 
@@ -202,7 +191,7 @@ def _classes_by_map(
 def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mapping[int, int], doubt: str | None) -> None:
     """Raises ``VitPatchError`` where the ``rest`` of the labels cannot be told by their place alone."""
     remedy = "data.label_map={label: number} says which is which"
-    some = ", ".join(map(repr, rest[:SHOWN])) + ", …" * (len(rest) > SHOWN)
+    some = ", ".join(map(repr, rest[:MOST_NAMES])) + ", …" * (len(rest) > MOST_NAMES)
     if doubt is not None:
         raise VitPatchError(f"the model's classes have no sure names: {doubt}; {remedy}, of each of {some}")
     if any(index != LEFT_OUT for index in mapped.values()):
@@ -217,7 +206,7 @@ def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mappin
 
 
 def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
-    some = ", ".join(repr(name) for name in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
+    some = ", ".join(repr(name) for name in missing[:MOST_NAMES]) + (", …" if len(missing) > MOST_NAMES else "")
     near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
     like = f" (nearest to the first: {near[0]!r})" if near else ""
     if [fold(part) for name in model_names for part in _parts(name)].count(fold(missing[0])) > 1:
@@ -341,8 +330,8 @@ def _once(values: Iterable[Any]) -> set[Any]:
 
 def fold(name: str) -> str:
     """A name without case, spaces, underscores and hyphens (but a minus), its accents written in one way."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    return re.sub(r"[\s_]+|(?<!^)-|^-(?!\d)", "", plain) or plain
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_]+|(?<!^)-|^-(?!\d)", "", folded) or folded
 
 
 def readable_name(name: str) -> str:

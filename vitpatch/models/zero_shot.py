@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitpatch.checks import Expected
-from vitpatch.data.labels import SHOWN, are_numbers, fold, readable_name
+from vitpatch.data.labels import MOST_NAMES, are_numbers, fold, readable_name
 from vitpatch.errors import VitPatchError
 from vitpatch.identity import digest
 from vitpatch.models.checkpoint import DTYPES, IMAGE_TEXT_TYPES, Checkpoint
@@ -154,5 +154,5 @@ def _same_text_notes(names: Sequence[str], texts: Tensor) -> tuple[str, ...]:
     for name, direction in zip(names, texts, strict=True):
         groups.setdefault(direction.float().numpy().tobytes(), []).append(name)
     several = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    some = "; ".join(several[:SHOWN]) + "; …" * (len(several) > SHOWN)
+    some = "; ".join(several[:MOST_NAMES]) + "; …" * (len(several) > MOST_NAMES)
     return (SAME_TEXT.format(some),) if several else ()
