@@ -133,8 +133,8 @@ def tables_only(monkeypatch):
     """Comparisons without figures and page, which take longest."""
     from vitpatch.compare import compare
 
-    monkeypatch.setattr(compare, "file_figures", lambda comparison: {})
-    monkeypatch.setattr(compare, "write_page", lambda comparison, file: None)
+    monkeypatch.setattr(compare, "save_figure", lambda chart, path: None)
+    monkeypatch.setattr(compare, "write_page", lambda comparison, figures, file: None)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def cli(monkeypatch, capfd):
 
         if not pictures:
             monkeypatch.setattr(run, "draw", lambda *everything: {})
-            monkeypatch.setattr(compare, "file_figures", lambda comparison: {})
+            monkeypatch.setattr(compare, "save_figure", lambda chart, path: None)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level

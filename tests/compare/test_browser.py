@@ -8,6 +8,7 @@ from compared_by_hand import effects, example_pages, hostile
 from hand_made import save_run
 
 from vitpatch.compare.compare import compare_runs
+from vitpatch.compare.figures import make_figures
 from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.page import write_page
 from vitpatch.runs.results import write_pages
@@ -20,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     comparison = hostile(folder)
-    write_page(comparison, folder / "comparison" / "index.html")
+    write_page(comparison, make_figures(comparison), folder / "comparison" / "index.html")
     return folder / "comparison" / "index.html"
 
 
@@ -33,7 +34,7 @@ def in_log_odds(tmp_path_factory):
         write_pages(run / "pages.parquet", example_pages(6))
     comparison = compare_runs([load_run(run) for run in find_runs([folder])], folder / "comparison")
     (folder / "comparison").mkdir()
-    write_page(comparison, folder / "comparison" / "index.html")
+    write_page(comparison, make_figures(comparison), folder / "comparison" / "index.html")
     return folder / "comparison" / "index.html"
 
 

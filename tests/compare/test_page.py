@@ -13,12 +13,12 @@ from drawn import layers_of, reaches_the_edge, views_of
 from hand_made import NOISE, rows, save_run
 from PIL import Image
 
-from vitpatch.compare import charts, figures, layout, tables
+from vitpatch.compare import charts, layout, tables
 from vitpatch.compare import page as page_module
 from vitpatch.compare.charts import save_figure, spec_of
 from vitpatch.compare.compare import compare_runs
-from vitpatch.compare.figures import FILES, file_figures
-from vitpatch.compare.layout import grids
+from vitpatch.compare.figures import FILES, make_figures
+from vitpatch.compare.layout import make_grids
 from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.page import (
     ASSETS,
@@ -28,9 +28,11 @@ from vitpatch.compare.page import (
     make_sections,
     page_scripts,
     render_page,
+    vega_bundle,
     write_page,
 )
-from vitpatch.compare.tables import NONE, estimate_cell, number_cell, p_cell, relative_address
+from vitpatch.compare.tables import P_VALUE, make_cell, relative_address
+from vitpatch.formatting import UNKNOWN
 from vitpatch.plots.examples import ExamplePage
 from vitpatch.titles import run_labels, shorten_names
 
@@ -39,7 +41,12 @@ SECTIONS = "what grid overlay heatmap peaks differences matched rank depth syner
 
 
 def page(comparison):
-    return render_page(comparison, make_sections(comparison))
+    return render_page(comparison, make_sections(comparison, make_figures(comparison)))
+
+
+def file_figures(comparison):
+    """The figures in files, by name, as altair charts."""
+    return {figure.name: figure.draw(comparison) for figure in make_figures(comparison) if figure.in_file}
 
 
 def specs_of(comparison):
@@ -136,10 +143,10 @@ def test_sections_contents_and_charts(comparison, read_page):
 
 def test_cells_show_rounded_and_sort_by_the_true_value(comparison, read_page):
     row = comparison.overview.iloc[0]
-    shown = estimate_cell(row["peak_effect"], row["peak_effect_low"], row["peak_effect_high"])
+    shown = make_cell(row, "peak_effect", "+.3f")
     assert (shown.sort, shown.text) in [cell for cells in read_page.rows for cell in cells]
     assert float(shown.sort) == row["peak_effect"] != float(shown.text.split()[0])
-    assert ("", NONE) in [cell for cells in read_page.rows for cell in cells]
+    assert ("", UNKNOWN) in [cell for cells in read_page.rows for cell in cells]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +161,11 @@ def test_a_p_says_what_it_is_of(tmp_path, tests, heading):
 
 
 def test_cells():
-    assert number_cell(-0.25, "+.1f").text == "−0.2" and number_cell(float("nan")).sort == ""
-    assert estimate_cell(0.5, np.nan, np.nan).text == "+0.500"
-    assert p_cell(0.00004).text == "< 0.001" and float(p_cell(0.00004).sort) == 0.00004
+    row = {"below": -0.25, "unknown": np.nan, "mean": 0.5, "mean_low": np.nan, "mean_high": np.nan, "p": 0.00004}
+    assert make_cell(row, "below", "+.1f").text == "−0.2" and make_cell(row, "unknown", ".3f").sort == ""
+    assert make_cell(row, "mean", "+.3f").text == "+0.500"
+    p = make_cell(row, "p", P_VALUE)
+    assert p.text == "< 0.001" and float(p.sort) == 0.00004
     assert relative_address("javascript:alert(1)") == "./javascript%3Aalert%281%29"
     assert relative_address("//host/x") == "./host/x" and relative_address("../a b") == "../a%20b"
 
@@ -305,13 +314,13 @@ def test_figures_say_what_they_show_of_how_many_images(far):
 
 
 def test_every_patch_is_in_one_panel(comparison):
-    found = grids(comparison)
-    rows = [row for grid in found for panel in grid.panels.values() for row in panel.rows.index]
+    found = make_grids(comparison)
+    rows = [row for grid in found for panel in grid.panels.values() for row in panel.index]
     assert sorted(rows) == list(comparison.profiles.index)
     assert len(found) == 3  # of two models, and of heads
     for grid in found:
         for panel in grid.panels.values():
-            assert not panel.rows.duplicated(["line", "layer"]).any()
+            assert not panel.duplicated(["line", "layer"]).any()
 
 
 def test_one_scale_and_hollow_markers(read_page):
@@ -422,7 +431,8 @@ def test_no_scale_is_of_nothing(read_page):
 def test_a_cell_without_an_interval_has_no_dot(comparison):
     unknown = comparison.profiles.assign(effect_low=np.nan, effect_high=np.nan)
     for profiles, some in ((comparison.profiles.assign(effect_low=0.1, effect_high=0.2), True), (unknown, False)):
-        (chart, *_) = figures.heatmap_charts(replace(comparison, profiles=profiles)).values()
+        drawn = make_figures(replace(comparison, profiles=profiles))
+        (chart,) = next(figure.charts for figure in drawn if figure.section == "heatmap")
         assert any(row["sure"] for row in chart.spec["data"]["values"]) is some
 
 
@@ -460,7 +470,7 @@ def test_forty_runs_fit(tmp_path):
         corruption = NOISE | {"std": i // 4 / 10 + 0.1}
         save_run(tmp_path / f"std={i // 4},seed={i % 4}", effects(12, i), depth=12, seed=i % 4, corruption=corruption)
     comparison = compare_runs([load_run(run) for run in find_runs([tmp_path])], tmp_path)
-    write_page(comparison, tmp_path / "index.html")
+    write_page(comparison, make_figures(comparison), tmp_path / "index.html")
     assert (tmp_path / "index.html").stat().st_size < 5_000_000
     assert not list(tmp_path.glob(".*"))
     words = "".join(Reader((tmp_path / "index.html").read_text()).words)
@@ -469,7 +479,7 @@ def test_forty_runs_fit(tmp_path):
 
 def test_a_page_too_large_says_what_it_leaves_out(comparison, tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MAX_BYTES", len(page(comparison).encode()) - 1)
-    write_page(comparison, tmp_path / "index.html")
+    write_page(comparison, make_figures(comparison), tmp_path / "index.html")
     smaller = Reader((tmp_path / "index.html").read_text())
     assert smaller.attributes("section", "id") == SECTIONS[:-1]
     assert "so that the page stays small: gallery." in "".join(smaller.words)
@@ -484,6 +494,19 @@ def test_heads_are_dots_of_one_colour(read_page):
 
 def test_json_cannot_end_its_element():
     assert "<" not in embedded(EVIL) and json.loads(embedded(EVIL)) == EVIL
+
+
+def test_vega_is_made_once_and_wherever_nothing_can_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: "made")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert vega_bundle() == "made"
+    (kept,) = (tmp_path / "cache" / "vitpatch").iterdir()
+    assert kept.name == f"vega-{vl_convert.__version__}.js"
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: "made again")
+    assert vega_bundle() == "made"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert vega_bundle() == "made again"
 
 
 def test_scripts_are_as_published():

@@ -26,6 +26,7 @@ from vitpatch.cli.compare import summary_lines
 from vitpatch.compare import compare as compare_module
 from vitpatch.compare.charts import save_figure, spec_of
 from vitpatch.compare.compare import compare
+from vitpatch.compare.figures import make_figures
 from vitpatch.compare.page import make_sections
 from vitpatch.errors import VitPatchError
 from vitpatch.plots.profile import STRETCH
@@ -205,10 +206,10 @@ def compared(monkeypatch, seen):
     def make(folder):
         result = compare([folder])
         found["lines"] = [line for line in summary_lines(result) if NO_NUMBER.search(line)]
-        for section in make_sections(result.comparison):
-            charts = [*section.charts, *(chart for panels in section.panels for chart in panels.charts if chart)]
+        for name, section in make_sections(result.comparison, make_figures(result.comparison)).items():
+            charts = [chart for figure in section.figures for chart in figure.charts if chart]
             charts += [card.chart for album in section.albums for card in album.cards]
-            found[section.name] = [problem for chart in charts for problem in chart_problems(chart.spec)]
+            found[name] = [problem for chart in charts for problem in chart_problems(chart.spec)]
         found["problems"] = list(result.problems)
         assert (folder / "comparison" / "index.html").stat().st_size > 10_000
         return {name: what for name, what in found.items() if what}

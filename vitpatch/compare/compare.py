@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitpatch.compare.charts import save_figure
-from vitpatch.compare.figures import FILES, file_figures
+from vitpatch.compare.figures import FILES, make_figures
 from vitpatch.compare.load import COMPARISON, Comparison, FinishedRun, find_runs, list_unfinished, load_run
 from vitpatch.compare.overview import overview_table, profiles_table, rank_correlation_table
 from vitpatch.compare.page import write_page
@@ -52,9 +52,11 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> ComparisonRe
             file.unlink()
     for name, table in comparison.tables.items():
         write_csv(place / f"{name}.csv", table)
-    for name, figure in file_figures(comparison).items():
-        save_figure(figure, place / name)
-    write_page(comparison, place / PAGE)
+    figures = make_figures(comparison)
+    for figure in figures:
+        if figure.in_file:
+            save_figure(figure.draw(comparison), place / figure.name)
+    write_page(comparison, figures, place / PAGE)
     return ComparisonResult(comparison, place, tuple(problems))
 
 

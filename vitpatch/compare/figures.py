@@ -1,12 +1,11 @@
-"""Comparison → its charts: the same for the page, with captions and links, and for PNG and SVG files, with titles."""
+"""Comparison → its figures: charts for the page, with captions and links, and the same for PNG and SVG files."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -17,13 +16,12 @@ from vitpatch.compare.layout import (
     MAX_SERIES,
     TOOLTIPS,
     Grid,
-    Panel,
+    count_words,
     effect_range,
     effect_title,
-    format_counts,
-    grids,
     legend_lines,
     lines_table,
+    make_grids,
     overlay_rows,
     profile_rows,
     sample_words,
@@ -31,16 +29,15 @@ from vitpatch.compare.layout import (
     window_heading,
 )
 from vitpatch.compare.load import Comparison
+from vitpatch.compare.pairs import largest_differences
 from vitpatch.compare.tables import (
     Link,
     describe_patch,
     difference_cell,
-    difference_format,
-    estimate_of,
-    format_estimate,
     format_number,
-    largest_differences,
+    format_value,
     run_links,
+    with_interval_names,
 )
 from vitpatch.stats.result import series_names
 from vitpatch.titles import run_labels, short_labels
@@ -53,8 +50,11 @@ MAX_FILE_ROWS, MAX_FILE_PAIRS = 60, 30
 """Runs, or pairs of runs, of a figure in a file that has a row each."""
 MAX_RANK_WORDS = 20
 """Runs of a rank correlation whose cells have their numbers in a file."""
-PANEL_WIDTH, FIGURE_WIDTH, LAYER_WIDTH, TITLE_LETTERS = 250, 560, 34, 110
-"""Pixels of a panel, of a single chart, and of a heatmap's column, in a file; letters of a line of its title."""
+PANEL_WIDTH, OVERLAY_WIDTH, FIGURE_WIDTH, LAYER_WIDTH, MIN_HEATMAP_WIDTH = 250, 373, 560, 34, 240
+"""Pixels in a file: of a panel, of a chart of several corruptions, of a single chart, of a heatmap's column, and of a
+heatmap."""
+TITLE_LETTERS = 110
+"""Letters of a line of a file's title."""
 FILES = re.compile(
     r"(grid|overlay|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
 )
@@ -64,7 +64,7 @@ INTERVALS = "95 % bootstrap intervals over clusters"
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page: ``label`` for a reader who does not see it, ``caption`` and ``links`` at it; ``wide`` ones
+    """A chart: ``label`` for a reader who does not see it, ``caption`` over it, ``links`` under it; ``wide`` ones
     scroll where the page is narrow."""
 
     drawing: Profile | Heatmap | Intervals
@@ -79,32 +79,109 @@ class Chart:
         return spec_of(self.drawing.chart())
 
 
-def grid_charts(comparison: Comparison) -> list[tuple[Grid, list[Chart | None]]]:
-    """For each grid its panels by row, corruption × window; ``None`` where nothing was run."""
-    overview, charts = comparison.overview.set_index("run", drop=False), []
-    for grid in grids(comparison):
-        scale = effect_range(comparison, grid.metric)
+@dataclass(frozen=True)
+class Figure:
+    """Charts that belong together, in a ``section`` of the page and in files called ``name``.
+
+    ``charts`` are the page's, with the ``heading`` over them; ``in_file`` what a file has, each ``width`` pixels wide,
+    below the ``title`` and its ``lines``; empty = there is no file. ``columns``: panels side by side, each with its
+    caption, of the page and of the file; (0, 0) = one chart. ``None`` instead of a chart: nothing was run there.
+    """
+
+    section: str
+    name: str
+    title: str
+    lines: Sequence[str]
+    charts: Sequence[Chart | None]
+    in_file: Sequence[Chart | None]
+    width: int
+    heading: str = ""
+    columns: tuple[int, int] = (0, 0)
+
+    def draw(self, comparison: Comparison) -> alt.Chart:
+        """As files have it: with a title, and of what all runs share."""
+        if self.columns[1]:
+            figure = alt.concat(*map(self._draw_panel, self.in_file), columns=self.columns[1])
+        else:
+            (chart,) = self.in_file
+            figure = chart.drawing.chart(self.width)
+        overview = comparison.overview
+        shared = [
+            overview[name].iloc[0] for name in ("model", "data", "site", "direction") if overview[name].nunique() == 1
+        ]
+        subtitle = [part for line in (", ".join(shared), *self.lines) for part in textwrap.wrap(line, TITLE_LETTERS)]
+        title = f"{self.title} – {self.heading}" if self.heading else self.title
+        return figure.properties(title=alt.TitleParams(text=textwrap.wrap(title, TITLE_LETTERS), subtitle=subtitle))
+
+    def _draw_panel(self, chart: Chart | None) -> alt.Chart | alt.LayerChart:
+        if chart is None:
+            height = next(panel.drawing.height for panel in self.in_file if panel)
+            text = alt.Chart(inline_data([{}])).mark_text(color="#57606a").encode(text=alt.value("not run"))
+            return text.properties(width=self.width, height=height)
+        caption = alt.TitleParams(text=textwrap.wrap(chart.caption, 48), fontSize=11, fontWeight="normal", offset=6)
+        return chart.drawing.chart(self.width).properties(title=caption)
+
+
+def make_figures(comparison: Comparison) -> list[Figure]:
+    """All figures of a comparison, without those that show nothing."""
+    addresses = {row["run"]: run_links(row)[0].address for row in comparison.overview.to_dict("records")}
+    return [
+        *_profile_figures(comparison),
+        *_heatmap_figures(comparison, addresses),
+        *_peak_figures(comparison, addresses),
+        *_difference_figures(comparison),
+        *_rank_correlation_figure(comparison, addresses),
+        *_relative_depth_figure(comparison),
+    ]
+
+
+def _profile_figures(comparison: Comparison) -> Iterator[Figure]:
+    """For each grid its panels, corruption × window; and a chart a window with all corruptions, if there are several.
+
+    The panels of a file have lines in the same colours; the first of each row has the title of the axis.
+    """
+    overview, grids = comparison.overview.set_index("run", drop=False), make_grids(comparison)
+    for number, grid in enumerate(grids, start=1):
+        end, columns = f"_{number}" if len(grids) > 1 else "", len(grid.windows)
+        scale, title = effect_range(comparison, grid.metric), effect_title(grid.metric)
+        sample = sample_words(overview.loc[list(pd.concat(grid.panels.values())["run"].unique())])
         places = [(corruption, window) for corruption in grid.corruptions for window in grid.windows]
-        panels = [
+        charts = [
             _panel_chart(grid.panels[place], overview, place, scale) if place in grid.panels else None
             for place in places
         ]
-        charts.append((grid, panels))
-    return charts
+        names = list(dict.fromkeys(name for chart in charts if chart for name in chart.drawing.names))
+        in_file = []
+        for at, chart in enumerate(charts):
+            if chart is not None:
+                axis = None if at % columns else textwrap.wrap(title, 28)
+                drawing = replace(chart.drawing, title=axis, names=names if chart.drawing.names else [])
+                chart = replace(chart, drawing=drawing)
+            in_file.append(chart)
+        line = f"{sample}; {INTERVALS}; dashed: total effect; hollow: window clipped at the network's end"
+        both = (columns, columns)
+        yield Figure("grid", f"grid{end}", "profiles", [line], charts, in_file, PANEL_WIDTH, grid.title, both)
+        overlays = list(_overlay_charts(grid, scale, title))
+        if overlays:
+            line, both = f"{sample}; {INTERVALS}", (min(2, len(overlays)), len(overlays))
+            words, name = "corruptions overlaid", f"overlay{end}"
+            yield Figure("overlay", name, words, [line], overlays, overlays, OVERLAY_WIDTH, grid.title, both)
 
 
-def _panel_chart(panel: Panel, overview: pd.DataFrame, place: tuple[str, str], scale: tuple[float, float]) -> Chart:
-    runs = overview.loc[list(panel.runs)].to_dict("records")
-    rows, is_joined = short_lines(panel.rows), len(panel.lines) <= MAX_SERIES or len(panel.runs) > 1
-    note = ""
-    if len(panel.lines) > MAX_SERIES and len(rows) > MAX_DOTS:
+def _panel_chart(
+    panel: pd.DataFrame, overview: pd.DataFrame, place: tuple[str, str], scale: tuple[float, float]
+) -> Chart:
+    runs = overview.loc[list(panel["run"].unique())].to_dict("records")
+    rows, n_lines, note = short_lines(panel), panel["line"].nunique(), ""
+    if n_lines > MAX_SERIES and len(rows) > MAX_DOTS:
         note = f"; the {MAX_DOTS} of {len(rows)} patches with the largest effects"
         rows = rows.loc[rows["effect"].abs().nlargest(MAX_DOTS).index].sort_index()
-    names = list(dict.fromkeys(rows["line"])) if is_joined else []
-    tooltips = {key: title for key, title in TOOLTIPS.items() if key != "line" or panel.lines != [""]}
-    profile = Profile(profile_rows(rows), names, None, scale, tooltips, totals=_totals(runs, rows))
+    names = list(rows["line"].unique()) if n_lines <= MAX_SERIES or len(runs) > 1 else []
+    tooltips = {key: title for key, title in TOOLTIPS.items() if key != "line" or set(panel["line"]) != {""}}
+    totals = _total_effects(runs, dict(zip(rows["run"][::-1], rows["line"][::-1], strict=True)))
+    profile = Profile(profile_rows(rows), names, None, scale, tooltips, totals=totals)
     corruption, words = place[0], window_heading(place[1])
-    labels = run_labels(panel.runs) if len(runs) > 1 else {}
+    labels = run_labels([run["run"] for run in runs]) if len(runs) > 1 else {}
     links = [
         replace(link, word=f"{labels[run['run']]}: {link.word}") if labels else link
         for run in runs
@@ -115,62 +192,73 @@ def _panel_chart(panel: Panel, overview: pd.DataFrame, place: tuple[str, str], s
     return Chart(profile, label, f"{corruption}, {words} ({sample}{note})", links)
 
 
-def _totals(runs: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Total effects of the runs of a panel with these rows; of a run with several lines in the first one's colour."""
-    first = rows.drop_duplicates("run").set_index("run")["line"]
+def _total_effects(runs: Sequence[Mapping[str, object]], first_lines: Mapping[str, str]) -> list[dict[str, object]]:
+    """Total effects of the runs of a panel, each in the colour of the run's first line."""
     return [
         {
             "run": run["run"],
-            "line": first[run["run"]],
+            "line": first_lines[run["run"]],
             "value": run["total_effect"],
-            "words": format_estimate(*estimate_of(run, "total_effect")),
+            "words": format_value(run, "total_effect"),
         }
         for run in runs
-        if np.isfinite(run["total_effect"]) and run["run"] in first
+        if np.isfinite(run["total_effect"]) and run["run"] in first_lines
     ]
 
 
-def overlay_charts(comparison: Comparison) -> list[tuple[Grid, list[Chart]]]:
-    """For each grid a chart a window with all its corruptions, where there are several."""
-    overlays = []
-    for grid in grids(comparison):
-        scale, title, charts = effect_range(comparison, grid.metric), effect_title(grid.metric), []
-        for window in grid.windows:
-            if sum((corruption, window) in grid.panels for corruption in grid.corruptions) > 1:
-                rows, more = legend_lines(overlay_rows(grid, window))
-                names, words = list(dict.fromkeys(rows["line"])), window_heading(window)
-                profile = Profile(profile_rows(rows), names, title, scale, TOOLTIPS, height=280)
-                caption = f"{words}; {more}" if more else words
-                charts.append(Chart(profile, f"All corruptions by layer, {words}", caption))
-        overlays.append((grid, charts))
-    return overlays
+def _overlay_charts(grid: Grid, scale: tuple[float, float], title: str) -> Iterator[Chart]:
+    for window in grid.windows:
+        if sum((corruption, window) in grid.panels for corruption in grid.corruptions) > 1:
+            rows, more = legend_lines(overlay_rows(grid, window))
+            words = window_heading(window)
+            profile = Profile(profile_rows(rows), list(rows["line"].unique()), title, scale, TOOLTIPS, height=280)
+            yield Chart(profile, f"All corruptions by layer, {words}", f"{words}; {more}" if more else words)
 
 
-def heatmap_charts(comparison: Comparison, most: int | None = None) -> dict[str, Chart]:
-    """Run × layer, a chart a metric, of the first ``most`` lines."""
-    table, folders, charts = lines_table(comparison), _addresses(comparison), {}
-    metrics = comparison.overview.set_index("run")["metric"]
-    for metric in dict.fromkeys(metrics):
-        rows = short_lines(table[table["run"].map(metrics) == metric])
-        names = list(dict.fromkeys(rows["line"]))[:most]
-        rows = rows[rows["line"].isin(names)]
-        cells = profile_rows(rows).rename(columns={"line": "row"})
-        cells = cells.assign(column=cells["layer"], sure=(cells["low"] > 0) | (cells["high"] < 0))
-        cells = cells.drop(columns=["low", "high", "clipped"])
-        layers, limit = sorted(set(rows["layer"])), float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
-        addresses = {line: folders[run] for line, run in zip(rows["line"], rows["run"], strict=True)}
-        tooltips = {"row" if key == "line" else key: title for key, title in TOOLTIPS.items()}
-        heatmap = Heatmap(cells, names, layers, "layer", effect_title(metric), limit, tooltips, addresses)
-        label = f"Heatmap of effects, run by layer, on {metric}"
-        charts[metric] = Chart(heatmap, label, "A cell leads to its run’s folder.", wide=True)
-    return charts
+def _runs_by_metric(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Each metric with its rows of ``overview`` and the end of a file's name, "" where there is one metric."""
+    by_metric = comparison.overview.groupby("metric", sort=False)
+    for metric, runs in by_metric:
+        yield str(metric), runs, f"_{metric}" if len(by_metric) > 1 else ""
 
 
-def peak_charts(comparison: Comparison) -> dict[str, Chart]:
-    """The peak effect of each run with its interval, a chart a metric."""
-    labels, addresses, charts = short_labels(list(comparison.overview["run"])), _addresses(comparison), {}
+def _heatmap_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
+    """Run × layer, a figure a metric."""
+    table = lines_table(comparison)
+    for metric, runs, end in _runs_by_metric(comparison):
+        rows = short_lines(table[table["run"].isin(runs["run"])])
+        first = rows["line"].unique()[:MAX_FILE_ROWS]
+        in_file = rows[rows["line"].isin(first)]
+        lines = [f"{sample_words(runs)}; dot: 95 % interval without 0"]
+        lines += [f"the first {MAX_FILE_ROWS} rows"] * (len(in_file) < len(rows))
+        width = max(MIN_HEATMAP_WIDTH, LAYER_WIDTH * in_file["layer"].nunique())
+        charts = [[_heatmap_chart(some, metric, addresses)] for some in (rows, in_file)]
+        yield Figure("heatmap", f"heatmap{end}", "run × layer", lines, *charts, width)
+
+
+def _heatmap_chart(rows: pd.DataFrame, metric: str, addresses: Mapping[str, str]) -> Chart:
+    cells = profile_rows(rows).rename(columns={"line": "row"})
+    cells = cells.assign(column=cells["layer"], sure=(cells["low"] > 0) | (cells["high"] < 0))
+    layers, limit = sorted(set(rows["layer"])), float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
+    heatmap = Heatmap(
+        rows=cells.drop(columns=["low", "high", "clipped"]),
+        row_names=list(rows["line"].unique()),
+        column_names=layers,
+        column_title="layer",
+        title=effect_title(metric),
+        limit=limit,
+        tooltips={"row" if key == "line" else key: title for key, title in TOOLTIPS.items()},
+        addresses={line: addresses[run] for line, run in zip(rows["line"], rows["run"], strict=True)},
+    )
+    label = f"Heatmap of effects, run by layer, on {metric}"
+    return Chart(heatmap, label, "A cell leads to its run’s folder.", wide=True)
+
+
+def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
+    """The peak effect of each run with its interval, a figure a metric; without a file where no run has a peak."""
+    labels = short_labels(list(comparison.overview["run"]))
     tooltips = {"run": "run", "peak": "peak", "words": "peak effect [95 %]", "total_words": "total effect"}
-    for metric, runs in comparison.overview.groupby("metric", sort=False):
+    for metric, runs, end in _runs_by_metric(comparison):
         records = runs.to_dict("records")
         rows = {
             "row": [f"{labels[run['run']]}, {run['peak_place'] or 'no peak'}" for run in records],
@@ -181,200 +269,110 @@ def peak_charts(comparison: Comparison) -> dict[str, Chart]:
             "run": runs["run"],
             "href": [addresses[run["run"]] for run in records],
             "peak": [run["peak_place"] or "none" for run in records],
-            "words": [format_estimate(*estimate_of(run, "peak_effect")) for run in records],
-            "total_words": [format_estimate(*estimate_of(run, "total_effect")) for run in records],
+            "words": [format_value(run, "peak_effect") for run in records],
+            "total_words": [format_value(run, "total_effect") for run in records],
         }
-        intervals = Intervals(pd.DataFrame(rows), effect_title(str(metric)), tooltips)
-        charts[str(metric)] = Chart(intervals, f"Peak effect of each run on {metric}, with intervals")
-    return charts
+        intervals = Intervals(pd.DataFrame(rows), effect_title(metric), tooltips)
+        chart = Chart(intervals, f"Peak effect of each run on {metric}, with intervals")
+        known = intervals.rows[intervals.rows["value"].notna()]
+        in_file = [replace(chart, drawing=replace(intervals, rows=known[:MAX_FILE_ROWS]))] if len(known) else []
+        lines = [f"{sample_words(runs)}; {INTERVALS}; orange: total effect"]
+        lines += [f"the first {MAX_FILE_ROWS} of {len(known)} runs"] * (len(known) > MAX_FILE_ROWS)
+        yield Figure("peaks", f"peaks{end}", "peak of each run", lines, [chart], in_file, FIGURE_WIDTH)
 
 
-def difference_charts(comparison: Comparison) -> list[Chart]:
-    """Differences by layer, with intervals, of a pair that is picked from a list: a chart a quantity."""
-    labels, charts = short_labels(list(comparison.overview["run"])), []
-    for quantity in ("effect", "recovered"):
-        pairs = [row for row in largest_differences(comparison.differences) if row["quantity"] == quantity]
-        if not pairs:
-            continue
-        picks = {(row["a"], row["b"]): f"{labels[row['a']]} − {labels[row['b']]}" for row in pairs[:MAX_PAIRS]}
-        rows = _difference_rows(comparison.differences, picks)
-        limit = 1.05 * max(float(np.nanmax(np.abs(rows[["value", "low", "high"]].to_numpy(float)))), 0.01)
-        lines = list(dict.fromkeys(rows["line"]))
-        names, words = lines if len(lines) <= MAX_SERIES else [], _difference_title(quantity)
-        tooltips = {"pick": "pair", "place": "place", "words": "a − b [95 %]", "a": "a", "b": "b"}
-        options = list(dict.fromkeys(picks.values()))
-        profile = Profile(rows, names, words, (-limit, limit), tooltips, height=240, picks=options)
-        charts.append(Chart(profile, f"Paired {words} by layer, with intervals", f"{words}, run a − run b"))
-    return charts
+def _difference_figures(comparison: Comparison) -> Iterator[Figure]:
+    """A figure a quantity: on the page by layer, of a pair that is picked from a list; in a file the largest of each
+    pair."""
+    labels, largest = short_labels(list(comparison.overview["run"])), largest_differences(comparison.differences)
+    for quantity, pairs in largest.groupby("quantity"):
+        words = "difference in the share recovered" if quantity == "recovered" else "difference in effect"
+        names = [f"{labels[a]} − {labels[b]}" for a, b in zip(pairs["a"], pairs["b"], strict=True)]
+        picks = dict(zip(zip(pairs["a"], pairs["b"], strict=True), names[:MAX_PAIRS], strict=False))
+        chart = Chart(
+            _difference_profile(comparison.differences, picks, words),
+            f"Paired {words} by layer, with intervals",
+            f"{words}, run a − run b",
+        )
+        places = [f"{name}: {describe_patch(row)}" for name, row in zip(names, pairs.to_dict("records"), strict=True)]
+        rows = pairs[["low", "high"]].assign(row=places, value=pairs["difference"], total=np.nan)[:MAX_FILE_PAIRS]
+        intervals = Intervals(rows, f"{words}, a − b, where it is largest", {})
+        corrected = ": see the corrected p" if quantity == "effect" else ""
+        lines = [
+            f"n = {count_words(pairs['n'], 'image')} included in both; 95 % intervals, both runs resampled together",
+            f"each the largest of its layers{corrected}",
+        ]
+        lines += [f"the {len(rows)} largest of {len(pairs)} pairs"] * (len(rows) < len(pairs))
+        in_file, name = [replace(chart, drawing=intervals)], f"differences_{quantity}"
+        yield Figure("differences", name, "paired differences", lines, [chart], in_file, FIGURE_WIDTH)
 
 
-def _difference_title(quantity: str) -> str:
-    return "difference in the share recovered" if quantity == "recovered" else "difference in effect"
-
-
-def _difference_rows(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """The rows of the pairs in ``picks``; ``line`` is what differs between those of one layer."""
+def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str], words: str) -> Profile:
+    """Differences by layer of the pairs in ``picks``; ``line`` is what differs between the rows of one layer."""
     tables = []
     for pair, rows in differences.groupby(["a", "b"], sort=False):
         if pair in picks:
             lines = series_names(rows.assign(window=rows["window_a"]))
-            tables.append(rows.assign(line=lines, pick=picks[pair], value=rows["difference"], clipped=False))
+            tables.append(rows.assign(line=lines, pick=picks[pair], clipped=False))
     table = short_lines(pd.concat(tables, ignore_index=True))
-    records = table.to_dict("records")
-    words = {
-        "place": [describe_patch(row) for row in records],
-        "words": [difference_cell(row, "difference", "low", "high").text for row in records],
-        "a": [format_number(row["value_a"], difference_format(row["quantity"])) for row in records],
-        "b": [format_number(row["value_b"], difference_format(row["quantity"])) for row in records],
-    }
-    return table[["line", "pick", "layer", "value", "low", "high", "clipped"]].assign(**words)
+    records = with_interval_names(table).to_dict("records")
+    columns = ["line", "pick", "layer", "difference", "low", "high", "clipped"]
+    rows = table[columns].rename(columns={"difference": "value"})
+    rows = rows.assign(place=[describe_patch(row) for row in records])
+    for name, key in (("words", "difference"), ("a", "value_a"), ("b", "value_b")):
+        rows[name] = [difference_cell(row, key).text for row in records]
+    limit = 1.05 * max(float(np.nanmax(np.abs(rows[["value", "low", "high"]].to_numpy(float)))), 0.01)
+    lines = list(rows["line"].unique())
+    names = lines if len(lines) <= MAX_SERIES else []
+    tooltips = {"pick": "pair", "place": "place", "words": "a − b [95 %]", "a": "a", "b": "b"}
+    return Profile(rows, names, words, (-limit, limit), tooltips, height=240, picks=list(dict.fromkeys(picks.values())))
 
 
-def _addresses(comparison: Comparison) -> dict[str, str]:
-    """By run's name the address of its folder."""
-    return {row["run"]: run_links(row)[0].address for row in comparison.overview.to_dict("records")}
+def _rank_correlation_figure(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
+    """Runs × runs, where there are several."""
+    table = comparison.rank_correlation
+    if len(table) > 1:
+        some = table.iloc[:MAX_FILE_ROWS, :MAX_FILE_ROWS]
+        charts = [[_rank_correlation_chart(part, list(table.index), addresses)] for part in (table, some)]
+        words, lines = "rank correlation of layer profiles", ["Spearman's, of the series that has the peak"]
+        yield Figure("rank", "rank_correlation", words, lines, *charts, LAYER_WIDTH * len(some))
 
 
-def rank_correlation_chart(comparison: Comparison, most: int | None = None) -> Chart:
-    """Runs × runs, of the first ``most`` runs."""
-    table, labels = comparison.rank_correlation.iloc[:most, :most], short_labels(list(comparison.overview["run"]))
+def _rank_correlation_chart(table: pd.DataFrame, runs: Sequence[str], addresses: Mapping[str, str]) -> Chart:
+    labels = short_labels(runs)
     cells = [
         {"row": labels[a], "column": labels[b], "value": value, "sure": False, "words": format_number(value, ".2f")}
         for a, row in table.iterrows()
         for b, value in row.items()
     ]
     names = [labels[run] for run in table.index]
-    addresses = {labels[run]: address for run, address in _addresses(comparison).items() if run in table.index}
-    tooltips = {"row": "row", "column": "column", "words": "rank correlation"}
-    words = "words" if len(names) <= MAX_RANK_WORDS else ""
-    title = "rank correlation of profiles"
-    heatmap = Heatmap(pd.DataFrame(cells), names, names, None, title, 1.0, tooltips, addresses, words)
+    heatmap = Heatmap(
+        rows=pd.DataFrame(cells),
+        row_names=names,
+        column_names=names,
+        column_title=None,
+        title="rank correlation of profiles",
+        limit=1.0,
+        tooltips={"row": "row", "column": "column", "words": "rank correlation"},
+        addresses={labels[run]: addresses[run] for run in table.index},
+        words="words" if len(names) <= MAX_RANK_WORDS else "",
+    )
     caption = "A cell leads to the folder of its row’s run."
     return Chart(heatmap, "Heatmap of rank correlations, run by run", caption, wide=True)
 
 
-def relative_depth_chart(comparison: Comparison) -> Chart | None:
+def _relative_depth_figure(comparison: Comparison) -> Iterator[Figure]:
     """Shares recovered by relative depth, where runs have different depths."""
     table = lines_table(comparison)
     table = table[table["recovered"].notna()]
     if comparison.overview["depth"].nunique() < 2 or table["run"].nunique() < 2:
-        return None
+        return
     table, more = legend_lines(table, with_depth=True)
     rows = profile_rows(table, "recovered").assign(relative_depth=table["relative_depth"].to_numpy())
-    names, x = list(dict.fromkeys(table["line"])), ("relative_depth", "relative depth, (layer + ½) / blocks")
+    names, x = list(table["line"].unique()), ("relative_depth", "relative depth, (layer + ½) / blocks")
     title, tooltips = "share of the total effect recovered", TOOLTIPS | {"relative_depth": "relative depth"}
-    profile = Profile(rows, names, title, None, tooltips, x=x, height=300)
-    return Chart(profile, "Share recovered by relative depth", more)
-
-
-def file_figures(comparison: Comparison) -> dict[str, Any]:
-    """The figures by the names of their files, as altair charts with titles; without those that show nothing."""
-    figures: dict[str, Any] = {}
-    grid_panels, overlays = grid_charts(comparison), overlay_charts(comparison)
-    for number, ((grid, panels), (_, charts)) in enumerate(zip(grid_panels, overlays, strict=True), start=1):
-        end, of_grid = f"_{number}" if len(overlays) > 1 else "", f" – {grid.title}" if grid.title else ""
-        runs = comparison.overview[comparison.overview["run"].isin({r for p in grid.panels.values() for r in p.runs})]
-        lines = [
-            f"{sample_words(runs)}; {INTERVALS}; dashed: total effect; hollow: window clipped at the network's end"
-        ]
-        figure = alt.concat(*_file_panels(grid, panels), columns=len(grid.windows))
-        figures[f"grid{end}"] = _titled(figure, comparison, f"profiles{of_grid}", lines)
-        if charts:
-            panels = [_captioned(chart.drawing.chart(FIGURE_WIDTH * 2 // 3), chart.caption) for chart in charts]
-            lines = [f"{sample_words(runs)}; {INTERVALS}"]
-            figures[f"overlay{end}"] = _titled(
-                alt.hconcat(*panels), comparison, f"corruptions overlaid{of_grid}", lines
-            )
-    figures |= _heatmap_figures(comparison) | _peak_figures(comparison) | _difference_figures(comparison)
-    if len(comparison.runs) > 1:
-        chart = rank_correlation_chart(comparison, MAX_FILE_ROWS)
-        drawn = chart.drawing.chart(LAYER_WIDTH * len(chart.drawing.row_names))
-        words, lines = "rank correlation of layer profiles", ["Spearman's, of the series that has the peak"]
-        figures["rank_correlation"] = _titled(drawn, comparison, words, lines)
-    if (chart := relative_depth_chart(comparison)) is not None:
-        drawn = chart.drawing.chart(FIGURE_WIDTH)
-        lines = [f"{sample_words(comparison.overview)}; {INTERVALS}", chart.caption]
-        figures["relative_depth"] = _titled(drawn, comparison, "runs by relative depth", lines)
-    return figures
-
-
-def _titled(figure: Any, comparison: Comparison, words: str, lines: Sequence[str]) -> Any:
-    """A figure with a title: what it shows, of what (as far as all runs share it), and ``lines``."""
-    overview = comparison.overview
-    shared = [
-        overview[name].iloc[0] for name in ("model", "data", "site", "direction") if overview[name].nunique() == 1
+    charts = [
+        Chart(Profile(rows, names, title, None, tooltips, x=x, height=300), "Share recovered by relative depth", more)
     ]
-    subtitle = [part for line in (", ".join(shared), *lines) for part in textwrap.wrap(line, TITLE_LETTERS)]
-    return figure.properties(title=alt.TitleParams(text=textwrap.wrap(words, TITLE_LETTERS), subtitle=subtitle))
-
-
-def _captioned(chart: alt.LayerChart, caption: str) -> alt.LayerChart:
-    lines = textwrap.wrap(caption, 48)
-    return chart.properties(title=alt.TitleParams(text=lines, fontSize=11, fontWeight="normal", offset=6))
-
-
-def _file_panels(grid: Grid, panels: Sequence[Chart | None]) -> list[alt.LayerChart]:
-    """The panels of a grid, lines in the same colours in all; the first of each row has the title of the axis."""
-    profiles = [panel.drawing for panel in panels if panel is not None]
-    names = list(dict.fromkeys(name for profile in profiles for name in profile.names))
-    drawn = []
-    for number, panel in enumerate(panels):
-        if panel is None:
-            text = alt.Chart(inline_data([{}])).mark_text(color="#57606a").encode(text=alt.value("not run"))
-            drawn.append(text.properties(width=PANEL_WIDTH, height=profiles[0].height))
-            continue
-        title = None if number % len(grid.windows) else textwrap.wrap(effect_title(grid.metric), 28)
-        profile = replace(panel.drawing, title=title, names=names if panel.drawing.names else [])
-        drawn.append(_captioned(profile.chart(PANEL_WIDTH), panel.caption))
-    return drawn
-
-
-def _heatmap_figures(comparison: Comparison) -> dict[str, Any]:
-    charts, figures = heatmap_charts(comparison, MAX_FILE_ROWS), {}
-    for metric, chart in charts.items():
-        runs = comparison.overview[comparison.overview["metric"] == metric]
-        names, layers = chart.drawing.row_names, chart.drawing.column_names
-        lines = [f"{sample_words(runs)}; dot: 95 % interval without 0"]
-        lines += [f"the first {MAX_FILE_ROWS} rows"] * (len(names) == MAX_FILE_ROWS)
-        drawn = _titled(chart.drawing.chart(max(240, LAYER_WIDTH * len(layers))), comparison, "run × layer", lines)
-        figures[f"heatmap_{metric}" if len(charts) > 1 else "heatmap"] = drawn
-    return figures
-
-
-def _peak_figures(comparison: Comparison) -> dict[str, Any]:
-    charts, figures = peak_charts(comparison), {}
-    for metric, chart in charts.items():
-        runs = comparison.overview[comparison.overview["metric"] == metric]
-        rows = chart.drawing.rows[chart.drawing.rows["value"].notna()]
-        if len(rows):
-            lines = [f"{sample_words(runs)}; {INTERVALS}; orange: total effect"]
-            lines += [f"the first {MAX_FILE_ROWS} of {len(rows)} runs"] * (len(rows) > MAX_FILE_ROWS)
-            drawn = replace(chart.drawing, rows=rows[:MAX_FILE_ROWS]).chart(FIGURE_WIDTH)
-            name = f"peaks_{metric}" if len(charts) > 1 else "peaks"
-            figures[name] = _titled(drawn, comparison, "peak of each run", lines)
-    return figures
-
-
-def _difference_figures(comparison: Comparison) -> dict[str, Any]:
-    """Of each pair the largest difference, with its interval."""
-    labels, figures = short_labels(list(comparison.overview["run"])), {}
-    largest = largest_differences(comparison.differences)
-    for quantity in ("effect", "recovered"):
-        pairs = [row for row in largest if row["quantity"] == quantity]
-        if not pairs:
-            continue
-        shown = pd.DataFrame(pairs[:MAX_FILE_PAIRS])
-        names = [f"{labels[row['a']]} − {labels[row['b']]}: {describe_patch(row)}" for row in shown.to_dict("records")]
-        rows = shown[["low", "high"]].assign(row=names, value=shown["difference"], total=np.nan)
-        title = f"{_difference_title(quantity)}, a − b, where it is largest"
-        counts = [row["n"] for row in pairs]
-        images = f"n = {format_counts(counts)} image{'s' * (max(counts) != 1)} included in both"
-        corrected = ": see the corrected p" if quantity == "effect" else ""
-        lines = [
-            f"{images}; 95 % intervals, both runs resampled together",
-            f"each the largest of its layers{corrected}",
-        ]
-        lines += [f"the {len(shown)} largest of {len(pairs)} pairs"] * (len(shown) < len(pairs))
-        drawn = Intervals(rows, title, {}).chart(FIGURE_WIDTH)
-        figures[f"differences_{quantity}"] = _titled(drawn, comparison, "paired differences", lines)
-    return figures
+    lines = [f"{sample_words(comparison.overview)}; {INTERVALS}", more]
+    yield Figure("depth", "relative_depth", "runs by relative depth", lines, charts, charts, FIGURE_WIDTH)

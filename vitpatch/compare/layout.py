@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitpatch.compare.load import Comparison
-from vitpatch.compare.tables import estimate_of, format_estimate, format_number, is_known
+from vitpatch.compare.tables import format_number, format_value, is_known
 from vitpatch.plots.profile import is_clipped
 from vitpatch.plots.style import METRIC_NAMES
 from vitpatch.stats.result import series_names
@@ -35,39 +35,29 @@ TOOLTIPS = {
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A cell of a grid: its runs and their rows of ``profiles``, with the name of their ``line``, "" = the only one."""
-
-    runs: tuple[str, ...]
-    rows: pd.DataFrame
-
-    @property
-    def lines(self) -> list[str]:
-        """The names of its lines, in order."""
-        return list(dict.fromkeys(self.rows["line"]))
-
-
-@dataclass(frozen=True)
 class Grid:
-    """Panels by corruption and window; ``title`` says in what it differs from other grids, "" where there is one."""
+    """Panels by corruption and window; ``title`` says in what it differs from other grids, "" where there is one.
+
+    A panel has the rows of ``profiles`` of its runs, with the name of their ``line``, "" = the only one.
+    """
 
     title: str
     metric: str
     corruptions: tuple[str, ...]
     windows: tuple[str, ...]
-    panels: Mapping[tuple[str, str], Panel]
+    panels: Mapping[tuple[str, str], pd.DataFrame]
 
 
-def grids(comparison: Comparison) -> list[Grid]:
+def make_grids(comparison: Comparison) -> list[Grid]:
     """All profiles, each in one panel, which has several runs where these differ in what makes no facet."""
     overview = comparison.overview
     differing = [name for name in FACETS if overview[name].nunique(dropna=False) > 1]
-    made = []
+    grids = []
     for values, runs in overview.groupby(list(FACETS), sort=False, dropna=False):
         facets = dict(zip(FACETS, values, strict=True))
         title = ", ".join(f"{name} {facets[name]}" for name in differing if facets[name])
-        made.append(_make_grid(title, runs, comparison.profiles))
-    return made
+        grids.append(_make_grid(title, runs, comparison.profiles))
+    return grids
 
 
 def _make_grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
@@ -76,20 +66,19 @@ def _make_grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
         for row in runs.to_dict("records")
     }
     rows = profiles[profiles["run"].isin(corruptions)]
-    of_rows = zip(rows["run"].map(corruptions), rows["window"].map(format_window), strict=True)
-    places = pd.Series(list(of_rows), rows.index)
-    panels = {place: _make_panel(rows.loc[group.index]) for place, group in places.groupby(places, sort=False)}
-    windows = [format_window(window) for window in sorted(set(rows["window"]), key=lambda window: (window < 0, window))]
-    metric = str(runs["metric"].iloc[0])
-    return Grid(title, metric, tuple(dict.fromkeys(corruptions.values())), tuple(windows), panels)
+    places = [rows["run"].map(corruptions), rows["window"].map(format_window)]
+    panels = {place: _name_lines(panel) for place, panel in rows.groupby(places, sort=False)}
+    windows = sorted(set(rows["window"]), key=lambda window: (window < 0, window))
+    metric, names = str(runs["metric"].iloc[0]), tuple(dict.fromkeys(corruptions.values()))
+    return Grid(title, metric, names, tuple(map(format_window, windows)), panels)
 
 
-def _make_panel(rows: pd.DataFrame) -> Panel:
-    runs = tuple(dict.fromkeys(rows["run"]))
-    names = pd.concat([pd.Series(series_names(own), own.index) for _, own in rows.groupby("run", sort=False)])
-    if len(runs) > 1:
-        names = rows["run"].map(run_labels(runs)).str.cat(names, sep=" ").str.strip()
-    return Panel(runs, rows.assign(line=names))
+def _name_lines(panel: pd.DataFrame) -> pd.DataFrame:
+    names = pd.concat([pd.Series(series_names(own), own.index) for _, own in panel.groupby("run", sort=False)])
+    if panel["run"].nunique() > 1:
+        labels = run_labels(list(dict.fromkeys(panel["run"])))
+        names = panel["run"].map(labels).str.cat(names, sep=" ").str.strip()
+    return panel.assign(line=names)
 
 
 def overlay_rows(grid: Grid, window: str) -> pd.DataFrame:
@@ -97,11 +86,10 @@ def overlay_rows(grid: Grid, window: str) -> pd.DataFrame:
     largest effect."""
     tables = []
     for corruption in grid.corruptions:
-        if (panel := grid.panels.get((corruption, window))) is not None:
-            rows = panel.rows
-            if len(panel.lines) > MAX_SERIES:
+        if (rows := grid.panels.get((corruption, window))) is not None:
+            if rows["line"].nunique() > MAX_SERIES:
                 rows = rows[rows["line"] == rows.loc[rows["effect"].abs().idxmax(), "line"]]
-            tables.append(rows.assign(line=[f"{corruption} {line}".strip() for line in rows["line"]]))
+            tables.append(rows.assign(line=(f"{corruption} " + rows["line"]).str.strip()))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -111,15 +99,16 @@ def lines_table(comparison: Comparison) -> pd.DataFrame:
     labels = run_labels(list(comparison.overview["run"]))
     tables = []
     for row in comparison.overview.to_dict("records"):
-        rows = comparison.profiles[comparison.profiles["run"] == row["run"]]
-        rows = rows if rows["series"].nunique() <= MAX_SERIES else peak_series(rows, "series", row)
-        tables.append(rows.assign(line=[f"{labels[row['run']]} {series}".strip() for series in rows["series"]]))
+        rows = peak_series(comparison.profiles[comparison.profiles["run"] == row["run"]], "series", row)
+        tables.append(rows.assign(line=(f"{labels[row['run']]} " + rows["series"]).str.strip()))
     return pd.concat(tables, ignore_index=True)
 
 
 def peak_series(rows: pd.DataFrame, column: str, overview_row: Mapping[str, object]) -> pd.DataFrame:
-    """The rows of a run that are in the series of its peak, by the ``column`` that names series; of the first, where
-    there is no peak."""
+    """The rows of a run; of more than ``MAX_SERIES`` series, named by ``column``, those of the series with the peak, or
+    of the first where there is no peak."""
+    if rows[column].nunique() <= MAX_SERIES:
+        return rows
     is_peak = (rows["layer"] == overview_row["peak_layer"]) & (rows["effect"] == overview_row["peak_effect"])
     return rows[rows[column] == (rows[is_peak] if is_peak.any() else rows)[column].iloc[0]]
 
@@ -128,9 +117,9 @@ def effect_range(comparison: Comparison, metric: str) -> tuple[float, float]:
     """The one scale of all panels of a metric: 0, effects with their intervals, and total effects."""
     runs = comparison.overview[comparison.overview["metric"] == metric]
     rows = comparison.profiles[comparison.profiles["run"].isin(runs["run"])]
-    ends = [rows[name].to_numpy(float) for name in ("effect", "effect_low", "effect_high")]
-    known = np.concatenate([*ends, runs["total_effect"].to_numpy(float), [0.0]])
-    known = known[np.isfinite(known)]
+    effects = rows[["effect", "effect_low", "effect_high"]].to_numpy(float)
+    ends = np.array([0.0, *effects.flat, *runs["total_effect"].astype(float)])
+    known = ends[np.isfinite(ends)]
     low, high = float(known.min()), float(known.max())
     margin = 0.04 * max(high - low, 1e-6)
     return low - margin, high + margin
@@ -167,8 +156,8 @@ def profile_rows(rows: pd.DataFrame, column: str = "effect") -> pd.DataFrame:
             "high": [row.get(f"{column}_high", np.nan) for row in records],
             "clipped": is_clipped(rows),
             "layers": [str(first) if first == last else f"{first}–{last}" for first, last in layers],
-            "effect": [format_estimate(*estimate_of(row, "effect")) for row in records],
-            "recovered": [format_estimate(*estimate_of(row, "recovered"), ".0%") for row in records],
+            "effect": [format_value(row, "effect") for row in records],
+            "recovered": [format_value(row, "recovered", ".0%") for row in records],
             "p": [format_number(row.get("p"), ".4f") for row in records],
         }
     )
@@ -190,10 +179,11 @@ def format_counts(counts: Iterable[int]) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
+def count_words(counts: Iterable[int], noun: str) -> str:
+    """Counts of things in words: ``1 image``, ``4–6 images``."""
+    return f"{format_counts(counts)} {noun}{'s' * (max(counts) != 1)}"
+
+
 def sample_words(runs: pd.DataFrame) -> str:
     """Images and clusters of rows of ``overview``: ``n = 4–6 images in 3 clusters``."""
-    images, clusters = (
-        f"{format_counts(runs[column])} {word}{'s' * (max(runs[column]) != 1)}"
-        for column, word in (("n", "image"), ("n_clusters", "cluster"))
-    )
-    return f"n = {images} in {clusters}"
+    return f"n = {count_words(runs['n'], 'image')} in {count_words(runs['n_clusters'], 'cluster')}"

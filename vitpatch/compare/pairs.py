@@ -5,11 +5,10 @@ The unit is the cluster. Both runs are taken on one resample of clusters, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,23 +96,10 @@ def _read_effects(run: FinishedRun, included: NDArray[np.bool_], patches: int) -
     return effects
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """Values of both runs by patch, and ``difference`` = a − b with its interval, (patches,) each; ``p`` is family-wise
-    over the patches, NaN where it is not tested."""
-
-    value_a: Array
-    value_b: Array
-    difference: Array
-    low: Array
-    high: Array
-    p: Array | float = np.nan
-
-
 def subtract_effects(
     a: Array, b: Array, clusters: NDArray[np.integer], seed: int, method: str = "percentile"
-) -> PairedDifference:
-    """Mean differences of effects: (images, patches) twice, (images,) → (patches,).
+) -> dict[str, Array]:
+    """Mean differences of effects: (images, patches) twice, (images,) → columns of ``differences``, (patches,) each.
 
     p by sign flips of clusters, of the null that the two runs could change places; it is of the metric that the effects
     are in, which under this null is as likely above 0 as below, whatever the metric.
@@ -121,7 +107,7 @@ def subtract_effects(
     difference = a - b
     spread = _resamples(clusters.tobytes(), seed).spread(difference, method=method)
     p = sign_flip_p(difference, clusters, seed)
-    return PairedDifference(a.mean(0, dtype=float), b.mean(0, dtype=float), spread.mean, *spread.interval, p)
+    return _columns(a.mean(0, dtype=float), b.mean(0, dtype=float), spread) | {"p": p}
 
 
 def subtract_recovered(
@@ -129,24 +115,32 @@ def subtract_recovered(
     b: Array,
     totals: tuple[Array, Array],
     clusters: NDArray[np.integer],
+    names: tuple[str, str],
     seed: int,
     method: str = "percentile",
-) -> PairedDifference | tuple[bool, bool]:
-    """Differences of mean effect / mean total effect, both ratios on one resample of clusters.
+) -> dict[str, Array | float]:
+    """Differences of mean effect / mean total effect, both ratios on one resample of clusters: columns as above.
 
-    ``totals`` are the total effects of a and b, (images,) each. Where a mean total effect is within
-    ``MIN_STANDARD_ERRORS`` standard errors of 0 nothing is subtracted: then for which of the two it is.
+    ``totals`` are the total effects of a and b, (images,) each, ``names`` those of the runs. Raises ``VitPatchError``
+    where a mean total effect is within ``MIN_STANDARD_ERRORS`` standard errors of 0.
     """
     patches = a.shape[1]
     spread = _resamples(clusters.tobytes(), seed).spread(a, b, np.column_stack(totals), method=method)
     spread_a, spread_b, spread_totals = spread[:patches], spread[patches : 2 * patches], spread[2 * patches :]
-    unknown = ~(np.abs(spread_totals.mean) > MIN_STANDARD_ERRORS * spread_totals.se)
-    if unknown.any():
-        return bool(unknown[0]), bool(unknown[1])
+    is_known = np.abs(spread_totals.mean) > MIN_STANDARD_ERRORS * spread_totals.se
+    if not is_known.all():
+        unknown = " and ".join(name for name, known in zip(names, is_known, strict=True) if not known)
+        images = counted(len(a), "image")
+        raise VitPatchError(f"recovered is not known: on {images} the total effect of {unknown} is within 3 SE of 0")
     ratio_a, ratio_b = spread_a.over(spread_totals[:1]), spread_b.over(spread_totals[1:])
     parts = ((ratio_a.resampled, ratio_b.resampled), (ratio_a.left_out, ratio_b.left_out))
     difference = Spread(ratio_a.mean - ratio_b.mean, *(None if x is None else x - y for x, y in parts))
-    return PairedDifference(ratio_a.mean, ratio_b.mean, difference.mean, *difference.interval)
+    return _columns(ratio_a.mean, ratio_b.mean, difference) | {"p": np.nan}
+
+
+def _columns(value_a: Array, value_b: Array, difference: Spread) -> dict[str, Array]:
+    low, high = difference.interval
+    return {"value_a": value_a, "value_b": value_b, "difference": difference.mean, "low": low, "high": high}
 
 
 @lru_cache(maxsize=2)
@@ -206,21 +200,18 @@ def subtract_pairs(pairs: Sequence[Pair], settings: Mapping[str, RunSettings]) -
     ``settings`` by run's name. The effects of at most two runs are in memory at once.
     """
     tables, reasons = [], []
-    in_memory: tuple[str, RunEffects | VitPatchError] | None = None
+    effects_of_a: dict[str, RunEffects] = {}
     for a, b in pairs:
-        reason = reason_against(a, b)
-        if not reason and differing_settings(settings[a.name], settings[b.name]) == ["include"]:
-            reason = "the same patches: on the images that both include the effects are equal"
-        if not reason:
-            if in_memory is None or in_memory[0] != a.name:
-                in_memory = None  # before the next is read
-                in_memory = (a.name, _effects_or_error(a))
-            result = _subtract(a, b, in_memory[1], _effects_or_error(b))
-            if isinstance(result, pd.DataFrame):
-                tables.append(result)
-                continue
-            reason = result
-        reasons.append({"a": a.name, "b": b.name, "reason": reason})
+        try:
+            check_comparable(a, b)
+            if differing_settings(settings[a.name], settings[b.name]) == ["include"]:
+                raise VitPatchError("the same patches: on the images that both include the effects are equal")
+            if a.name not in effects_of_a:
+                effects_of_a.clear()  # before the next is read
+                effects_of_a[a.name] = RunEffects.read(a)
+            tables.append(_subtract(a, b, effects_of_a[a.name], RunEffects.read(b)))
+        except VitPatchError as error:
+            reasons.append({"a": a.name, "b": b.name, "reason": str(error)})
     differences = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
     return differences, pd.DataFrame(reasons, columns=["a", "b", "reason"])
 
@@ -231,29 +222,33 @@ def is_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
     return one == other
 
 
-def reason_against(a: FinishedRun, b: FinishedRun) -> str:
-    """Why two runs are not subtracted, as far as manifests and summaries tell; "" = they may be.
+def check_comparable(a: FinishedRun, b: FinishedRun) -> None:
+    """Raises ``VitPatchError`` where manifests and summaries tell that two runs cannot be subtracted.
 
     With one corruption the donors may differ: the effects are then against one base run. The ratios that are compared
     across corruptions are of one donor only.
     """
     manifest_a, manifest_b = a.manifest, b.manifest
     if manifest_a["identity"]["data"] != manifest_b["identity"]["data"]:
-        return "the data differ: not the same images, or their labels are other classes"
+        raise VitPatchError("the data differ: not the same images, or their labels are other classes")
     if (depths := (manifest_a["model"]["layers"], manifest_b["model"]["layers"]))[0] != depths[1]:
-        return f"the models have {depths[0]} and {depths[1]} layers: compare them by relative depth"
+        raise VitPatchError(f"the models have {depths[0]} and {depths[1]} layers: compare them by relative depth")
     for key in ("direction", "metric"):
         if manifest_a["config"][key] != manifest_b["config"][key]:
-            return f"the {key} differs: {manifest_a['config'][key]} and {manifest_b['config'][key]}"
+            values = f"{manifest_a['config'][key]} and {manifest_b['config'][key]}"
+            raise VitPatchError(f"the {key} differs: {values}")
     if manifest_a["config"]["metric"] == Metric.LOGIT_DIFF:
-        return "logit_diff regresses under any disturbance: compare runs in prob or log_odds"
+        raise VitPatchError("logit_diff regresses under any disturbance: compare runs in prob or log_odds")
     if not is_same_corruption(a, b):
         donor_a, donor_b = manifest_a["donors"][0], manifest_b["donors"][0]
         if donor_a != donor_b:
-            return f"corruption and donor differ ({donor_a} and {donor_b}): recovered is compared for one donor"
+            raise VitPatchError(
+                f"corruption and donor differ ({donor_a} and {donor_b}): recovered is compared for one donor"
+            )
         if Donor(donor_a).is_constant:
-            return f"recovered has no meaning: donor {donor_a} is no run"
-    return "" if len(same_patches(a.summary, b.summary)) else f"no patch in common: {_differing_patches(a, b)}"
+            raise VitPatchError(f"recovered has no meaning: donor {donor_a} is no run")
+    if not len(same_patches(a.summary, b.summary)):
+        raise VitPatchError(f"no patch in common: {_differing_patches(a, b)}")
 
 
 def _differing_patches(a: FinishedRun, b: FinishedRun) -> str:
@@ -274,42 +269,25 @@ def _list_values(column: pd.Series, most: int = 5) -> str:
     return ", ".join(words[:most]) + (" …" if len(words) > most else "")
 
 
-def _effects_or_error(run: FinishedRun) -> RunEffects | VitPatchError:
-    try:
-        return RunEffects.read(run)
-    except VitPatchError as error:
-        return error
-
-
-def _subtract(
-    a: FinishedRun, b: FinishedRun, effects_a: RunEffects | VitPatchError, effects_b: RunEffects | VitPatchError
-) -> pd.DataFrame | str:
-    """The rows of a pair, or why there are none."""
-    for effects in (effects_a, effects_b):
-        if isinstance(effects, VitPatchError):
-            return str(effects)
+def _subtract(a: FinishedRun, b: FinishedRun, effects_a: RunEffects, effects_b: RunEffects) -> pd.DataFrame:
+    """The rows of a pair. Raises ``VitPatchError`` where the two cannot be subtracted."""
     _, at_a, at_b = np.intersect1d(effects_a.ids, effects_b.ids, assume_unique=True, return_indices=True)
     if not len(at_a):
-        return "no image is included in both"
+        raise VitPatchError("no image is included in both")
     clusters = effects_a.clusters[at_a]
     if not same_clusters(clusters, effects_b.clusters[at_b]):
-        return "the images are in other clusters"
+        raise VitPatchError("the images are in other clusters")
     patches = same_patches(a.summary, b.summary)
-    values_a = effects_a.effects[np.ix_(at_a, patches["row_a"])]
-    values_b = effects_b.effects[np.ix_(at_b, patches["row_b"])]
-    seed, method = _common(a, b, "seed", 0), _common(a, b, "interval", str(Interval.PERCENTILE))
+    values = effects_a.effects[np.ix_(at_a, patches["row_a"])], effects_b.effects[np.ix_(at_b, patches["row_b"])]
+    how = {"seed": _common(a, b, "seed", 0), "method": _common(a, b, "interval", str(Interval.PERCENTILE))}
     if is_same_corruption(a, b):
-        quantity, result = "effect", subtract_effects(values_a, values_b, clusters, seed, method)
+        quantity, result = "effect", subtract_effects(*values, clusters, **how)
     else:
         totals = (effects_a.total[at_a], effects_b.total[at_b])
-        quantity, result = "recovered", subtract_recovered(values_a, values_b, totals, clusters, seed, method)
-    if not isinstance(result, PairedDifference):
-        names = " and ".join(run.name for run, is_unknown in zip((a, b), result, strict=True) if is_unknown)
-        images = counted(len(at_a), "image")
-        return f"recovered is not known: on {images} the total effect of {names} is within 3 SE of 0"
+        quantity, result = "recovered", subtract_recovered(*values, totals, clusters, (a.name, b.name), **how)
     n_clusters = len(np.unique(clusters))
     pair = {"a": a.name, "b": b.name, "quantity": quantity, "n": len(at_a), "n_clusters": n_clusters}
-    return patches.assign(**pair, **vars(result), caution=caution(a, b, n_clusters))[COLUMNS]
+    return patches.assign(**pair, **result, caution=caution(a, b, n_clusters))[COLUMNS]
 
 
 def _common(a: FinishedRun, b: FinishedRun, key: str, default: int | str) -> int | str:
@@ -331,6 +309,14 @@ def caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
     return "; ".join(cautions)
 
 
+def largest_differences(differences: pd.DataFrame) -> pd.DataFrame:
+    """The row of each pair where its runs differ most; the pairs from the largest on, effects before shares."""
+    size = differences["difference"].astype(float).abs()
+    at = size.groupby([differences["a"], differences["b"]], sort=False).idxmax()
+    rows = differences.loc[at].assign(size=size.loc[at])
+    return rows.sort_values(["quantity", "size"], ascending=[True, False], kind="stable").drop(columns="size")
+
+
 def matched_table(
     runs: Sequence[FinishedRun],
     pairs: Sequence[Pair],
@@ -340,46 +326,27 @@ def matched_table(
     not_subtracted: pd.DataFrame,
 ) -> pd.DataFrame:
     """The table ``matched`` of ``Comparison``, from its other tables: the pairs, then the runs without a match."""
-    overview = overview.set_index("run")
-    by_pair = dict(iter(differences.groupby(["a", "b"]))) if len(differences) else {}
-    reasons = {(row.a, row.b): row.reason for row in not_subtracted.itertuples()}
-    rows: list[dict[str, Any]] = []
-    for a, b in pairs:
-        names = (a.name, b.name)
-        differing = describe_differing(settings[a.name], settings[b.name])
-        largest = _largest_difference(by_pair[names]) if names in by_pair else {"reason": reasons[names]}
-        rows.append({"a": a.name, "b": b.name, "differing": differing, **_effects(overview, *names), **largest})
-    table = pd.DataFrame([*rows, *_rows_without_match(runs, pairs, overview)], columns=MATCHED_COLUMNS)
+    rows = [(a.name, b.name, describe_differing(settings[a.name], settings[b.name])) for a, b in pairs]
+    table = pd.DataFrame(rows, columns=["a", "b", "differing"]).merge(not_subtracted, how="left", on=["a", "b"])
+    table = pd.concat([table, _runs_without_match(runs, pairs)], ignore_index=True)
+    numbers = overview.set_index("run")[["total_effect", "peak_layer", "peak_effect"]]
+    for side in "ab":
+        table = table.join(numbers.add_suffix(f"_{side}"), on=side)
+    largest = largest_differences(differences).set_index(["a", "b"])[
+        ["quantity", "difference", "layer", "low", "high", "p"]
+    ]
+    largest = largest.add_prefix("largest_").rename(columns={"largest_quantity": "quantity"})
+    table = table.join(largest, on=["a", "b"])[MATCHED_COLUMNS]
     return table.astype(dict.fromkeys(("peak_layer_a", "peak_layer_b", "largest_layer"), "Int64"))
 
 
-def _effects(overview: pd.DataFrame, a: str, b: str) -> dict[str, Any]:
-    """Total effect and peak of both runs; a name "" is no run."""
-    return {
-        f"{column}_{side}": overview.loc[name, column]
-        for side, name in (("a", a), ("b", b))
-        for column in ("total_effect", "peak_layer", "peak_effect")
-        if name
-    }
-
-
-def _largest_difference(rows: pd.DataFrame) -> dict[str, Any]:
-    row = rows.iloc[int(np.argmax(np.abs(rows["difference"].to_numpy())))]
-    return {"quantity": row["quantity"]} | {
-        f"largest_{name}": row[name] for name in ("difference", "layer", "low", "high", "p")
-    }
-
-
-def _rows_without_match(
-    runs: Sequence[FinishedRun], pairs: Sequence[Pair], overview: pd.DataFrame
-) -> Iterator[dict[str, Any]]:
-    """A row for each run and other group in which it has no match."""
+def _runs_without_match(runs: Sequence[FinishedRun], pairs: Sequence[Pair]) -> pd.DataFrame:
+    """A row for each run and other group in which it has no match; ``a`` or ``b``, which has no run, is ""."""
     groups = runs_by_group(runs)
     matched = {(one.name, other.group) for a, b in pairs for one, other in ((a, b), (b, a))}
+    rows = []
     for first, second in combinations(groups, 2):
         for own, other, side in ((first, second, "a"), (second, first, "b")):
-            for run in groups[own]:
-                if (run.name, other) not in matched:
-                    names = {"a": "", "b": "", side: run.name}
-                    reason = f"no counterpart in {other}"
-                    yield names | _effects(overview, **names) | {"differing": "", "reason": reason}
+            row = {"a": "", "b": "", "differing": "", "reason": f"no counterpart in {other}"}
+            rows += [row | {side: run.name} for run in groups[own] if (run.name, other) not in matched]
+    return pd.DataFrame(rows, columns=["a", "b", "differing", "reason"])
