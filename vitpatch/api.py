@@ -288,9 +288,7 @@ def _target(site: Any, tokens: Any, layers: Any, heads: Any, grid: Any) -> Targe
         grid = _integers("grid", grid)
         if len(grid) != 2 or min(grid) < 1:
             raise VitPatchError(f"grid {grid}: expected (rows, columns), 1 or more each")
-    target = Target(site, layers, tuple(one_of("tokens", group, TokenGroup) for group in groups), heads, grid)
-    target.check_grid()
-    return target
+    return Target(site, layers, tuple(one_of("tokens", group, TokenGroup) for group in groups), heads, grid)
 
 
 def _windows(window: Any, target: Target, depth: int) -> tuple[int, ...]:

@@ -1,10 +1,31 @@
-"""Numbers, counts, times, class names and errors as text that a person reads. Imports no other module of ours."""
+"""How values are written: numbers, counts, errors and titles for a reader; options and digests for a run's identity.
+
+Titles are made from a run's config alone. Light: compares and ``--help`` need no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 UNKNOWN = "–"
+LONGEST = 46
+"""Letters of a name at an axis or in a legend."""
+OWN_CORRUPTIONS = (
+    *("BackgroundOnly", "BackgroundSwap", "Blur", "Chain", "DesaturateBackground", "DesaturateObject", "Edges"),
+    *("EmbeddingNoise", "Gray", "Identity", "LowPass", "Noise", "ObjectOnly", "Occlude", "OtherImage"),
+    *("PatchShuffle", "PhaseScramble", "Silhouette"),
+)
+"""The classes of ``vitpatch.corruptions``, named here so that a title needs no torch."""
+
+HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
+"""Keys of a config that say how an object is made, not what it is given."""
+MOST_LISTED = 8
+"""Of a longer list as many are shown, and how many there are."""
 
 
 def format_interval(
@@ -50,3 +71,139 @@ def duration(seconds: float) -> str:
 def class_name(target: str) -> str:
     """What a ``_target_`` is known by: the bare name of a class of this package, the full path of a user's own."""
     return target.rpartition(".")[2] if target.startswith("vitpatch.") else target
+
+
+def as_option(name: str) -> str:
+    """The name of a class as its option is written: ``PatchShuffle`` → ``patch_shuffle``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def option_identity(config: Any) -> Any:
+    """The config of an option as it enters ``run_id``: the class by its name, wherever in this package it stands.
+
+    ``_target_`` becomes ``class``: the bare name of a class of this package, the full path of a user's own; likewise in
+    the options that a list holds (the steps of a chain).
+    """
+    if isinstance(config, Mapping):
+        named = {key: option_identity(value) for key, value in config.items() if key != "_target_"}
+        target = config.get("_target_")
+        return named if target is None else {"class": class_name(str(target))} | named
+    return [option_identity(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits that are equal exactly when the JSON of ``value`` (keys sorted) is."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def short(path: str) -> str:
+    """The last part of a path; of a folder in the hub's cache the repository's name."""
+    at = Path(str(path))
+    if at.parent.name == "snapshots":
+        return at.parent.parent.name.rpartition("--")[2]
+    return at.stem if at.suffix == ".parquet" else at.name
+
+
+def data_words(data: Mapping[str, Any]) -> str:
+    """The data by the last part of their path, and what is made of them."""
+    return short(data["path"]) + " scenes" * (class_name(data["_target_"]) == "TexturedScenes")
+
+
+def corruption_words(corruption: Mapping[str, Any]) -> str:
+    """The corruption in words: its name and its strengths; of a chain step by step."""
+    name, keys = corruption_name(corruption), strength_words(corruption)
+    return f"{name} ({keys})" if keys else name
+
+
+def corruption_name(corruption: Mapping[str, Any]) -> str:
+    """The corruption's class or function in words; of a chain its steps with their strengths.
+
+    A class of somebody's own that is called as one of vitpatch's is named with its module.
+    """
+    target = str(corruption["_target_"])
+    if class_name(target) == "Chain":
+        return " then ".join(map(_step_words, corruption["steps"]))
+    if class_name(target) == "Identity":
+        return "no corruption"
+    name = target.rpartition(".")[2]
+    if not target.startswith("vitpatch.") and name.lower() in map(str.lower, OWN_CORRUPTIONS):
+        return target
+    return as_option(name).replace("_", " ")
+
+
+def _step_words(step: Mapping[str, Any]) -> str:
+    """A step of a chain; a chain with a strength of its own in brackets, so that it is seen whose strength that is."""
+    if class_name(step["_target_"]) == "Chain" and strength_words(step):
+        return f"[{corruption_name(step)}] ({strength_words(step)})"
+    return corruption_words(step)
+
+
+def strength_words(corruption: Mapping[str, Any]) -> str:
+    """The corruption's parameters, ``key=value``; an ``amount`` of 1 is unsaid."""
+    unsaid = {*HYDRA_KEYS, *(["amount"] if corruption.get("amount") == 1 else [])}
+    unsaid |= {"steps"} if class_name(corruption["_target_"]) == "Chain" else set()
+    return ", ".join(f"{key}={_value_words(value)}" for key, value in corruption.items() if key not in unsaid)
+
+
+def _value_words(value: Any) -> str:
+    """A parameter's value: a number to four digits, a long list by its first values and its length."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return corruption_words(value)
+        return f"{{{', '.join(f'{key}: {_value_words(of)}' for key, of in value.items())}}}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        some = [_value_words(of) for of in value[:MOST_LISTED]]
+        return f"[{', '.join(some)}{f', … {len(value)} values' if len(value) > MOST_LISTED else ''}]"
+    return str(value)
+
+
+def run_labels(names: Sequence[str]) -> dict[str, str]:
+    """By run's name a short one: without the overrides and folders that are in every name.
+
+    ``corruption=gray,data.limit=48`` beside ``corruption=noise,data.limit=48`` is ``corruption=gray``. Where
+    short names would be empty or the same, the whole ones.
+    """
+    parts = {name: re.split("[,/]", name) for name in names}
+    shared = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    short = {name: _without(name, shared) for name in names}
+    if len(set(short.values())) < len(short) or not all(short.values()):
+        return {name: name for name in names}
+    return short
+
+
+def short_labels(names: Sequence[str]) -> dict[str, str]:
+    """By run's name what stands at an axis or in a legend, no two the same."""
+    labels = run_labels(names)
+    short = shorten_names(list(labels.values()), LONGEST)
+    return {name: short[label] for name, label in labels.items()}
+
+
+def _without(name: str, shared: Container[str]) -> str:
+    """A name without some of its parts; a slash stays where a folder's name ends."""
+    kept = between = ""
+    for part, end in re.findall("([^,/]*)([,/]?)", name):
+        if part and part not in shared:
+            kept += (("/" if "/" in between else ",") if kept else "") + part
+            between = ""
+        between += end
+    return kept
+
+
+def shorten_names(names: Sequence[str], longest: int) -> dict[str, str]:
+    """By name one of about so many letters at most, shortened in the middle where no two are then the same; else
+    elsewhere, or by less."""
+    if max(map(len, names), default=0) <= longest:
+        return {name: name for name in names}
+    for most in range(longest, max(map(len, names)), 8):
+        for head in sorted(range(1, most - 1), key=lambda head: abs(head + 1 - most // 2)):
+            short = {name: _cut(name, head, most) for name in names}
+            if len(set(short.values())) == len(short):
+                return short
+    return {name: name for name in names}
+
+
+def _cut(name: str, head: int, most: int) -> str:
+    return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"

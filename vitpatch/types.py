@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from vitpatch.errors import ArgumentError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -203,11 +201,6 @@ class Target:
     heads: tuple[int, ...] | str | None = None
     grid: tuple[int, int] | None = None
 
-    def check_grid(self) -> None:
-        """Raises ``VitPatchError`` for a grid that no token group is of."""
-        if self.grid is not None and TokenGroup.GRID not in self.tokens:
-            raise ArgumentError(f"grid {list(self.grid)}: is only of tokens=grid; leave it out")
-
     @property
     def one_head_at_a_time(self) -> bool:
         """Whether single heads are patched."""
@@ -256,6 +249,12 @@ class Patch:
     def clipped(self) -> bool:
         """Whether the window reaches over an end of the network, so that fewer layers are patched."""
         return len(self.layers) < self.window
+
+
+def token_position(group: str) -> tuple[int, int] | None:
+    """(row, column) of a token group's name ``each:<row>x<column>`` or ``grid:…``; ``None`` of any other."""
+    row, _, column = group.partition(":")[2].partition("x")
+    return (int(row), int(column)) if row.isdigit() and column.isdigit() else None
 
 
 def format_window(window: int) -> str:

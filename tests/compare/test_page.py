@@ -32,9 +32,8 @@ from vitpatch.compare.page import (
     write_page,
 )
 from vitpatch.compare.tables import P_VALUE, make_cell, relative_address
-from vitpatch.formatting import UNKNOWN
+from vitpatch.formatting import UNKNOWN, run_labels, shorten_names
 from vitpatch.plots.examples import ExamplePage
-from vitpatch.titles import run_labels, shorten_names
 
 SORTABLE = "8ccfb076f8831d1f4f5e7863c0b8960eb642e6bfdc2690115810daf273623e77"
 SECTIONS = "what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()

@@ -82,7 +82,7 @@ def test_errors_name_a_function_that_is_a_corruption():
 
 
 def test_titles_know_the_corruptions_of_this_package():
-    from vitpatch import corruptions, titles
+    from vitpatch import corruptions, formatting
 
     classes = {name for name in corruptions.__all__ if issubclass(getattr(corruptions, name), corruptions.Corruption)}
-    assert {*titles.OWN_CORRUPTIONS, "Corruption"} == classes
+    assert {*formatting.OWN_CORRUPTIONS, "Corruption"} == classes

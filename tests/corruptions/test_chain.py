@@ -18,9 +18,9 @@ from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.corruptions.masked import Silhouette
 from vitpatch.corruptions.pixels import Blur, Gray, Noise
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import OWN_CORRUPTIONS, corruption_words
 from vitpatch.runs.calibration import adjustable
 from vitpatch.runs.config import construct, corruption_option, corruption_options, register_resolvers, resolve_steps
-from vitpatch.titles import OWN_CORRUPTIONS, corruption_words
 from vitpatch.training import fit
 from vitpatch.types import ImageBatch
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from vitpatch.errors import VitPatchError
-from vitpatch.patching.tokens import fixed_tokens, token_masks, token_position
-from vitpatch.types import Sizes
+from vitpatch.patching.tokens import fixed_tokens, token_masks
+from vitpatch.types import Sizes, token_position
 
 SIZES = Sizes(depth=2, heads=2, special=("cls", "register_0", "register_1"), grid=(2, 4), reads=1)
 

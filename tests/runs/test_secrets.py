@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from vitpatch.checks import check_no_secret
 from vitpatch.errors import VitPatchError
-from vitpatch.secrets import check_no_secret
 
 SECRETS = {
     "HF_TOKEN": "hf_recognizableSecretOfTheHub",

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitpatch.formatting import duration, format_interval
+from vitpatch.formatting import duration, format_interval, shorten_names
 from vitpatch.io import natural_sort, write_csv
 from vitpatch.runs.folder import DONE, RunFolder, RunStatus, read_status
-from vitpatch.titles import shorten_names
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""

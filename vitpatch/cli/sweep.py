@@ -24,13 +24,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from vitpatch.checks import check_no_secret
 from vitpatch.cli.job import STOPPED, describe_disk_error
 from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corruptions
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.runs.names import as_value, check_names_are_text, quote_swept_names, run_name
-from vitpatch.secrets import check_no_secret
 
 if TYPE_CHECKING:
     from vitpatch.runs.folder import RunStatus

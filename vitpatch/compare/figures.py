@@ -39,8 +39,8 @@ from vitpatch.compare.tables import (
     run_links,
     with_interval_names,
 )
+from vitpatch.formatting import run_labels, short_labels
 from vitpatch.stats.result import series_names
-from vitpatch.titles import run_labels, short_labels
 
 MAX_DOTS = 200
 """Points of a panel with many series; of more those with the largest effects."""

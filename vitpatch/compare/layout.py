@@ -10,10 +10,10 @@ import pandas as pd
 
 from vitpatch.compare.load import Comparison
 from vitpatch.compare.tables import format_number, format_value, is_known
+from vitpatch.formatting import LONGEST, run_labels, shorten_names
 from vitpatch.plots.profile import is_clipped
 from vitpatch.plots.style import METRIC_NAMES
 from vitpatch.stats.result import series_names
-from vitpatch.titles import LONGEST, run_labels, shorten_names
 from vitpatch.types import Metric, format_window
 
 FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "metric", "include")

@@ -14,9 +14,9 @@ import pandas as pd
 from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
 from vitpatch.compare.settings import format_windows
+from vitpatch.formatting import corruption_name, data_words, short, strength_words
 from vitpatch.stats.bootstrap import Array
 from vitpatch.stats.result import series_names
-from vitpatch.titles import corruption_name, data_words, short, strength_words
 from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption
 
 ENDS = ("", "_low", "_high")

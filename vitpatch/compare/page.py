@@ -28,11 +28,11 @@ from vitpatch.compare.figures import Chart, Figure
 from vitpatch.compare.layout import effect_title, peak_series
 from vitpatch.compare.load import Comparison, FinishedRun
 from vitpatch.compare.tables import Link, Table, run_links
+from vitpatch.formatting import run_labels
 from vitpatch.io import atomic_write
 from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.profile import is_clipped
 from vitpatch.stats.result import series_names
-from vitpatch.titles import run_labels
 from vitpatch.types import BaseRun, Metric
 
 ASSETS = Path(__file__).parents[1] / "assets" / "page"

@@ -26,8 +26,7 @@ from vitpatch.compare.settings import (
     runs_by_group,
 )
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import counted
-from vitpatch.identity import option_identity
+from vitpatch.formatting import counted, option_identity
 from vitpatch.runs.results import read_patches
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Array, Resamples, Spread

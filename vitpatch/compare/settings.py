@@ -10,9 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vitpatch.compare.load import FinishedRun
-from vitpatch.formatting import class_name, counted
-from vitpatch.identity import digest, option_identity
-from vitpatch.titles import corruption_words, data_words, short
+from vitpatch.formatting import class_name, corruption_words, counted, data_words, digest, option_identity, short
 from vitpatch.types import format_window
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")

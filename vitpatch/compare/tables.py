@@ -13,8 +13,7 @@ import pandas as pd
 
 from vitpatch.compare.load import Comparison
 from vitpatch.compare.pairs import largest_differences
-from vitpatch.formatting import UNKNOWN, format_interval
-from vitpatch.titles import run_labels
+from vitpatch.formatting import UNKNOWN, format_interval, run_labels
 
 MAX_ROWS = 300
 """Rows of a table; the csv files have all."""

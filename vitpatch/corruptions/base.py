@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vitpatch.checks import Interval, Share, check_fields
 from vitpatch.errors import VitPatchError
-from vitpatch.identity import as_option
+from vitpatch.formatting import as_option
 from vitpatch.types import ImageBatch, Partner
 
 LARGEST_PIXEL = 30.0

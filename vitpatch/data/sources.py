@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpatch.checks import Count, Expected, Index, Seed, check_fields, is_list
+from vitpatch.checks import Count, Expected, Index, Seed, argument_keys, check_fields, is_list
 from vitpatch.data.images import ColumnNames, LabelledImages, StreamedRows
 from vitpatch.data.labels import TEXT, UNKNOWN, cluster_values, is_text, label_numbers, mapped_labels, number_labels
-from vitpatch.errors import VitPatchError, argument_keys
+from vitpatch.errors import VitPatchError
 from vitpatch.hub import explain
 
 if TYPE_CHECKING:

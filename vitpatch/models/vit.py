@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import one_line
-from vitpatch.identity import digest
+from vitpatch.formatting import digest, one_line
 from vitpatch.models.classes import class_names, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
 from vitpatch.models.hooks import Act, PatchEmbedding, attached, first_argument, run_until

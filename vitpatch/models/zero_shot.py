@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from vitpatch.checks import Expected
 from vitpatch.data.labels import MOST_NAMES, are_numbers, fold, readable_name
 from vitpatch.errors import VitPatchError
-from vitpatch.identity import digest
+from vitpatch.formatting import digest
 from vitpatch.models.checkpoint import DTYPES, IMAGE_TEXT_TYPES, Checkpoint
 from vitpatch.models.classes import set_labels
 from vitpatch.models.families import Family

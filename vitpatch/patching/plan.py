@@ -37,6 +37,7 @@ from vitpatch.types import (
     Site,
     Sizes,
     Target,
+    TokenGroup,
     base_run_of,
     format_window,
     window_layers,
@@ -309,6 +310,8 @@ def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
     for head in target.heads if isinstance(target.heads, tuple) else ():
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
+    if target.grid is not None and TokenGroup.GRID not in target.tokens:
+        raise ArgumentError(f"grid {list(target.grid)}: is only of tokens=grid; leave it out")
     token_names(target, sizes)
 
 

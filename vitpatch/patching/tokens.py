@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitpatch.errors import ArgumentError
-from vitpatch.types import Sizes, Target, TokenGroup
+from vitpatch.types import Sizes, Target, TokenGroup, token_position
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,12 +54,6 @@ def _cells(name: str, rows: int, columns: int) -> list[str]:
 
 def _registers(sizes: Sizes) -> list[int]:
     return [i for i, name in enumerate(sizes.special) if name.startswith("register")]
-
-
-def token_position(name: str) -> tuple[int, int] | None:
-    """(row, column) of an ``each`` or ``grid`` name, ``None`` for any other."""
-    first, _, second = name.partition(":")[2].partition("x")
-    return (int(first), int(second)) if first.isdigit() and second.isdigit() else None
 
 
 def needs_masks(names: Sequence[str]) -> bool:

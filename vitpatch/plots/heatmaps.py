@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.patching.tokens import token_position
 from vitpatch.plots.style import (
     FEW_CLUSTERS,
     LEAST_HEIGHT,
@@ -26,7 +25,7 @@ from vitpatch.plots.style import (
     cut,
     headline,
 )
-from vitpatch.types import format_window
+from vitpatch.types import format_window, token_position
 
 
 @dataclass(frozen=True)

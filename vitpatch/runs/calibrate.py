@@ -22,8 +22,7 @@ from vitpatch.corruptions import Corruption, Moments
 from vitpatch.corruptions.embedding_noise import measure_moments
 from vitpatch.data.datamodule import Decoded, Positions, training_batches
 from vitpatch.data.labels import UNKNOWN
-from vitpatch.formatting import counted
-from vitpatch.identity import digest
+from vitpatch.formatting import counted, digest
 from vitpatch.io import write_json
 from vitpatch.runs.calibration import (
     Adjustable,

@@ -23,10 +23,9 @@ from vitpatch.checks import one_of
 from vitpatch.corruptions import Corruption, Identity
 from vitpatch.corruptions.base import as_corruption
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import format_interval
+from vitpatch.formatting import corruption_words, format_interval
 from vitpatch.io import write_json
 from vitpatch.runs.config import construct
-from vitpatch.titles import corruption_words
 from vitpatch.types import Estimate
 
 POINTS = 9

@@ -22,8 +22,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Ge, Positive, Seed, check, one_of, parse_window, read_inclusion, suggest
-from vitpatch.errors import VitPatchError, argument_keys
+from vitpatch.checks import (
+    Count,
+    Expected,
+    Ge,
+    Positive,
+    Seed,
+    check,
+    one_of,
+    parse_window,
+    read_inclusion,
+    suggest,
+)
+from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.runs.names import run_name
 from vitpatch.types import (
@@ -161,8 +172,6 @@ def read_target(target: DictConfig) -> Target:
     )
     if TokenGroup.GRID in result.tokens and grid is None:
         raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
-    with argument_keys("target."):
-        result.check_grid()
     return result
 
 

@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import __version__
+from vitpatch.checks import check_no_secret
 from vitpatch.errors import VitPatchError
 from vitpatch.io import write_csv
 from vitpatch.plots.run_figures import draw
@@ -31,7 +32,6 @@ from vitpatch.runs.setup import Setup, prepare
 from vitpatch.runs.shards import Begun, Shards, differing
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, make_tracker
 from vitpatch.runs.trainer import check_processes, on_threads
-from vitpatch.secrets import check_no_secret
 from vitpatch.stats.result import RunResult, series_names
 
 log = logging.getLogger(__name__)

@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch import NUMBERS_VERSION
-from vitpatch.checks import Seed, check
+from vitpatch.checks import Seed, argument_keys, check
 from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, missing_masks
 from vitpatch.data.datamodule import Positions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import partners as partners_by_kind
 from vitpatch.data.sources import ImageSource
-from vitpatch.errors import VitPatchError, argument_keys
-from vitpatch.formatting import counted
-from vitpatch.identity import digest, option_identity
+from vitpatch.errors import VitPatchError
+from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, short
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
@@ -50,7 +49,6 @@ from vitpatch.runs.config import (
 from vitpatch.runs.tracking import make_tracker
 from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.stats.inference import check_signed
-from vitpatch.titles import corruption_words, data_words, short
 from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Study, Target, Tested, TokenGroup, format_window
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitpatch.errors import VitPatchError
-from vitpatch.identity import digest
+from vitpatch.formatting import digest
 from vitpatch.io import atomic_write, checksum, nan_to_none, write_json
 
 log = logging.getLogger(__name__)
