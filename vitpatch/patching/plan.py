@@ -387,15 +387,11 @@ def _branch_off(
             takes_over = not goes_on and i == len(parting) - 1  # the last: those before still start from it
             branches.append(Branch(edit, state if takes_over else states))
             states += not takes_over
-        for branch in branches:
-            _move(current, runs_of[branch.edit], branch.state)
-        for edit in of_donor:
-            _move(current, runs_of[edit], run_state(edit.donor))
+        state_after = {branch.edit: branch.state for branch in branches}
+        state_after |= {edit: run_state(edit.donor) for edit in of_donor}
+        for edit, new_state in state_after.items():
+            for run in runs_of[edit]:
+                current[run] = new_state
         if branches or (not is_stream and state != RECIPIENT):
             steps.append(Step(state, tuple(branches), goes_on))
     return tuple(steps), states
-
-
-def _move(current: list[int], runs: Iterable[int], state: int) -> None:
-    for run in runs:
-        current[run] = state
