@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vitpatch.corruptions.base import as_corruption
 from vitpatch.data.datamodule import ImageDataModule, mean_luminance
-from vitpatch.data.partners import partners
+from vitpatch.data.partners import choose_partners
 from vitpatch.data.scenes import TexturedScenes
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import asset, construct, corruption_option, corruption_options
@@ -91,7 +91,7 @@ def scenes(seed: int) -> ImageBatch:
     images = source.open()
     light = mean_luminance(images, _to_input)
     kinds = [kind for kind in Partner if kind is not Partner.PAIR]
-    positions = {kind: partners(kind, images.labels, images.clusters, seed, light) for kind in kinds}
+    positions = {kind: choose_partners(kind, images.labels, images.clusters, seed, light) for kind in kinds}
     return ImageDataModule(images, _to_input, len(ROWS), positions).batch_of(ROWS)
 
 

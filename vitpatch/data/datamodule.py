@@ -79,31 +79,23 @@ class Decoded(Dataset):
             return item
         partners = {}
         for kind, positions in self._partners.items():
-            partner = self._partner(kind, int(positions[position]), position, item)
+            at = int(positions[position])
+            partner = None if at == NO_PARTNER else self._item(at, of_pair=kind is Partner.PAIR)
             if isinstance(partner, BadImage) and kind in self._needed:
                 return BadImage(item.example_id, f"the partner of row {item.example_id}: {partner.reason}")
-            is_item = isinstance(partner, Item)
-            partners[kind] = partner if is_item else replace(item, example_id=NO_PARTNER)
+            partners[kind] = partner if isinstance(partner, Item) else replace(item, example_id=NO_PARTNER)
         return replace(item, partners=partners)
 
-    def _item(self, position: int) -> Item | BadImage:
+    def _item(self, position: int, of_pair: bool = False) -> Item | BadImage:
+        """An image, or its counterpart, which has its mask, id and label."""
         images, example_id = self.images, int(self.images.ids[position])
         try:
-            image, mask = self._to_input(images.image(position)), images.mask(position) if self._masks else None
+            image = self._to_input(images.image(position, of_pair))
+            mask = images.mask(position) if self._masks else None
         except VitPatchError as error:
             return BadImage(example_id, str(error))
         mask = None if mask is None else self._to_input(mask)[:1]
         return Item(image, mask, example_id, int(images.labels[position]))
-
-    def _partner(self, kind: Partner, at: int, position: int, item: Item) -> Item | BadImage | None:
-        if at == NO_PARTNER:
-            return None
-        if kind is not Partner.PAIR:
-            return self._item(at)
-        try:
-            return replace(item, image=self._to_input(self.images.pair(position)))
-        except VitPatchError as error:
-            return BadImage(item.example_id, str(error))
 
 
 def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:

@@ -133,18 +133,17 @@ class LabelledImages:
         """Where these ids stand."""
         return np.searchsorted(self.ids, ids)
 
-    def image(self, position: int) -> Image.Image:
-        """The image as RGB, turned upright by its EXIF tag. Raises ``VitPatchError`` that names file and row."""
-        return _to_rgb(self._decode(position, self.columns.image))
+    def image(self, position: int, of_pair: bool = False) -> Image.Image:
+        """The image, or the data's own counterpart of it, as RGB, turned upright by its EXIF tag.
+
+        Raises ``VitPatchError`` that names file and row.
+        """
+        return _to_rgb(self._decode(position, self.columns.pair if of_pair else self.columns.image))
 
     def mask(self, position: int) -> Image.Image | None:
         """The object mask as RGB gray, where the data have masks."""
         column = self.columns.mask
         return self._decode(position, column).convert("L").convert("RGB") if column else None
-
-    def pair(self, position: int) -> Image.Image:
-        """The data's own counterpart of an image, as RGB."""
-        return _to_rgb(self._decode(position, self.columns.pair))
 
     def name(self, example_id: int) -> str:
         """What a person calls an image: its ``name`` column, its file, or its row."""

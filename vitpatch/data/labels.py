@@ -168,11 +168,10 @@ def _number(name: str) -> int | None:
 
 
 def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes: int) -> list[int | None]:
-    """By the number that a label is called, or else has; and a class."""
-    numbers = [_number(name) for name in model_names] if are_numbers(model_names) else list(range(classes))
-    once = _once(numbers)
-    asked = [_number(label) for label in labels] if are_numbers(labels) else range(len(labels))
-    return [numbers.index(number) if number in once else None for number in asked]
+    """The class of the number that a label is called, or else has."""
+    numbers = map(_number, model_names) if are_numbers(model_names) else range(classes)
+    index_of = _unique((number, index) for index, number in enumerate(numbers))
+    return [index_of.get(number) for number in (map(_number, labels) if are_numbers(labels) else range(len(labels)))]
 
 
 def _classes_by_map(
@@ -191,7 +190,7 @@ def _classes_by_map(
 def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mapping[int, int], doubt: str | None) -> None:
     """Raises ``VitPatchError`` where the ``rest`` of the labels cannot be told by their place alone."""
     remedy = "data.label_map={label: number} says which is which"
-    some = ", ".join(map(repr, rest[:MOST_NAMES])) + ", …" * (len(rest) > MOST_NAMES)
+    some = _list_names(rest)
     if doubt is not None:
         raise VitPatchError(f"the model's classes have no sure names: {doubt}; {remedy}, of each of {some}")
     if any(index != LEFT_OUT for index in mapped.values()):
@@ -205,11 +204,15 @@ def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mappin
         )
 
 
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:MOST_NAMES])) + ", …" * (len(names) > MOST_NAMES)
+
+
 def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
-    some = ", ".join(repr(name) for name in missing[:MOST_NAMES]) + (", …" if len(missing) > MOST_NAMES else "")
+    some = _list_names(missing)
     near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
     like = f" (nearest to the first: {near[0]!r})" if near else ""
-    if [fold(part) for name in model_names for part in _parts(name)].count(fold(missing[0])) > 1:
+    if sum(fold(missing[0]) in _folded_parts(name) for name in model_names) > 1:
         like = " (several classes have the first one's name)"
     return (
         f"{len(missing)} of the data's {len(data_names)} labels are none of the model's {len(model_names)} classes: "
@@ -269,63 +272,56 @@ def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> li
     return sorted(made, key=_number) if label_map and are_numbers(made) else made
 
 
-def label_numbers(value: Any, names: Sequence[str] | None, number: int, key: str = "data.classes") -> list[int]:
-    """What a key (``data.classes``) says of the data's labels, as their numbers."""
-    classes = [value] if isinstance(value, str | int) else list(value)
-    if not classes:
-        raise VitPatchError(f"{key}: empty; give names or numbers of labels, or null for all")
-    return [_index(key, one, names, number, "the data's labels") for one in classes]
+def label_numbers(value: str | int | Sequence[str | int], names: Sequence[str] | None, number: int) -> list[int]:
+    """The numbers of the labels that ``data.classes`` names, by name or number."""
+    classes = [value] if isinstance(value, str | int) else value
+    return [_index("data.classes", one, names, number, "the data's labels") for one in classes]
 
 
 def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int | None]:
-    whole = _once(fold(_words(name)) for name in model_names)
-    parts = _once(fold(part) for name in model_names for part in dict.fromkeys(_parts(name)))
-    owner = {fold(part): index for index, name in enumerate(model_names) for part in _parts(name)}
-    at = {fold(_words(name)): index for index, name in enumerate(model_names)}
-    as_written = _once(model_names) & _once(data_names)
-    same_order = len(data_names) == len(model_names)
-    own = {fold(part) for name in data_names for part in _parts(name)}
+    """The class of each label's name: as written, whole, or by one of its words, each only where that is one class."""
+    as_written = _unique((name, index) for index, name in enumerate(model_names))
+    whole = _unique((fold(_words(name)), index) for index, name in enumerate(model_names))
+    parts = _unique((part, index) for index, name in enumerate(model_names) for part in _folded_parts(name))
+    own_parts = {part for name in data_names for part in _folded_parts(name)}
+    times_written, synsets = Counter(data_names), list(_synsets())
     matched: list[int | None] = []
-    for index, name in enumerate(data_names):
+    for at, name in enumerate(data_names):
         folded = fold(_words(name))
-        if name in as_written:  # before Cat and cat are one
-            matched.append(model_names.index(name))
-        elif same_order and folded == fold(_words(model_names[index])):  # also where two classes have one name
-            matched.append(index)
+        same_place = model_names[at] if len(data_names) == len(model_names) else None
+        if name in as_written and times_written[name] == 1:  # before Cat and cat are one
+            index = as_written[name]
+        elif same_place is not None and folded == fold(_words(same_place)):  # also where two classes have one name
+            index = at
         elif folded in whole:
-            matched.append(at[folded])
-        elif same_order and _share_a_word(name, model_names[index], own):
-            matched.append(index)
+            index = whole[folded]
+        elif same_place is not None and _share_a_word(name, same_place, own_parts):
+            index = at
         else:
-            candidates = {owner[part] for part in map(fold, _parts(name)) if part in parts}
-            matched.append(candidates.pop() if len(candidates) == 1 else _by_synset(name, model_names))
+            candidates = {parts[part] for part in _folded_parts(name) if part in parts}
+            if len(candidates) != 1 and name in synsets and len(model_names) == len(synsets):
+                in_order = synsets.index(name)  # the model may have the classes of ImageNet-1k in their order
+                candidates = {in_order} if _share_a_word(name, model_names[in_order], ()) else {}
+            index = candidates.pop() if len(candidates) == 1 else None
+        matched.append(index)
     return matched
 
 
-def _share_a_word(name: str, other: str, own: Collection[str]) -> bool:
-    """Whether two names in one place have one of their words in common; ``own`` are all words of the data's names.
+def _share_a_word(name: str, other: str, own_parts: Collection[str]) -> bool:
+    """Whether two names in one place have one of their words in common; ``own_parts``: all words of the data's names.
 
     A number after a word that another label has without it (the hub's ImageNet has a crane and a crane2) only tells
     equal names apart.
     """
-    words = set(map(fold, _parts(name)))
-    words |= {fold(re.sub(r"\d+$", "", part)) for part in _parts(name)} & set(own)
-    return bool(words & {fold(part) for part in _parts(other)} - {""})
+    words = _folded_parts(name) | {fold(re.sub(r"\d+$", "", part)) for part in _parts(name)} & {*own_parts}
+    return bool(words & _folded_parts(other) - {""})
 
 
-def _by_synset(name: str, model_names: Sequence[str]) -> int | None:
-    """A synset of ImageNet-1k in a model with its classes in their order."""
-    order = list(_synsets())
-    if name in order and len(model_names) == len(order):
-        index = order.index(name)
-        if set(map(fold, _parts(name))) & set(map(fold, _parts(model_names[index]))):
-            return index
-    return None
-
-
-def _once(values: Iterable[Any]) -> set[Any]:
-    """Those that occur exactly once."""
-    return {value for value, number in Counter(values).items() if number == 1}
+def _unique(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
+    """The value of each key that occurs once."""
+    pairs = list(pairs)
+    times = Counter(key for key, _ in pairs)
+    return {key: value for key, value in pairs if times[key] == 1}
 
 
 def fold(name: str) -> str:
@@ -346,6 +342,10 @@ def _words(name: str) -> str:
 
 def _parts(name: str) -> list[str]:
     return [part.strip() for part in _words(name).split(",")]
+
+
+def _folded_parts(name: str) -> set[str]:
+    return set(map(fold, _parts(name)))
 
 
 @cache

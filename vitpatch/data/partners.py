@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 512
 Numbers = NDArray[np.integer]
 
 
-def partners(
+def choose_partners(
     kind: Partner, labels: Numbers, clusters: Numbers, seed: int, luminance: NDArray[np.floating] | None = None
 ) -> NDArray[np.int64]:
     """The position of each image's partner, (images,) int64, of another cluster; ``NO_PARTNER`` where there is none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,21 +38,18 @@ class TexturedScenes(ParquetImages):
         from datasets import Image as ImageFeature
 
         drawings = super().rows()
-        image, mask = self._columns(drawings.features)
-        plain = drawings.cast_column(image, ImageFeature(decode=False)).cast_column(mask, ImageFeature(decode=False))
-        columns = {name: plain[name][:] for name in plain.features}
-        pairs = zip(columns[image], columns[mask], strict=True)
-        columns[image] = [self._scene(row, *pair) for row, pair in enumerate(pairs)]
-        return Dataset.from_dict(columns, features=plain.features)
-
-    def _columns(self, features: Mapping[str, Any]) -> tuple[str, str]:
         image, mask = "image" if self.image_column == AUTO else self.image_column, self.mask_column
-        if mask is None or not {image, mask} <= set(features):
+        if mask is None or not {image, mask} <= set(drawings.features):
             raise VitPatchError(
                 f"data.image_column {image!r}, data.mask_column {mask!r}: scenes need drawings and their masks; "
-                f"the data have the columns {', '.join(features)}"
+                f"the data have the columns {', '.join(drawings.features)}"
             )
-        return image, mask
+        for column in (image, mask):
+            drawings = drawings.cast_column(column, ImageFeature(decode=False))
+        columns = {name: drawings[name][:] for name in drawings.features}
+        pairs = zip(columns[image], columns[mask], strict=True)
+        columns[image] = [self._scene(row, *pair) for row, pair in enumerate(pairs)]
+        return Dataset.from_dict(columns, features=drawings.features)
 
     def _scene(self, row: int, drawing: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]:
         pixels, alpha = (

@@ -25,7 +25,7 @@ from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, missing_masks
 from vitpatch.data.datamodule import Positions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
-from vitpatch.data.partners import partners as partners_by_kind
+from vitpatch.data.partners import choose_partners
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, short
@@ -300,10 +300,10 @@ def find_partners(kind: Partner, images: LabelledImages, seed: int, preprocessin
             raise VitPatchError("partner pair: the data have no pairs; name their column with data.pair_column")
         return np.arange(len(images))
     if kind is not Partner.NEAREST_LUMINANCE:
-        return partners_by_kind(kind, images.labels, images.clusters, seed)
+        return choose_partners(kind, images.labels, images.clusters, seed)
     log.info("looking at the luminance of %s", counted(len(images), "image"))
     luminance = mean_luminance(images, preprocessing.to_input)
-    positions = partners_by_kind(kind, images.labels, images.clusters, seed, luminance)
+    positions = choose_partners(kind, images.labels, images.clusters, seed, luminance)
     return np.where(np.isnan(luminance), np.arange(len(images)), positions)  # what cannot be read needs none
 
 
