@@ -17,7 +17,7 @@ import copy
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -155,12 +155,13 @@ def as_corruption(function: Callable[[ImageBatch, int], Tensor]) -> Corruption:
 class Blend(Corruption):
     """A corruption that blends each image with another one, ``amount`` of it: 0 the identity, 1 all.
 
-    A subclass is a dataclass with a field ``amount: Amount`` and says in ``_other`` what the other image is. Where it
-    acts on a part of the image, ``_weight`` is ``amount`` there and 0 elsewhere.
+    A subclass is a dataclass with a field ``amount: Amount`` and says in ``_other`` what the other image is.
+    ``region``: only the object or only the background is blended, by the soft mask; ``None`` = the whole image.
     """
 
     strength_key = "amount"
     amount: float
+    region: Literal["object", "background"] | None = None
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same shape."""
@@ -172,7 +173,10 @@ class Blend(Corruption):
 
     def _weight(self, batch: ImageBatch, seed: int) -> float | Tensor:
         """The share of the other image, a number or (batch, 1, height, width)."""
-        return self.amount
+        if self.region is None:
+            return self.amount
+        masks = self.masks_of(batch)
+        return self.amount * (masks if self.region == "object" else 1 - masks)
 
 
 @dataclass(eq=False)
@@ -235,10 +239,9 @@ def seed_of_step(seed: int, number: int) -> int:
 
 def normal_like(batch: ImageBatch, seed: int) -> Tensor:
     """Standard normal draws of the images' shape, a function of (seed, id) alone; drawn on the CPU."""
-    draws = torch.empty(batch.images.shape, dtype=torch.float32)
-    for row, generator in zip(draws, generators(batch.ids, seed), strict=True):
-        row.normal_(generator=generator)
-    return draws.to(batch.images.device)
+    shape = batch.images.shape[1:]
+    draws = [torch.randn(shape, generator=generator) for generator in generators(batch.ids, seed)]
+    return torch.stack(draws).to(batch.images.device)
 
 
 def uniform(batch: ImageBatch, seed: int, *shape: int) -> Tensor:

@@ -50,13 +50,10 @@ class BackgroundSwap(OtherImage):
     ``amount`` is the share of the way there: 0 the identity, 1 the partner's background.
     """
 
-    needs_masks = True
+    region, needs_masks = "background", True
 
     def _other(self, batch: ImageBatch, seed: int) -> Tensor:
         others = self._partners(batch)
         if others.masks is None:
             raise missing_masks(self)
         return inpaint(others.images, others.masks)
-
-    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
-        return self.amount * (1 - self.masks_of(batch))

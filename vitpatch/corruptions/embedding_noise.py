@@ -116,7 +116,6 @@ class EmbeddingNoise(Corruption):
         ``ids`` (batch,); ``embedded`` is (patches, width). A function of (seed, id, draw) alone, whatever ``std`` is.
         """
         assert self.spread is not None, "the spread of the embeddings is not known: with_statistics"
-        draws = torch.empty(len(ids), *embedded, dtype=torch.float32)
-        for row, generator in zip(draws, generators(ids, seed, draw, spawn_key=SPAWN_KEY), strict=True):
-            row.normal_(generator=generator)
+        streams = generators(ids, seed, draw, spawn_key=SPAWN_KEY)
+        draws = torch.stack([torch.randn(embedded, generator=generator) for generator in streams])
         return self.std * torch.as_tensor(self.spread, dtype=torch.float32) * draws

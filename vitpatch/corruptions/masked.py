@@ -47,19 +47,13 @@ def _first_to_last(values: Tensor, dim: int) -> Tensor:
 class DesaturateObject(Gray):
     """Takes the colour of the object away: BT.601 luma by the soft mask. ``amount`` as of ``gray``, 0 the identity."""
 
-    needs_masks = True
-
-    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
-        return self.amount * self.masks_of(batch)
+    region, needs_masks = "object", True
 
 
 class DesaturateBackground(Gray):
     """Takes the colour around the object away: the counterpart of ``desaturate_object``. ``amount`` 0 the identity."""
 
-    needs_masks = True
-
-    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
-        return self.amount * (1 - self.masks_of(batch))
+    region, needs_masks = "background", True
 
 
 @dataclass(eq=False)
@@ -104,8 +98,7 @@ class ObjectOnly(_Removal):
     ``amount`` is the share of the way there: 0 the identity, 1 no background.
     """
 
-    def _weight(self, batch: ImageBatch, seed: int) -> Tensor:
-        return self.amount * (1 - self.masks_of(batch))
+    region = "background"
 
 
 class BackgroundOnly(_Removal):
