@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,25 +28,8 @@ PNG_SCALE = 2
 """Pixels of a PNG per pixel of a chart."""
 
 
-def _theme(ink: str, line: str, domain: str, colours: Sequence[str]) -> Spec:
-    axis = {"labelColor": ink, "titleColor": ink, "gridColor": line, "domainColor": domain, "tickColor": domain}
-    return {
-        "background": "transparent",
-        "font": "system-ui, sans-serif",
-        "view": {"stroke": None},
-        "text": {"color": ink},
-        "axis": axis | {"titleFontWeight": "normal"},
-        "legend": {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"},
-        "range": {"category": list(colours)},
-    }
-
-
-_LIGHT = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288")
-_DARK = ("#56B4E9", "#CC79A7", "#F0E442", "#E6E9ED", "#E8718D", "#8FA83A", "#9AA0A6", "#8C8CFF")
-THEMES = {
-    "light": _theme("#1b1f24", "#e1e5ea", "#8b949e", _LIGHT),
-    "dark": _theme("#e6e9ed", "#343b44", "#6a737d", _DARK),
-}
+ASSETS = Path(__file__).parents[1] / "assets" / "page"
+THEMES = json.loads((ASSETS / "themes.json").read_text(encoding="utf-8"))
 """Vega-Lite's ``config`` for each scheme of the page; colours are told apart by colour-blind readers."""
 FILE_CONFIG = THEMES["light"] | {
     "background": "#ffffff",
@@ -79,11 +61,9 @@ def save_figure(chart: Any, path: Path) -> None:
 
 def _drawable(text: str) -> str:
     """JSON in which letters that no font here has are their code points, else all would be the same box."""
-    return re.sub("[^\x00-\u024f]", lambda letter: letter[0] if _has_glyph(letter[0]) else _code_point(letter[0]), text)
-
-
-def _code_point(letter: str) -> str:
-    return rf"\\u{ord(letter):04x}"
+    return re.sub(
+        "[^\x00-\u024f]", lambda match: match[0] if _has_glyph(match[0]) else rf"\\u{ord(match[0]):04x}", text
+    )
 
 
 @cache
@@ -93,8 +73,7 @@ def _has_glyph(letter: str) -> bool:
 
 @cache
 def _picture(letter: str) -> bytes:
-    font = FILE_CONFIG["font"]
-    text = f'<text y="20" font-family="{font}" font-size="16">{letter}</text>'
+    text = f'<text y="20" font-family="{FILE_CONFIG["font"]}" font-size="16">{letter}</text>'
     return vl_convert.svg_to_png(f'<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32">{text}</svg>')
 
 
@@ -137,6 +116,12 @@ def _rule(channel: str, value: float = 0, **mark: Any) -> alt.Chart:
     return rule.encode(**{channel: alt.datum(_rounded(value))})
 
 
+def _level_rules(rows: Sequence[Mapping[str, Any]], quantity: str, **mark: Any) -> alt.Chart:
+    """Lines across at the field ``value``, which say ``run`` and, as the ``quantity``, ``words``."""
+    rules, tooltips = alt.Chart(inline_data(rows)).mark_rule(**mark), _tooltips({"run": "run", "words": quantity})
+    return rules.encode(y=alt.Y(field="value", type="quantitative"), tooltip=tooltips)
+
+
 def _all_known(rows: pd.DataFrame, *names: str) -> pd.Series:
     return rows[list(names)].notna().all(axis=1)
 
@@ -174,7 +159,7 @@ class Profile:
         opacity = self._opacity if picks_line else alt.value
         layers = [self._level(*level) for level in self.levels] or [_rule("y")]
         if self.totals:
-            layers.append(self._total_rules().encode(opacity=opacity(1)))
+            layers.append(self._total_effects().encode(opacity=opacity(1)))
         ends = {"x": self._x, "y": self._y("low"), "y2": alt.Y2("high"), "color": self._colour}
         has_intervals = bool(_all_known(rows, "low", "high").any())
         if self.names:
@@ -183,7 +168,7 @@ class Profile:
                 layers.append(alt.Chart().mark_area(line=False).encode(**ends, opacity=faint))
             line = alt.Chart().mark_line(strokeWidth=2)
             layers.append(line.encode(x=self._x, y=self._y(), color=self._colour, opacity=opacity(1)))
-        if has_intervals and (not self.names or min(Counter(rows["line"]).values()) < 2):
+        if has_intervals and (not self.names or rows["line"].value_counts().min() < 2):
             layers.append(alt.Chart().mark_rule().encode(**ends, opacity=opacity(0.5)))
         points = self._points(clipped=False).encode(opacity=opacity(1))
         layers.append(points.add_params(self._picked) if picks_line else points)
@@ -201,11 +186,10 @@ class Profile:
     @property
     def _x(self) -> alt.X:
         name, title = self.x
-        if name == "layer":
-            axis, scale = alt.Axis(format="d", tickMinStep=1, grid=False), alt.Scale(zero=False, nice=False)
-        else:
-            axis = alt.Axis(format=".1f", grid=False, values=[0, 0.2, 0.4, 0.6, 0.8, 1])
-            scale = alt.Scale(domain=[0, 1], nice=False)
+        axis, scale = {"format": "d", "tickMinStep": 1}, {"zero": False}
+        if name != "layer":
+            axis, scale = {"format": ".1f", "values": [0, 0.2, 0.4, 0.6, 0.8, 1]}, {"domain": [0, 1]}
+        axis, scale = alt.Axis(grid=False, **axis), alt.Scale(nice=False, **scale)
         return alt.X(field=name, type="quantitative", title=title, scale=scale, axis=axis)
 
     def _y(self, name: str = "value") -> alt.Y:
@@ -221,39 +205,31 @@ class Profile:
     def _by_line(self, **scale: Any) -> Spec:
         """Colour or shape by the field ``line``, with a legend where there are several; a line without a name is in
         none."""
-        named_lines = [name for name in self.names if name]
-        legend = alt.Legend(
-            title=None,
-            orient="bottom",
-            columns=1,
-            labelLimit=0,
-            symbolLimit=60,
-            symbolOpacity=1,
-            values=named_lines if len(named_lines) < len(self.names) else alt.Undefined,
-        )
-        named: Spec = {"field": "line", "type": "nominal", "scale": alt.Scale(domain=list(self.names), **scale)}
-        return named | {"legend": legend if len(self.names) > 1 else None}
+        legend = None
+        if len(self.names) > 1:
+            values = {} if all(self.names) else {"values": [name for name in self.names if name]}
+            legend = alt.Legend(
+                title=None, orient="bottom", columns=1, labelLimit=0, symbolLimit=60, symbolOpacity=1, **values
+            )
+        domain = alt.Scale(domain=list(self.names), **scale)
+        return {"field": "line", "type": "nominal", "scale": domain, "legend": legend}
 
     def _opacity(self, full: float) -> Any:
         return alt.when(self._picked).then(alt.value(full)).otherwise(alt.value(full / 8))
 
-    def _total_rules(self) -> alt.Chart:
-        colour = self._colour if len(self.totals) > 1 and len(self.names) > 1 else alt.value(ORANGE)
-        rules = alt.Chart(inline_data(self.totals)).mark_rule(strokeDash=[6, 4], strokeWidth=1.6)
-        tooltips = _tooltips({"run": "run", "words": "total effect"})
-        return rules.encode(y=alt.Y(field="value", type="quantitative"), color=colour, tooltip=tooltips)
+    def _total_effects(self) -> alt.Chart:
+        has_colours = len(self.totals) > 1 and len(self.names) > 1
+        rules = _level_rules(self.totals, "total effect", strokeDash=[6, 4], strokeWidth=1.6)
+        return rules.encode(color=self._colour if has_colours else alt.value(ORANGE))
 
     def _level(self, value: float, name: str, colour: str, dashes: list[int]) -> alt.Chart:
-        rows = inline_data([{"value": value, "run": name, "words": f"{value:.3f}"}])
-        rule = alt.Chart(rows).mark_rule(color=colour, strokeDash=dashes, strokeWidth=1.8)
-        tooltips = _tooltips({"run": "run", "words": "metric"})
-        return rule.encode(y=alt.Y(field="value", type="quantitative"), tooltip=tooltips)
+        rows = [{"value": value, "run": name, "words": f"{value:.3f}"}]
+        return _level_rules(rows, "metric", color=colour, strokeDash=dashes, strokeWidth=1.8)
 
     def _points(self, clipped: bool) -> alt.Chart:
         """Markers; those of clipped windows hollow."""
-        points = alt.Chart(name="hollow" if clipped else "points").mark_point(
-            filled=not clipped, size=45, strokeWidth=1.6
-        )
+        points = alt.Chart(name="hollow" if clipped else "points")
+        points = points.mark_point(filled=not clipped, size=45, strokeWidth=1.6)
         shape = alt.Shape(**self._by_line(range=SHAPES)) if self.names else alt.value("circle")
         filtered = points.transform_filter(f"datum.clipped === {str(clipped).lower()}")
         return filtered.encode(x=self._x, y=self._y(), color=self._colour, shape=shape)
@@ -322,10 +298,8 @@ class Intervals:
 
     def chart(self, width: int | None = None) -> alt.LayerChart:
         """For the page; with a ``width`` in pixels for a file."""
-        blue, y = (
-            alt.value(BLUE),
-            alt.Y(field="row", type="nominal", sort=list(self.rows["row"]), title=None, axis=None),
-        )
+        blue = alt.value(BLUE)
+        y = alt.Y(field="row", type="nominal", sort=list(self.rows["row"]), title=None, axis=None)
         place = {"y": y, **_hover_and_click(self.tooltips, width)}
         interval = alt.Chart().mark_rule(strokeWidth=2).encode(x=self._x("low"), x2=alt.X2("high"), color=blue, **place)
         tick = alt.Chart().mark_tick(thickness=2, color=ORANGE, size=14).encode(x=self._x("total"), **place)

@@ -28,27 +28,19 @@ COMPARISON = "comparison"
 NOT_RUNS = {COMPARISON, "wandb", ".hydra"}
 """Folders that hold copies, in which nothing is a run of its own."""
 MANIFEST_KEYS = {
-    "": (
-        *("run_id", "title", "donors", "notes", "seconds"),
-        *("identity", "config", "model", "versions", "counts", "total_effect", "peak"),
-    ),
-    "identity": (
-        *("numbers_version", "weights", "precision", "data", "corruption", "target", "window", "donors"),
-        *("direction", "metric", "rival", "include", "seed"),
-    ),
-    "config": ("model", "data", "corruption", "direction", "metric", "seed", "interval"),
-    "model": ("layers", "weights"),
-    "versions": ("vitpatch",),
-    "counts": ("images",),
-    "total_effect": ("mean", "low", "high"),
-    "peak": ("layer", "head", "tokens", "window"),
+    "": "run_id title donors notes seconds identity config model versions counts total_effect peak",
+    "identity": "numbers_version weights precision data corruption target window donors direction metric rival include "
+    "seed",
+    "config": "model data corruption direction metric seed interval",
+    "model": "layers weights",
+    "versions": "vitpatch",
+    "counts": "images",
+    "total_effect": "mean low high",
+    "peak": "layer head tokens window",
 }
 """What a manifest must have for a comparison, by its part ("" = at the top)."""
 SUMMARY_COLUMNS = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
-EXAMPLES_COLUMNS = (
-    *("example_id", "label", "included", "cluster"),
-    *("prob_clean", "prob_corrupt", "pred_clean", "pred_corrupt"),
-)
+EXAMPLES_COLUMNS = "example_id label included cluster prob_clean prob_corrupt pred_clean pred_corrupt".split()
 
 
 @dataclass(frozen=True)
@@ -123,14 +115,10 @@ class Comparison:
         """The tables by the names of their csv files, an index as the first column."""
         names = "overview profiles differences not_subtracted settings rank_correlation matched".split()
         tables = {name: getattr(self, name) for name in names}
-        return {name: table if table.index.name is None else _with_index(table) for name, table in tables.items()}
-
-
-def _with_index(table: pd.DataFrame) -> pd.DataFrame:
-    """The index as the first column; a run may have the index's name."""
-    flat = table.reset_index(drop=True)
-    flat.insert(0, table.index.name, table.index, allow_duplicates=True)
-    return flat
+        return {  # a run may have the index's name
+            name: table if table.index.name is None else table.reset_index(allow_duplicates=True)
+            for name, table in tables.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -149,12 +137,12 @@ def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
     folder; of several folders the group comes first. Raises ``VitPatchError`` for a folder that does not exist or holds
     no manifest.
     """
-    paths = []
     for folder in folders:
         if not folder.is_dir():
             raise VitPatchError(f"{folder}: no such folder; give a run's or a sweep's")
-        paths.append([path.parent for path in natural_sort(folder.rglob("manifest.json")) if _is_run(path, folder)])
-        if not paths[-1]:
+    paths = [[file.parent for file in _files_of_runs(folder, "manifest.json") if _is_run(file)] for folder in folders]
+    for folder, found in zip(folders, paths, strict=True):
+        if not found:
             raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
     return _locate(folders, paths)
 
@@ -162,11 +150,37 @@ def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
 def list_unfinished(folders: Sequence[Path]) -> list[str]:
     """The patching runs in and below folders that have no manifest: name, state and reason, a line each."""
     paths = [
-        [path.parent.parent for path in natural_sort(folder.rglob(".hydra/hydra.yaml")) if _is_unfinished(path, folder)]
+        [file.parents[1] for file in _files_of_runs(folder, ".hydra/hydra.yaml") if _is_unfinished(file)]
         for folder in folders
     ]
     states = [(run.name, read_status(run.folder)) for run in _locate(folders, paths)]
     return [f"{name}: {state.status}: {state.reason}" for name, state in states if state.fell_short]
+
+
+def _files_of_runs(folder: Path, file: str) -> list[Path]:
+    """Files so called in and below a folder, but for those in ``NOT_RUNS``."""
+    levels = len(Path(file).parts)
+    return [
+        path for path in natural_sort(folder.rglob(file)) if not NOT_RUNS & {*path.relative_to(folder).parts[:-levels]}
+    ]
+
+
+def _is_run(manifest: Path) -> bool:
+    """Whether a manifest is a patching run's, or cannot be read; others are not ours, or training's."""
+    try:
+        return "run_id" in _read_json(manifest)
+    except ValueError:
+        return True
+
+
+def _is_unfinished(hydra: Path) -> bool:
+    """Whether Hydra's own config is a patching run's without a manifest."""
+    if (hydra.parents[1] / "manifest.json").exists():
+        return False
+    try:
+        return yaml.safe_load(hydra.read_text(encoding="utf-8"))["hydra"]["job"]["name"] == "patch"
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):  # half-written, or not Hydra's
+        return False
 
 
 def _locate(folders: Sequence[Path], paths: Sequence[Sequence[Path]]) -> list[RunLocation]:
@@ -190,27 +204,6 @@ def _group_names(folders: Sequence[Path]) -> Iterator[str]:
         yield numbered if often[name] > 1 else name
 
 
-def _is_run(manifest: Path, folder: Path) -> bool:
-    """Whether a manifest is a patching run's, or cannot be read; others are not ours, or training's."""
-    if NOT_RUNS & set(manifest.relative_to(folder).parts):
-        return False
-    try:
-        return "run_id" in _read_json(manifest)
-    except ValueError:
-        return True
-
-
-def _is_unfinished(hydra: Path, folder: Path) -> bool:
-    """Whether Hydra's own config is a patching run's without a manifest."""
-    run = hydra.parent.parent
-    if (run / "manifest.json").exists() or NOT_RUNS & set(run.relative_to(folder).parts):
-        return False
-    try:
-        return yaml.safe_load(hydra.read_text(encoding="utf-8"))["hydra"]["job"]["name"] == "patch"
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):  # half-written, or not Hydra's
-        return False
-
-
 def load_run(location: RunLocation) -> FinishedRun:
     """A finished run with its manifest and summary; that its effects are whole is seen from the end of their file.
 
@@ -220,7 +213,8 @@ def load_run(location: RunLocation) -> FinishedRun:
     try:
         manifest = _read_json(folder.manifest)
         for part, keys in MANIFEST_KEYS.items():
-            _check_names(f"manifest.json{part and f', {part},'}", keys, manifest[part] if part else manifest)
+            file = f"manifest.json, {part}," if part else "manifest.json"
+            _check_names(file, keys.split(), manifest[part] if part else manifest)
         run = FinishedRun(location.name, location.group, folder, manifest, pd.read_csv(folder.summary))
         _check_names("summary.csv", SUMMARY_COLUMNS, run.summary)
         _check_names("examples.parquet", EXAMPLES_COLUMNS, run.examples())

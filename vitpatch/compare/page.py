@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitpatch.compare import tables
-from vitpatch.compare.charts import GREEN, ORANGE, THEMES, Profile
+from vitpatch.compare.charts import ASSETS, GREEN, ORANGE, THEMES, Profile
 from vitpatch.compare.figures import Chart, Figure
 from vitpatch.compare.layout import effect_title, peak_series
 from vitpatch.compare.load import Comparison, FinishedRun
@@ -35,7 +35,6 @@ from vitpatch.plots.profile import is_clipped
 from vitpatch.stats.result import series_names
 from vitpatch.types import BaseRun, Metric
 
-ASSETS = Path(__file__).parents[1] / "assets" / "page"
 MAX_BYTES = 4_900_000
 """Of a page."""
 MAX_LEFT_OUT = 12

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -83,28 +83,26 @@ def format_windows(windows: Sequence[int]) -> str:
 
 def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """The table ``settings`` of ``Comparison``; "" = the run has no such key."""
-    values = {run.name: dict(_flat_settings(run)) for run in runs}
-    keys = dict.fromkeys(key for settings in values.values() for key in settings)
-    rows = {key: [settings.get(key, "") for settings in values.values()] for key in keys}
-    differing = {key: row for key, row in rows.items() if len(set(row)) > 1}
-    return pd.DataFrame(differing.values(), index=pd.Index(differing, name="key", dtype=object), columns=list(values))
+    table = pd.DataFrame({run.name: pd.Series(_flat_settings(run), dtype=object) for run in runs}, dtype=object)
+    keys = list(dict.fromkeys(key for run in runs for key in _flat_settings(run)))
+    table = table.reindex(pd.Index(keys, name="key", dtype=object)).fillna("")
+    return table[table.nunique(axis=1) > 1]
 
 
-def _flat_settings(run: FinishedRun) -> Iterator[tuple[str, str]]:
+def _flat_settings(run: FinishedRun) -> dict[str, str]:
+    """By key what is written of it; keys of groups are dotted."""
     config = run.manifest["config"]
     identity = run.manifest["identity"] | {"corruption": config["corruption"]}  # with the calibrated strength
-    for group in OPTION_GROUPS:
-        yield f"options.{group}", _words(config.get("options", {}).get(group))
-    yield "model.path", _words(config["model"]["path"])
-    for key in ("path", "split", "limit"):
-        yield f"data.{key}", _words(config["data"].get(key))
-    yield "window", format_windows(identity.pop("window"))
-    yield from _flatten("", identity)
+    settings = {f"options.{group}": config.get("options", {}).get(group) for group in OPTION_GROUPS}
+    settings["model.path"] = config["model"]["path"]
+    settings |= {f"data.{key}": config["data"].get(key) for key in ("path", "split", "limit")}
+    settings["window"] = format_windows(identity.pop("window"))
+    return {key: _words(value) for key, value in (settings | dict(_flatten("", identity))).items()}
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping):
-        yield prefix, _words(value)
+        yield prefix, value
         return
     for key, item in value.items():
         yield from _flatten(f"{prefix}.{key}" if prefix else str(key), item)
@@ -131,34 +129,28 @@ def match_groups(
     equal in all others; of several such the ones with the same name below their folders. Runs that then have no match
     are matched by that name alone.
     """
-    groups = list(runs_by_group(runs).values())
-    return [pair for a, b in combinations(groups, 2) for pair in _match(a, b, settings)]
+    pairs = []
+    for group_a, group_b in combinations(runs_by_group(runs).values(), 2):
+        values_a, values_b = (_values_by_setting(group, settings) for group in (group_a, group_b))
+        shared = [name for name in values_a if values_a[name] & values_b[name]]
+        by_settings = []
+        for a in group_a:
+            alike = [b for b in group_b if all(settings[a.name][n].value == settings[b.name][n].value for n in shared)]
+            same_name = [b for b in alike if _name_below(b) == _name_below(a)]
+            by_settings += [(a, b) for b in same_name or alike]
+        matched = {run.name for pair in by_settings for run in pair}
+        rest_a, rest_b = ([run for run in group if run.name not in matched] for group in (group_a, group_b))
+        pairs += by_settings + [(a, b) for a in rest_a for b in rest_b if _name_below(a) == _name_below(b)]
+    return pairs
+
+
+def _values_by_setting(runs: Sequence[FinishedRun], settings: Mapping[str, RunSettings]) -> dict[str, set[str]]:
+    return {name: {settings[run.name][name].value for run in runs} for name in settings[runs[0].name]}
 
 
 def runs_by_group(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """The runs of each group, in order."""
     return {alike[0].group: alike for alike in _group(runs, lambda run: run.group)}
-
-
-def _match(
-    group_a: Sequence[FinishedRun], group_b: Sequence[FinishedRun], settings: Mapping[str, RunSettings]
-) -> list[tuple[FinishedRun, FinishedRun]]:
-    def values(group: Sequence[FinishedRun], name: str) -> set[str]:
-        return {settings[run.name][name].value for run in group}
-
-    shared = [name for name in settings[group_a[0].name] if values(group_a, name) & values(group_b, name)]
-
-    def key(run: FinishedRun) -> tuple[str, ...]:
-        return tuple(settings[run.name][name].value for name in shared)
-
-    pairs = []
-    for a in group_a:
-        alike = [b for b in group_b if key(b) == key(a)]
-        same_name = [b for b in alike if _name_below(b) == _name_below(a)]
-        pairs += [(a, b) for b in same_name or alike]
-    matched = {run.name for pair in pairs for run in pair}
-    rest_a, rest_b = ([run for run in group if run.name not in matched] for group in (group_a, group_b))
-    return pairs + [(a, b) for a in rest_a for b in rest_b if _name_below(a) == _name_below(b)]
 
 
 def _name_below(run: FinishedRun) -> str:
@@ -168,15 +160,27 @@ def _name_below(run: FinishedRun) -> str:
 
 def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     """The warnings of ``Comparison``: one model with several weights, one data set with several contents, several
-    versions of the code; and a run that is there twice."""
-    return (*_several_weights(runs), *_several_contents(runs), *_several_versions(runs), *_duplicates(runs))
+    versions of the code; and a run that is there twice.
 
-
-def _several_weights(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Of runs that ask for one checkpoint."""
+    Contents are compared between runs of one model: labels are the model's classes, so that another model's digest may
+    differ.
+    """
+    warnings = []
     for alike in _group(runs, _requested_weights):
         path = short(alike[0].manifest["config"]["model"]["path"])
-        yield from _warn(f"model {path}: one path, several weights", alike, _loaded_weights)
+        warnings += _warn(f"model {path}: one path, several weights", alike, _loaded_weights)
+    for alike in _group(runs, _requested_images):
+        data = alike[0].manifest["config"]["data"]
+        what = f"data {data_words(data)}, split {data.get('split')}: one path, several contents"
+        warnings += _warn(what, alike, lambda run: run.manifest["identity"]["data"])
+    numbers = "several numbers versions of vitpatch"
+    warnings += _warn(numbers, runs, lambda run: str(run.manifest["identity"]["numbers_version"]))
+    warnings += _warn("several versions of vitpatch", runs, lambda run: run.manifest["versions"]["vitpatch"])
+    for alike in _group(runs, lambda run: run.manifest["run_id"]):
+        if len(alike) > 1:
+            names, run_id = " and ".join(run.name for run in alike), alike[0].manifest["run_id"]
+            warnings.append(f"{names} are the same run (run_id {run_id}): their differences are 0")
+    return tuple(warnings)
 
 
 def _requested_weights(run: FinishedRun) -> str:
@@ -196,41 +200,22 @@ def _loaded_weights(run: FinishedRun) -> str:
     return model.get("checkpoint", model["weights"])
 
 
-def _several_contents(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Of runs of one model: labels are the model's classes, so that another model's digest may differ."""
-
-    def requested(run: FinishedRun) -> str:
-        config = run.manifest["config"]
-        return digest([{k: v for k, v in config["data"].items() if k not in KEYS_WITHOUT_IMAGES}, config["model"]])
-
-    for alike in _group(runs, requested):
-        data = alike[0].manifest["config"]["data"]
-        where = f"data {data_words(data)}, split {data.get('split')}: one path, several contents"
-        yield from _warn(where, alike, lambda run: run.manifest["identity"]["data"])
+def _requested_images(run: FinishedRun) -> str:
+    """What the config says of which images are read, and the model."""
+    config = run.manifest["config"]
+    data = {key: value for key, value in config["data"].items() if key not in KEYS_WITHOUT_IMAGES}
+    return digest([data, config["model"]])
 
 
-def _several_versions(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    yield from _warn(
-        "several numbers versions of vitpatch", runs, lambda run: str(run.manifest["identity"]["numbers_version"])
-    )
-    yield from _warn("several versions of vitpatch", runs, lambda run: run.manifest["versions"]["vitpatch"])
-
-
-def _duplicates(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    for alike in _group(runs, lambda run: run.manifest["run_id"]):
-        if len(alike) > 1:
-            names = " and ".join(run.name for run in alike)
-            yield f"{names} are the same run (run_id {alike[0].manifest['run_id']}): their differences are 0"
-
-
-def _group(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Hashable]) -> list[list[FinishedRun]]:
-    groups: dict[Hashable, list[FinishedRun]] = {}
+def _group(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], str]) -> list[list[FinishedRun]]:
+    """Runs of one key together, both in order."""
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return list(groups.values())
 
 
-def _warn(what: str, runs: Sequence[FinishedRun], value: Callable[[FinishedRun], str]) -> Iterator[str]:
-    """A line that names the runs of each value, where there are several."""
-    if len(groups := _group(runs, value)) > 1:
-        yield f"{what}: " + "; ".join(f"{value(group[0])} of {', '.join(r.name for r in group)}" for group in groups)
+def _warn(what: str, runs: Sequence[FinishedRun], value: Callable[[FinishedRun], str]) -> list[str]:
+    """A line that names the runs of each value, where there are several values."""
+    groups = [f"{value(alike[0])} of {', '.join(run.name for run in alike)}" for alike in _group(runs, value)]
+    return [f"{what}: {'; '.join(groups)}"] if len(groups) > 1 else []
