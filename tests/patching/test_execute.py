@@ -41,7 +41,7 @@ def load(made, family):
 
 def run(model, pixels, site, windows=(1,), tokens=("all",), direction="denoise", heads=None, limits=None, masks=None):
     groups = tuple(TokenGroup(group) for group in tokens)
-    target = Target(Site(site), None, groups, heads, grid=(2, 2))
+    target = Target(Site(site), None, groups, heads, grid=(2, 2) if "grid" in tokens else None)
     plan = make_plan(target, windows, Direction(direction), model.sizes)
     where = token_masks(plan.token_groups, model.sizes, (2, 2), masks, range(IMAGES), seed=0)
     return plan, where, execute(plan, model, pixels, where, limits or ComputeLimits(IMAGES, 4))

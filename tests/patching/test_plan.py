@@ -17,7 +17,7 @@ def sizes(depth=4, heads=2):
 
 def plan(site="attn_out", windows=(1,), tokens=("all",), depth=4, layers=None, heads=None, direction="denoise"):
     groups = tuple(TokenGroup(group) for group in tokens)
-    target = Target(Site(site), layers, groups, heads, grid=(2, 1))
+    target = Target(Site(site), layers, groups, heads, grid=(2, 1) if "grid" in tokens else None)
     return make_plan(target, windows, Direction(direction), sizes(depth))
 
 
