@@ -312,7 +312,7 @@ def test_a_row_of_ones_own_is_verified_the_same_way(saved, pixels, tmp_path):
         (("name: my ViT", "name: my ViT\nattn: x"), "unknown key attn; did you mean"),
         (("name: my ViT", "nome: my ViT"), "unknown key nome; did you mean name"),
         (("blocks: vit.layers\n", ""), "lacks blocks"),
-        (("special: [cls]", "special: cls"), "special 'cls'; expected a list of names"),
+        (("special: [cls]", "special: cls"), "special .cls.; expected a list"),
         (("heads: {classifier: [cls]}", "head: classifier"), "readouts .*expected heads"),
         (("name: my ViT", "like: vot"), "like 'vot'; expected one of"),
         (("name: my ViT", "name: [my"), "cannot be read"),

@@ -6,9 +6,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
-from vitpatch.errors import VitPatchError
+import yaml
+
+from vitpatch.checks import describe, has_type, suggest
+from vitpatch.errors import ArgumentError, VitPatchError, argument_keys
 from vitpatch.formatting import one_line
 
 PATCHES, EVERYTHING, POOLED = "patches", "all", "pooled"
@@ -78,135 +81,6 @@ class Family:
     versions: tuple[Mapping[str, str], ...] = ()
 
 
-def _vit(name: str, backbone: str) -> Family:
-    readout = Readout({"classifier": ("cls",)}, norm=f"{backbone}.layernorm")
-    return Family(name, f"{backbone}.layers", ("cls",), (readout,))
-
-
-def _beit(name: str, backbone: str, **rest: Any) -> Family:
-    """BEiT's readouts: the patches' mean through a norm of its own, or CLS."""
-    mean = Readout({"classifier": (PATCHES,)}, pooled_norm=f"{backbone}.pooler.layernorm")
-    cls = Readout({"classifier": ("cls",)}, norm=f"{backbone}.layernorm")
-    shared = f"{backbone}.{rest.pop('shared_bias')}"
-    scales = {"scale1": "lambda_1", "scale2": "lambda_2"}
-    blocks = f"{backbone}.{rest.pop('blocks')}"
-    return Family(name, blocks, ("cls",), (mean, cls), shared_bias=shared, **scales, **rest)
-
-
-def _dinov2(name: str, backbone: str, registers: str | None = None) -> Family:
-    readout = Readout({"classifier": ("cls", PATCHES)}, norm=f"{backbone}.layernorm")
-    scales = {"scale1": "layer_scale1", "scale2": "layer_scale2"}
-    norms = {"norm1": "norm1", "norm2": "norm2", "registers": registers, "any_size": True}
-    projections = {name: f"attention.{name}" for name in ("query", "key", "value")}
-    versions = ({**projections, "output": "output.dense"},)
-    return Family(name, f"{backbone}.encoder.layer", ("cls",), (readout,), versions=versions, **scales, **norms)
-
-
-_TOWER = {
-    "blocks": "vision_model.encoder.layers",
-    "norm1": "layer_norm1",
-    "attention": "self_attn",
-    "output": "out_proj",
-    "norm2": "layer_norm2",
-}
-"""The vision side of a model of images and texts."""
-
-
-def _siglip(name: str, any_size: bool = False) -> Family:
-    norm = "vision_model.post_layernorm"
-    mean = Readout({"classifier": (EVERYTHING,)}, norm=norm)
-    zero_shot = Readout({"similarity": (POOLED,)}, norm=norm, pool="vision_model.head")
-    return Family(name, special=(), readouts=(zero_shot, mean), any_size=any_size, **_TOWER)
-
-
-def _timm() -> Family:
-    """timm's VisionTransformer; whether it reads CLS or a mean, before or after its last norm, shows in its logits."""
-    head, norm, after = "timm_model.head", "timm_model.norm", "timm_model.fc_norm"
-    parts = (("cls",), (PATCHES,), (EVERYTHING,))
-    readouts = tuple(Readout({head: part}, norm=norm, pooled_norm=after) for part in parts)
-    pooled = Readout({head: (POOLED,)}, norm=norm, pool="timm_model.attn_pool", pooled_norm=after)
-    both = {"timm_model.head": ("cls",), "timm_model.head_dist": ("distillation",)}
-    return Family(
-        name="timm",
-        blocks="timm_model.blocks",
-        special=("cls", "distillation"),
-        readouts=(Readout(both, norm=norm), pooled, *readouts),
-        norm1="norm1",
-        attention="attn",
-        qkv="qkv",
-        output="proj",
-        scale1="ls1",
-        norm2="norm2",
-        scale2="ls2",
-        registers="num_reg_tokens",
-    )
-
-
-FAMILIES = {
-    "vit": _vit("ViT", "vit"),
-    "vit_msn": _vit("ViT-MSN", "vit"),
-    "deit": Family(
-        name="DeiT",
-        blocks="deit.layers",
-        special=("cls", "distillation"),
-        readouts=(
-            Readout({"classifier": ("cls",)}, norm="deit.layernorm"),
-            Readout({"cls_classifier": ("cls",), "distillation_classifier": ("distillation",)}, norm="deit.layernorm"),
-        ),
-    ),
-    "beit": _beit("BEiT", "beit", blocks="layers", bias="relative_position_bias", shared_bias="shared_position_bias"),
-    "data2vec-vision": _beit(
-        "Data2Vec-Vision",
-        "data2vec_vision",
-        blocks="encoder.layer",
-        query="attention.query",
-        key="attention.key",
-        value="attention.value",
-        output="output.dense",
-        mlp=("intermediate", "output"),
-        bias="attention.attention.relative_position_bias",
-        shared_bias="encoder.relative_position_bias",
-    ),
-    "ijepa": Family(
-        name="I-JEPA",
-        blocks="ijepa.layers",
-        special=(),
-        readouts=(Readout({"classifier": (EVERYTHING,)}, norm="ijepa.layernorm"),),
-    ),
-    "dinov2": _dinov2("DINOv2", "dinov2"),
-    "dinov2_with_registers": _dinov2("DINOv2 with registers", "dinov2_with_registers", "num_register_tokens"),
-    "dinov3_vit": Family(
-        name="DINOv3",
-        blocks="backbone.model.layer",
-        special=("cls",),
-        readouts=(
-            Readout({"classifier": ("cls", PATCHES)}, norm="backbone.norm"),
-            Readout({"classifier": ("cls",)}, norm="backbone.norm"),
-        ),
-        norm1="norm1",
-        scale1="layer_scale1",
-        norm2="norm2",
-        scale2="layer_scale2",
-        rotary="position_embeddings",
-        registers="num_register_tokens",
-        any_size=True,
-    ),
-    "clip": Family(
-        name="CLIP",
-        special=("cls",),
-        readouts=(
-            Readout({"similarity": ("cls",)}, norm="vision_model.post_layernorm"),
-            Readout({"classifier": (PATCHES,)}),
-        ),
-        **_TOWER,
-    ),
-    "siglip": _siglip("SigLIP"),
-    "siglip2": _siglip("SigLIP 2", any_size=True),
-    "timm_wrapper": _timm(),
-}
-"""By ``config.model_type``."""
-
-
 def family_of(model_type: str, where: str) -> Family:
     """The family of a model whose config says ``model_type``; ``where`` names the model in the error."""
     if model_type not in FAMILIES:
@@ -226,65 +100,52 @@ def is_known_family(family: Family) -> bool:
 
 
 def family_from_yaml(path: str) -> Family:
-    """A user's own row: the fields of ``Family`` and of its ``Readout``s; with ``like: KEY``, what differs from one."""
-    import yaml
+    """A family of the user's own: a file with the keys of a row of ``families.yaml``. Raises ``VitPatchError``."""
+    with argument_keys(f"model.anatomy {path}: "):
+        try:
+            row = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ArgumentError(f"cannot be read ({one_line(error, 120)})") from error
+        return _family(row, FAMILIES)
 
-    file = Path(path).expanduser()
-    try:
-        row = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise VitPatchError(f"model.anatomy {path}: cannot be read ({one_line(error, 120)})") from error
+
+def _family(row: Any, known: Mapping[str, Family]) -> Family:
+    """A row of YAML; with ``like: KEY`` fields that it does not have are those of a known family."""
     if not isinstance(row, dict):
-        raise VitPatchError(f"model.anatomy {path}: holds {type(row).__name__}; expected keys like blocks: …")
-    row = dict(row)
+        raise ArgumentError(f"holds {type(row).__name__}; expected keys like blocks: …")
     like = row.pop("like", None)
-    if like is not None and like not in FAMILIES:
-        raise VitPatchError(f"model.anatomy {path}: like {like!r}; expected one of {', '.join(sorted(FAMILIES))}")
-    whole = {} if like is None else {f.name: getattr(FAMILIES[like], f.name) for f in fields(Family)}
+    if like is not None and like not in known:
+        raise ArgumentError(f"like {like!r}; expected one of {', '.join(sorted(known))}")
+    row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     if "readouts" in row:
-        readouts = row["readouts"] if isinstance(row["readouts"], list) else [row["readouts"]]
-        row["readouts"] = tuple(_readout(readout, path) for readout in readouts)
-    return _made(Family, whole | {key: _tupled(value) for key, value in row.items()}, path, "")
+        readouts = row["readouts"] if isinstance(row["readouts"], tuple) else (row["readouts"],)
+        row["readouts"] = tuple(map(_readout, readouts))
+    return _build(Family, row if like is None else vars(known[like]) | row)
 
 
-def _readout(values: Any, path: str) -> Readout:
-    if not isinstance(values, dict) or not isinstance(values.get("heads"), dict) or not values["heads"]:
-        raise VitPatchError(
-            f"model.anatomy {path}: readouts {values!r}; expected heads: {{classifier: [cls]}} and norm"
-        )
-    heads = {
-        str(head): _tupled(parts if isinstance(parts, list) else [parts]) for head, parts in values["heads"].items()
-    }
-    return _made(Readout, values | {"heads": heads}, path, "readouts.")
+def _readout(values: Any) -> Readout:
+    heads = values.get("heads") if isinstance(values, dict) else None
+    if not isinstance(heads, dict) or not heads:
+        raise ArgumentError(f"readouts {values!r}; expected heads: {{classifier: [cls]}} and norm")
+    heads = {head: tuple(parts) if isinstance(parts, list) else (parts,) for head, parts in heads.items()}
+    return _build(Readout, values | {"heads": heads})
 
 
-def _made(kind: type, values: dict[str, Any], path: str, prefix: str) -> Any:
-    """A row of ``values``, each of the kind that its field says."""
-    known = {f.name: str(f.type) for f in fields(kind)}
+def _build(kind: type, values: Mapping[str, Any]) -> Any:
+    """A ``Family`` or ``Readout`` of these values, each checked against the declared type of its field."""
+    declared = get_type_hints(kind)
     for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise VitPatchError(f"model.anatomy {path}: unknown key {prefix}{key}; {hint}")
-        kinds = {"str": str, "str | None": (str, type(None)), "bool": bool}.get(known[key], (tuple, Mapping))
-        if not isinstance(value, kinds):
-            raise VitPatchError(f"model.anatomy {path}: {prefix}{key} {value!r}; expected {_EXPECTED[known[key]]}")
-    needed = [f.name for f in fields(kind) if f.default is MISSING and f.name not in values]
-    if needed:
-        raise VitPatchError(f"model.anatomy {path}: lacks {', '.join(needed)}")
+        if key not in declared:
+            raise ArgumentError(f"unknown key {key}; {suggest(key, declared)}")
+        if value != () and not has_type(value, declared[key]):
+            expected = "a list" if get_origin(declared[key]) is tuple else describe(declared[key])
+            raise ArgumentError(f"{key} {value!r}; expected {expected}")
+    if missing := [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]:
+        raise ArgumentError(f"lacks {', '.join(missing)}")
     return kind(**values)
 
 
-_EXPECTED = {
-    "str": "a name",
-    "str | None": "a name, or null",
-    "bool": "true or false",
-    "tuple[str, ...]": "a list of names",
-    "tuple[Readout, ...]": "a list of readouts",
-    "Mapping[str, tuple[str, ...]]": "heads, each with what it reads",
-    "tuple[Mapping[str, str], ...]": "a list of {field: name}",
-}
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(p if isinstance(p, dict) else str(p) for p in value) if isinstance(value, list) else value
+FAMILIES: dict[str, Family] = {}
+"""By ``config.model_type``: the rows of ``families.yaml``."""
+for _key, _row in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items():
+    FAMILIES[_key] = _family(_row, FAMILIES)
