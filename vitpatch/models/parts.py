@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
+from vitpatch.models.hooks import HookPoint
 from vitpatch.types import ALL_HEADS, Site
 
 
@@ -87,11 +88,11 @@ class Block:
             return False
         return True
 
-    def hook_point(self, site: Site) -> tuple[nn.Module, bool, int | None]:
-        """The module, whether the value is its input (else its output), and which third of it (``None``: all)."""
+    def hook_point(self, site: Site) -> HookPoint:
+        """Where the values of a site pass. Raises ``AttributeError`` where the block has no such module."""
         family = self.family
         if family.qkv is not None and site in (Site.Q, Site.K, Site.V):
-            return self._in_attention(family.qkv), False, (Site.Q, Site.K, Site.V).index(site)
+            return HookPoint(self._in_attention(family.qkv), False, (Site.Q, Site.K, Site.V).index(site))
         path, is_input = {
             Site.RESID_PRE: ("", True),
             Site.ATTN_OUT: (family.attention, False),
@@ -103,7 +104,7 @@ class Block:
             Site.K: (f"{family.attention}.{family.key}", False),
             Site.V: (f"{family.attention}.{family.value}", False),
         }[site]
-        return self._submodule(path), is_input, None
+        return HookPoint(self._submodule(path), is_input)
 
     def scale(self, site: Site) -> nn.Module | Tensor | None:
         """The fixed layer scale between a site's module and the stream."""

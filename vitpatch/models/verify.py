@@ -94,7 +94,7 @@ def _verify_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: T
 
 def _enters_output(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
     """Whether what is taken for ``z`` goes through the output projection to what attention gives."""
-    output = model.blocks[layer].hook_point(Site.Z)[0](values[Site.Z, layer])
+    output = model.blocks[layer].hook_point(Site.Z).module(values[Site.Z, layer])
     return _equal(model, output, values[Site.ATTN_OUT, layer])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,9 +21,9 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import digest, one_line
 from vitpatch.models.classes import class_names, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
-from vitpatch.models.hooks import Act, PatchEmbedding, attached, first_argument, run_until
+from vitpatch.models.hooks import Act, attached, first_argument, run_until
 from vitpatch.models.parts import Block, CallArguments, Reader
-from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, vision_config
+from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, pair, vision_config
 from vitpatch.types import Site, Sizes
 
 Place = tuple[Site, int]
@@ -73,7 +73,11 @@ class PatchableViT(nn.Module):
         if not family.any_size and size is not None:
             input_size = size
         self.input_size = input_size or size or (224, 224)
-        self._embedding = PatchEmbedding.of(model, self._patch)
+        self._patch_embeddings = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d) and module.in_channels == 3 and pair(module.kernel_size) == self._patch
+        ]
         self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, self._patch, strict=True))
         self.stepwise = True
         shape = (1, 3, 1, 1)
@@ -208,23 +212,26 @@ class PatchableViT(nn.Module):
         return ((images - self.mean) / self.std).to(self.dtype)
 
     @property
-    def patch_embedding(self) -> PatchEmbedding:
-        """Where patches are embedded. Raises ``VitPatchError`` where that is no convolution."""
-        if self._embedding is None:
+    def patch_embedding(self) -> nn.Conv2d:
+        """The convolution that makes patch embeddings of pixels. Raises ``VitPatchError`` unless it is just one."""
+        if len(self._patch_embeddings) != 1:
             raise VitPatchError(
                 f"corruption embedding_noise: {self.family.name} embeds its patches without a convolution of their "
                 "size; use a corruption of pixels"
             )
-        return self._embedding
+        return self._patch_embeddings[0]
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
         """(patches, width) of an image's patch embeddings. Raises ``VitPatchError`` as ``patch_embedding`` does."""
-        return self._grid[0] * self._grid[1], self.patch_embedding.width
+        return self._grid[0] * self._grid[1], self.patch_embedding.out_channels
 
     def patch_embeddings(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels → patch embeddings before positions are added, (batch, patches, width)."""
-        return self.patch_embedding.embed(self.model, pixels)
+        """Normalised pixels → patch embeddings before positions are added, (batch, patches, width), row by row."""
+        output = run_until(self.model, pixels, self.patch_embedding, is_input=False)
+        if output is None:
+            raise VitPatchError(f"{self._name}: the convolution that fits its patches is never run")
+        return output.flatten(2).transpose(1, 2)
 
     def forward(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised pixels (batch, 3, height, width) → logits (batch, classes).
@@ -234,8 +241,17 @@ class PatchableViT(nn.Module):
         with self._adding(noise):
             return self._logits(pixels)
 
-    def _adding(self, noise: Tensor | None) -> AbstractContextManager[None]:
-        return nullcontext() if noise is None else self.patch_embedding.adding(noise)
+    @contextmanager
+    def _adding(self, noise: Tensor | None) -> Iterator[None]:
+        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            batch, width, rows, columns = output.shape
+            assert noise.shape == (batch, rows * columns, width), f"noise {tuple(noise.shape)} on {tuple(output.shape)}"
+            return output + noise.transpose(1, 2).reshape(output.shape).to(output.device, output.dtype)
+
+        with ExitStack() as hooks:
+            if noise is not None:
+                hooks.enter_context(self.patch_embedding.register_forward_hook(add, prepend=True))
+            yield
 
     def _logits(self, pixels: Tensor) -> Tensor:
         if self.head is None:
@@ -304,10 +320,6 @@ class PatchableViT(nn.Module):
             )
         return (*self.family.special[:named], *(f"register{i}" for i in range(registers)))
 
-    def readout(self, stream: Tensor) -> Tensor:
-        """The last stream at the tokens that are read, (rows, reads, width) → logits (rows, classes)."""
-        return self.reader(stream)
-
     # --- whole, with hooks ---
 
     @contextmanager
@@ -318,7 +330,7 @@ class PatchableViT(nn.Module):
         """
         with ExitStack() as hooks:
             for (site, layer), act in acts.items():
-                hooks.enter_context(attached(act, *self.blocks[layer].hook_point(site)))
+                hooks.enter_context(attached(act, self.blocks[layer].hook_point(site)))
             yield
 
     @contextmanager

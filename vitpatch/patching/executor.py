@@ -129,10 +129,10 @@ class _Walk:
             self._mix(half.mixes, number)
             self._mlp(layer, half) if is_mlp else self._attention(layer, half)
         self._mix(self.plan.last, len(self.plan.halves))
-        base = self.model.readout(self._cut(self.base.flatten(0, 1))).unflatten(0, (self.runs, -1))
+        base = self.model.reader(self._cut(self.base.flatten(0, 1))).unflatten(0, (self.runs, -1))
         patched = base.new_empty(self.plan.states, *base.shape[1:])
         for states in self._chunks(range(self.plan.states)):
-            patched[states] = self.model.readout(self.states[states].flatten(0, 1)).unflatten(0, (-1, self.images))
+            patched[states] = self.model.reader(self.states[states].flatten(0, 1)).unflatten(0, (-1, self.images))
         by_run = dict(zip(self.plan.base_runs, base, strict=True))
         whole = {run_state(i): by_run.get(self.plan.base_run_of(i)) for i in range(len(self.plan.donors))}
         whole[RECIPIENT] = base[0]
