@@ -143,7 +143,7 @@ def _other_classes(own: Classes, names: Sequence[str]) -> str | None:
     """Why a training has other classes than its checkpoint; ``None`` where they are the same."""
     if own.doubt is not None and not are_numbers(names):
         return f"has no sure names for its classes ({own.doubt})"
-    theirs = "has no names for its classes" if own.names is None else f"has the classes {_some(own.names)}"
+    theirs = "has no names for its classes" if own.names is None else f"has the classes {first_names(own.names)}"
     if own.number != len(names) or are_numbers(names) != (own.names is None or are_numbers(own.names)):
         return f"{theirs}, {own.number} of them"
     try:
@@ -153,7 +153,8 @@ def _other_classes(own: Classes, names: Sequence[str]) -> str | None:
     return None if matched is None or sorted(matched) == list(range(own.number)) else theirs
 
 
-def _some(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """A few names, for a line of text."""
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 

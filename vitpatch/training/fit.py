@@ -16,19 +16,19 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Subset, TensorDataset, WeightedRandomSampler
 
 from vitpatch.checks import Interval, check_values, is_list
 from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, missing_masks
-from vitpatch.data.datamodule import BadImage, Decoded, Item, Positions, collate
+from vitpatch.data.datamodule import BadImage, Decoded, Positions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.io import atomic_write, write_json
+from vitpatch.io import atomic_write, write_csv, write_json
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
-from vitpatch.models.classes import Classes, classes_of_training, label_by_classes
+from vitpatch.models.classes import Classes, classes_of_training, first_names, label_by_classes
 from vitpatch.models.preprocessing import Preprocessing, pair
 from vitpatch.models.vit import PatchableViT
 from vitpatch.runs.config import (
@@ -46,7 +46,6 @@ from vitpatch.runs.names import check_names_are_text
 from vitpatch.runs.setup import check_all_have_partners, find_partners
 from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
-from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,9 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     checked = check_config(cfg)
     recipe, source, cfg = checked.recipe, checked.source, checked.cfg
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
-    _check_masks(checked.corruptions, test)
+    for corruption in checked.corruptions.values():
+        if corruption.needs_masks and test.columns.mask is None:
+            raise missing_masks(corruption)
     checkpoint = checked.checkpoint
     own = None if checkpoint is None else Classes.of(checkpoint.config())
     classes, why_new_head = classes_of_training(train, source.label_map, own, test)
@@ -77,12 +78,12 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     if checkpoint is None:
         model, preprocessing = new_classifier(checked.architecture, classes.names)
     else:
-        model, preprocessing, is_kept = pretrained_classifier(
-            checkpoint, classes.names, keeps_head=why_new_head is None
-        )
-        some = ", ".join(classes.names[:5]) + ", …" * (len(classes.names) > 5)
-        line = f"the head is a new one, for {some}: the checkpoint {why_new_head or 'has none of this size'}"
-        log.info("%s", f"the checkpoint's head is kept, its classes are {some}" if is_kept else line)
+        model, preprocessing, is_kept = pretrained_classifier(checkpoint, classes.names, why_new_head is None)
+        if is_kept:
+            log.info("the checkpoint's head is kept, its classes are %s", first_names(classes.names))
+        else:
+            reason = why_new_head or "has none of this size"
+            log.info("the head is a new one, for %s: the checkpoint %s", first_names(classes.names), reason)
     _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is reported before the training
     trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, checked.augment)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
@@ -91,8 +92,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     table = evaluate(Checkpoint(str(target)).load().to(device), test, checked.corruptions, cfg.seed, recipe.batch_size)
     text = f"{len(test)} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
     for path in (folder, target):
-        with atomic_write(path / "evaluation.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(path / "evaluation.csv", table)
         with atomic_write(path / "evaluation.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
     log.info("%s", text)
@@ -167,15 +167,13 @@ def _architecture(cfg: DictConfig) -> Any:
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What makes a training another one; how many epochs it has and when it stops do not."""
-    kept = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
-    settings = {key: OmegaConf.to_container(cfg, resolve=True).get(key) for key in kept}
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    own_keys = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
+    settings = {key: settings.get(key) for key in own_keys}
     data, recipe = settings["data"], settings["recipe"]
-    for key in ("epochs", "patience"):
-        recipe.pop(key, None)
-    for key in ("split", "limit", "num_workers"):
-        data.pop(key, None)
-    if data.get("seed") == settings["seed"]:
-        data.pop("seed")
+    settings["recipe"] = {key: value for key, value in recipe.items() if key not in ("epochs", "patience")}
+    other_keys = ["split", "limit", "num_workers"] + ["seed"] * (data.get("seed") == settings["seed"])
+    settings["data"] = {key: value for key, value in data.items() if key not in other_keys}
     if settings["architecture"]:
         settings.pop("model")  # it is built, not loaded
     return settings
@@ -197,47 +195,25 @@ def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def read_corruptions(names: Any) -> dict[str, Corruption]:
-    """What ``corruptions`` asks for: one name, several, or none."""
-    listed = [] if names is None else list(names) if is_list(names) else [names]
-    return {name: _of_pixels(name) for name in listed}
-
-
-def _of_pixels(name: str) -> Corruption:
-    """The corruption of pixels that ``patch.py corruption=NAME`` takes."""
-    corruption = as_corruption(construct(corruption_option(name, "corruptions")))
-    if corruption.is_inside_model:
-        raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
-    return corruption
-
-
-def _check_masks(corruptions: Mapping[str, Corruption], images: LabelledImages) -> None:
-    for corruption in corruptions.values():
-        if corruption.needs_masks and images.columns.mask is None:
-            raise missing_masks(corruption)
+    """The corruptions of pixels that ``patch.py corruption=NAME`` takes, of one name, several, or none."""
+    corruptions = {}
+    for name in [] if names is None else list(names) if is_list(names) else [names]:
+        corruptions[name] = as_corruption(construct(corruption_option(name, "corruptions")))
+        if corruptions[name].is_inside_model:
+            raise VitPatchError(f"corruptions: {name} leaves the pixels alone; only patch.py takes it")
+    return corruptions
 
 
 def _partners(
     corruptions: Mapping[str, Corruption], images: LabelledImages, preprocessing: Preprocessing, seed: int
 ) -> Positions:
-    """Where the partners are that corruptions ask for."""
-    found = {}
+    """Where the partners are that corruptions ask for. Raises ``VitPatchError`` where an image has none."""
+    positions = {}
     for name, corruption in corruptions.items():
         if (kind := corruption.partner) is not None:
-            found[kind] = find_partners(kind, images, seed, preprocessing)
-            check_all_have_partners(name, kind, found[kind], images)
-    return found
-
-
-def _decode(images: LabelledImages, preprocessing: Preprocessing) -> list[Item]:
-    """All images of a split, without masks, decoded once and kept as bytes; an unreadable one stops the training."""
-    decoded = Decoded(images, preprocessing.to_input, masks=False)
-    items = []
-    for row in range(len(decoded)):
-        item = decoded[row]
-        if isinstance(item, BadImage):
-            raise VitPatchError(item.reason)
-        items.append(replace(item, image=(item.image * 255).round().byte()))
-    return items
+            positions[kind] = find_partners(kind, images, seed, preprocessing)
+            check_all_have_partners(name, kind, positions[kind], images)
+    return positions
 
 
 def fit(
@@ -250,17 +226,12 @@ def fit(
     augment: Augment,
 ) -> tuple[torch.nn.Module, torch.device]:
     """The trained model and where it was trained; of the best epoch where images are held back, else of the last."""
-    train_rows, validation_rows = _split(images, recipe.validation)
-    items = _decode(images, preprocessing)
-    loaders = [
-        _training_loader(items, images.labels, train_rows, recipe),
-        _loader(items, validation_rows, recipe) if len(validation_rows) else None,
-    ]
+    training, validation = _loaders(images, preprocessing, recipe)
     model.train()  # from_pretrained leaves dropout off
     model.set_attn_implementation(recipe.attention)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     module = ClassifierTraining(model, mean, std, recipe, augment)
-    best = {"monitor": "balanced_accuracy", "mode": "max"} if len(validation_rows) else {}
+    best = {} if validation is None else {"monitor": "balanced_accuracy", "mode": "max"}
     keeper = ModelCheckpoint(
         folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best
     )
@@ -277,35 +248,43 @@ def fit(
     if trainer.world_size > 1:
         raise VitPatchError(f"trainer: {trainer.world_size} processes; training uses one device: trainer.devices=1")
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(module, *loaders, ckpt_path=last if last.exists() else None, weights_only=True)
+    trainer.fit(module, training, validation, ckpt_path=last if last.exists() else None, weights_only=True)
     weights = torch.load(keeper.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
     return model.eval(), trainer.strategy.root_device
 
 
+def _loaders(
+    images: LabelledImages, preprocessing: Preprocessing, recipe: Recipe
+) -> tuple[DataLoader, DataLoader | None]:
+    """Batches to train on, in random order, and those held back, if any: (bytes (batch, 3, height, width), labels).
+
+    All images are decoded once; an unreadable one stops the training. Balanced, a class is drawn as often as any other.
+    """
+    rows, validation_rows = _split(images, recipe.validation)
+    decoded = Decoded(images, preprocessing.to_input, masks=False)
+    pixels = []
+    for item in map(decoded.__getitem__, range(len(decoded))):
+        if isinstance(item, BadImage):
+            raise VitPatchError(item.reason)
+        pixels.append((item.image * 255).round().byte())
+    dataset = TensorDataset(torch.stack(pixels), torch.tensor(images.labels))
+    labels = images.labels[rows]
+    weights = 1 / np.bincount(labels)[labels] if recipe.balanced else np.ones(len(rows))
+    training = DataLoader(
+        Subset(dataset, rows.tolist()),
+        batch_size=recipe.batch_size,
+        sampler=WeightedRandomSampler(torch.from_numpy(weights), len(rows), replacement=recipe.balanced),
+        drop_last=len(rows) > recipe.batch_size,
+    )
+    held_back = Subset(dataset, validation_rows.tolist())
+    return training, DataLoader(held_back, batch_size=recipe.batch_size) if len(held_back) else None
+
+
 def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held back, whole clusters each; fixed by the data alone."""
     is_held_back = np.random.default_rng(0).random(int(images.clusters.max()) + 1) < share
-    held_back = is_held_back[images.clusters]
-    return np.flatnonzero(~held_back), np.flatnonzero(held_back)
-
-
-def _collate(items: Sequence[Item]) -> ImageBatch:
-    batch, bad = collate([replace(item, image=item.image.float() / 255) for item in items])
-    assert batch is not None and not bad, "training images are decoded before"
-    return batch
-
-
-def _loader(items: Sequence[Item], rows: np.ndarray, recipe: Recipe, **options: Any) -> DataLoader:
-    return DataLoader(Subset(items, rows.tolist()), batch_size=recipe.batch_size, collate_fn=_collate, **options)
-
-
-def _training_loader(items: Sequence[Item], labels: np.ndarray, rows: np.ndarray, recipe: Recipe) -> DataLoader:
-    """Batches in random order; balanced, a class is drawn as often as any other."""
-    row_labels = labels[rows]
-    weights = 1 / np.bincount(row_labels)[row_labels] if recipe.balanced else np.ones(len(rows))
-    sampler = WeightedRandomSampler(torch.from_numpy(weights), len(rows), replacement=recipe.balanced)
-    return _loader(items, rows, recipe, sampler=sampler, drop_last=len(rows) > recipe.batch_size)
+    return np.flatnonzero(~is_held_back[images.clusters]), np.flatnonzero(is_held_back[images.clusters])
 
 
 @torch.no_grad()
@@ -339,31 +318,33 @@ def evaluate(
 def _table(run: str, probs: Tensor, truth: Tensor, names: Sequence[str]) -> pd.DataFrame:
     """The rows of one run: ``probs`` (images, classes), ``truth`` (images,)."""
     predicted = probs.argmax(-1)
-    frame = pd.DataFrame(
+    shares = np.bincount(predicted.numpy(), minlength=len(names)) / len(predicted)
+    images = pd.DataFrame(
         {"label": truth, "accuracy": (predicted == truth).double(), "prob": probs[range(len(truth)), truth]}
     )
-    by_class = frame.groupby("label").agg(n=("label", "size"), accuracy=("accuracy", "mean"), prob=("prob", "mean"))
-    shares = np.bincount(predicted.numpy(), minlength=len(names)) / len(predicted)
+    by_class = images.groupby("label").agg(n=("label", "size"), accuracy=("accuracy", "mean"), prob=("prob", "mean"))
     by_class["predicted"] = shares[by_class.index]
     by_class.insert(0, "class", [names[label] for label in by_class.index])
-    over = {"n": len(frame), "predicted": shares.max()}  # the largest share: is one class predicted for all?
-    rows = [
-        {"class": name, **values[["accuracy", "prob"]].mean().to_dict(), **over}
-        for name, values in (("balanced", by_class), ("all", frame))
+    total = {"n": len(images), "predicted": shares.max()}  # the largest share: is one class predicted for all?
+    totals = [
+        {"class": name, **rows[["accuracy", "prob"]].mean().to_dict(), **total}
+        for name, rows in (("balanced", by_class), ("all", images))
     ]
-    table = pd.concat([by_class, pd.DataFrame(rows)], ignore_index=True)
+    table = pd.concat([by_class, pd.DataFrame(totals)], ignore_index=True)
     table.insert(0, "run", run)
     return table
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The evaluation as a table: a row a class, of each run accuracy / mean probability / share of predictions."""
-    runs = list(dict.fromkeys(table["run"]))
-    lines = ["| class | n | " + " | ".join(runs) + " |", "|---|---:|" + "---:|" * len(runs)]
-    for name, rows in table.groupby("class", sort=False):
-        cells = [f"{r.accuracy:.3f} / {r.prob:.3f} / {r.predicted:.3f}" for r in rows.itertuples()]
-        lines.append(f"| {name} | {rows['n'].iloc[0]} | " + " | ".join(cells) + " |")
-    legend = (
-        "Each cell: accuracy / mean probability of the true class / share of predictions (last two rows: the largest)."
-    )
-    return "\n".join([legend, "", *lines])
+    runs = table["run"].unique()
+    lines = [
+        "Each cell: accuracy / mean probability of the true class / share of predictions (last two rows: the largest).",
+        "",
+        f"| class | n | {' | '.join(runs)} |",
+        f"|---|---:|{'---:|' * len(runs)}",
+    ]
+    for (name, n), rows in table.groupby(["class", "n"], sort=False):
+        cells = [f"{row.accuracy:.3f} / {row.prob:.3f} / {row.predicted:.3f}" for row in rows.itertuples()]
+        lines.append(f"| {name} | {n} | {' | '.join(cells)} |")
+    return "\n".join(lines)

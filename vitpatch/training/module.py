@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from vitpatch.checks import Count, Interval, Share, check_fields
 from vitpatch.corruptions.pixels import luma
-from vitpatch.types import ImageBatch
 
 Rate = Annotated[float, Interval(ge=0, le=100)]
 Part = Annotated[float, Interval(ge=0, lt=1)]
@@ -123,7 +123,7 @@ def _gray(images: Tensor) -> Tensor:
 
 
 class ClassifierTraining(lightning.LightningModule):
-    """The training of one Hugging Face image classifier; images come as ``ImageBatch``, in [0, 1]."""
+    """The training of one Hugging Face image classifier on batches of images as bytes, and labels."""
 
     def __init__(self, model: nn.Module, mean: Tensor, std: Tensor, recipe: Recipe, augment: Augment) -> None:
         super().__init__()
@@ -135,22 +135,24 @@ class ClassifierTraining(lightning.LightningModule):
         """(batch, 3, height, width) in [0, 1] → logits (batch, classes)."""
         return self.model(pixel_values=(images - self.mean) / self.std).logits
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Cross-entropy of the augmented batch, in nats."""
-        logits = self(self.augment(batch.images)).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.recipe.label_smoothing)
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch))
+        images, labels = batch
+        logits = self(self.augment(images.float() / 255)).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self.log("loss", loss, prog_bar=True, batch_size=len(labels))
         return loss
 
     def on_validation_epoch_start(self) -> None:
         """Starts counting; not in buffers, which weight averaging would swap away."""
         self._right, self._seen = torch.zeros(2, int(self.model.config.num_labels), device=self.device)
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         """Counts what is right by class."""
-        right = (self(batch.images).argmax(-1) == batch.labels).float()
-        self._right.index_add_(0, batch.labels, right)
-        self._seen.index_add_(0, batch.labels, torch.ones_like(right))
+        images, labels = batch
+        right = (self(images.float() / 255).argmax(-1) == labels).float()
+        self._right.index_add_(0, labels, right)
+        self._seen.index_add_(0, labels, torch.ones_like(right))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over classes of the share that is right."""
