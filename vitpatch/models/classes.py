@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,21 +27,14 @@ NOT_EXCLUSIVE = (
     "sigmoid; prob, log_odds and kl here are of the softmax over all classes; metric=logit takes the label's own logit "
     "alone"
 )
-NO_CLASSIFIER = (
-    "{}: problem_type regression: its outputs are values, not classes, and have no probabilities; vitpatch takes image "
-    "classifiers with one label an image (problem_type single_label_classification)"
-)
-ONE_OUTPUT = (
-    "{}: has {} class; an effect needs two or more; a yes/no model with one logit (a sigmoid) is the same as one with "
-    "two outputs, logits 0 and its own"
-)
-OTHER_HEAD = "{}: its {} has {} outputs, its config {} classes; set num_labels and id2label in its config"
-NO_LOGITS = "{}: its {} ends in {}, so its outputs are no logits; take the classifier without it"
 
 
 @dataclass(frozen=True)
 class Classes:
-    """A classifier's classes: how many, their ``names`` by index, or ``None``, and then perhaps why: ``doubt``."""
+    """A classifier's classes: how many, and their ``names`` by index.
+
+    ``names`` is ``None`` where they are not known; ``doubt`` is then why, if the config contradicts itself.
+    """
 
     number: int
     names: tuple[str, ...] | None
@@ -53,15 +46,18 @@ class Classes:
         return cls(config.num_labels, *class_names(config))
 
 
+# --- the labels of images ---
+
+
 def label_by_classes(
     images: LabelledImages,
     classes: Classes,
     label_map: Sequence[tuple[Any, Any]] | None,
     other_split: LabelledImages | None = None,
 ) -> LabelledImages:
-    """The images with these classes for labels, matched by name where both have names; ``matched`` says how.
+    """The images with these classes for labels, matched by name where both have names.
 
-    ``label_map`` may also name labels that only the images of another split, ``other_split``, have. Raises
+    ``label_map`` is ``data.label_map``; it may also name labels that only the images of ``other_split`` have. Raises
     ``VitPatchError`` for a label that is none of the classes.
     """
     if not images.has_labels:
@@ -69,7 +65,7 @@ def label_by_classes(
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0:
         raise VitPatchError(f"the data have label {low}; expected whole numbers from 0 on")
-    own_map = _map_for_split(dict(label_map or ()), images, other_split)
+    own_map = _map_for_split(label_map, images, other_split)
     used = set(images.labels.tolist())
     matched = match_labels(images.label_names, classes.names, classes.number, own_map, used, classes.doubt)
     if matched is not None:
@@ -84,40 +80,24 @@ def label_by_classes(
 def label_notes(
     images: LabelledImages, classes: Classes, label_map: Sequence[tuple[Any, Any]] | None
 ) -> tuple[str, ...]:
-    """What a reader must know of how these images, labelled as the data have it, came to their classes."""
+    """What a reader must know of how these images, whose labels are still the data's, come to their classes."""
     if classes.doubt is not None:
         return (f"classes are called by their numbers, they have no sure names: {classes.doubt}",)
-    all_given = len(mapped_labels(dict(label_map or ()), images.label_names or ())) == len(images.label_names or ())
-    if not images.has_labels or all_given or not matched_by_place(images.label_names, classes.names):
-        return ()
-    return (place_note(images.label_names),)
-
-
-def _map_for_split(
-    label_map: Mapping[Any, Any], images: LabelledImages, other_split: LabelledImages | None
-) -> dict[Any, Any]:
-    """The map without labels that only the other split has."""
-    if other_split is None or not label_map:
-        return dict(label_map)
-    own, others = (mapped_labels(label_map, label_texts(each)) for each in (images, other_split))
-    return {key: value for key, value in label_map.items() if key in own or key not in others}
-
-
-def label_texts(images: LabelledImages) -> list[str]:
-    """The names of all labels, their numbers where they have no names."""
-    if images.label_names is not None:
-        return list(images.label_names)
-    return list(map(str, range(1 + int(images.labels.max()))))
+    names = images.label_names
+    is_mapped = len(mapped_labels(dict(label_map or ()), names or ())) == len(names or ())
+    if images.has_labels and not is_mapped and matched_by_place(names, classes.names):
+        return (place_note(names),)
+    return ()
 
 
 def classes_of_training(
     train: LabelledImages, label_map: Sequence[tuple[Any, Any]] | None, own: Classes | None, test: LabelledImages
 ) -> tuple[Classes, str | None]:
-    """The classes of a training, and why its checkpoint's head, of the classes ``own``, is none for them.
+    """The classes of a training; and why a checkpoint with the classes ``own`` needs a new head for them, if it does.
 
-    They are ``own`` where the labels of ``train``, with ``label_map`` what that makes of them, are just these by name;
-    else those labels, and the second value is the reason (``None``: there is none). Raises ``VitPatchError`` where
-    there are fewer than two, or images without labels.
+    The classes are the labels of ``train`` as ``label_map`` changes them; where these are, by name, just the classes
+    ``own``, they are in the order of ``own``. Raises ``VitPatchError`` where there are fewer than two, or images
+    without labels.
     """
     if not (train.has_labels and test.has_labels):
         raise VitPatchError("data.label_column=null: training needs labels")
@@ -128,29 +108,48 @@ def classes_of_training(
             f"data: the {with_names} split's labels have names, the other's are numbers; give both the same kind of "
             "labels (data.label_column), for which number is which name is not known"
         )
-    mapping = _map_for_split(dict(label_map or ()), train, test)
-    names = mapped_class_names(label_texts(train), mapping)
-    if train.label_names is None and not mapping:
+    own_map = _map_for_split(label_map, train, test)
+    names = mapped_class_names(_label_texts(train), own_map)
+    if train.label_names is None and not own_map:
         names = [f"LABEL_{name}" for name in names]
     if len(names) < 2:
         raise VitPatchError(f"the training images have one class, {', '.join(names)}; a classifier needs two or more")
-    why = None if own is None else _other_classes(own, names)
-    names = own.names if own is not None and own.names and why is None else tuple(names)
-    return Classes(len(names), names), why
+    reason = None if own is None else _why_other_classes(own, names)
+    if own is not None and own.names and reason is None:
+        names = own.names
+    return Classes(len(names), tuple(names)), reason
 
 
-def _other_classes(own: Classes, names: Sequence[str]) -> str | None:
-    """Why a training has other classes than its checkpoint; ``None`` where they are the same."""
+def _map_for_split(
+    label_map: Sequence[tuple[Any, Any]] | None, images: LabelledImages, other_split: LabelledImages | None
+) -> dict[Any, Any]:
+    """The map without labels that only the other split has."""
+    whole = dict(label_map or ())
+    if other_split is None or not whole:
+        return whole
+    own, others = (mapped_labels(whole, _label_texts(split)) for split in (images, other_split))
+    return {key: value for key, value in whole.items() if key in own or key not in others}
+
+
+def _label_texts(images: LabelledImages) -> list[str]:
+    """The names of all labels, their numbers where they have no names."""
+    if images.label_names is not None:
+        return list(images.label_names)
+    return list(map(str, range(1 + int(images.labels.max()))))
+
+
+def _why_other_classes(own: Classes, names: Sequence[str]) -> str | None:
+    """Why the classes ``names`` of a training are not those of its checkpoint; ``None`` where they are the same."""
     if own.doubt is not None and not are_numbers(names):
         return f"has no sure names for its classes ({own.doubt})"
-    theirs = "has no names for its classes" if own.names is None else f"has the classes {first_names(own.names)}"
+    reason = "has no names for its classes" if own.names is None else f"has the classes {first_names(own.names)}"
     if own.number != len(names) or are_numbers(names) != (own.names is None or are_numbers(own.names)):
-        return f"{theirs}, {own.number} of them"
+        return f"{reason}, {own.number} of them"
     try:
         matched = match_labels(names, own.names, own.number)
     except VitPatchError:
-        matched = [0]
-    return None if matched is None or sorted(matched) == list(range(own.number)) else theirs
+        return reason
+    return None if matched is None or sorted(matched) == list(range(own.number)) else reason
 
 
 def first_names(names: Sequence[str]) -> str:
@@ -158,19 +157,34 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
+# --- what a model and its config say ---
+
+
 def number_of_classes(model: nn.Module, heads: Collection[str]) -> int:
     """The number of a classifier's classes. Raises ``VitPatchError`` where its outputs are no logits of classes."""
     name, number = type(model).__name__, int(model.config.num_labels)
     if getattr(model.config, "problem_type", None) == "regression":
-        raise VitPatchError(NO_CLASSIFIER.format(name))
+        raise VitPatchError(
+            f"{name}: problem_type regression: its outputs are values, not classes, and have no probabilities; "
+            "vitpatch takes image classifiers with one label an image (problem_type single_label_classification)"
+        )
     if number < 2:
-        raise VitPatchError(ONE_OUTPUT.format(name, number))
+        raise VitPatchError(
+            f"{name}: has {number} class; an effect needs two or more; a yes/no model with one logit (a sigmoid) is "
+            "the same as one with two outputs, logits 0 and its own"
+        )
     for path, module in model.named_modules():
         last = list(module.modules())[-1] if path in heads else None
         if isinstance(last, nn.Sigmoid | nn.Softmax):
-            raise VitPatchError(NO_LOGITS.format(name, path, type(last).__name__))
+            kind = type(last).__name__
+            raise VitPatchError(
+                f"{name}: its {path} ends in {kind}, so its outputs are no logits; take the classifier without it"
+            )
         if isinstance(last, nn.Linear) and last is module and last.out_features != number:
-            raise VitPatchError(OTHER_HEAD.format(name, path, last.out_features, number))
+            raise VitPatchError(
+                f"{name}: its {path} has {last.out_features} outputs, its config {number} classes; set num_labels and "
+                "id2label in its config"
+            )
     return number
 
 
@@ -187,24 +201,30 @@ def class_names(config: Any) -> tuple[tuple[str, ...] | None, str | None]:
     Where the two contradict, or name classes that the model has not, there are no names; the second value says why.
     """
     number = config.num_labels
-    by_id = {int(index): str(name) for index, name in (config.id2label or {}).items() if _is_name(name)}
-    by_name: dict[int, list[str]] = {}
-    for name, index in (config.label2id or {}).items():
-        if _is_name(name):
-            by_name.setdefault(int(index), []).append(str(name))
+    by_id = _names_by_index((config.id2label or {}).items())
+    by_name = _names_by_index((index, name) for name, index in (config.label2id or {}).items())
     names: list[str] = []
     for index in range(number):
-        name, others = by_id.get(index), by_name.get(index, [])
+        name, others = by_id.get(index, [None])[0], by_name.get(index, [])
         if name is None or (_is_generic(name) and others and not _is_generic(others[0])):
             name = ", ".join(others) or f"LABEL_{index}"
         elif others and _is_generic(name) == _is_generic(others[0]) and fold(name) not in map(fold, others):
             return None, f"id2label calls class {index} {name!r}, label2id {others[0]!r}"
         names.append(name)
     for key, names_by_index in (("id2label", by_id), ("label2id", by_name)):
-        for index in sorted(set(names_by_index) - set(range(number))):
-            name = by_id[index] if key == "id2label" else by_name[index][0]
-            return None, f"{key} names a class {index} ({name!r}), the model has classes 0 to {number - 1}"
+        if beyond := sorted(set(names_by_index) - set(range(number))):
+            name = names_by_index[beyond[0]][0]
+            return None, f"{key} names a class {beyond[0]} ({name!r}), the model has classes 0 to {number - 1}"
     return None if names == [f"LABEL_{index}" for index in range(number)] else tuple(names), None
+
+
+def _names_by_index(pairs: Iterable[tuple[Any, Any]]) -> dict[int, list[str]]:
+    """The names of each class, without blanks."""
+    names: dict[int, list[str]] = {}
+    for index, name in pairs:
+        if _is_name(name):
+            names.setdefault(int(index), []).append(str(name))
+    return names
 
 
 def _is_name(name: Any) -> bool:

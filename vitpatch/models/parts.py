@@ -197,11 +197,6 @@ class Block:
         """All weights of the MLP."""
         return [weight for name in self.family.mlp for weight in self._submodule(name).parameters()]
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether something is added to the attention scores."""
-        return self.call.bias is not None
-
     def mlp(self, stream: Tensor) -> Tensor:
         """What the MLP adds to a ``stream`` (rows, tokens, width), token by token."""
         value = self._submodule(self.family.norm2)(stream)
@@ -240,12 +235,10 @@ class Reader:
 
     def __call__(self, stream: Tensor) -> Tensor:
         """The last stream at the tokens that are read, (rows, reads, width) → logits (rows, classes)."""
-        normed = self._module(self.readout.norm)(stream)
-        return self._logits(
-            {head: self._module(self.readout.pooled_norm)(self._parts(normed, head)) for head in self.readout.heads}
-        )
+        normed, pooled_norm = self._module(self.readout.norm)(stream), self._module(self.readout.pooled_norm)
+        return self._logits({head: pooled_norm(self._parts(normed, head)) for head in self.readout.heads})
 
-    def _module(self, path: str | None) -> Callable[[Tensor], Tensor]:
+    def _module(self, path: str | None) -> nn.Module:
         return nn.Identity() if path is None else self._submodule(path)
 
     def _parts(self, normed: Tensor, head: str) -> Tensor:
@@ -272,19 +265,15 @@ class Reader:
         norm, pooled_norm = self._module(self.readout.norm), self._module(self.readout.pooled_norm)
         normed = norm(stream)
         unmoved = {head: self._parts(normed, head) for head in self.readout.heads}
-        carry = frozen(norm, stream)
-        carry_pooled = {head: frozen(pooled_norm, parts) for head, parts in unmoved.items()}
+        carry = frozen_norm(norm, stream)
+        carry_pooled = {head: frozen_norm(pooled_norm, parts) for head, parts in unmoved.items()}
         logits = []
         for change in changes:
-            if carry is None or None in carry_pooled.values():
-                after = {head: pooled_norm(parts) for head, parts in unmoved.items()}
-                logits.append(torch.full_like(self._logits(after), torch.nan))
-                continue
             moved = carry(change.values, change.tokens)
             by_head = {}
             for head, before in unmoved.items():
-                added = self._moved(normed, change.tokens, moved, head)
-                by_head[head] = (pooled_norm(before) + carry_pooled[head](added, slice(None))).to(stream.dtype)
+                added = carry_pooled[head](self._moved(normed, change.tokens, moved, head), slice(None))
+                by_head[head] = (pooled_norm(before) + added).to(stream.dtype)
             logits.append(self._logits(by_head))
         return torch.stack(logits)
 
@@ -296,9 +285,8 @@ class Reader:
                 new = normed.to(moved.dtype).index_add(1, tokens, moved).to(normed.dtype)
                 parts.append((self._part(new, part) - self._part(normed, part)).to(moved.dtype))
                 continue
-            special = len(self._special)
             if part in (PATCHES, EVERYTHING):
-                first = special if part == PATCHES else 0
+                first = len(self._special) if part == PATCHES else 0
                 weight = (tokens >= first).to(moved.dtype) / (self.reads - first)
             else:
                 weight = (tokens == self._special.index(part)).to(moved.dtype)
@@ -306,16 +294,16 @@ class Reader:
         return torch.cat(parts, -1)
 
 
-def frozen(norm: nn.Module, at: Tensor) -> Callable[[Tensor, Tensor | slice], Tensor] | None:
+def frozen_norm(norm: nn.Module, at: Tensor) -> Callable[[Tensor, Tensor | slice], Tensor]:
     """A norm's linear map with its scale that of ``at`` (rows, …, width), for changes at some of its tokens.
 
-    In float32 or wider. ``None`` for a norm of an unknown kind.
+    In float32 or wider; NaN of a norm of an unknown kind.
     """
     wide = torch.promote_types(at.dtype, torch.float32)
     if isinstance(norm, nn.Identity):
         return lambda change, tokens: change.to(wide)
     if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):
-        return None
+        return lambda change, tokens: torch.full_like(change, torch.nan, dtype=wide)
     wider, centred = at.to(wide), isinstance(norm, nn.LayerNorm)
     square = wider.var(-1, keepdim=True, unbiased=False) if centred else wider.square().mean(-1, keepdim=True)
     scale = (square + (torch.finfo(at.dtype).eps if norm.eps is None else norm.eps)).rsqrt()

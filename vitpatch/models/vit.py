@@ -65,7 +65,7 @@ class PatchableViT(nn.Module):
         self.model = model.eval()
         self.family, self.preprocessing, self.head = family, preprocessing, readout
         self.classes = number_of_classes(model, {head for readout in family.readouts for head in readout.heads})
-        self.label_names, self.label_doubt = class_names(model.config)
+        self.label_names, _ = class_names(model.config)
         self.notes = probability_notes(model)
         block_modules = self._find_blocks()
         self.family = family = _in_this_version(family, block_modules[0])
@@ -73,17 +73,16 @@ class PatchableViT(nn.Module):
         if not family.any_size and size is not None:
             input_size = size
         self.input_size = input_size or size or (224, 224)
-        self._patch_embeddings = [
+        self._patch_convolutions = [
             module
             for module in model.modules()
             if isinstance(module, nn.Conv2d) and module.in_channels == 3 and pair(module.kernel_size) == self._patch
         ]
         self._grid = tuple(pixels // step for pixels, step in zip(self.input_size, self._patch, strict=True))
         self.stepwise = True
-        shape = (1, 3, 1, 1)
         mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,) * 3, (1.0,) * 3)
-        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self._heads = self._number_of_heads(block_modules[0])
         self.blocks = [Block(module, family, self._heads) for module in block_modules]
         self._record_calls()
@@ -164,15 +163,15 @@ class PatchableViT(nn.Module):
         """Whether attention is the one of the formula in all blocks."""
         return all(block.by_heads for block in self.blocks)
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether something is added to the attention scores."""
-        return any(block.has_bias for block in self.blocks)
-
     @by_heads.setter
     def by_heads(self, is_so: bool) -> None:
         for block in self.blocks:
             block.by_heads = is_so
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether something is added to the attention scores."""
+        return any(block.call.bias is not None for block in self.blocks)
 
     @cached_property
     def weights_digest(self) -> str:
@@ -214,12 +213,12 @@ class PatchableViT(nn.Module):
     @property
     def patch_embedding(self) -> nn.Conv2d:
         """The convolution that makes patch embeddings of pixels. Raises ``VitPatchError`` unless it is just one."""
-        if len(self._patch_embeddings) != 1:
+        if len(self._patch_convolutions) != 1:
             raise VitPatchError(
                 f"corruption embedding_noise: {self.family.name} embeds its patches without a convolution of their "
                 "size; use a corruption of pixels"
             )
-        return self._patch_embeddings[0]
+        return self._patch_convolutions[0]
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
@@ -256,11 +255,7 @@ class PatchableViT(nn.Module):
     def _logits(self, pixels: Tensor) -> Tensor:
         if self.head is None:
             return self.model(pixel_values=pixels).logits
-        logits: list[Tensor] = []
-        head = self.model.get_submodule(self.head)
-        with head.register_forward_hook(lambda module, args, output: logits.append(output)):
-            self.model(pixel_values=pixels)
-        return logits[-1]
+        return run_until(self.model, pixels, self.model.get_submodule(self.head), is_input=False)
 
     # --- by parts ---
 

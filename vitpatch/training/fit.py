@@ -26,6 +26,7 @@ from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
+from vitpatch.identity import option_identity
 from vitpatch.io import atomic_write, write_csv, write_json
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.models.classes import Classes, classes_of_training, first_names, label_by_classes
@@ -183,10 +184,10 @@ def _check_same_training(folder: Path, settings: dict[str, Any]) -> None:
     """Raises ``VitPatchError`` where the folder's checkpoints are of a training with other settings."""
     file, last = (folder / "checkpoints" / name for name in ("settings.json", "last.ckpt"))
     if last.exists() and file.exists():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        earlier.setdefault("classes", settings["classes"])  # older ones do not have their classes
-        if settings != earlier:
-            other = ", ".join(key for key in settings if settings[key] != earlier.get(key)) or "model"
+        earlier, now = option_identity(json.loads(file.read_text(encoding="utf-8"))), option_identity(settings)
+        earlier.setdefault("classes", now["classes"])  # older ones do not have their classes
+        if now != earlier:
+            other = ", ".join(key for key in now if now[key] != earlier.get(key)) or "model"
             raise VitPatchError(
                 f"{folder} holds a training with other settings ({other}); choose another hydra.run.dir"
             )
