@@ -10,8 +10,8 @@ from typing import Any, get_origin, get_type_hints
 
 import yaml
 
-from vitpatch.checks import describe, has_type, suggest
-from vitpatch.errors import ArgumentError, VitPatchError, argument_keys
+from vitpatch.checks import argument_keys, describe, has_type, suggest
+from vitpatch.errors import ArgumentError, VitPatchError
 from vitpatch.formatting import one_line
 
 PATCHES, EVERYTHING, POOLED = "patches", "all", "pooled"

@@ -25,8 +25,7 @@ from vitpatch.data.datamodule import BadImage, Decoded, Positions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import one_line
-from vitpatch.identity import option_identity
+from vitpatch.formatting import one_line, option_identity
 from vitpatch.io import atomic_write, write_csv, write_json
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.models.classes import Classes, classes_of_training, first_names, label_by_classes
