@@ -116,7 +116,7 @@ class Checkpoint:
     def location(self) -> str:
         """The folder or the hub id that files are read from."""
         folder = Path(self.path).expanduser()
-        if not folder.is_dir() or formats.is_adapter(folder):
+        if not folder.is_dir() or (folder / "adapter_config.json").exists():  # which would be loaded with its base
             formats.check_path(self.path)
             return resolve(self.path, "model.path")
         if self.revision is not None:
@@ -158,7 +158,8 @@ class Checkpoint:
             file, _ = PretrainedConfig.get_config_dict(self.location, **revision)
             config_labels(file)  # raises where transformers would say less
             config = AutoConfig.from_pretrained(self.location, **revision)
-        formats.check_not_quantised(config, self.path)
+        if (quantisation := getattr(config, "quantization_config", None)) is not None:
+            raise VitPatchError(formats.describe_quantised(quantisation, self.path))
         keep_labels(config, file)
         return config
 
@@ -207,9 +208,11 @@ class Checkpoint:
                 ignore_mismatched_sizes=True,  # they are in the info
                 **self._at_commit,
             )
-        formats.check_names(info["missing_keys"], info["unexpected_keys"], self.path)
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing:
+            formats.check_names(missing, unexpected, self.path)
         mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-        return model, sorted(info["missing_keys"]), sorted(mismatched), sorted(info["unexpected_keys"])
+        return model, missing, sorted(mismatched), unexpected
 
     def _has_only_pickle(self) -> bool:
         """Whether a folder or repository has weights as pickle and none as safetensors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,14 @@ def check_path(path: str) -> None:
         raise VitPatchError(f"model.path {path}: {problem}")
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder has an adapter, which transformers may load together with a base from elsewhere."""
-    return (folder / "adapter_config.json").exists()
-
-
 def _problem(folder: Path) -> str | None:
     """Why a folder is none that ``save_pretrained`` wrote of a whole model; ``None`` where it may be."""
-    if is_adapter(folder):
+    names = {file.name for file in folder.iterdir()}
+    if "adapter_config.json" in names:
         return (
             f"is an adapter (adapter_config.json) of {_base_of_adapter(folder)}: merge it into its base first, in "
             "Python: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER)"
         )
-    names = {file.name for file in folder.iterdir()}
     suffixes = {Path(name).suffix for name in names}
     others = " and ".join(name for suffix, name in OTHER_SUFFIXES.items() if suffix in suffixes)
     if "config.json" in names:
@@ -121,26 +116,23 @@ def _shards_problem(folder: Path) -> str | None:
     return None
 
 
-def check_not_quantised(config: Any, path: str) -> None:
-    """Raises ``VitPatchError`` where weights are quantised: their sums are not those of floats."""
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation is None:
-        return
+def describe_quantised(quantisation: Any, path: str) -> str:
+    """What to do with a model whose weights are quantised, which is not taken: their sums are not those of floats."""
     values = quantisation if isinstance(quantisation, dict) else vars(quantisation)
-    raise VitPatchError(
+    return (
         f"model {path}: its weights are quantised ({values.get('quant_method') or 'quantization_config'}); give it in "
         "float32 or below: model.dequantize().save_pretrained(FOLDER) in Python, or the model it was made from"
     )
 
 
-def check_names(missing: Collection[str], unexpected: Iterable[str], path: str) -> None:
+def check_names(missing: Sequence[str], unexpected: Sequence[str], path: str) -> None:
     """Raises ``VitPatchError`` where weights have a prefix before the names that the model has, or layers have none."""
-    for name in sorted(unexpected):
+    for name in unexpected:
         prefixes = [name.removesuffix(key) for key in missing if name.endswith(f".{key}")]
         if prefix := min(prefixes, key=len, default=""):
             reason = next(text for known, text in PREFIXES.items() if prefix.startswith(known))
             raise VitPatchError(f"model {path}: its weights are called {prefix}…, such as {name}: {reason}")
-    if layers := sorted(name for name in missing if re.search(r"\.layers?\.\d+\.", name)):
+    if layers := [name for name in missing if re.search(r"\.layers?\.\d+\.", name)]:
         raise VitPatchError(f"model {path}: no weights for {', '.join(layers[:3])}, …: not a checkpoint of this model")
 
 
