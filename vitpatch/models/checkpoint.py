@@ -23,12 +23,12 @@ from vitpatch.models.classes import config_labels, keep_labels, name_classes
 from vitpatch.models.families import Family, family_from_yaml, family_of
 from vitpatch.models.preprocessing import (
     Preprocessing,
+    accept_pixels,
     explicit_preprocessing,
     from_processor,
     from_timm,
     pair,
     pillow_processor,
-    take_square_images,
     vision_config,
 )
 from vitpatch.models.verify import verify_model
@@ -117,7 +117,8 @@ class Checkpoint:
         """The folder or the hub id that files are read from."""
         folder = Path(self.path).expanduser()
         if not folder.is_dir() or (folder / "adapter_config.json").exists():  # which would be loaded with its base
-            formats.check_path(self.path)
+            if (problem := formats.describe_path(self.path)) is not None:
+                raise VitPatchError(problem)
             return resolve(self.path, "model.path")
         if self.revision is not None:
             raise VitPatchError(
@@ -314,7 +315,7 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, file_states: tu
     preprocessing = checkpoint.preprocessing(config)
     model = checkpoint._classifier(config, family, names)
     if config.model_type == "siglip2":
-        take_square_images(model.vision_model)
+        accept_pixels(model.vision_model)
     try:
         size = preprocessing.input_size
         vit = PatchableViT(model.requires_grad_(False), family, preprocessing, checkpoint.readout, size)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,43 +50,42 @@ def describe_failure(error: Exception, path: str) -> str:
         )
     if "weights_only" in str(error):
         return f"model {path}: its pytorch_model.bin holds more than weights, or is damaged, and is not read"
-    folder = Path(path).expanduser()
-    if folder.is_dir() and (problem := _problem(folder)) is not None:
-        return f"model.path {path}: {problem}"
-    return f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}"
+    return describe_path(path) or f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}"
 
 
-def check_path(path: str) -> None:
-    """Raises ``VitPatchError`` for a file, and for a folder that is no model's as ``save_pretrained`` writes it.
+def describe_path(path: str) -> str | None:
+    """What to do with a local file, or a folder that is no model's as ``save_pretrained`` writes it.
 
-    What does not exist, such as an id of the hub, is not looked at.
+    ``None`` where the folder may be one, and for what does not exist, such as an id of the hub.
     """
-    local = Path(path).expanduser()
+    local, problem = Path(path).expanduser(), None
     if local.is_file():
-        hint = ""
+        problem = f"is a file; {EXPECTED}"
         if local.suffix in LIGHTNING_SUFFIXES:
-            hint = f"; {LIGHTNING}"
+            problem += f"; {LIGHTNING}"
         elif (local.parent / "config.json").exists():
-            hint = f": model.path={Path(path).parent}"
-        raise VitPatchError(f"model.path {path}: is a file; {EXPECTED}{hint}")
-    if local.is_dir() and (problem := _problem(local)) is not None:
-        raise VitPatchError(f"model.path {path}: {problem}")
+            problem += f": model.path={Path(path).parent}"
+    elif local.is_dir():
+        problem = _problem_of_folder(local)
+    return problem and f"model.path {path}: {problem}"
 
 
-def _problem(folder: Path) -> str | None:
-    """Why a folder is none that ``save_pretrained`` wrote of a whole model; ``None`` where it may be."""
+def _problem_of_folder(folder: Path) -> str | None:
     names = {file.name for file in folder.iterdir()}
     if "adapter_config.json" in names:
+        base = "its base"
+        with suppress(ValueError, KeyError, TypeError):
+            base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         return (
-            f"is an adapter (adapter_config.json) of {_base_of_adapter(folder)}: merge it into its base first, in "
-            "Python: PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER)"
+            f"is an adapter (adapter_config.json) of {base}: merge it into its base first, in Python: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(FOLDER)"
         )
     suffixes = {Path(name).suffix for name in names}
     others = " and ".join(name for suffix, name in OTHER_SUFFIXES.items() if suffix in suffixes)
     if "config.json" in names:
         if others and not suffixes & WEIGHTS_SUFFIXES:
             return f"has weights of {others} only; export the model as safetensors (save_pretrained)"
-        return _shards_problem(folder)
+        return _problem_of_shards(folder)
     if not names:
         return f"is an empty folder; {EXPECTED}"
     if below := natural_sort(file.parent for file in folder.glob("*/config.json")):
@@ -97,14 +97,7 @@ def _problem(folder: Path) -> str | None:
     return f"has {'weights but no' if suffixes & WEIGHTS_SUFFIXES else 'no'} config.json; {EXPECTED}"
 
 
-def _base_of_adapter(folder: Path) -> str:
-    try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        return "its base"
-
-
-def _shards_problem(folder: Path) -> str | None:
+def _problem_of_shards(folder: Path) -> str | None:
     """What is wrong with weights in several files."""
     for index in folder.glob("*.index.json"):
         try:

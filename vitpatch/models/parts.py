@@ -22,8 +22,8 @@ from vitpatch.types import ALL_HEADS, Site
 class Heads:
     """What attention computes by head, (rows, heads, tokens, head width) each.
 
-    ``pattern`` (rows, heads, query tokens, key tokens) where it was asked for, ``z`` where it has been computed;
-    ``head`` is the one that they are of, or ``ALL_HEADS``. Queries and keys are those before a rotary embedding.
+    ``pattern`` (rows, heads, query tokens, key tokens) and ``z`` where they have been computed. ``head`` is the one
+    head that all are of, or ``ALL_HEADS``. Queries and keys are those before a rotary embedding.
     """
 
     q: Tensor
@@ -34,27 +34,28 @@ class Heads:
     head: int = ALL_HEADS
 
     def select(self, head: int) -> Heads:
-        """One head, its axis kept, or all."""
+        """The same of one head, its axis kept, or of all."""
         at = slice(None) if head == ALL_HEADS else slice(head, head + 1)
         return Heads(*(None if x is None else x[:, at] for x in (self.q, self.k, self.v, self.pattern, self.z)), head)
 
-    def at(self, queries: slice) -> Heads:
-        """The same at the first query tokens; keys and values are of all tokens."""
+    def at_queries(self, queries: slice) -> Heads:
+        """The same at some query tokens; keys and values stay those of all tokens."""
         q, pattern, z = (None if x is None else x[:, :, queries] for x in (self.q, self.pattern, self.z))
         return Heads(q, self.k, self.v, pattern, z, self.head)
 
     def rows(self, rows: slice) -> Heads:
-        """Some rows."""
+        """The same of some rows."""
         every = (self.q, self.k, self.v, self.pattern, self.z)
         return Heads(*(None if x is None else x[rows] for x in every), self.head)
 
 
 @dataclass(frozen=True)
 class CallArguments:
-    """What a block's attention is called with besides the stream, the same for every image.
+    """What a block's attention module is called with besides the stream, the same for every image.
 
-    ``args`` and ``kwargs`` of the attention's call (the first, or ``hidden_states``, is the stream); ``bias`` (1,
-    heads, tokens, tokens) is added to the attention scores; ``rotary`` (cos, sin), (patches, head width) each.
+    ``args`` and ``kwargs`` are those of a recorded call: the first of them, or ``hidden_states``, is replaced by the
+    stream. ``bias`` (1, heads, tokens, tokens) is added to the attention scores; ``rotary`` is (cos, sin), (patches,
+    head width) each.
     """
 
     args: tuple = ()
@@ -64,10 +65,11 @@ class CallArguments:
 
 
 class Block:
-    """A module of ``family.blocks``; ``by_heads`` says whether its attention is the one of the formula, head by head.
+    """One of the modules of ``family.blocks``, run by its parts.
 
-    ``call`` is what its attention is called with. What attention and MLP add to the stream is taken after a fixed layer
-    scale.
+    ``call`` is what its attention is called with. ``by_heads`` says whether its attention follows the formula, which
+    is then computed here head by head: softmax(q · k × scaling + bias) · v, all heads through the output projection.
+    What attention and MLP add to the stream is taken after a fixed layer scale.
     """
 
     def __init__(self, module: nn.Module, family: Family, heads: int, call: CallArguments | None = None) -> None:
@@ -113,7 +115,10 @@ class Block:
         return scale if isinstance(scale, nn.Module | Tensor) else None
 
     def scaled(self, site: Site, value: Tensor) -> Tensor:
-        """A value of ``attn_out`` or ``mlp_out`` as it is added to the stream; of another site, itself."""
+        """A value of ``attn_out`` or ``mlp_out`` times its layer scale, if any, as it is added to the stream.
+
+        Values of other sites are returned as they are.
+        """
         scale = self.scale(site)
         if isinstance(scale, Tensor):
             return value * scale
@@ -149,12 +154,12 @@ class Block:
         return float(getattr(module, "scaling", getattr(module, "scale", heads.q.shape[-1] ** -0.5)))
 
     def _queries_and_keys(self, heads: Heads) -> tuple[Tensor, Tensor]:
-        """As they meet: after the rotary embedding, which leaves the special tokens as they are."""
+        """Queries and keys after the rotary embedding, which leaves the special tokens as they are."""
         if self.call.rotary is None:
             return heads.q, heads.k
         cos, sin = self.call.rotary
         special = heads.k.shape[2] - len(cos)
-        return _turned(heads.q, cos, sin, special), _turned(heads.k, cos, sin, special)
+        return _rotate(heads.q, cos, sin, special), _rotate(heads.k, cos, sin, special)
 
     def _bias(self, heads: Heads) -> Tensor | None:
         bias = self.call.bias
@@ -205,13 +210,13 @@ class Block:
         return self.scaled(Site.MLP_OUT, value)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, special: int) -> Tensor:
-    """(rows, heads, tokens, head width) with its first patches turned, half against half (Su et al. 2021)."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, special: int) -> Tensor:
+    """The rotary embedding of patches, (rows, heads, tokens, head width), by halves of the width (Su et al. 2021)."""
     patches = x[:, :, special:]
     number = patches.shape[2]
     first, second = patches.chunk(2, -1)
-    turned = patches * cos[:number] + torch.cat([-second, first], -1) * sin[:number]
-    return torch.cat([x[:, :, :special], turned.to(x.dtype)], 2)
+    rotated = patches * cos[:number] + torch.cat([-second, first], -1) * sin[:number]
+    return torch.cat([x[:, :, :special], rotated.to(x.dtype)], 2)
 
 
 @dataclass(frozen=True)
@@ -272,12 +277,12 @@ class Reader:
             moved = carry(change.values, change.tokens)
             by_head = {}
             for head, before in unmoved.items():
-                added = carry_pooled[head](self._moved(normed, change.tokens, moved, head), slice(None))
+                added = carry_pooled[head](self._change_of_parts(normed, change.tokens, moved, head), slice(None))
                 by_head[head] = (pooled_norm(before) + added).to(stream.dtype)
             logits.append(self._logits(by_head))
         return torch.stack(logits)
 
-    def _moved(self, normed: Tensor, tokens: Tensor, moved: Tensor, head: str) -> Tensor:
+    def _change_of_parts(self, normed: Tensor, tokens: Tensor, moved: Tensor, head: str) -> Tensor:
         """What a head's parts change by where the normed stream is ``moved`` (rows, n, width) at these ``tokens``."""
         parts = []
         for part in self.readout.heads[head]:
@@ -295,9 +300,10 @@ class Reader:
 
 
 def frozen_norm(norm: nn.Module, at: Tensor) -> Callable[[Tensor, Tensor | slice], Tensor]:
-    """A norm's linear map with its scale that of ``at`` (rows, …, width), for changes at some of its tokens.
+    """A norm as a linear map of changes of its input at some tokens, its scale fixed as it is for ``at``.
 
-    In float32 or wider; NaN of a norm of an unknown kind.
+    ``at`` is (rows, tokens, width) or (rows, width). The map is computed in float32 or wider, and gives NaN for a norm
+    of an unknown kind.
     """
     wide = torch.promote_types(at.dtype, torch.float32)
     if isinstance(norm, nn.Identity):

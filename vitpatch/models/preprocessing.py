@@ -48,7 +48,10 @@ class Preprocessing:
 
 
 def from_processor(processor: Any) -> Preprocessing:
-    """What a checkpoint's image processor says. ``VitPatchError`` where its pixels are not on the [0, 1] scale."""
+    """The preprocessing of a checkpoint's image processor.
+
+    Raises ``VitPatchError`` where it does not bring pixels to the [0, 1] scale.
+    """
     factor = getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 1.0
     if abs(255 * factor - 1) > 1e-3:
         raise VitPatchError(
@@ -61,7 +64,7 @@ def from_processor(processor: Any) -> Preprocessing:
 
 
 def _per_colour(value: Any) -> tuple[float, ...]:
-    """One number a colour, of a list or of one number for all."""
+    """One number a colour, from a list or from one number for all."""
     values = tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
     return values * 3 if len(values) == 1 else values
 
@@ -73,9 +76,10 @@ def explicit_preprocessing(
     resample: str = "bicubic",
     crop_share: float | None = None,
 ) -> Preprocessing:
-    """Resized to ``size`` (height, width); with ``crop_share`` the shorter edge to size ÷ share, then the centre of it.
+    """Images are resized to ``size`` (height, width); or larger, and their centre is cropped, with ``crop_share``.
 
-    ``mean`` and ``std`` are of red, green and blue on the [0, 1] scale.
+    With it the shorter edge becomes the shorter of ``size`` ÷ ``crop_share``. ``mean`` and ``std`` are of red, green
+    and blue on the [0, 1] scale.
     """
     if resample not in RESAMPLE:
         raise VitPatchError(f"model.resample {resample!r}: expected one of {', '.join(RESAMPLE)}")
@@ -95,7 +99,7 @@ def explicit_preprocessing(
 
 
 def pillow_processor(config: Mapping[str, Any]) -> Any:
-    """A processor that does by Pillow what ``preprocessor_config.json`` says: resize, crop, rescale, normalise."""
+    """An image processor of Pillow for the values of a ``preprocessor_config.json``: resize, crop, rescale, normalise."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     keys = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
@@ -105,14 +109,14 @@ def pillow_processor(config: Mapping[str, Any]) -> Any:
 
 
 def from_timm(config: Mapping[str, Any]) -> Preprocessing:
-    """What timm's ``pretrained_cfg`` says: input size, share of the crop, interpolation, mean and std."""
+    """The preprocessing of timm's ``pretrained_cfg``: input size, share of the crop, interpolation, mean and std."""
     size = tuple(config.get("input_size") or (3, 224, 224))[1:]
     share = None if config.get("crop_mode") == "squash" else float(config.get("crop_pct") or 0.875)
     mean, std = (config.get(key) or [0.5] * 3 for key in ("mean", "std"))
     return explicit_preprocessing(size, mean, std, config.get("interpolation") or "bilinear", share)
 
 
-def take_square_images(tower: nn.Module) -> None:
+def accept_pixels(tower: nn.Module) -> None:
     """Gives a vision tower that takes rows of patches (SigLIP 2, NaFlex) a hook that makes them of pixels."""
 
     def to_patches(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

@@ -18,15 +18,22 @@ from vitpatch.types import ALL_HEADS, BaseRun, Site
 
 @torch.no_grad()
 def verify_model(model: PatchableViT) -> None:
-    """Verifies on a small random batch that the family's row is true of this model, or raises ``VitPatchError``.
+    """Verifies on three random images that the family's row is true of this model, and notes what it cannot do.
 
-    Checked: every site is met once a pass, in its shape (where one by head is not, it is ``missing``); a block's output
-    is its input plus scaled attention plus scaled MLP, and what enters the MLP's norm is what attention leaves; putting
-    a run's own values back changes no logit; values put in are what goes on. ``reader`` becomes the first of the
-    model's readouts that gives its logits. Where no readout does, or the blocks run by parts do not give their own
-    outputs, ``stepwise`` becomes false: patches are then full forward passes. Where attention is not that of the
-    formula, ``by_heads`` becomes false: patches of heads are; by a user's own row ``q``, ``k`` and ``v``, of which
-    nothing is known then, are ``missing``. All of it in float32 or wider: in less, unlike values would pass for equal.
+    Raises ``VitPatchError`` unless, in whole forward passes with hooks: every site has a value in each pass, of its
+    shape; a block's output is its input + scaled attention + scaled MLP, and the input of the MLP's norm is the
+    block's input + scaled attention; putting a run's own values back changes no logit; values put in are what goes on.
+
+    What need not be true is noted on the model:
+    - ``reader`` becomes the first of its readouts that gives its logits.
+    - ``stepwise`` becomes false where no readout does, or blocks run by their parts give other values: every patch is
+      then a full forward pass.
+    - ``by_heads`` becomes false where attention does not follow the formula of ``vitpatch.models.parts.Block``: every
+      patch of heads is then a full forward pass.
+    - ``missing`` gets the sites by head that have no value. Of a user's own row whose attention does not follow the
+      formula it gets ``q``, ``k`` and ``v`` too, since nothing shows that they are what they are called.
+
+    All of it is computed in float32 or wider: in lower precision different values could pass for equal.
     """
     if torch.finfo(model.dtype).bits < 32:
         wide = PatchableViT(
@@ -42,7 +49,7 @@ def verify_model(model: PatchableViT) -> None:
 
 
 def _verify_whole_runs(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor, Tensor]:
-    """What must be true, by hooks on whole runs; the sites' values, the logits and the pixels of one of them."""
+    """Checks what must be true; the values at all places, the logits and the pixels of a forward pass."""
     name, pixels = model.family.name, torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     pixels = pixels.to(model.device, model.dtype)
     sites = [site for site in (*HOOKED, Site.RESID_MID) if site not in model.missing]
@@ -79,42 +86,37 @@ def _verify_whole_runs(model: PatchableViT) -> tuple[dict[Place, Tensor], Tensor
 
 
 def _verify_parts(model: PatchableViT, values: Mapping[Place, Tensor], logits: Tensor, pixels: Tensor) -> None:
-    """What need not be true: that the parts give the model's own values, and attention is that of the formula."""
+    """Notes on the model what need not be true: that its parts give its own values, and attention is the formula's."""
     layers, last = range(model.sizes.depth), values[Site.RESID_POST, model.sizes.depth - 1]
-    reader = next((reader for reader in model.readers if _is_true(_reads_out, model, reader, last, logits)), None)
-    model.stepwise = reader is not None and _is_true(_steps, model, pixels, values)
+    readers = (reader for reader in model.readers if _passes(_readout_gives_logits, model, reader, last, logits))
+    reader = next(readers, None)
+    model.stepwise = reader is not None and _passes(_parts_give_values, model, pixels, values)
     model.reader = reader or model.reader
-    model.by_heads = not model.missing and all(_is_true(_is_by_heads, model, layer, values) for layer in layers)
+    model.by_heads = not model.missing and all(_passes(_heads_give_values, model, layer, values) for layer in layers)
     if model.by_heads or is_known_family(model.family):
         return
     model.missing |= {Site.Q, Site.K, Site.V}
-    if Site.Z not in model.missing and not all(_is_true(_enters_output, model, layer, values) for layer in layers):
+    if Site.Z not in model.missing and not all(_passes(_z_gives_attention, model, layer, values) for layer in layers):
         model.missing.add(Site.Z)
 
 
-def _enters_output(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
-    """Whether what is taken for ``z`` goes through the output projection to what attention gives."""
-    output = model.blocks[layer].hook_point(Site.Z).module(values[Site.Z, layer])
-    return _equal(model, output, values[Site.ATTN_OUT, layer])
-
-
-def _is_true(check: Callable[..., bool], *arguments: Any) -> bool:
-    """Whether a check passes; it does not where the row does not fit this model's modules."""
+def _passes(check: Callable[..., bool], *arguments: Any) -> bool:
+    """Whether a check is true; it is not where it cannot be made, since the row does not fit this model's modules."""
     try:
         return check(*arguments)
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
 
 
-def _reads_out(model: PatchableViT, reader: Reader, last: Tensor, logits: Tensor) -> bool:
+def _readout_gives_logits(model: PatchableViT, reader: Reader, last: Tensor, logits: Tensor) -> bool:
     """Whether a readout of the last stream gives the logits, and so does the direct effect of no change."""
     read = last[:, : reader.reads]
     everywhere = torch.arange(reader.reads, device=read.device)
-    unmoved = reader.direct(read, [Change(everywhere, torch.zeros_like(read))])[0]
-    return _equal(model, reader(read), logits) and (bool(unmoved.isnan().all()) or _equal(model, unmoved, logits))
+    unchanged = reader.direct(read, [Change(everywhere, torch.zeros_like(read))])[0]
+    return _equal(model, reader(read), logits) and (bool(unchanged.isnan().all()) or _equal(model, unchanged, logits))
 
 
-def _steps(model: PatchableViT, pixels: Tensor, values: Mapping[Place, Tensor]) -> bool:
+def _parts_give_values(model: PatchableViT, pixels: Tensor, values: Mapping[Place, Tensor]) -> bool:
     """Whether the blocks, run by attention and MLP from the embeddings on, give the sites' values."""
     stream = model.embed(pixels)
     for layer, block in enumerate(model.blocks):
@@ -128,44 +130,50 @@ def _steps(model: PatchableViT, pixels: Tensor, values: Mapping[Place, Tensor]) 
     return True
 
 
-def _is_by_heads(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
-    """Whether a block's attention is the formula's: all of it, some queries, each head's part of the projection."""
+def _heads_give_values(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
+    """Whether a block's attention is the formula's: all of it, some queries, and each head's part of the projection."""
     block, stream = model.blocks[layer], values[Site.RESID_PRE, layer]
-    added, heads = block.attention(stream), block.heads(stream)
-    z, reads = block.z(heads), model.sizes.reads
-    ways = (z, block.z(block.heads(stream, pattern=True)))
-    by_site = {site: getattr(heads, str(site)) for site in (Site.Q, Site.K, Site.V)} | {Site.Z: z}
+    added, heads, reads = block.attention(stream), block.heads(stream), model.sizes.reads
+    z = block.z(heads)
+    by_site = {Site.Q: heads.q, Site.K: heads.k, Site.V: heads.v, Site.Z: z}
     return (
-        all(_equal(model, block.project(way), added) for way in ways)
+        all(_equal(model, block.project(way), added) for way in (z, block.z(block.heads(stream, pattern=True))))
         and all(_equal(model, value.transpose(1, 2).flatten(2), values[site, layer]) for site, value in by_site.items())
-        and _equal(model, block.project(block.z(heads.at(slice(0, reads)))), added[:, :reads])
+        and _equal(model, block.project(block.z(heads.at_queries(slice(0, reads)))), added[:, :reads])
         and _equal(model, block.z(heads.select(0)), z[:, :1])
-        and _projects(model, block, z)
+        and _projection_is_linear(model, block, z)
     )
 
 
-def _projects(model: PatchableViT, block: Block, z: Tensor) -> bool:
+def _projection_is_linear(model: PatchableViT, block: Block, z: Tensor) -> bool:
     """Whether a change of ``z`` goes through the output projection as its weight says, all heads' or one's."""
     other, one = z.flip(0), z.clone()
     one[:, 0] = other[:, 0]
     before = block.project(z)
-    for new, change, head in ((other, other - z, ALL_HEADS), (one, (other - z)[:, :1], 0)):
-        if not _equal(model, before + block.project_change(change, head), block.project(new)):
-            return False
-    return True
+    return all(
+        _equal(model, before + block.project_change(change, head), block.project(new))
+        for new, change, head in ((other, other - z, ALL_HEADS), (one, (other - z)[:, :1], 0))
+    )
+
+
+def _z_gives_attention(model: PatchableViT, layer: int, values: Mapping[Place, Tensor]) -> bool:
+    """Whether what is taken for ``z`` goes through the output projection to what attention gives."""
+    output = model.blocks[layer].hook_point(Site.Z).module(values[Site.Z, layer])
+    return _equal(model, output, values[Site.ATTN_OUT, layer])
 
 
 @torch.no_grad()
 def matches_own_forward(model: PatchableViT, pixels: Mapping[BaseRun, Tensor], base: Mapping[BaseRun, Tensor]) -> bool:
     """Whether the base runs' logits, computed by parts, are those of the model's own forward, on the first image.
 
-    What was verified may no longer be true: a hook may do something else from one call to the next.
+    What was verified when the model was loaded may no longer be true: a hook may do something else in each call.
     """
     whole = model(torch.cat([pixels[run][:1] for run in BaseRun]))
     return _equal(model, torch.cat([base[run][:1] for run in BaseRun]), whole, roundings=512)
 
 
 def _equal(model: PatchableViT, got: Tensor, want: Tensor, roundings: int = 64) -> bool:
+    """Whether values are equal within so many roundings of the largest of them."""
     types = [model.dtype, torch.float32]  # a pattern is float32 also in float64
     if torch.is_autocast_enabled(model.device.type):
         types.append(torch.get_autocast_dtype(model.device.type))

@@ -1,8 +1,8 @@
 """``PatchableViT``: a Hugging Face vision transformer with named sites, run by its own modules.
 
-Nothing of the model is converted. It can be run whole, with hooks that live inside a ``with`` and go by name, never by
-firing order; or by its parts – embeddings, each block's attention and MLP, readout – which is what the executor does.
-That both give the same logits, ``vitpatch.models.verify`` shows when the model is loaded.
+Nothing of the model is converted. It can be run whole, with hooks that live inside a ``with`` and find modules by name,
+never by the order of calls; or by its parts – embeddings, each block's attention and MLP, readout – which is what the
+executor does. ``vitpatch.models.verify`` checks when a model is loaded that both give the same logits.
 """
 
 from __future__ import annotations
@@ -42,15 +42,19 @@ NOT_OF_THE_ARCHITECTURE = (
 
 
 class PatchableViT(nn.Module):
-    """A vision transformer classifier whose sites can be recorded and replaced.
+    """A vision transformer classifier whose sites can be read and replaced.
 
-    ``readout`` is one of the model's heads (default: all of the classifier's). ``input_size`` (height, width) of the
-    pixels, where it is not the config's. Of the result: ``blocks``; ``label_names`` by class index, or ``None`` where
-    the checkpoint has none or there is a ``label_doubt``; ``notes`` on what its probabilities are; ``sizes`` are what a
-    plan must know; ``reader`` is the first of the family's readouts that this model has the modules of, until
-    ``verify_model`` has found the one that gives its logits; ``stepwise`` says whether the parts do; ``missing`` are
-    sites without a module, or whose module is never run. Raises ``VitPatchError`` where the family's row does not fit
-    the modules, or the outputs are no logits of classes.
+    ``readout`` is one of the model's heads (default: all of the classifier's, as the model combines them);
+    ``input_size`` (height, width) is that of the pixels, for a model that takes any. Raises ``VitPatchError`` where the
+    family's row does not fit the modules, or the outputs are no logits of classes.
+
+    Attributes:
+    - ``blocks``, ``tokens`` (how many), ``width`` of the stream, ``classes`` (how many).
+    - ``label_names`` by class index; ``None`` where the checkpoint has none or contradicts itself.
+    - ``notes``: lines on what its probabilities are.
+    - ``readers``: the family's readouts that this model has the modules of; ``reader``: the one that is used.
+    - ``missing``: sites without a module, or whose module is never run.
+    - ``stepwise``: whether its parts give its own logits; ``verify_model`` finds this, ``by_heads`` and ``reader``.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class PatchableViT(nn.Module):
         self.label_names, _ = class_names(model.config)
         self.notes = probability_notes(model)
         block_modules = self._find_blocks()
-        self.family = family = _in_this_version(family, block_modules[0])
+        self.family = family = _in_installed_version(family, block_modules[0])
         size, self._patch = geometry(model)
         if not family.any_size and size is not None:
             input_size = size
@@ -139,7 +143,7 @@ class PatchableViT(nn.Module):
 
     @property
     def sizes(self) -> Sizes:
-        """What a plan must know."""
+        """What a plan must know of the model."""
         return Sizes(len(self.blocks), self._heads, self._special, self._grid, self.reader.reads)
 
     def require(self, site: Site) -> None:
@@ -149,18 +153,18 @@ class PatchableViT(nn.Module):
             raise VitPatchError(f"target={site}: {self.family.name} has no such values; it has {has}")
 
     def caveat(self, site: Site) -> str | None:
-        """Why patches of a site are full forward passes, where they are."""
+        """A line on why each patch of a site is a full forward pass; ``None`` where it is not."""
         if self.runs_by_parts(site):
             return None
         return f"{self.family.name}: {NOT_BY_HEADS if self.stepwise else NOT_STEPWISE}"
 
     def runs_by_parts(self, site: Site) -> bool:
-        """Whether patches of a site need no full forward pass."""
+        """Whether patches of a site are computed block by block; else each is a full forward pass."""
         return self.stepwise and (self.by_heads or not site.by_head)
 
     @property
     def by_heads(self) -> bool:
-        """Whether attention is the one of the formula in all blocks."""
+        """Whether attention follows the formula of ``Block`` in all blocks, and so can be computed by head."""
         return all(block.by_heads for block in self.blocks)
 
     @by_heads.setter
@@ -180,7 +184,7 @@ class PatchableViT(nn.Module):
 
     @property
     def checkpoint_digest(self) -> str:
-        """The same without weights that are made from the labels of the data: it names the checkpoint."""
+        """The digest of the checkpoint's weights; in a zero-shot model those that are made from labels do not count."""
         return getattr(self.model, "checkpoint_digest", None) or self.weights_digest
 
     @property
@@ -200,14 +204,14 @@ class PatchableViT(nn.Module):
         return next(self.model.parameters()).dtype
 
     def crop_to_patches(self, masks: Tensor | None) -> Tensor | None:
-        """Of masks (batch, 1, height, width) what the image patches cover, without a rest at the right and below."""
+        """The part of masks (batch, 1, height, width) that image patches cover, where they leave a margin."""
         if masks is None:
             return None
         rows, columns = (number * step for number, step in zip(self._grid, self._patch, strict=True))
         return masks[..., :rows, :columns]
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(batch, 3, height, width) in [0, 1] → what the model takes, in its own type."""
+        """Images (batch, 3, height, width) in [0, 1] → normalised pixels, in the type of the weights."""
         return ((images - self.mean) / self.std).to(self.dtype)
 
     @property
@@ -242,6 +246,8 @@ class PatchableViT(nn.Module):
 
     @contextmanager
     def _adding(self, noise: Tensor | None) -> Iterator[None]:
+        """Adds noise to the patch embeddings of forward passes made inside the block."""
+
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             batch, width, rows, columns = output.shape
             assert noise.shape == (batch, rows * columns, width), f"noise {tuple(noise.shape)} on {tuple(output.shape)}"
@@ -271,7 +277,7 @@ class PatchableViT(nn.Module):
 
     @torch.no_grad()
     def _record_calls(self) -> None:
-        """One forward pass of a blank image: the token axis, and what attention is called with besides the stream."""
+        """Runs a blank image to learn which tokens there are, and what attention is called with besides the stream."""
         calls: dict[Any, tuple[tuple, dict[str, Any], Any]] = {}
 
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, key: Any) -> None:
@@ -319,7 +325,7 @@ class PatchableViT(nn.Module):
 
     @contextmanager
     def hooked(self, acts: Mapping[Place, Act]) -> Iterator[None]:
-        """Shows each act its place's value (batch, tokens, channels); what it returns, unless ``None``, goes on.
+        """Inside the block each act gets the value at its place (batch, tokens, channels) and may return a new one.
 
         ``resid_mid`` can be read here, not replaced: what is replaced in front of the MLP's norm is not the stream.
         """
@@ -340,7 +346,7 @@ class PatchableViT(nn.Module):
             yield values
 
     def replacing(self, values: Mapping[Place, Tensor]) -> AbstractContextManager[None]:
-        """Puts whole ``values`` at their places inside the block."""
+        """Inside the block whole ``values`` stand at their places."""
         return self.hooked({place: lambda value, new=new: new for place, new in values.items()})
 
     @torch.no_grad()
@@ -360,8 +366,8 @@ def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:
         return None
 
 
-def _in_this_version(family: Family, block: nn.Module) -> Family:
-    """The family's row with the names that the attention's modules have in this version of transformers."""
+def _in_installed_version(family: Family, block: nn.Module) -> Family:
+    """The family's row with the names that the attention's modules have in the installed version of transformers."""
     rows = (family, *(replace(family, **names) for names in family.versions))
     return next((r for r in rows if _submodule(block, f"{r.attention}.{r.output}") is not None), family)
 

@@ -73,7 +73,7 @@ class DirectEffects:
             moved = change if at.head == ALL_HEADS else change[:, at.head][:, None]
             moved = moved[:, :, reads] * mask[:, None, reads, None]
         else:
-            donor, recipient = donor.select(at.head), recipient.select(at.head).at(reads)
+            donor, recipient = donor.select(at.head), recipient.select(at.head).at_queries(reads)
             moved = block.z(edited_heads(at.site, mask, donor, recipient)) - recipient.z
         return block.project_change(moved, at.head)
 

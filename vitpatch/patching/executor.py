@@ -298,7 +298,7 @@ class _Walk:
             return self._mixed(branch, known[0], self._donor_values(edit.donor, known, Site.ATTN_OUT, layer))
         block, mask, tokens = self.model.blocks[layer], self.masks[edit.tokens], slice(0, known.shape[2])
         both = (self._heads[0], self._donor_heads(edit.donor, layer))
-        own, other = (heads.select(edit.head).at(tokens) for heads in both)
+        own, other = (heads.select(edit.head).at_queries(tokens) for heads in both)
         if edit.site is Site.Z:
             change = (other.z - own.z) * mask[:, None, tokens, None]
         else:

@@ -21,7 +21,7 @@ Part = Annotated[float, Interval(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: AdamW, linear warm-up, cosine decay to 0, average_draws weights.
+    """How a classifier is trained: AdamW, linear warm-up, cosine decay to 0, averaged weights.
 
     ``learning_rate`` at its highest; ``weight_decay`` on matrices only; ``warmup`` in shares of all steps;
     ``label_smoothing`` in [0, 1); ``average`` is the decay of the exponential moving average of the weights
