@@ -76,10 +76,10 @@ def explicit_preprocessing(
     resample: str = "bicubic",
     crop_share: float | None = None,
 ) -> Preprocessing:
-    """Images are resized to ``size`` (height, width); or larger, and their centre is cropped, with ``crop_share``.
+    """Images are resized to ``size`` (height, width); with ``crop_share`` they are resized to more, and cropped to it.
 
-    With it the shorter edge becomes the shorter of ``size`` ÷ ``crop_share``. ``mean`` and ``std`` are of red, green
-    and blue on the [0, 1] scale.
+    The shorter edge then becomes the shorter of ``size`` ÷ ``crop_share``. ``mean`` and ``std`` are of red, green and
+    blue on the [0, 1] scale.
     """
     if resample not in RESAMPLE:
         raise VitPatchError(f"model.resample {resample!r}: expected one of {', '.join(RESAMPLE)}")
@@ -99,7 +99,7 @@ def explicit_preprocessing(
 
 
 def pillow_processor(config: Mapping[str, Any]) -> Any:
-    """An image processor of Pillow for the values of a ``preprocessor_config.json``: resize, crop, rescale, normalise."""
+    """An image processor of Pillow from a ``preprocessor_config.json``: resize, crop, rescale, normalise."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     keys = ("size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
