@@ -31,8 +31,8 @@ from measure import RESULTS, in_turn, medians, pixels, report, synchronize, vit_
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import execute
+from vitpatch.patching.inputs import token_masks
 from vitpatch.patching.plan import Plan, make_plan
-from vitpatch.patching.tokens import token_masks
 from vitpatch.types import BaseRun, Direction, Site, Target
 
 CLEAN, CORRUPT = BaseRun.CLEAN, BaseRun.CORRUPT
@@ -109,7 +109,7 @@ def batched(plan: Plan, model: PatchableViT, images: dict[BaseRun, Tensor]) -> T
         part = part_of(model, layer)
         return part.o_proj.register_forward_pre_hook(act) if by_head else part.register_forward_hook(act)
 
-    with hooks(*(hook(layer, keep(layer)) for layer in range(plan.depth))):
+    with hooks(*(hook(layer, keep(layer)) for layer in range(plan.sizes.depth))):
         model(images[CLEAN])
     model(images[CORRUPT])
     patched = []
@@ -169,7 +169,7 @@ def case(model: PatchableViT, site: str, windows: tuple[int, ...], number: int, 
     plan, images = plan_of(model, site, windows), pixels(number, size, device)
     ours, cost, rows = engine(plan, model, images), estimate_cost(plan, model), RowsCounted(model)
     rows.count(ours)
-    planned = [number * (2 * plan.depth + sum(h.evaluations for h in plan.halves[i::2])) for i in (0, 1)]
+    planned = [number * (2 * plan.sizes.depth + sum(h.evaluations for h in plan.halves[i::2])) for i in (0, 1)]
     oracle = batched(plan, model, images)
     difference, spread = largest_difference(plan, ours(), oracle, model(images[CLEAN]))
     sides = {"ours": ours, "batched": lambda: batched(plan, model, images)}

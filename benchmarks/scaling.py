@@ -75,8 +75,8 @@ def run(options: dict[str, Any], device_name: str) -> dict[str, Any]:
 
     from vitpatch.patching.cost import estimate_cost
     from vitpatch.patching.executor import execute
+    from vitpatch.patching.inputs import token_masks
     from vitpatch.patching.plan import make_plan
-    from vitpatch.patching.tokens import token_masks
     from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup
 
     device = torch.device(device_name)

@@ -22,10 +22,9 @@ from vitpatch.models.verify import matches_own_forward, verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, execute
-from vitpatch.patching.metrics import total_effect
+from vitpatch.patching.inputs import token_masks
+from vitpatch.patching.metrics import Columns, join_columns, to_columns, total_effect
 from vitpatch.patching.plan import Plan, make_plan
-from vitpatch.patching.table import Columns, join_columns, to_columns
-from vitpatch.patching.tokens import token_masks
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.bootstrap import Resamples
 from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup

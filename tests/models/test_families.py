@@ -9,11 +9,10 @@ from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
 import vitpatch
-from vitpatch.patching.ablations import mean_values, zero_values
 from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.executor import execute
+from vitpatch.patching.inputs import mean_values, token_masks, zero_values
 from vitpatch.patching.plan import make_plan
-from vitpatch.patching.tokens import token_masks
 from vitpatch.types import BaseRun, Direction, Donor, Site, Target
 
 SITES = [("attn_out", 1), ("attn_out", 3), ("mlp_out", 2), ("resid_pre", 1), ("resid_post", 1)]

@@ -20,9 +20,9 @@ from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.executor import execute
+from vitpatch.patching.inputs import token_masks
 from vitpatch.patching.metrics import metrics, runner_up
 from vitpatch.patching.plan import make_plan
-from vitpatch.patching.tokens import token_masks
 from vitpatch.types import BaseRun, Direction, ImageBatch, Site, Target, TokenGroup
 
 LINEAR = 1e-4  # layer norm with eps 1e6 is linear to about 1e-6

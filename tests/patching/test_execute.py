@@ -14,8 +14,8 @@ from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import LIBRARIES, ComputeLimits, estimate_cost
 from vitpatch.patching.executor import execute
+from vitpatch.patching.inputs import possible_tokens, token_masks
 from vitpatch.patching.plan import make_plan
-from vitpatch.patching.tokens import fixed_tokens, token_masks
 from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup
 
 IMAGES = 3
@@ -201,7 +201,7 @@ def by_hand(model, pixels, site, layers, tokens, head=None):
     donor, recipient = {}, {}
     walk(model.model, "vit", pixels[BaseRun.CLEAN], seen=donor)
     walk(model.model, "vit", pixels[BaseRun.CORRUPT], seen=recipient)
-    here = torch.from_numpy(fixed_tokens(tokens, model.sizes, None))
+    here = torch.from_numpy(possible_tokens(tokens, model.sizes, None))
     squares = []
     change = torch.zeros(IMAGES, 1, model.width)
     for layer in layers:

@@ -3,14 +3,14 @@ import pytest
 import torch
 
 from vitpatch.errors import VitPatchError
-from vitpatch.patching.tokens import fixed_tokens, token_masks
+from vitpatch.patching.inputs import possible_tokens, token_masks
 from vitpatch.types import Sizes, token_position
 
 SIZES = Sizes(depth=2, heads=2, special=("cls", "register_0", "register_1"), grid=(2, 4), reads=1)
 
 
 def where(name, blocks=None):
-    return np.flatnonzero(fixed_tokens(name, SIZES, blocks)).tolist()
+    return np.flatnonzero(possible_tokens(name, SIZES, blocks)).tolist()
 
 
 @pytest.mark.parametrize(

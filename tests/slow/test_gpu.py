@@ -5,11 +5,10 @@ import torch
 from corruption_makers import MAKERS, batch
 
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.patching.ablations import mean_values, zero_values
 from vitpatch.patching.cost import ComputeLimits, estimate_cost
 from vitpatch.patching.executor import execute
+from vitpatch.patching.inputs import mean_values, token_masks, zero_values
 from vitpatch.patching.plan import make_plan
-from vitpatch.patching.tokens import token_masks
 from vitpatch.types import BaseRun, Direction, Donor, Site, Target
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

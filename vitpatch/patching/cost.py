@@ -8,7 +8,7 @@ would otherwise fill a container. What psutil calls available is the machine's, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -199,71 +199,50 @@ def free_bytes(device: torch.device) -> float:
 
 def available(meminfo: Path = Path("/proc/meminfo")) -> float:
     """Bytes of the machine's that can be had without swapping, as the kernel estimates."""
-    if not meminfo.exists():
-        return NOT_LINUX
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return float(lines["MemAvailable"].split()[0]) * 1024
+    kilobytes = re.search(r"^MemAvailable: +(\d+) kB", _text(meminfo), re.MULTILINE)
+    return float(kilobytes[1]) * 1024 if kilobytes else NOT_LINUX
 
 
-@dataclass(frozen=True)
-class ControlGroups:
-    """Where a version of control groups has its files, and how it calls what is in them.
-
-    ``mount`` below the root; ``controller`` as ``/proc/self/cgroup`` has it; in ``memory.stat`` keys begin with
-    ``prefix``, which are of the group and all below it, and ``mapped`` is page cache that processes have mapped.
-    """
-
-    mount: str
-    controller: str
-    limits: tuple[str, ...]
-    used: str
-    prefix: str
-    mapped: str
-
-
-VERSIONS = (
-    ControlGroups(".", "", ("memory.max", "memory.high"), "memory.current", "", "file_mapped"),
-    ControlGroups("memory", "memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_", "mapped_file"),
+CACHE = ("inactive_file", "active_file", "file_mapped")
+CONTROL_GROUPS = (
+    ("", ".", ("memory.max", "memory.high"), "memory.current", CACHE),
+    (
+        *("memory", "memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes"),
+        ("total_inactive_file", "total_active_file", "total_mapped_file"),
+    ),
 )
+"""Of versions 2 and 1 of control groups: the controller's name in ``/proc/self/cgroup`` and the folder of its groups; a
+group's files of limits and of use; keys of its ``memory.stat``, over all below it: page cache that is not in use, that
+is, and that processes have mapped."""
 
 
 def left_in_groups(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes that the tightest limit leaves, of the process's control group and all above it; infinite without one.
 
-    Both versions of control groups. What cannot be read sets no limit.
+    In a container the top may be the process's own group, whatever its name is outside. What cannot be read sets no
+    limit.
     """
-    left = [_left(folder, version) for version in VERSIONS for folder in _groups(process, root, version)]
-    return max(0.0, min(left, default=math.inf))
+    lines = [line.split(":", 2) for line in _text(process).splitlines() if line.count(":") >= 2]
+    left = []
+    for controller, folder, *names in CONTROL_GROUPS:
+        own = next((path for _, controllers, path in lines if controller in controllers.split(",")), "/")
+        group = Path(own.lstrip("/"))
+        groups = {Path()} if ".." in group.parts else {Path(), group, *group.parents}
+        left += [_left_in_group(root / folder / each, *names) for each in groups]
+    return max(0.0, min(left))
 
 
-def _groups(process: Path, root: Path, version: ControlGroups) -> Iterator[Path]:
-    """The folders of the process's group and those above it, as far as they are there.
-
-    In a container the mount's top may be the process's own group, whatever its name is outside.
-    """
-    top = root / version.mount
-    named = (line.split(":", 2) for line in _text(process).splitlines() if line.count(":") >= 2)
-    paths = [path for _, controllers, path in named if version.controller in controllers.split(",")]
-    below = Path(paths[0].lstrip("/")) if paths else Path()
-    if ".." not in below.parts:
-        yield from (top / part for part in (below, *below.parents) if part != Path())
-    yield top
-
-
-def _left(folder: Path, version: ControlGroups) -> float:
+def _left_in_group(group: Path, limits: tuple[str, ...], used: str, cache: tuple[str, ...]) -> float:
     """What a group's limit leaves: limit − used, page cache that nobody has mapped not counted as used."""
-    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    limits = [_number(_text(folder / name)) for name in version.limits]
-    limits.append(_number(stat.get("hierarchical_memory_limit", "")))  # of version 1: the tightest of those above
-    used = _number(_text(folder / version.used))
-    if math.isinf(used):
-        return math.inf
-    inactive, active, mapped = (
-        _number(stat.get(f"{version.prefix}{name}", ""), otherwise=0.0)
-        for name in ("inactive_file", "active_file", version.mapped)
+    stat = dict(re.findall(r"^(\w+) (\d+)$", _text(group / "memory.stat"), re.MULTILINE))
+    limit = min(
+        _number(text) for text in (stat.get("hierarchical_memory_limit"), *(_text(group / of) for of in limits))
     )
-    cache = max(inactive, inactive + active - mapped)
-    return min(limits) - max(0.0, used - cache)
+    taken = _number(_text(group / used))
+    if math.isinf(taken):
+        return math.inf
+    inactive, active, mapped = (float(stat.get(key, 0)) for key in cache)
+    return limit - max(0.0, taken - max(inactive, inactive + active - mapped))
 
 
 def _text(file: Path) -> str:
@@ -273,9 +252,6 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _number(text: str, otherwise: float = math.inf) -> float:
-    """Bytes; ``otherwise`` where a file says ``max``, is not there, or says something else."""
-    try:
-        return float(int(text))
-    except ValueError:
-        return otherwise
+def _number(text: str | None) -> float:
+    """Bytes; infinite where a file says ``max``, is not there, or says something else."""
+    return float(text) if text and text.strip().isdigit() else math.inf

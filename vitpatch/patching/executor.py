@@ -19,7 +19,8 @@ from vitpatch.models.parts import Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.direct_effect import DirectEffects, edited_heads
-from vitpatch.patching.full_forward import AblationValues, Inputs, full_forwards
+from vitpatch.patching.full_forward import full_forwards
+from vitpatch.patching.inputs import AblationValues, Inputs
 from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
 from vitpatch.types import BaseRun, Run, Site
 
@@ -191,7 +192,7 @@ class _Walk:
 
     def _mlp(self, layer: int, half: Half) -> None:
         self._compare(Site.RESID_MID, layer, self.base)
-        wide = layer < self.plan.depth - 1 or self._is_compared(layer, Site.MLP_OUT, Site.RESID_POST)
+        wide = layer < self.plan.sizes.depth - 1 or self._is_compared(layer, Site.MLP_OUT, Site.RESID_POST)
         before = self.base if wide else self._cut(self.base)
         mlp = self.model.blocks[layer].mlp
         added = self._by_rows(mlp, before.flatten(0, 1)).unflatten(0, (self.runs, -1))
@@ -206,7 +207,7 @@ class _Walk:
 
     def _attention(self, layer: int, half: Half) -> None:
         self._compare(Site.RESID_PRE, layer, self.base)
-        last, reads = layer == self.plan.depth - 1, self.plan.sizes.reads
+        last, reads = layer == self.plan.sizes.depth - 1, self.plan.sizes.reads
         queries = reads if last and reads < self.plan.sizes.tokens else None
         wide = not last or self._is_compared(layer, *Site)
         added = self._base_attention(layer, queries=None if wide else queries)

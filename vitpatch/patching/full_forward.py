@@ -1,12 +1,8 @@
-"""What a plan is run on; and a plan by full forward passes with hooks, one a patch.
-
-These are for models whose parts do not give their own logits.
-"""
+"""A plan by full forward passes with hooks, one a patch: for models whose parts do not give their own logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,27 +11,9 @@ from vitpatch.errors import VitPatchError
 from vitpatch.models.hooks import Act
 from vitpatch.models.vit import PatchableViT, Place
 from vitpatch.patching.direct_effect import DirectEffects
+from vitpatch.patching.inputs import Inputs
 from vitpatch.patching.plan import Plan
 from vitpatch.types import ALL_HEADS, Patch, Run, Site
-
-AblationValues = Mapping[Place, Tensor]
-"""Values of a site, the same for all images, before a fixed layer scale: (tokens, width); by head (heads, tokens, head
-width); of ``pattern`` (heads, query tokens, key tokens)."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a plan is run on, besides the model.
-
-    ``pixels`` normalised, (images, 3, height, width) by base run; ``noise`` (images, image patches, width) of the base
-    runs whose patch embeddings it is added to; ``masks`` bool (images, tokens) by token group; ``constants`` of a donor
-    that is no run.
-    """
-
-    pixels: Mapping[Run, Tensor]
-    noise: Mapping[Run, Tensor]
-    masks: Mapping[str, Tensor]
-    constants: AblationValues | None = None
 
 
 def full_forwards(

@@ -15,14 +15,15 @@ states part, so that none is computed twice:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import product
 
 import numpy as np
 
 from vitpatch.errors import ArgumentError, VitPatchError
-from vitpatch.patching.tokens import possible_tokens, token_names
+from vitpatch.patching.inputs import possible_tokens, token_names
 from vitpatch.types import (
     ALL_HEADS,
     EVERY_HEAD,
@@ -134,9 +135,10 @@ class Plan:
 
     ``donors`` are the run's donor, then controls, of which every patch is made too; ``leave_outs`` are windows without
     one of their layers, ``all_layers`` the patch of all layers at once (or nothing), both of the run's donor alone.
-    ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final`` are the states
-    that the classifier reads, one for each of ``runs``. States 0 … ``whole`` − 1 exist before the last block's
-    attention and need all tokens; the other ``states`` − ``whole`` arise inside the last block.
+    ``runs`` are all of these, (patch, number of its donor): the patches of each donor in turn, ``leave_outs``,
+    ``all_layers``. ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final``
+    are the states that the classifier reads, one for each of ``runs``. States 0 … ``whole`` − 1 exist before the last
+    block's attention and need all tokens; the other ``states`` − ``whole`` arise inside the last block.
     """
 
     patches: tuple[Patch, ...]
@@ -146,21 +148,12 @@ class Plan:
     direction: Direction
     target: Target
     sizes: Sizes
+    runs: tuple[tuple[Patch, int], ...]
     halves: tuple[Half, ...]
     last: tuple[Step, ...]
     final: tuple[int, ...]
     states: int
     whole: int
-
-    @property
-    def depth(self) -> int:
-        """Blocks of the model."""
-        return self.sizes.depth
-
-    @property
-    def runs(self) -> tuple[tuple[Patch, int], ...]:
-        """(patch, number of its donor) of all patched runs: of the run's donor, of each control; the others."""
-        return _runs(self.patches, len(self.donors), (*self.leave_outs, *self.all_layers))
 
     @property
     def recipient(self) -> BaseRun:
@@ -185,11 +178,8 @@ class Plan:
     @cached_property
     def comparisons(self) -> dict[Comparison, int]:
         """Where donor and recipient are compared, each once, with its number."""
-        numbers: dict[Comparison, int] = {}
-        for patch in self.patches:
-            for comparison in comparisons_of(patch):
-                numbers.setdefault(comparison, len(numbers))
-        return numbers
+        distinct = dict.fromkeys(comparison for patch in self.patches for comparison in comparisons_of(patch))
+        return {comparison: number for number, comparison in enumerate(distinct)}
 
     @cached_property
     def comparisons_at(self) -> dict[tuple[Site, int], list[Comparison]]:
@@ -197,7 +187,7 @@ class Plan:
         by_place: dict[tuple[Site, int], list[Comparison]] = defaultdict(list)
         for comparison in self.comparisons:
             by_place[comparison.site, comparison.layer].append(comparison)
-        return dict(by_place)
+        return by_place
 
     @cached_property
     def places(self) -> tuple[tuple[Site, int], ...]:
@@ -224,15 +214,14 @@ class Plan:
     @property
     def block_evaluations(self) -> int:
         """Blocks computed an image: patched states by block, where attention or MLP are, and the base runs."""
-        pairs = zip(self.halves[::2], self.halves[1::2], strict=True)
-        return len(self.base_runs) * self.depth + sum(
-            max(attention.evaluations, mlp.evaluations) for attention, mlp in pairs
-        )
+        halves = zip(self.halves[::2], self.halves[1::2], strict=True)
+        patched = sum(max(attention.evaluations, mlp.evaluations) for attention, mlp in halves)
+        return len(self.base_runs) * self.sizes.depth + patched
 
     @property
     def full_evaluations(self) -> int:
         """Blocks computed an image where each patch is a full forward pass."""
-        return (len(self.base_runs) + len(self.runs)) * self.depth
+        return (len(self.base_runs) + len(self.runs)) * self.sizes.depth
 
 
 @lru_cache(maxsize=32)
@@ -251,43 +240,35 @@ def make_plan(
     Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit the model.
     """
     check_target(target, windows, sizes)
-    layers = tuple(range(sizes.depth)) if target.layers is None else target.layers
+    every_layer = tuple(range(sizes.depth))
+    layers = every_layer if target.layers is None else target.layers
+    groups = token_names(target, sizes)
+    heads = {None: (ALL_HEADS,), JOINT: (ALL_HEADS,), EVERY_HEAD: range(sizes.heads)}.get(target.heads, target.heads)
 
     def of(windows: Iterable[int], layers: Iterable[int]) -> tuple[Patch, ...]:
         return tuple(
             Patch(target.site, centre, window, window_layers(centre, window, sizes.depth), tokens, head)
-            for window in windows
-            for tokens in token_names(target, sizes)
-            for centre in layers
-            for head in _heads(target, sizes)
+            for window, tokens, centre, head in product(windows, groups, layers, heads)
         )
 
-    patches = of(windows, layers)
-    leave_outs: tuple[Patch, ...] = ()
+    patches, leave_outs, all_layers = of(windows, layers), (), ()
     if synergy:
         patched = set(layers) if 1 in windows else set()
         patches += of((1,), sorted({layer for patch in patches for layer in patch.layers} - patched))
-        leave_outs = tuple(patch for whole in patches for patch in _leave_one_out(whole))
-    all_layers = _all_layers_patch(target, sizes) if len(donors) > 1 else ()
-    return _plan_states(patches, donors, (leave_outs, all_layers), direction, target, sizes)
-
-
-def _leave_one_out(patch: Patch) -> list[Patch]:
-    """A window of several layers without each of them."""
-    layers = patch.layers if len(patch.layers) > 1 else ()
-    return [replace(patch, layers=tuple(x for x in layers if x != layer), without=layer) for layer in layers]
-
-
-def _all_layers_patch(target: Target, sizes: Sizes) -> tuple[Patch, ...]:
-    """All layers at once, of a target that is one token group."""
-    names = token_names(target, sizes)
-    if len(names) > 1:
-        return ()
-    return (Patch(target.site, 0, SUFFIX, tuple(range(sizes.depth)), names[0]),)
-
-
-def _runs(patches: Sequence[Patch], donors: int, others: Sequence[Patch]) -> tuple[tuple[Patch, int], ...]:
-    return (*((patch, i) for i in range(donors) for patch in patches), *((patch, 0) for patch in others))
+        leave_outs = tuple(
+            replace(whole, layers=tuple(other for other in whole.layers if other != layer), without=layer)
+            for whole in patches
+            if len(whole.layers) > 1
+            for layer in whole.layers
+        )
+    if len(donors) > 1 and len(groups) == 1:
+        all_layers = (Patch(target.site, 0, SUFFIX, every_layer, groups[0]),)
+    runs = (
+        *((patch, donor) for donor in range(len(donors)) for patch in patches),
+        *((patch, 0) for patch in (*leave_outs, *all_layers)),
+    )
+    states = _plan_states([patch_edits(*run) for run in runs], donors, sizes.depth)
+    return Plan(patches, donors, leave_outs, all_layers, direction, target, sizes, runs, *states)
 
 
 def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
@@ -315,25 +296,15 @@ def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
     token_names(target, sizes)
 
 
-def _heads(target: Target, sizes: Sizes) -> Sequence[int]:
-    if target.heads in (None, JOINT):
-        return (ALL_HEADS,)
-    return range(sizes.heads) if target.heads == EVERY_HEAD else target.heads
-
-
 def patch_edits(patch: Patch, donor: int = 0) -> dict[int, Edit]:
     """A patch as edits by position: 2 h + 1 is inside half h, 2 h on the stream that enters it."""
-    return dict(_edit(patch, layer, donor) for layer in patch.layers)
-
-
-def _edit(patch: Patch, layer: int, donor: int) -> tuple[int, Edit]:
-    if patch.site.is_stream:  # one name for the one stream
-        half = STREAM_HALF[patch.site]
-        return 2 * (2 * layer + half), Edit(Site.RESID_PRE, patch.tokens, donor=donor)
-    if patch.site is Site.MLP_OUT:
-        return 2 * (2 * layer + 1) + 1, Edit(Site.MLP_OUT, patch.tokens, donor=donor)
-    joint_z = patch.site is Site.Z and patch.head == ALL_HEADS  # the output projection goes token by token
-    return 2 * 2 * layer + 1, Edit(Site.ATTN_OUT if joint_z else patch.site, patch.tokens, patch.head, donor)
+    half, site = STREAM_HALF.get(patch.site, int(patch.site is Site.MLP_OUT)), patch.site
+    if site.is_stream:  # one name for the one stream
+        site = Site.RESID_PRE
+    elif site is Site.Z and patch.head == ALL_HEADS:  # the output projection goes token by token
+        site = Site.ATTN_OUT
+    edit = Edit(site, patch.tokens, patch.head, donor)
+    return {2 * (2 * layer + half) + (not site.is_stream): edit for layer in patch.layers}
 
 
 def comparisons_of(patch: Patch) -> tuple[Comparison, ...]:
@@ -342,28 +313,20 @@ def comparisons_of(patch: Patch) -> tuple[Comparison, ...]:
 
 
 def _plan_states(
-    patches: tuple[Patch, ...],
-    donors: tuple[Donor, ...],
-    others: tuple[tuple[Patch, ...], tuple[Patch, ...]],
-    direction: Direction,
-    target: Target,
-    sizes: Sizes,
-) -> Plan:
-    edits = [patch_edits(*run) for run in _runs(patches, len(donors), sum(others, ()))]
+    edits: Sequence[Mapping[int, Edit]], donors: Sequence[Donor], depth: int
+) -> tuple[tuple[Half, ...], tuple[Step, ...], tuple[int, ...], int, int]:
+    """``halves``, ``last``, ``final``, ``states`` and ``whole`` of a plan, from the edits of each run by position."""
     handed_over = {number for number, donor in enumerate(donors) if not donor.is_constant}
     final, states, whole_states = [RECIPIENT] * len(edits), 0, 0
     positions: list[tuple[Step, ...]] = []
-    for position in range(4 * sizes.depth + 1):
-        if position == 4 * (sizes.depth - 1) + 1:  # inside the last block's attention
+    for position in range(4 * depth + 1):
+        if position == 4 * (depth - 1) + 1:  # inside the last block's attention
             whole_states = states
         of_stream = handed_over if position % 2 == 0 else set()
         steps, states = _branch_off(final, [e.get(position) for e in edits], states, position % 2 == 0, of_stream)
         positions.append(steps)
-    pairs = zip(positions[:-1:2], positions[1::2], strict=True)
-    halves = tuple(Half(mixes, steps) for mixes, steps in pairs)
-    return Plan(
-        patches, donors, *others, direction, target, sizes, halves, positions[-1], tuple(final), states, whole_states
-    )
+    halves = tuple(map(Half, positions[:-1:2], positions[1::2]))
+    return halves, positions[-1], tuple(final), states, whole_states
 
 
 def _branch_off(

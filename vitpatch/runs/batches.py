@@ -16,12 +16,10 @@ from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.ablations import mean_values, zero_values
 from vitpatch.patching.cost import ComputeLimits, Cost, describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, average_draws, execute
-from vitpatch.patching.full_forward import AblationValues
-from vitpatch.patching.table import Columns, join_columns, to_columns
-from vitpatch.patching.tokens import token_masks
+from vitpatch.patching.inputs import AblationValues, mean_values, token_masks, zero_values
+from vitpatch.patching.metrics import Columns, join_columns, to_columns
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import matmul_precision
 from vitpatch.schema import (

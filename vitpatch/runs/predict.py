@@ -26,7 +26,7 @@ from vitpatch.data.datamodule import BadImage, ImageDataModule
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.patching.cost import GB, memory_limit
-from vitpatch.patching.table import join_columns
+from vitpatch.patching.metrics import join_columns
 from vitpatch.runs.batches import BatchPatcher, parts, tables_of
 from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.distributed import SIGNALS, STOP, Group, Interrupted, SharedFailure, StopAfterBatch, processes

@@ -33,8 +33,8 @@ from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
+from vitpatch.patching.inputs import needs_masks
 from vitpatch.patching.plan import Plan, check_target, make_plan
-from vitpatch.patching.tokens import needs_masks
 from vitpatch.runs.calibration import Adjustable, Calibration, WantedDamage, adjustables_of_run, read_wanted_damage
 from vitpatch.runs.config import (
     PATCH_GROUPS,
