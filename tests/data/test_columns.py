@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Image, List, Value
 
+from vitpatch.data.files import ParquetImages
 from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.data.labels import cluster_values, number_labels, number_names
 from vitpatch.data.sources import resolve_columns
@@ -74,14 +75,15 @@ def test_classes_without_images_keep_their_places():
 )  # fmt: skip
 def test_a_label_is_one_name_or_number(kind):
     with pytest.raises(VitPatchError, match=r"data.label_column 'y' holds .*a name, a whole number or a ClassLabel"):
-        resolve_columns({"image": Image(), "y": kind}, ColumnNames("image", "y"))
+        resolve_columns(ParquetImages(path="x", label_column="y"), {"image": Image(), "y": kind})
 
 
 @pytest.mark.parametrize("kind", [List(Value("int64")), {"a": Value("string")}, Image()])
 def test_a_cluster_is_one_value(kind):
     with pytest.raises(VitPatchError, match=r"data.cluster_column 'c' holds .*expected one value for each image"):
         resolve_columns(
-            {"image": Image(), "c": kind, "label": Value("int64")}, ColumnNames("image", "label", cluster="c")
+            ParquetImages(path="x", image_column="image", cluster_column="c"),
+            {"image": Image(), "c": kind, "label": Value("int64")},
         )
 
 

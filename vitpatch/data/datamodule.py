@@ -156,18 +156,10 @@ class ImageDataModule(lightning.LightningDataModule):
     ``numbers``: which of the ``batches`` are read, ascending; all, unless some are done.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        to_input: Any,
-        batch_size: int,
-        partners: Positions | None = None,
-        needed: Collection[Partner] = (),
-    ) -> None:
+    def __init__(self, decoded: Decoded, batch_size: int) -> None:
         super().__init__()
-        self.images, self.batch_size = images, batch_size
-        self.decoded = Decoded(images, to_input, partners=partners, needed=needed)
-        self.batches = math.ceil(len(images) / batch_size)
+        self.decoded, self.images, self.batch_size = decoded, decoded.images, batch_size
+        self.batches = math.ceil(len(decoded) / batch_size)
         self.numbers: Sequence[int] = range(self.batches)
 
     def positions_of(self, numbers: Iterable[int]) -> list[int]:

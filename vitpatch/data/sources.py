@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -112,7 +112,7 @@ def _open(source: ImageSource) -> LabelledImages:
         labels, names = number_labels(values[columns.label], rows.features[columns.label], columns.label)
     elif any(key is not None for key in (source.classes, source.per_class, source.label_map)):
         raise VitPatchError("data.classes, data.per_class and data.label_map: the images have no labels")
-    ids = _select(source, labels, names)
+    ids = select_rows(source, labels, names)
     if not len(ids):
         raise VitPatchError(f"data {source.path}: the selection is empty; there is no image to patch")
     unlabelled = ids[labels[ids] == UNKNOWN]
@@ -146,10 +146,7 @@ def _read(source: ImageSource) -> tuple[Any, ColumnNames, dict[str, list[Any]], 
     rows = source.rows()
     if rows.features is None:  # of a stream, known from its first rows
         rows = rows._resolve_features()
-    named = ColumnNames(
-        source.image_column, source.label_column, source.mask_column, source.cluster_column, pair=source.pair_column
-    )
-    columns = resolve_columns(rows.features, named)
+    columns = resolve_columns(source, rows.features)
     for column in columns.of_images:
         rows = rows.cast_column(column, datasets.Image(decode=False))
     wanted = [column for column in (columns.label, columns.cluster) if column is not None]
@@ -161,43 +158,6 @@ def _read(source: ImageSource) -> tuple[Any, ColumnNames, dict[str, list[Any]], 
     read = rows.select_columns(wanted or list(rows.features)[:1])
     read = list(islice(read, source.limit if is_enough else None))
     return rows, columns, {column: [row[column] for row in read] for column in wanted}, len(read)
-
-
-def _select(source: ImageSource, labels: Numbers, names: tuple[str, ...] | None) -> Numbers:
-    """The rows that are taken, ascending.
-
-    Classes are what ``label_map`` makes of labels; what it says of labels that are not here is not looked at.
-    """
-    number = len(names) if names is not None else int(labels.max(initial=0)) + 1
-    classes = list(names or map(str, range(max(number, 1))))
-    label_map, left_out = dict(source.label_map or ()), []
-    for key, label in mapped_labels(label_map, classes).items():
-        classes[label] = str(label_map[key])
-        left_out += [label] if label_map[key] is None else []
-    merged = np.unique(classes, return_inverse=True)[1]
-    where = f"data {source.path}" + (f", split {source.split}" if source.split is not None else "")
-    is_first = source.streaming and source.shuffle_seed == AUTO  # a stream is not read to its end for rounds
-    taken = select_rows(
-        labels,
-        merged=np.where(labels == UNKNOWN, UNKNOWN, merged[labels]),
-        classes=None if source.classes is None else label_numbers(source.classes, names, number),
-        left_out=left_out,
-        per_class=source.per_class,
-        limit=source.limit,
-        shuffle_seed=None if is_first else source.shuffle_seed,
-        seed=source.seed,
-        where=where,
-    )
-    if is_first and len(taken) == source.limit:
-        first = labels[taken]
-        is_one = len(first) > 1 and len(np.unique(first)) == 1 and first[0] != UNKNOWN
-        if is_one or is_sorted_by_class(first):
-            log.warning(
-                "%s: the first %d images of the stream are %s; data.shuffle_seed=0 draws from all of it, read once "
-                "more",
-                where, len(first), "all of one class" if is_one else "sorted by class",
-            )  # fmt: skip
-    return taken
 
 
 def _clusters(values: Sequence[Any], ids: Numbers, columns: ColumnNames) -> list[Hashable | None]:
@@ -214,25 +174,25 @@ def _clusters(values: Sequence[Any], ids: Numbers, columns: ColumnNames) -> list
     return clusters
 
 
-def resolve_columns(features: Mapping[str, Any], named: ColumnNames) -> ColumnNames:
-    """The columns as they are ``named``, ``AUTO`` resolved; ``features`` are those of ``datasets`` by column name.
+def resolve_columns(source: ImageSource, features: Mapping[str, Any]) -> ColumnNames:
+    """The columns that a source's keys name, ``AUTO`` resolved; ``features`` are those of ``datasets`` by column name.
 
     Raises ``VitPatchError`` for a column that is missing or of another kind, or where several could be it.
     """
     import datasets
 
-    for key in ("image", "label", "mask", "cluster", "pair"):
-        column = getattr(named, key)
+    named = {key: getattr(source, f"{key}_column") for key in ("image", "label", "mask", "cluster", "pair")}
+    for key, column in named.items():
         if column not in (None, AUTO) and column not in features:
             raise VitPatchError(f"data.{key}_column {column!r}: the data have the columns {', '.join(features)}")
-    rest = [name for name in features if name not in (named.mask, named.cluster, named.pair)]
-    columns = replace(named, name="name" if "name" in features else None)
-    if columns.image == AUTO:
+    rest = [name for name in features if name not in (named["mask"], named["cluster"], named["pair"])]
+    if named["image"] == AUTO:
         of_images = [name for name in rest if isinstance(features[name], datasets.Image)]
-        columns = replace(columns, image=_the_one(of_images, rest, "image"))
-    if columns.label == AUTO:
+        named["image"] = _the_one(of_images, rest, "image")
+    if named["label"] == AUTO:
         classes = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
-        columns = replace(columns, label=_the_one([n for n in classes if n in rest] or classes, rest, "label"))
+        named["label"] = _the_one([name for name in classes if name in rest] or classes, rest, "label")
+    columns = ColumnNames(**named, name="name" if "name" in features else None)
     for column in columns.of_images:
         kind = features[column]
         is_stored = isinstance(kind, dict) and set(kind) >= {"bytes", "path"}  # as an Image without its feature
@@ -296,41 +256,45 @@ def number_in_class(labels: Numbers) -> Numbers:
     return pd.Series(labels).groupby(labels).cumcount().to_numpy()
 
 
-def select_rows(
-    labels: Numbers,
-    *,
-    merged: Numbers | None = None,
-    classes: Collection[int] | None = None,
-    left_out: Collection[int] = (),
-    per_class: int | None = None,
-    limit: int | None = None,
-    shuffle_seed: int | str | None = AUTO,
-    seed: int = 0,
-    where: str = "data",
-) -> Numbers:
-    """The rows that are taken, ascending, (rows,) int64.
+def select_rows(source: ImageSource, labels: Numbers, names: Sequence[str] | None) -> Numbers:
+    """The rows that a source's keys take, ascending, (rows,) int64; ``names`` by label.
 
-    In this order: shuffled by ``shuffle_seed``, of ``classes``, the first ``per_class`` of each, the first ``limit``,
-    for which labels that are ``left_out`` do not count. With ``shuffle_seed`` ``AUTO`` rows stay as they come, but
-    where ``limit`` takes a part of rows that are sorted by class, it takes them in rounds over the classes by
-    ``seed``, which is logged. Classes are there what is ``merged`` of the labels, (images,). ``where`` names the data.
+    In the order that ``ImageSource`` says. In rounds over the classes, and in whether rows are sorted by them, classes
+    are what ``label_map`` makes of labels; what it says of labels that are not here is not looked at.
     """
+    number = len(names) if names is not None else int(labels.max(initial=0)) + 1
+    class_names = list(names or map(str, range(max(number, 1))))
+    label_map, left_out = dict(source.label_map or ()), []
+    for key, label in mapped_labels(label_map, class_names).items():
+        class_names[label] = str(label_map[key])
+        left_out += [label] if label_map[key] is None else []
     rows = np.arange(len(labels))
-    if shuffle_seed not in (None, AUTO):
-        rows = np.random.default_rng(shuffle_seed).permutation(rows)
-    if classes is not None:
-        rows = rows[np.isin(labels[rows], list(classes))]
-    if per_class is not None:
-        rows = rows[number_in_class(labels[rows]) < per_class]
-    if limit is None:
+    if source.shuffle_seed not in (None, AUTO):
+        rows = np.random.default_rng(source.shuffle_seed).permutation(rows)
+    if source.classes is not None:
+        rows = rows[np.isin(labels[rows], label_numbers(source.classes, names, number))]
+    if source.per_class is not None:
+        rows = rows[number_in_class(labels[rows]) < source.per_class]
+    if source.limit is None:
         return np.sort(rows)
-    rows = rows[~np.isin(labels[rows], list(left_out))]
-    of_rows = (labels if merged is None else merged)[rows]
-    if shuffle_seed == AUTO and limit < len(rows) and is_sorted_by_class(of_rows):
+    rows = rows[~np.isin(labels[rows], left_out)]
+    of_rows = np.unique(class_names, return_inverse=True)[1][labels[rows]]
+    of_rows[labels[rows] == UNKNOWN] = UNKNOWN
+    first = rows[: source.limit]
+    where = f"data {source.path}" + (f", split {source.split}" if source.split is not None else "")
+    if source.streaming and source.shuffle_seed == AUTO and len(first) == source.limit:
+        is_one = len(first) > 1 and len({*labels[first]}) == 1 and labels[first[0]] != UNKNOWN
+        if is_one or is_sorted_by_class(labels[first]):
+            log.warning(
+                "%s: the first %d images of the stream are %s; data.shuffle_seed=0 draws from all of it, read once "
+                "more",
+                where, len(first), "all of one class" if is_one else "sorted by class",
+            )  # fmt: skip
+    elif source.shuffle_seed == AUTO and len(first) < len(rows) and is_sorted_by_class(of_rows):
         log.info(
             "%s: rows are sorted by class; %d of %d are taken in rounds over the classes by seed %d "
             "(data.shuffle_seed=null: the first)",
-            where, limit, len(rows), seed,
+            where, len(first), len(rows), source.seed,
         )  # fmt: skip
-        rows = rows[in_rounds(of_rows, seed)]
-    return np.sort(rows[:limit])
+        first = rows[in_rounds(of_rows, source.seed)][: source.limit]
+    return np.sort(first)
