@@ -178,6 +178,7 @@ def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, cap
         assert vitpatch.patch(vit, *tensors)["direct_log_odds"].notna().all()
         strength[0] = 0.5
         table = vitpatch.patch(vit, *tensors)
+        assert table["direct_log_odds"].isna().all() and vit.stepwise  # the next call looks for itself
         pd.testing.assert_frame_equal(vitpatch.patch(model, *tensors), table, rtol=0, atol=1e-5)
         for run, pixels in zip(("clean", "corrupt"), tensors, strict=False):
             want = model(pixels).logits.double().softmax(-1)[range(13), tensors[2]]

@@ -117,6 +117,7 @@ def patch(
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
     with _in_eval_mode(model):
         vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
+        stepwise = vit.stepwise  # it may become false for these images
         _check_images(vit, clean, corrupt, labels, masks)
         if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
             raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
@@ -134,7 +135,8 @@ def patch(
             to_columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
             for rows, outputs in _execute_in_parts(plan, vit, images, group_masks, memory_gb)
         ]
-    for line in filter(None, (vit.caveat(what.site), *vit.notes)):
+        caveat, vit.stepwise = vit.caveat(what.site), stepwise
+    for line in filter(None, (caveat, *vit.notes)):
         log.warning("%s", line)
     return _table(parts, plan, metric, clusters)
 
