@@ -7,7 +7,7 @@ import torch
 from conftest import NAMES, ROOT, pictures, write_parquet
 from PIL import Image
 
-from vitpatch.data.datamodule import BadImage, Decoded, ImageDataModule, start_method, training_images
+from vitpatch.data.datamodule import BadImage, DecodedImages, ImageDataModule, start_method, training_images
 from vitpatch.data.files import DiskImages, HubImages, ParquetImages
 from vitpatch.data.folders import FolderImages
 from vitpatch.errors import VitPatchError
@@ -18,7 +18,7 @@ def to_input(image):
 
 
 def batches(images, batch_size=5):
-    return list(ImageDataModule(Decoded(images, to_input), batch_size).predict_dataloader())
+    return list(ImageDataModule(DecodedImages(images, to_input), batch_size).predict_dataloader())
 
 
 def test_parquet_rows_come_in_order_with_ids_labels_and_names(made):
@@ -517,7 +517,7 @@ def test_a_stream_gives_the_same_images(tmp_path):
         assert stream.label_names == whole.label_names
         for (a, _), (b, _) in zip(batches(stream, 2), batches(whole, 2), strict=True):
             assert torch.equal(a.images, b.images) and torch.equal(a.ids, b.ids)
-        in_stream, in_whole = (ImageDataModule(Decoded(images, to_input), 2) for images in (stream, whole))
+        in_stream, in_whole = (ImageDataModule(DecodedImages(images, to_input), 2) for images in (stream, whole))
         some = [int(stream.ids[i]) for i in (3, 0, 1)]  # also backwards
         assert torch.equal(in_stream.batch_of(some).images, in_whole.batch_of(some).images)
     digest = HubImages(**keys, streaming=True).open().digest

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vitpatch.data.files import ParquetImages
-from vitpatch.data.sources import in_rounds, is_sorted_by_class, select_rows
+from vitpatch.data.sources import is_sorted_by_class, order_in_rounds, select_rows
 
 
 def select(labels, **keys):
@@ -67,10 +67,10 @@ def test_a_limit_of_sorted_rows_takes_rounds_over_the_classes_and_says_so(caplog
 def test_fewer_are_among_more_and_come_in_no_special_order():
     taken = [set(select(SORTED, limit=limit, seed=2)) for limit in range(1, 201)]
     assert all(fewer < more for fewer, more in itertools.pairwise(taken))
-    first = [SORTED[in_rounds(SORTED, seed)[0]] for seed in range(40)]
+    first = [SORTED[order_in_rounds(SORTED, seed)[0]] for seed in range(40)]
     assert len(set(first)) > 5  # not always the class of lowest number
     uneven = np.repeat([0, 1, 2], [1, 3, 50])
-    assert np.bincount(uneven[in_rounds(uneven, 0)[:12]]).tolist() == [1, 3, 8]
+    assert np.bincount(uneven[order_in_rounds(uneven, 0)[:12]]).tolist() == [1, 3, 8]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitpatch.corruptions.base import as_corruption
-from vitpatch.data.datamodule import Decoded, ImageDataModule, mean_luminance
+from vitpatch.data.datamodule import DecodedImages, ImageDataModule, mean_luminance
 from vitpatch.data.partners import choose_partners
 from vitpatch.data.scenes import TexturedScenes
 from vitpatch.errors import VitPatchError
@@ -92,7 +92,7 @@ def scenes(seed: int) -> ImageBatch:
     light = mean_luminance(images, _to_input)
     kinds = [kind for kind in Partner if kind is not Partner.PAIR]
     positions = {kind: choose_partners(kind, images.labels, images.clusters, seed, light) for kind in kinds}
-    return ImageDataModule(Decoded(images, _to_input, partners=positions), len(ROWS)).batch_of(ROWS)
+    return ImageDataModule(DecodedImages(images, _to_input, partners=positions), len(ROWS)).batch_of(ROWS)
 
 
 def _to_input(image: Image.Image) -> Tensor:

@@ -7,8 +7,12 @@ and the image's id alone – ``normal_like`` and ``uniform`` are – so that a r
 order or the device.
 
 A class of your own needs no base class: anything that can be called with a batch and a seed is taken. It may declare
-the class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs_masks``, ``partner``. In this package
-most are a ``Blend``: a dataclass with one method, ``_other``.
+the class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs_masks``, ``partner``.
+
+A corruption of this package is a dataclass, most often a ``Blend`` with one method, ``_other`` (``pixels.Gray`` is the
+shortest). To add one: the class; its name in ``corruptions/__init__.py`` and in ``formatting.OWN_CORRUPTIONS``; a file
+in ``conf/corruption/``; a row of ``MAKERS`` in ``tests/helpers/corruption_makers.py``, by which the tests check what
+holds of every corruption; and a test of what is its own in ``tests/corruptions/``.
 """
 
 from __future__ import annotations
@@ -29,9 +33,9 @@ from vitpatch.formatting import as_option
 from vitpatch.types import ImageBatch, Partner
 
 LARGEST_PIXEL = 30.0
-"""Pixels of a user's class beyond this are on a scale to 255."""
+"""A user's class whose pixels are larger is taken to have returned them on the scale to 255."""
 Strength = Annotated[float, Interval(ge=0, le=1000)]
-"""Far more than does anything, and far less than overflows."""
+"""The limit only keeps numbers from overflowing."""
 Amount = Annotated[Share, "the share of the corrupted image"]
 USE_ALONE = "corruption.steps: {} is added inside the model, after all pixels; use it alone"
 
@@ -59,13 +63,13 @@ class Corruption:
         check_fields(self, "corruption")
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
-        """(batch, 3, height, width) → the same shape, of what the class does to pixels; here nothing."""
+        """(batch, 3, height, width) → the same shape: what the class does to pixels; here nothing."""
         return batch.images
 
     def pixels(self, batch: ImageBatch, seed: int) -> Tensor:
         """The corrupted images, (batch, 3, height, width), checked.
 
-        Raises ``VitPatchError`` where a user's own class raises, or returns something else than pixels.
+        Raises ``VitPatchError`` where a user's own class raises an error, or returns something other than pixels.
         """
         if self.partner is not None and batch.partners is not None:
             batch = replace(batch, others=batch.partners[self.partner])
@@ -93,7 +97,7 @@ class Corruption:
         return self
 
     def describe_statistics(self) -> dict[str, Any]:
-        """What it took from the statistics, as entries of the manifest."""
+        """What it uses of the statistics, as entries of the manifest."""
         return {}
 
     def masks_of(self, batch: ImageBatch) -> Tensor:
@@ -113,7 +117,7 @@ class Corruption:
         return as_option(self.class_name)
 
     def _wrong_pixels(self, pixels: Any, batch: ImageBatch) -> str:
-        """What is wrong with what a class returned; "" = nothing. Noise may leave [0, 1], but not by far."""
+        """What is wrong with what a class returned; "" = nothing. Pixels may leave [0, 1] a little, as noise does."""
         if not isinstance(pixels, Tensor) or pixels.shape != batch.images.shape:
             got = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             return f"{got}; expected {tuple(batch.images.shape)}"
@@ -184,9 +188,9 @@ class Chain(Blend):
     """One corruption after another, each on what the one before it made; a chain may stand in a chain.
 
     Masks and partners stay those of the data. The first step draws from the run's seed, as it would alone; every
-    later one from a seed of its own, so that two steps of a kind do not share their draws, whichever chain in the chain
-    they are in. ``amount`` mixes image and result: 0 the identity, 1 the chain. Noise on embeddings is no step: it is
-    added inside the model.
+    later one has a seed of its own, so that two steps of the same class do not share their draws, also in a chain in
+    the chain. ``amount`` mixes image and result: 0 the identity, 1 the chain. Noise on embeddings cannot be a step: it
+    is added inside the model.
     """
 
     steps: Sequence[Callable[[ImageBatch, int], Tensor]]
@@ -226,12 +230,12 @@ class Chain(Blend):
 
 
 def _length(step: Corruption) -> int:
-    """How many steps that are no chain there are in a step."""
+    """The number of steps in a step: 1, of a chain those of all its steps."""
     return step.length if isinstance(step, Chain) else 1
 
 
 def seed_of_step(seed: int, number: int) -> int:
-    """The seed that a step of a chain draws from; ``number``: how many steps are before it, those of chains too."""
+    """The seed that a step of a chain draws from; ``number``: steps before it, counting those of chains."""
     if number == 0:
         return seed
     return int(np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)[0] >> 1)  # 1: no id's own state
@@ -250,7 +254,10 @@ def uniform(batch: ImageBatch, seed: int, *shape: int) -> Tensor:
 
 
 def generators(ids: Tensor, seed: int, *more: int, spawn_key: tuple[int, ...] = ()) -> Iterator[torch.Generator]:
-    """One generator an image, on the CPU, a function of (seed, id, …more) alone; ``spawn_key`` sets draws apart."""
+    """A generator for each image, on the CPU, a function of (seed, id, …more) alone.
+
+    Another ``spawn_key`` gives other draws of the same seed and id.
+    """
     for example_id in ids.tolist():
         sequence = np.random.SeedSequence([seed, example_id, *more], spawn_key=spawn_key)
         yield torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))

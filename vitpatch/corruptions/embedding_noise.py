@@ -1,4 +1,4 @@
-"""Noise on patch embeddings, as causal tracing of language models has it on the subject's word embeddings.
+"""Noise on patch embeddings, as in causal tracing of language models, which adds it to the subject's embeddings.
 
 Meng et al. 2022, Locating and Editing Factual Associations in GPT (section 2.1, appendix B.1): ν = 3 standard
 deviations of embeddings. There the embeddings are those of the subject's tokens, here those of all image patches,
@@ -23,7 +23,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 
 SPAWN_KEY = (1,)
-"""Sets these draws apart from those of pixel noise with the same seed and id."""
+"""Makes these draws others than those of pixel noise with the same seed and id."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class EmbeddingNoise(Corruption):
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3, height, width) → the same: the pixels are left alone.
 
-        Raises ``VitPatchError`` where the spread is not known: then nobody adds the noise inside the model, as when
-        another corruption calls this one.
+        Raises ``VitPatchError`` where the spread is not known: then the noise is not added inside the model either,
+        for instance because another corruption calls this one.
         """
         if self.spread is None:
             raise VitPatchError(USE_ALONE.format(self.option_name))

@@ -1,8 +1,8 @@
-"""Corruptions by the object's mask: what is done to the object, and what to the rest.
+"""Corruptions of the object or of its background, by the object's mask.
 
-Masks are soft, (batch, 1, height, width) in [0, 1], 1 = object: a pixel that is half object is changed by half. What
-is taken away leaves a hole; ``fill`` is what stands there: ``mean`` the mean colour of the background, ``gray`` 0.5
-in all channels, ``white``, ``black``. Means are of the stored (gamma) values.
+Masks are soft, (batch, 1, height, width) in [0, 1], 1 = object: a pixel that is half object is changed by half.
+``fill`` is the colour that replaces what is taken away: ``mean`` the mean colour of the background, ``gray`` 0.5 in all
+channels, ``white``, ``black``. Means are of the stored (gamma) values.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Silhouette(Blend):
 
 @dataclass(eq=False)
 class _Removal(Blend):
-    """Puts ``fill`` where something is taken away."""
+    """Replaces a part of the image by ``fill``."""
 
     fill: Fill = "mean"
     amount: Amount = 1.0

@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 20
 """Seconds that a worker process goes on after SIGTERM, for the batch to be finished."""
-SHUFFLE_SEED = 0
-"""Training splits are often sorted by class; a stream, which is not to be read whole, is taken as it comes."""
-Positions = Mapping[Partner, NDArray[np.int64]]
-"""By kind of partner where each image's stands, −1 = it has none (``vitpatch.data.partners``)."""
+TRAINING_SHUFFLE_SEED = 0
+"""Training splits are often sorted by class. A stream is not shuffled, since that would read all of it."""
+PartnerPositions = Mapping[Partner, NDArray[np.int64]]
+"""By kind of partner the position of each image's partner, (images,), −1 = it has none."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class Item:
-    """An image as it is batched: (3, height, width), its mask (1, height, width) or ``None``; and its partners."""
+    """An image before it is put into a batch: (3, height, width), its mask (1, height, width) or ``None``, partners."""
 
     image: Tensor
     mask: Tensor | None
@@ -52,10 +52,11 @@ class Item:
     partners: Mapping[Partner, Item] | None = None
 
 
-class Decoded(Dataset):
-    """Rows as tensors at the model's input size; a row that cannot be read is a ``BadImage``.
+class DecodedImages(Dataset):
+    """Images as tensors at the model's input size, by position; one that cannot be read is a ``BadImage``.
 
-    So is one whose partner of a ``needed`` kind cannot be read: its corruption is made of that.
+    ``to_input`` makes an image such a tensor. An image whose partner of a ``needed`` kind cannot be read is a
+    ``BadImage`` too: its corruption is made from the partner.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Decoded(Dataset):
         images: LabelledImages,
         to_input: Any,
         masks: bool = True,
-        partners: Positions | None = None,
+        partners: PartnerPositions | None = None,
         needed: Collection[Partner] = (),
     ) -> None:
         self.images, self._to_input, self._masks = images, to_input, masks
@@ -101,25 +102,25 @@ class Decoded(Dataset):
 def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:
     """The mean BT.601 luma of each image at the model's input size, (images,); NaN of one that cannot be read."""
     means = np.full(len(images), np.nan)
-    for position, item in enumerate(map(Decoded(images, to_input, masks=False).__getitem__, range(len(images)))):
+    for position, item in enumerate(map(DecodedImages(images, to_input, masks=False).__getitem__, range(len(images)))):
         if not isinstance(item, BadImage):
             means[position] = float(item.image.mean((1, 2)) @ torch.tensor(BT601_LUMA))
     return means
 
 
 def _ignore_signals(worker: int) -> None:
-    """A terminal sends CTRL-C to worker processes too, a cluster SIGTERM: the run decides when they stop.
+    """In a worker process: CTRL-C and SIGTERM reach it too, but the run decides when its workers stop.
 
-    SIGTERM is also how Python ends those that are left at its exit, so it is put off only.
+    SIGTERM is also how Python ends workers that are left at its exit, so it is delayed, not ignored.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
 
 
 def start_method(workers: int) -> str | None:
-    """How a loader's worker processes are started; ``None`` = as Python does.
+    """How a loader's worker processes are started; ``None`` = Python's default.
 
-    In processes of a launcher that is by loky, which starts none for a loader of torch.
+    In processes that Hydra's launcher starts, the default is loky, which cannot start workers of a torch loader.
     """
     return "fork" if workers and multiprocessing.get_start_method() == "loky" else None
 
@@ -138,8 +139,8 @@ def _batch(items: Sequence[Item]) -> ImageBatch:
     return ImageBatch(torch.stack([item.image for item in items]), ids, labels, masks, partners=partners or None)
 
 
-def load_batches(decoded: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """A loader of (ImageBatch | None, [BadImage]), in order, decoded in so many worker processes."""
+def batch_loader(decoded: Dataset, batch_size: int, workers: int) -> DataLoader:
+    """A loader of (ImageBatch | None, [BadImage]) in order, with this number of worker processes."""
     return DataLoader(
         decoded,
         batch_size=batch_size,
@@ -156,21 +157,21 @@ class ImageDataModule(lightning.LightningDataModule):
     ``numbers``: which of the ``batches`` are read, ascending; all, unless some are done.
     """
 
-    def __init__(self, decoded: Decoded, batch_size: int) -> None:
+    def __init__(self, decoded: DecodedImages, batch_size: int) -> None:
         super().__init__()
         self.decoded, self.images, self.batch_size = decoded, decoded.images, batch_size
         self.batches = math.ceil(len(decoded) / batch_size)
         self.numbers: Sequence[int] = range(self.batches)
 
     def positions_of(self, numbers: Iterable[int]) -> list[int]:
-        """Where the images of these batches stand."""
+        """The positions of the images of these batches."""
         size, last = self.batch_size, len(self.images)
         return [at for number in numbers for at in range(number * size, min((number + 1) * size, last))]
 
     def predict_dataloader(self) -> DataLoader:
         """(ImageBatch | None, [BadImage]) batches; only the last of all may be short, so they stay what they are."""
         positions = self.positions_of(self.numbers)
-        return load_batches(Subset(self.decoded, positions), self.batch_size, self.images.num_workers)
+        return batch_loader(Subset(self.decoded, positions), self.batch_size, self.images.num_workers)
 
     def transfer_batch_to_device(self, batch: tuple, device: torch.device, dataloader_idx: int) -> tuple:
         """Moves the images, leaves the errors."""
@@ -178,18 +179,18 @@ class ImageDataModule(lightning.LightningDataModule):
         return (None if images is None else images.to(device)), bad
 
     def batch_of(self, ids: Sequence[int]) -> ImageBatch:
-        """The given images as one batch, for pictures."""
+        """The images with these ids as one batch, for figures."""
         batch, _ = collate([self.decoded[position] for position in self.images.positions(ids)])
         assert batch is not None and len(batch) == len(ids), f"rows {list(ids)} were readable before"
         return batch
 
 
 def training_images(source: ImageSource, split: str | None, limit: int | None) -> LabelledImages:
-    """``limit`` images of the training split of the run's data, of the same classes, labels as the data have them.
+    """``limit`` images of the training split of the run's data, of the same classes; labels are those of the data.
 
     Raises ``VitPatchError`` where the data have no such split.
     """
-    seed = AUTO if source.streaming else SHUFFLE_SEED
+    seed = AUTO if source.streaming else TRAINING_SHUFFLE_SEED
     try:
         images = replace(source, split=split, limit=limit, per_class=None, shuffle_seed=seed).open(keys="train_")
     except VitPatchError as error:
@@ -199,13 +200,13 @@ def training_images(source: ImageSource, split: str | None, limit: int | None) -
     return images
 
 
-def training_batches(decoded: Decoded, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
+def training_batches(decoded: DecodedImages, size: int) -> Iterator[tuple[ImageBatch | None, list[BadImage]]]:
     """Batches of training images; what cannot be read is left out, or ends the run, as ``on_error`` says.
 
     Raises ``VitPatchError`` where none can be read.
     """
     images, readable = decoded.images, 0
-    for batch, bad in load_batches(decoded, size, images.num_workers):
+    for batch, bad in batch_loader(decoded, size, images.num_workers):
         if bad and images.on_error == "raise":
             raise VitPatchError(f"training images: {bad[0].reason}")
         readable += 0 if batch is None else len(batch)

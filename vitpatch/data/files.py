@@ -149,9 +149,9 @@ class HubImages(ImageSource):
 
 
 def _check_all_are_of_a_split(folder: Path, of_splits: Mapping[str, Sequence[str]]) -> None:
-    """Logs images below a folder that are in none of its splits, which are files by split.
+    """Logs images below a folder that are in none of the splits that ``datasets`` finds there (files by split).
 
-    Words in files' names make splits, of which the other files of their folders are no part: raises ``VitPatchError``.
+    Raises ``VitPatchError`` where it took words in files' names for splits: such images lie beside others of a split.
     """
     listed = {Path(file) for files in of_splits.values() for file in files}
     absolute = folder.absolute()
@@ -169,7 +169,7 @@ def _check_all_are_of_a_split(folder: Path, of_splits: Mapping[str, Sequence[str
 
 
 def _check_same_classes(files: Sequence[Path]) -> None:
-    """Raises ``VitPatchError`` where parquet files number classes differently: all would be read as the first is."""
+    """Raises ``VitPatchError`` where parquet files number classes differently: all would be read like the first."""
     classes = [{name: kind.names for name, kind in _features(f).items() if hasattr(kind, "names")} for f in files]
     for file, of_file in zip(files, classes, strict=True):
         if of_file != classes[0]:

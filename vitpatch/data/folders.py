@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitpatch.data.files import files_below, images_below, images_in, is_visible
-from vitpatch.data.labels import fold, number_names
+from vitpatch.data.labels import fold_name, number_names
 from vitpatch.data.sources import AUTO, ImageSource
 from vitpatch.errors import ArgumentError, VitPatchError
 
@@ -97,7 +97,7 @@ class FolderImages(ImageSource):
         return rows if column is None or column in rows.features or has_labels else self._by_folders(listing, folder)
 
     def _by_folders(self, listing: Listing, folder: Path) -> datasets.Dataset:
-        """The rows, labelled by the folder, of those in ``folder``, that each image is in."""
+        """The rows, each labelled by the class folder in ``folder`` that its image is in."""
         from datasets import ClassLabel
 
         files = listing.images
@@ -118,7 +118,7 @@ class FolderImages(ImageSource):
 
 @dataclass(frozen=True)
 class Listing:
-    """A row an image file. ``image_columns`` hold files; ``names`` are the metadata files, "" where there are none."""
+    """Rows with one image file each. ``image_columns`` hold files; ``names`` are the metadata files, "" without any."""
 
     rows: datasets.Dataset
     image_columns: Sequence[str] = (IMAGE,)
@@ -152,10 +152,10 @@ def _as_images(table: pyarrow.Table, columns: Sequence[str]) -> datasets.Dataset
 
 
 def read_metadata(folder: Path, top: Path) -> Listing | None:
-    """What metadata files say of the images below ``folder``; ``None`` where there are none, or they say nothing.
+    """The rows of metadata files for images below ``folder``; ``None`` where there is no such row.
 
-    They lie at any depth below it, or above it up to ``top``; files that are called metadata in a form that is not read
-    are logged. Raises ``VitPatchError`` for what cannot be read.
+    The files lie at any depth below it, or above it up to ``top``. Those of another format (metadata.tsv) are logged.
+    Raises ``VitPatchError`` for what cannot be read.
     """
     from datasets import concatenate_datasets
 
@@ -210,7 +210,7 @@ def _read_metadata_file(file: Path, folder: Path, top: Path) -> Listing:
 
 
 def _path_in(folder: Path, name: str | None, where: str) -> str | None:
-    """The path of a name, which must lie below the metadata file's folder, as ``datasets`` wants it."""
+    """The path of a file name. Raises ``VitPatchError`` where it leaves the metadata file's ``folder``."""
     if not name:
         return None
     path = Path(os.path.normpath(name.replace("\\", "/")))
@@ -220,7 +220,7 @@ def _path_in(folder: Path, name: str | None, where: str) -> str | None:
 
 
 def _check_files(listing: Listing, folder: Path, missing: bool, twice: bool) -> None:
-    """Compares the files that metadata list with those that lie below ``folder``; what is not listed is logged.
+    """Compares the files that metadata list with those that lie below ``folder``; images in no row are logged.
 
     Raises ``VitPatchError`` for files that are not there (``missing``), and for images that have two rows (``twice``).
     """
@@ -228,19 +228,19 @@ def _check_files(listing: Listing, folder: Path, missing: bool, twice: bool) -> 
     gone = sorted(file for file in listed if not file.exists())
     if missing and gone:
         raise VitPatchError(
-            f"{listing.names} lists {len(gone)} files that are not there: {_some(gone, folder)}; "
+            f"{listing.names} lists {len(gone)} files that are not there: {_list_files(gone, folder)}; "
             "data.on_error=skip leaves them out"
         )
     again = [file for file, number in Counter(listing.images).items() if number > 1]
     if twice and again:
         raise VitPatchError(
-            f"{listing.names} lists {len(again)} images more than once: {_some(again, folder)}; leave one row of "
+            f"{listing.names} lists {len(again)} images more than once: {_list_files(again, folder)}; leave one row of "
             "each, or name a column with data.cluster_column whose value such rows share"
         )
     if rest := [file for file in images_below(folder) if file not in listed]:
         log.warning(
             "data.path %s: %d images are in no row of %s and are left out: %s",
-            folder, len(rest), listing.names, _some(rest, folder),
+            folder, len(rest), listing.names, _list_files(rest, folder),
         )  # fmt: skip
 
 
@@ -255,9 +255,9 @@ def _with_folders_names(listing: Listing, folder: Path, where: str) -> datasets.
     names = getattr(kind, "names", None)
     texts = [None if v is None else names[v] if names and 0 <= v < len(names) else str(v) for v in labels]
     files = [file.relative_to(folder) for file in listing.images]
-    called = {fold(text) for text in texts if text is not None}
+    called = {fold_name(text) for text in texts if text is not None}
     for file, text in zip(files, texts, strict=True):
-        if text is not None and len(file.parts) > 1 and fold(file.parts[0]) in called - {fold(text)}:
+        if text is not None and len(file.parts) > 1 and fold_name(file.parts[0]) in called - {fold_name(text)}:
             raise VitPatchError(
                 f"{where} calls {file} {text!r}, its folder {file.parts[0]!r}; mend one of them, or say "
                 "data.label_column=label for what the file says"
@@ -274,6 +274,6 @@ def _folders_in(folder: Path) -> list[Path]:
     return sorted(inside for inside in folder.iterdir() if inside.is_dir() and is_visible(inside))
 
 
-def _some(files: list[Path], folder: Path) -> str:
+def _list_files(files: list[Path], folder: Path) -> str:
     names = [str(file.relative_to(folder)) if folder in file.parents else str(file) for file in files[:3]]
     return ", ".join(names) + (", …" if len(files) > 3 else "")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MANY = 5000
-"""Images whose reading takes long enough to say so."""
+MANY_IMAGES = 5000
+"""From so many images on, a log line says that reading them takes a while."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ColumnNames:
 
 
 class StreamedRows:
-    """Some rows of a stream by position; going forward continues, going back starts again."""
+    """Some rows of a stream by position. Going forward reads on; going back reads from the start again."""
 
     def __init__(self, stream: datasets.IterableDataset, ids: NDArray[np.int64]) -> None:
         self._stream, self._ids = stream, ids
@@ -130,7 +130,7 @@ class LabelledImages:
         return new
 
     def positions(self, ids: Sequence[int]) -> NDArray[np.intp]:
-        """Where these ids stand."""
+        """The positions of images by their ids."""
         return np.searchsorted(self.ids, ids)
 
     def image(self, position: int, of_pair: bool = False) -> Image.Image:
@@ -146,7 +146,7 @@ class LabelledImages:
         return self._decode(position, column).convert("L").convert("RGB") if column else None
 
     def name(self, example_id: int) -> str:
-        """What a person calls an image: its ``name`` column, its file, or its row."""
+        """A name to show for an image: its ``name`` column, its file, or its row."""
         row = self._row(int(self.positions([example_id])[0]))
         if self.columns.name is not None:
             return str(row[self.columns.name])
@@ -179,7 +179,7 @@ class LabelledImages:
             pair = f" {self.columns.pair}" if self.columns.pair else ""
             total.update(f"{self.fingerprint} {self.columns.image} {self.columns.mask}{pair}".encode())
             return total.hexdigest()[:16]
-        if len(self) > MANY:
+        if len(self) > MANY_IMAGES:
             log.info("reading %d images of %s once, to identify them", len(self), self.where)
         for row in self.rows:
             for column in self.columns.of_images:

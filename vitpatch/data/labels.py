@@ -82,7 +82,7 @@ def normalize_name(name: str) -> str:
 
 
 def cluster_values(values: Sequence[Any]) -> list[Hashable | None]:
-    """A value for each image that is equal for images of one cluster; ``None`` where it has none.
+    """The value of each image, equal for images of one cluster; ``None`` where it has none.
 
     No value: null, NaN, infinity, no date, −1 (of a ClassLabel, and what clustering calls noise), text that is empty or
     one of ``NO_VALUE``.
@@ -109,10 +109,10 @@ def match_labels(
 
     Names that are numbers (also ``LABEL_7``) say which class is meant; where one side has no names, numbers hold. Names
     are compared as they are, then without case, spaces, underscores and hyphens; an ImageNet synset (n01440764) is its
-    words; of several words with commas, one that no other class has will do. ``label_map`` says it for some labels, by
-    name or number: {label: class}, ``None`` = its images are left out. ``doubt`` is why the model's names, then
-    ``None``, are not known. Raises ``VitPatchError`` for what has no class, of the labels that are ``used`` (default:
-    all).
+    words; of several words with commas, one that no other class has is enough. ``label_map`` gives the class of some
+    labels, by name or number: {label: class}, ``None`` = its images are left out. ``doubt`` is the reason why the
+    model's names are not known; they are ``None`` then. Raises ``VitPatchError`` for a label without a class, of the
+    labels that are ``used`` (default: all).
     """
     label_map = label_map or {}
     if data_names is None and not label_map and not are_numbers(model_names):
@@ -135,12 +135,12 @@ def match_labels(
 
 
 def matched_by_place(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
-    """Whether labels with names meet a model without: only their place among the data's labels says which they are."""
+    """Whether labels have names and the model's classes have none, so that labels are matched by their order alone."""
     return data_names is not None and not are_numbers(data_names) and not _have_words(data_names, model_names)
 
 
 def place_note(names: Sequence[str]) -> str:
-    """What a reader must know where labels are the classes by their place."""
+    """The note for a reader where labels are matched to classes by their order."""
     order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
     first = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:MOST_NAMES]))
     return (
@@ -150,25 +150,25 @@ def place_note(names: Sequence[str]) -> str:
 
 
 def are_numbers(names: Sequence[str] | None) -> bool:
-    """Whether names are whole numbers, and so say which class is meant by its number."""
+    """Whether all names are whole numbers (7, LABEL_7), which are then the numbers of classes."""
     return names is not None and all(_number(name) is not None for name in names)
 
 
 def _have_words(data_names: Sequence[str] | None, model_names: Sequence[str] | None) -> bool:
-    """Whether names can be compared: both sides have some that are words."""
+    """Whether names can be compared: both the data and the model have some that are words."""
     if data_names is None or model_names is None or are_numbers(data_names):
         return False
     return not are_numbers(model_names) or any(_number(name) is not None for name in data_names)
 
 
 def _number(name: str) -> int | None:
-    """The number that a name is, as 7 and LABEL_7 are."""
+    """The number in a name such as 7 or LABEL_7; ``None`` of other names."""
     match = re.fullmatch(r"(?:LABEL_)?(\d+)", name, re.IGNORECASE)
     return int(match[1]) if match else None
 
 
 def _by_number(labels: Sequence[str], model_names: Sequence[str] | None, classes: int) -> list[int | None]:
-    """The class of the number that a label is called, or else has."""
+    """The class whose number is the label's name where labels are called by numbers, else the label's own number."""
     numbers = map(_number, model_names) if are_numbers(model_names) else range(classes)
     index_of = _unique((number, index) for index, number in enumerate(numbers))
     return [index_of.get(number) for number in (map(_number, labels) if are_numbers(labels) else range(len(labels)))]
@@ -180,15 +180,17 @@ def _classes_by_map(
     """The classes that ``data.label_map`` gives to labels, by number; ``LEFT_OUT`` where it leaves them out."""
     mapped: dict[int, int] = {}
     for key, value in label_map.items():
-        at = _index("data.label_map", key, labels, len(labels), "the data's labels")
+        at = _require_label("data.label_map", key, labels, len(labels), "the data's labels")
         if at in mapped:
             raise VitPatchError(f"data.label_map: {key!r} is the label {labels[at]!r}, which it names twice")
-        mapped[at] = LEFT_OUT if value is None else _index("data.label_map", value, model_names, classes, "the classes")
+        mapped[at] = (
+            LEFT_OUT if value is None else _require_label("data.label_map", value, model_names, classes, "the classes")
+        )
     return mapped
 
 
 def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mapping[int, int], doubt: str | None) -> None:
-    """Raises ``VitPatchError`` where the ``rest`` of the labels cannot be told by their place alone."""
+    """Raises ``VitPatchError`` where the order of the ``rest`` of the labels is not enough to tell their classes."""
     remedy = "data.label_map={label: number} says which is which"
     some = _list_names(rest)
     if doubt is not None:
@@ -212,7 +214,7 @@ def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Se
     some = _list_names(missing)
     near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
     like = f" (nearest to the first: {near[0]!r})" if near else ""
-    if sum(fold(missing[0]) in _folded_parts(name) for name in model_names) > 1:
+    if sum(fold_name(missing[0]) in _folded_parts(name) for name in model_names) > 1:
         like = " (several classes have the first one's name)"
     return (
         f"{len(missing)} of the data's {len(data_names)} labels are none of the model's {len(model_names)} classes: "
@@ -232,9 +234,9 @@ def _check_once(matched: Mapping[int, int], data_names: Sequence[str], model_nam
         )
 
 
-def _index(key: str, value: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
-    """A label by its name, which may be a number, or else by its number."""
-    if (index := _find(value, names, number)) is not None:
+def _require_label(key: str, value: Any, names: Sequence[str] | None, number: int, whose: str) -> int:
+    """The number of a label or class that is given by its name or number. Raises ``VitPatchError`` where it is none."""
+    if (index := _find_label(value, names, number)) is not None:
         return index
     near = difflib.get_close_matches(str(value), list(map(str, names or ())), n=3, cutoff=0.4)
     numbers = f"numbers from 0 to {number - 1}"
@@ -242,8 +244,8 @@ def _index(key: str, value: Any, names: Sequence[str] | None, number: int, whose
     raise VitPatchError(f"{key} {value!r}: none of {whose}; {hint}")
 
 
-def _find(value: Any, names: Sequence[str] | None, number: int) -> int | None:
-    for form in (str, fold):
+def _find_label(value: Any, names: Sequence[str] | None, number: int) -> int | None:
+    for form in (str, fold_name):
         forms = [form(name) for name in names or ()]
         if type(value) in (int, str) and forms.count(form(str(value))) == 1:
             return forms.index(form(str(value)))
@@ -251,14 +253,14 @@ def _find(value: Any, names: Sequence[str] | None, number: int) -> int | None:
 
 
 def mapped_labels(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[Any, int]:
-    """Which of these labels the keys of a ``data.label_map`` are, of those that are some."""
-    indices = {key: _find(key, names, len(names)) for key in label_map}
+    """The label's number by key of a ``data.label_map``; keys that are none of these labels are left out."""
+    indices = {key: _find_label(key, names, len(names)) for key in label_map}
     return {key: index for key, index in indices.items() if index is not None}
 
 
 def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
-    """The classes that ``data.label_map`` makes of labels: by first appearance, numbers in their order."""
-    keys = {_index("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
+    """The names of the classes that ``data.label_map`` makes of labels, by first appearance; numbers in their order."""
+    keys = {_require_label("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
     made: list[str] = []
     for at, name in enumerate(names):
         value = label_map[keys[at]] if at in keys else name
@@ -266,7 +268,7 @@ def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> li
             continue
         if type(value) not in (int, str):
             raise VitPatchError(f"data.label_map {value!r}: expected the name or number of a class, or null")
-        known = _find(str(value), names, 0)
+        known = _find_label(str(value), names, 0)
         made.append(str(value) if known is None else names[known])  # a label's own spelling
     made = list(dict.fromkeys(made))
     return sorted(made, key=_number) if label_map and are_numbers(made) else made
@@ -275,23 +277,23 @@ def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> li
 def label_numbers(value: str | int | Sequence[str | int], names: Sequence[str] | None, number: int) -> list[int]:
     """The numbers of the labels that ``data.classes`` names, by name or number."""
     classes = [value] if isinstance(value, str | int) else value
-    return [_index("data.classes", one, names, number, "the data's labels") for one in classes]
+    return [_require_label("data.classes", one, names, number, "the data's labels") for one in classes]
 
 
 def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> list[int | None]:
     """The class of each label's name: as written, whole, or by one of its words, each only where that is one class."""
     as_written = _unique((name, index) for index, name in enumerate(model_names))
-    whole = _unique((fold(_words(name)), index) for index, name in enumerate(model_names))
+    whole = _unique((fold_name(_words(name)), index) for index, name in enumerate(model_names))
     parts = _unique((part, index) for index, name in enumerate(model_names) for part in _folded_parts(name))
     own_parts = {part for name in data_names for part in _folded_parts(name)}
     times_written, synsets = Counter(data_names), list(_synsets())
     matched: list[int | None] = []
     for at, name in enumerate(data_names):
-        folded = fold(_words(name))
+        folded = fold_name(_words(name))
         same_place = model_names[at] if len(data_names) == len(model_names) else None
         if name in as_written and times_written[name] == 1:  # before Cat and cat are one
             index = as_written[name]
-        elif same_place is not None and folded == fold(_words(same_place)):  # also where two classes have one name
+        elif same_place is not None and folded == fold_name(_words(same_place)):  # also where two classes have one name
             index = at
         elif folded in whole:
             index = whole[folded]
@@ -313,7 +315,7 @@ def _share_a_word(name: str, other: str, own_parts: Collection[str]) -> bool:
     A number after a word that another label has without it (the hub's ImageNet has a crane and a crane2) only tells
     equal names apart.
     """
-    words = _folded_parts(name) | {fold(re.sub(r"\d+$", "", part)) for part in _parts(name)} & {*own_parts}
+    words = _folded_parts(name) | {fold_name(re.sub(r"\d+$", "", part)) for part in _parts(name)} & {*own_parts}
     return bool(words & _folded_parts(other) - {""})
 
 
@@ -324,14 +326,14 @@ def _unique(pairs: Iterable[tuple[Any, int]]) -> dict[Any, int]:
     return {key: value for key, value in pairs if times[key] == 1}
 
 
-def fold(name: str) -> str:
+def fold_name(name: str) -> str:
     """A name without case, spaces, underscores and hyphens (but a minus), its accents written in one way."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\s_]+|(?<!^)-|^-(?!\d)", "", folded) or folded
 
 
 def readable_name(name: str) -> str:
-    """A label as one says it: a synset's words, the first of several names, spaces for underscores."""
+    """A label as it is said aloud: a synset's words, the first of several names, spaces for underscores."""
     return _parts(name)[0].replace("_", " ").strip()
 
 
@@ -345,7 +347,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _folded_parts(name: str) -> set[str]:
-    return set(map(fold, _parts(name)))
+    return set(map(fold_name, _parts(name)))
 
 
 @cache

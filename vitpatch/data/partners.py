@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from vitpatch.types import Partner
 
 NO_PARTNER = -1
-"""The partner of an image that has none: no other cluster has an image of the kind."""
+"""The position of the partner of an image that has none: no other cluster has an image of the kind."""
 ROWS_AT_ONCE = 512
-"""Bounds what is compared at once, rows × images."""
+"""Rows compared with all images at once: bounds the memory."""
 
 Numbers = NDArray[np.integer]
 
@@ -41,7 +41,7 @@ def choose_partners(
 def _deranged(
     rows: Numbers, labels: Numbers, clusters: Numbers, same: bool, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """A partner among ``rows`` for each of them: a permutation, mended by swaps where two do not fit."""
+    """A partner among ``rows`` for each of them: a permutation, repaired by swaps where two do not fit."""
     partner = rng.permutation(rows)
 
     def fits(a: Numbers, b: Numbers) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Drawings on white, laid on textured backgrounds when they are read, so that background and outline mean something."""
+"""Drawings on white, put on textured backgrounds when they are read: images with a background and an outline."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Field = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TexturedScenes(ParquetImages):
-    """Drawings on white with their alpha as ``mask_column``, each on a texture that its row and split alone decide.
+    """Drawings on white with their alpha as ``mask_column``, each on a texture that depends on row and split alone.
 
     Four kinds of texture – cloud (1/f noise), stripes, checks, gradient with grain – between two random colours; kind,
-    colours and grain know nothing of the label. Drawn with numpy, stored as uncompressed pixels: the data's digest is
-    of the scenes' pixels.
+    colours and grain do not depend on the label. Scenes are stored as uncompressed pixels, which the data's digest is
+    of.
     """
 
     def rows(self) -> datasets.Dataset:
@@ -64,12 +64,12 @@ class TexturedScenes(ParquetImages):
 
 
 def on_background(on_white: Field, alpha: Field, ground: Field) -> NDArray[np.uint8]:
-    """What was drawn on white by ``alpha`` (height, width, 1) in [0, 1], on another ground; pixels from 0 to 255."""
+    """A drawing on white with ``alpha`` (height, width, 1) in [0, 1] on another ground; pixels from 0 to 255."""
     return (on_white + (1 - alpha) * (ground - 255)).round().clip(0, 255).astype(np.uint8)
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> Field:
-    """(height, width, 3) in [0, 1]: one of the kinds between two colours that are not alike."""
+    """(height, width, 3) in [0, 1]: a texture of a random kind between two colours that differ."""
     field = TEXTURES[rng.integers(len(TEXTURES))](rng, height, width)
     first, *others = rng.random((4, 3))
     second = max(others, key=lambda colour: np.abs(colour - first).sum())

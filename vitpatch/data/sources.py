@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-"""A key that the data answer: which column it is, or whether rows are sorted by class."""
+"""A key whose value is found in the data: a column, or whether to shuffle rows."""
 Numbers = NDArray[np.int64]
 Classes = Annotated[
     str | int | tuple[str | int, ...] | None, Expected("names or numbers of labels, such as [cat,dog], or null for all")
@@ -161,7 +161,7 @@ def _read(source: ImageSource) -> tuple[Any, ColumnNames, dict[str, list[Any]], 
 
 
 def _clusters(values: Sequence[Any], ids: Numbers, columns: ColumnNames) -> list[Hashable | None]:
-    """What tells the clusters of the images that are taken apart; logs what is unusual in them."""
+    """The values by which the images that are taken are clustered; logs what is unusual in them."""
     by_row = cluster_values(values)
     clusters = [by_row[row] for row in ids]
     where, single = f"data.cluster_column {columns.cluster!r}", clusters.count(None)
@@ -188,10 +188,10 @@ def resolve_columns(source: ImageSource, features: Mapping[str, Any]) -> ColumnN
     rest = [name for name in features if name not in (named["mask"], named["cluster"], named["pair"])]
     if named["image"] == AUTO:
         of_images = [name for name in rest if isinstance(features[name], datasets.Image)]
-        named["image"] = _the_one(of_images, rest, "image")
+        named["image"] = _choose_column(of_images, rest, "image")
     if named["label"] == AUTO:
         classes = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
-        named["label"] = _the_one([name for name in classes if name in rest] or classes, rest, "label")
+        named["label"] = _choose_column([name for name in classes if name in rest] or classes, rest, "label")
     columns = ColumnNames(**named, name="name" if "name" in features else None)
     for column in columns.of_images:
         kind = features[column]
@@ -213,8 +213,8 @@ def resolve_columns(source: ImageSource, features: Mapping[str, Any]) -> ColumnN
     return columns
 
 
-def _the_one(candidates: list[str], names: list[str], usual: str) -> str:
-    """The one column of a kind, or of several, or none, the one with the usual name."""
+def _choose_column(candidates: list[str], names: list[str], usual: str) -> str:
+    """The column that ``auto`` stands for: the only candidate, or else the one with the usual name."""
     if len(candidates) == 1:
         return candidates[0]
     if usual in (candidates or names):
@@ -226,7 +226,7 @@ def _the_one(candidates: list[str], names: list[str], usual: str) -> str:
 
 
 def is_sorted_by_class(labels: Numbers) -> bool:
-    """Whether rows of one class lie together, whatever the order of the classes, in one block each or in several.
+    """Whether rows of one class stand together, in one block a class or in several, in any order of the classes.
 
     Two neighbours are of different classes at most half as often as they would be in random order, in which that is
     expected (n² − Σ nₖ²) / n times, of n rows, nₖ of them of class k.
@@ -238,20 +238,20 @@ def is_sorted_by_class(labels: Numbers) -> bool:
     return changes == len(counts) - 1 or 2 * changes * n <= n**2 - int((counts.astype(np.int64) ** 2).sum())
 
 
-def in_rounds(labels: Numbers, seed: int) -> Numbers:
+def order_in_rounds(labels: Numbers, seed: int) -> Numbers:
     """Positions in rounds over the classes: one of each class, then the next of each, … (images,) int64.
 
-    The order of the classes, and of the images of a class, is random by the seed, and knows nothing of how many are
+    The order of the classes, and of the images of a class, is random by the seed and does not depend on how many are
     taken: the first 16 are among the first 32.
     """
     rng = np.random.default_rng([seed, 3])  # 3: apart from other draws of the seed
     order = rng.permutation(len(labels))
     classes, which = np.unique(labels, return_inverse=True)
     place = rng.permutation(len(classes))[which]
-    return order[np.lexsort((place[order], number_in_class(labels[order])))]
+    return order[np.lexsort((place[order], rank_in_class(labels[order])))]
 
 
-def number_in_class(labels: Numbers) -> Numbers:
+def rank_in_class(labels: Numbers) -> Numbers:
     """How many of its class stand before each, (images,) int64."""
     return pd.Series(labels).groupby(labels).cumcount().to_numpy()
 
@@ -259,8 +259,8 @@ def number_in_class(labels: Numbers) -> Numbers:
 def select_rows(source: ImageSource, labels: Numbers, names: Sequence[str] | None) -> Numbers:
     """The rows that a source's keys take, ascending, (rows,) int64; ``names`` by label.
 
-    In the order that ``ImageSource`` says. In rounds over the classes, and in whether rows are sorted by them, classes
-    are what ``label_map`` makes of labels; what it says of labels that are not here is not looked at.
+    The keys act in the order that ``ImageSource`` describes. Whether rows are sorted by class, and rounds over the
+    classes, go by the classes that ``label_map`` makes of labels; its entries for labels of other splits are ignored.
     """
     number = len(names) if names is not None else int(labels.max(initial=0)) + 1
     class_names = list(names or map(str, range(max(number, 1))))
@@ -274,7 +274,7 @@ def select_rows(source: ImageSource, labels: Numbers, names: Sequence[str] | Non
     if source.classes is not None:
         rows = rows[np.isin(labels[rows], label_numbers(source.classes, names, number))]
     if source.per_class is not None:
-        rows = rows[number_in_class(labels[rows]) < source.per_class]
+        rows = rows[rank_in_class(labels[rows]) < source.per_class]
     if source.limit is None:
         return np.sort(rows)
     rows = rows[~np.isin(labels[rows], left_out)]
@@ -296,5 +296,5 @@ def select_rows(source: ImageSource, labels: Numbers, names: Sequence[str] | Non
             "(data.shuffle_seed=null: the first)",
             where, len(first), len(rows), source.seed,
         )  # fmt: skip
-        first = rows[in_rounds(of_rows, source.seed)][: source.limit]
+        first = rows[order_in_rounds(of_rows, source.seed)][: source.limit]
     return np.sort(first)

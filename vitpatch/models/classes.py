@@ -12,7 +12,7 @@ from torch import nn
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.labels import (
     are_numbers,
-    fold,
+    fold_name,
     mapped_class_names,
     mapped_labels,
     match_labels,
@@ -208,7 +208,7 @@ def class_names(config: Any) -> tuple[tuple[str, ...] | None, str | None]:
         name, others = by_id.get(index, [None])[0], by_name.get(index, [])
         if name is None or (_is_generic(name) and others and not _is_generic(others[0])):
             name = ", ".join(others) or f"LABEL_{index}"
-        elif others and _is_generic(name) == _is_generic(others[0]) and fold(name) not in map(fold, others):
+        elif others and _is_generic(name) == _is_generic(others[0]) and fold_name(name) not in map(fold_name, others):
             return None, f"id2label calls class {index} {name!r}, label2id {others[0]!r}"
         names.append(name)
     for key, names_by_index in (("id2label", by_id), ("label2id", by_name)):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitpatch.checks import Expected
-from vitpatch.data.labels import MOST_NAMES, are_numbers, fold, readable_name
+from vitpatch.data.labels import MOST_NAMES, are_numbers, fold_name, readable_name
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import digest
 from vitpatch.models.checkpoint import DTYPES, IMAGE_TEXT_TYPES, Checkpoint
@@ -136,7 +136,7 @@ class ZeroShotCheckpoint(Checkpoint):
             texts = [template.replace("{}", words) for template in self._templates]
             tokens = tokenizer(texts, return_tensors="pt", **options)
             other = name_of_tokens.setdefault(tuple(tokens["input_ids"].flatten().tolist()), name)
-            if fold(readable_name(other)) != fold(words):  # ImageNet has a Cardigan, the dog, and a cardigan
+            if fold_name(readable_name(other)) != fold_name(words):  # ImageNet has a Cardigan, the dog, and a cardigan
                 raise VitPatchError(
                     f"model {self.path}: its tokenizer reads the labels {other!r} and {name!r} as the same text; are "
                     "its files (tokenizer.json, or vocab.json and merges.txt) there?"

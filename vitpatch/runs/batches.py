@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vitpatch.data.datamodule import Decoded, training_batches
+from vitpatch.data.datamodule import DecodedImages, training_batches
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
@@ -72,7 +72,7 @@ class BatchPatcher:
         return mean_values(self.model, site, self._training_pixels())
 
     def _training_pixels(self) -> Iterator[Tensor]:
-        decoded = Decoded(self.setup.training, self.model.preprocessing.to_input, masks=False)
+        decoded = DecodedImages(self.setup.training, self.model.preprocessing.to_input, masks=False)
         for batch, _ in training_batches(decoded, self._batch):
             for part in parts(batch, self.limits) if batch is not None else ():
                 yield self.model.normalize(part.images.to(self.model.device))

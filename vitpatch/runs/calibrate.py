@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vitpatch.corruptions import Corruption, Moments
 from vitpatch.corruptions.embedding_noise import measure_moments
-from vitpatch.data.datamodule import Decoded, Positions, training_batches
+from vitpatch.data.datamodule import DecodedImages, PartnerPositions, training_batches
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.formatting import counted, digest
 from vitpatch.io import write_json
@@ -211,7 +211,7 @@ class TrainingRuns:
         return model(model.normalize(images), noise).cpu().double().softmax(-1)
 
     @cached_property
-    def _partners(self) -> Positions:
+    def _partners(self) -> PartnerPositions:
         """Where the training images' partners are, of the kinds that the corruptions ask for."""
         setup, positions = self.setup, {}
         for one in setup.adjustables:
@@ -225,7 +225,7 @@ class TrainingRuns:
         """The images on the model's device; what cannot be read is left out or ends the run, as ``on_error`` says."""
         images, model = self.setup.training, self.setup.model
         kinds = self._partners
-        decoded = Decoded(images, model.preprocessing.to_input, partners=kinds, needed=tuple(kinds))
+        decoded = DecodedImages(images, model.preprocessing.to_input, partners=kinds, needed=tuple(kinds))
         often = 0.2 if sys.stderr.isatty() else 10.0
         with tqdm(total=len(images), desc=what, unit=" images", mininterval=often, delay=often, leave=False) as bar:
             for batch, bad in training_batches(decoded, self.batch_size):

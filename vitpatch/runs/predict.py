@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vitpatch.corruptions.base import Corruption
-from vitpatch.data.datamodule import BadImage, Decoded, ImageDataModule
+from vitpatch.data.datamodule import BadImage, DecodedImages, ImageDataModule
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.patching.cost import GB, memory_limit
@@ -189,7 +189,7 @@ class Order:
 def data_module(setup: Setup, batch_size: int) -> ImageDataModule:
     """The run's images in batches of this size, with the partners that they need."""
     needed = {setup.corruption.partner} - {None}
-    decoded = Decoded(setup.images, setup.model.preprocessing.to_input, partners=setup.partners, needed=needed)
+    decoded = DecodedImages(setup.images, setup.model.preprocessing.to_input, partners=setup.partners, needed=needed)
     return ImageDataModule(decoded, batch_size)
 
 

@@ -23,7 +23,7 @@ from vitpatch import NUMBERS_VERSION
 from vitpatch.checks import Seed, argument_keys, check
 from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, missing_masks
-from vitpatch.data.datamodule import Positions, mean_luminance, training_images
+from vitpatch.data.datamodule import PartnerPositions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import choose_partners
 from vitpatch.data.sources import ImageSource
@@ -84,7 +84,7 @@ class Setup(Checked):
     model: PatchableViT
     images: LabelledImages
     plan: Plan
-    partners: Positions
+    partners: PartnerPositions
     training: LabelledImages | None
     adjustables: tuple[Adjustable, ...]
     notes: tuple[str, ...]
@@ -274,7 +274,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
 
 def _find_all_partners(
     study: Study, corruption: Corruption, images: LabelledImages, preprocessing: Preprocessing
-) -> Positions:
+) -> PartnerPositions:
     """Where each image's partners are, of the kinds that the corruption, the donor or its controls ask for.
 
     Raises ``VitPatchError`` where there cannot be any.
@@ -325,7 +325,7 @@ def _has_controls(study: Study) -> bool:
     return study.donor is Donor.PAIR and study.windows == (1,)
 
 
-def _donors(study: Study, positions: Positions) -> tuple[Donor, ...]:
+def _donors(study: Study, positions: PartnerPositions) -> tuple[Donor, ...]:
     """The run's donor, and the controls that some image has a partner for."""
     controls = []
     for donor in CONTROLS if _has_controls(study) else ():

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset, WeightedRandomSa
 from vitpatch.checks import Interval, check_values, is_list
 from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, missing_masks
-from vitpatch.data.datamodule import BadImage, Decoded, Positions, collate
+from vitpatch.data.datamodule import BadImage, DecodedImages, PartnerPositions, collate
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
@@ -206,7 +206,7 @@ def read_corruptions(names: Any) -> dict[str, Corruption]:
 
 def _partners(
     corruptions: Mapping[str, Corruption], images: LabelledImages, preprocessing: Preprocessing, seed: int
-) -> Positions:
+) -> PartnerPositions:
     """Where the partners are that corruptions ask for. Raises ``VitPatchError`` where an image has none."""
     positions = {}
     for name, corruption in corruptions.items():
@@ -262,7 +262,7 @@ def _loaders(
     All images are decoded once; an unreadable one stops the training. Balanced, a class is drawn as often as any other.
     """
     rows, validation_rows = _split(images, recipe.validation)
-    decoded = Decoded(images, preprocessing.to_input, masks=False)
+    decoded = DecodedImages(images, preprocessing.to_input, masks=False)
     pixels = []
     for item in map(decoded.__getitem__, range(len(decoded))):
         if isinstance(item, BadImage):
@@ -297,7 +297,7 @@ def evaluate(
     images whose prediction is this class). Class ``balanced`` is the mean over classes, ``all`` the mean over images.
     """
     partners = _partners(corruptions, images, model.preprocessing, seed)
-    decoded = Decoded(images, model.preprocessing.to_input, partners=partners, needed=tuple(partners))
+    decoded = DecodedImages(images, model.preprocessing.to_input, partners=partners, needed=tuple(partners))
     loader = DataLoader(decoded, batch_size=batch_size, collate_fn=collate)
     run_probs: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
     labels = []
