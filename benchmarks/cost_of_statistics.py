@@ -22,7 +22,7 @@ from measure import RESULTS, in_turn, medians, report
 
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
-from vitpatch.stats.bootstrap import Resamples
+from vitpatch.stats.inference import Resamples
 
 CASES = [
     {"images": 1000, "clusters": 1000, "patches": 12},
@@ -63,8 +63,8 @@ def run(case: dict[str, int], repeats: int, with_plain: bool) -> dict[str, Any]:
         "bca": lambda: stats.summarize(patches, measured, examples, Resamples(clusters, 0), "bca"),
         "flips": lambda: inference.sign_flip_p(measured.log_odds, clusters, seed=0),
         "peaks": lambda: (
-            inference.peak_set(measured.effects, 1, clusters, seed=0),
-            inference.peak_size(measured.effects, 1, clusters, seed=0),
+            stats.peak_set(measured.effects, 1, clusters, seed=0),
+            stats.peak_size(measured.effects, 1, clusters, seed=0),
         ),
     }
     if with_plain:

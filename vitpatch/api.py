@@ -26,7 +26,7 @@ from vitpatch.patching.inputs import token_masks
 from vitpatch.patching.metrics import Columns, join_columns, to_columns, total_effect
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
-from vitpatch.stats.bootstrap import Resamples
+from vitpatch.stats.inference import Resamples
 from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)

@@ -138,7 +138,7 @@ class Tested(StrEnum):
 
 
 class Interval(StrEnum):
-    """How intervals come from resamples (``vitpatch.stats.bootstrap``)."""
+    """How intervals come from resamples (``vitpatch.stats.inference``)."""
 
     PERCENTILE = "percentile"
     BCA = "bca"

@@ -7,8 +7,7 @@ from hand_made import NOISE, rows, save_run
 
 from vitpatch.compare.compare import compare
 from vitpatch.compare.pairs import same_clusters, same_patches
-from vitpatch.stats.bootstrap import RESAMPLES
-from vitpatch.stats.inference import sign_flip_p
+from vitpatch.stats.inference import RESAMPLES, sign_flip_p
 
 pytestmark = pytest.mark.usefixtures("tables_only")
 

@@ -5,7 +5,7 @@ from scipy.stats import ttest_1samp
 from vitpatch.errors import VitPatchError
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
-from vitpatch.stats.bootstrap import Resamples
+from vitpatch.stats.inference import Resamples
 from vitpatch.types import Direction, Metric
 
 
@@ -70,7 +70,7 @@ def test_nulls_of_clusters_of_any_size_are_called_at_the_level(sizes):
 def test_p_does_not_depend_on_how_many_flips_fit_in_memory(monkeypatch):
     values, of = sample()
     whole = inference.sign_flip_p(values, of, seed=1, flips=300)
-    monkeypatch.setattr("vitpatch.stats.bootstrap.WEIGHTS_AT_ONCE", 200)  # 13 flips of 15 clusters at a time
+    monkeypatch.setattr("vitpatch.stats.inference.WEIGHTS_AT_ONCE", 200)  # 13 flips of 15 clusters at a time
     assert (inference.sign_flip_p(values, of, seed=1, flips=300) == whole).all()
 
 
@@ -115,11 +115,11 @@ def layers(means, n=200, seed=0, noise=1.0):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_peak_set_holds_what_is_not_shown_to_be_below(sign):
     effects, of = layers([0, 2.9, 3.0, 1.0])
-    peaks = inference.peak_set(sign * effects, sign, of, seed=0)
-    assert peaks.members == (1, 2) and peaks.best == inference.peak(sign * effects.mean(0), sign)
+    peaks = stats.peak_set(sign * effects, sign, of, seed=0)
+    assert peaks.members == (1, 2) and peaks.best == stats.peak(sign * effects.mean(0), sign)
     assert peaks.stability.sum() == pytest.approx(1) and peaks.stability[[0, 3]].tolist() == [0, 0]
     assert 0.05 < peaks.stability[1] < 0.95
-    opposite = inference.peak_set(sign * effects, -sign, of, seed=0)
+    opposite = stats.peak_set(sign * effects, -sign, of, seed=0)
     assert opposite.members == (0,) and opposite.stability.tolist() == [1, 0, 0, 0]
 
 
@@ -131,15 +131,13 @@ def test_peak_set_agrees_with_a_plain_loop():
     others = [layer for layer in range(6) if layer != best]
     largest = [max(abs(row[best] - row[j] - gaps[j]) / se[j] for j in others) for row in drawn]
     want = [j for j in range(6) if j == best or gaps[j] <= np.quantile(largest, 0.95) * se[j]]
-    peaks = inference.peak_set(effects, 0.5, of, seed=2)
+    peaks = stats.peak_set(effects, 0.5, of, seed=2)
     assert peaks.members == tuple(want) and 1 < len(want) < 6
     assert peaks.stability.tolist() == [(drawn.argmax(1) == j).mean() for j in range(6)]
 
 
 def test_peak_set_holds_the_true_peak():
-    hits = sum(
-        2 in inference.peak_set(*_of(layers([0, 0.2, 0.3, 0.2], seed=seed)), seed).members for seed in range(100)
-    )
+    hits = sum(2 in stats.peak_set(*_of(layers([0, 0.2, 0.3, 0.2], seed=seed)), seed).members for seed in range(100))
     assert hits >= 90  # at least 95 %, within three standard errors
 
 
@@ -150,12 +148,12 @@ def _of(drawn):
 
 def test_peak_set_without_variance_or_clusters():
     effects = np.tile([0.1, 0.3, 0.3 - 5e-7, 0.2], (20, 1))
-    peaks = inference.peak_set(effects, 1, np.arange(20), seed=0)
+    peaks = stats.peak_set(effects, 1, np.arange(20), seed=0)
     assert (peaks.best, peaks.members, peaks.stability.tolist()) == (1, (1, 2), [0, 1, 0, 0])
-    peaks = inference.peak_set(effects, 1, np.zeros(20, dtype=int), seed=0)
+    peaks = stats.peak_set(effects, 1, np.zeros(20, dtype=int), seed=0)
     assert (peaks.best, peaks.members) == (1, (0, 1, 2, 3)) and np.isnan(peaks.stability).all()
-    assert np.isnan(inference.peak_size(effects, 1, np.zeros(20, dtype=int), seed=0))
-    assert inference.peak_size(effects, 1, np.arange(20), seed=0) == pytest.approx(0.3)
+    assert np.isnan(stats.peak_size(effects, 1, np.zeros(20, dtype=int), seed=0))
+    assert stats.peak_size(effects, 1, np.arange(20), seed=0) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -165,7 +163,7 @@ def test_the_size_of_the_peak_is_not_biased_up_as_the_largest_mean_is(sign):
     for seed in range(100):
         effects, of = layers([0.3 * sign] * 12, n=100, seed=seed)
         largest.append((sign * effects.mean(0)).max())
-        halves.append(sign * inference.peak_size(effects, sign, of, seed, splits=50))
+        halves.append(sign * stats.peak_size(effects, sign, of, seed, splits=50))
     se = np.std(halves, ddof=1) / 10
     assert np.mean(halves) == pytest.approx(0.3, abs=3 * se) and se < 0.02
     assert np.mean(largest) > 0.3 + 10 * se
@@ -179,9 +177,9 @@ def test_the_size_of_the_peak_agrees_with_a_plain_loop(monkeypatch):
         half = rng.permuted(np.arange(51) < 25)[of]
         for chosen, measured in ((half, ~half), (~half, half)):
             sizes.append(effects[measured].mean(0)[effects[chosen].mean(0).argmax()])
-    assert inference.peak_size(effects, 1, of, 6, splits=20) == pytest.approx(np.mean(sizes), abs=1e-12)
-    monkeypatch.setattr("vitpatch.stats.bootstrap.WEIGHTS_AT_ONCE", 200)  # three splits at a time
-    assert inference.peak_size(effects, 1, of, 6, splits=20) == pytest.approx(np.mean(sizes), abs=1e-12)
+    assert stats.peak_size(effects, 1, of, 6, splits=20) == pytest.approx(np.mean(sizes), abs=1e-12)
+    monkeypatch.setattr("vitpatch.stats.inference.WEIGHTS_AT_ONCE", 200)  # three splits at a time
+    assert stats.peak_size(effects, 1, of, 6, splits=20) == pytest.approx(np.mean(sizes), abs=1e-12)
 
 
 def test_an_interval_of_as_many_clusters_as_needed_is_about_as_wide():

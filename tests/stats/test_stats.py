@@ -5,14 +5,13 @@ from clustered import sample
 from scipy.stats import bootstrap
 
 from vitpatch.errors import VitPatchError
-from vitpatch.stats import bootstrap as resamples
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
 
 
 def scipys(values, of, method):
     """scipy's bootstrap of the ratio of cluster sums, clusters resampled."""
-    sums, counts = resamples.cluster_sums(values, of)
+    sums, counts = inference.cluster_sums(values, of)
 
     def ratio(index, axis=-1):
         index = index.astype(int)
@@ -28,7 +27,7 @@ def test_intervals_agree_with_scipy_over_clusters(method):
     values, of = sample()
     values = np.exp(0.7 * values[:, :1])  # skewed: the methods differ by more than two draws do
     theirs = scipys(values, of, {"percentile": "percentile", "bca": "BCa"}[method])
-    (ours,) = resamples.Resamples(of, seed=0, number=20_000).spread(values, method=method).estimates
+    (ours,) = inference.Resamples(of, seed=0, number=20_000).spread(values, method=method).estimates
     assert ours.mean == pytest.approx(values.mean(), rel=1e-12)
     assert ours.se == pytest.approx(theirs.standard_error, rel=0.03)
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.15 * ours.se)
@@ -42,8 +41,8 @@ def test_bca_of_scipys_resamples_is_scipys(ties):
     values = np.exp(values[:, :1])
     if ties:  # of 20 images right or wrong many resamples have the mean itself
         values, of = (values[:20] > 2).astype(float), np.arange(20)
-    theirs, left_out = scipys(values, of, "BCa"), resamples.left_out(*resamples.cluster_sums(values, of))
-    ours = resamples.bca_interval(values.mean(0), theirs.bootstrap_distribution[:, None], left_out)
+    theirs, left_out = scipys(values, of, "BCa"), inference.left_out(*inference.cluster_sums(values, of))
+    ours = inference.bca_interval(values.mean(0), theirs.bootstrap_distribution[:, None], left_out)
     assert np.ravel(ours) == pytest.approx(tuple(theirs.confidence_interval), rel=1e-9)
 
 
@@ -51,7 +50,7 @@ def test_bca_of_what_has_no_interval():
     flat, one = stats.estimates(np.full((30, 1), 0.1), np.arange(30), 0, "bca")[0], np.zeros(2, dtype=int)
     assert (flat.low, flat.high) == (flat.mean, flat.mean)
     assert not stats.estimates(np.array([[1.0], [2.0]]), one, 0, "bca")[0].known
-    on_one_side = resamples.bca_interval(np.zeros(1), np.arange(1.0, 9)[:, None], np.arange(8.0)[:, None])
+    on_one_side = inference.bca_interval(np.zeros(1), np.arange(1.0, 9)[:, None], np.arange(8.0)[:, None])
     assert np.isnan(on_one_side).all()  # an infinite bias correction
     with pytest.raises(VitPatchError, match="method=BCa: unknown; use percentile or bca"):
         stats.estimates(np.zeros((2, 1)), np.arange(2), 0, "BCa")
@@ -76,9 +75,9 @@ def test_intervals_cover_the_true_mean():
 @pytest.mark.parametrize("at_once", [700, 1000])  # 11 or 16 resamples of 60 clusters at a time, drawn anew or kept
 def test_a_resample_does_not_depend_on_how_many_fit_in_memory(at_once, monkeypatch):
     values, of = sample()
-    whole = resamples.Resamples(of, seed=4, number=100).means(values)
-    monkeypatch.setattr(resamples, "WEIGHTS_AT_ONCE", at_once)
-    assert np.allclose(whole, resamples.Resamples(of, seed=4, number=100).means(values), rtol=0, atol=1e-12)
+    whole = inference.Resamples(of, seed=4, number=100).means(values)
+    monkeypatch.setattr(inference, "WEIGHTS_AT_ONCE", at_once)
+    assert np.allclose(whole, inference.Resamples(of, seed=4, number=100).means(values), rtol=0, atol=1e-12)
 
 
 def macro_loop(values, labels, of, weights):
@@ -91,11 +90,11 @@ def macro_loop(values, labels, of, weights):
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("at_once", [4_000_000, 700])
 def test_macro_averages_agree_with_a_plain_loop(nested, at_once, monkeypatch):
-    monkeypatch.setattr(resamples, "WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(inference, "WEIGHTS_AT_ONCE", at_once)
     values, of = sample()
     labels = np.array([7, 1, 7, 3, 7])[of % 5] if nested else np.random.default_rng(3).integers(0, 6, len(of))
     labels[of == 4] = 9  # a class of one cluster: not in every resample
-    draw = resamples.Resamples(of, seed=2, number=100)
+    draw = inference.Resamples(of, seed=2, number=100)
     spread = draw.macro_spread(values, labels, method="bca")
     weights = np.vstack([weights for _, weights in draw.weights()])
     assert (weights[:, 4] == 0).any()
@@ -108,10 +107,10 @@ def test_macro_averages_agree_with_a_plain_loop(nested, at_once, monkeypatch):
 
 def test_macro_average_of_one_class_or_one_cluster():
     values, of = sample()
-    assert resamples.Resamples(of, 0).macro_spread(values, np.zeros(300)).estimates[0].low == pytest.approx(
+    assert inference.Resamples(of, 0).macro_spread(values, np.zeros(300)).estimates[0].low == pytest.approx(
         stats.estimates(values, of, 0)[0].low, abs=1e-12
     )
-    one = resamples.Resamples(np.zeros(3, dtype=int), 0)
+    one = inference.Resamples(np.zeros(3, dtype=int), 0)
     (estimate,) = one.macro_spread(np.array([[1.0], [2], [6]]), np.array([0, 0, 1])).estimates
     assert estimate.mean == 3.75 and not estimate.known
 
@@ -119,14 +118,14 @@ def test_macro_average_of_one_class_or_one_cluster():
 def test_leaving_a_cluster_out_is_the_mean_without_it():
     values, of = sample()
     want = np.stack([values[of != cluster].mean(0) for cluster in np.unique(of)])
-    assert np.allclose(resamples.left_out(*resamples.cluster_sums(values, of)), want, rtol=0, atol=1e-12)
+    assert np.allclose(inference.left_out(*inference.cluster_sums(values, of)), want, rtol=0, atol=1e-12)
 
 
 def test_simultaneous_intervals_hold_all_means_at_once_where_single_ones_do_not():
     together, alone, draws = 0, 0, 200
     for seed in range(draws):
         values, of = sample(columns=10, seed=seed)
-        spread = resamples.Resamples(of, seed, number=500).spread(values)
+        spread = inference.Resamples(of, seed, number=500).spread(values)
         (low, high), (single_low, single_high) = spread.simultaneous, spread.interval
         together += bool(((low <= 0.3) & (high >= 0.3)).all())
         alone += bool(((single_low <= 0.3) & (single_high >= 0.3)).all())
@@ -137,7 +136,7 @@ def test_simultaneous_intervals_hold_all_means_at_once_where_single_ones_do_not(
 def test_simultaneous_intervals_agree_with_a_plain_loop():
     values, of = sample()
     values[:, 1] = 0.1  # without variance
-    spread = resamples.Resamples(of, 0).spread(values)
+    spread = inference.Resamples(of, 0).spread(values)
     se = spread.resampled.std(0, ddof=1)
     furthest = sorted(max(abs(row[j] - spread.mean[j]) / se[j] for j in (0, 2)) for row in spread.resampled)
     low, high = spread.simultaneous
@@ -145,8 +144,8 @@ def test_simultaneous_intervals_agree_with_a_plain_loop():
     for j in (0, 2):
         assert (high[j] - low[j]) / (2 * se[j]) == pytest.approx(np.quantile(furthest, 0.95), rel=1e-9)
         assert spread.mean[j] - low[j] == pytest.approx(high[j] - spread.mean[j], rel=1e-9)
-    assert np.isnan(resamples.Resamples(np.zeros(300), 0).spread(values).simultaneous).all()
-    flat = resamples.Resamples(of, 0).spread(values[:, 1:2])
+    assert np.isnan(inference.Resamples(np.zeros(300), 0).spread(values).simultaneous).all()
+    flat = inference.Resamples(of, 0).spread(values[:, 1:2])
     assert flat.simultaneous == (flat.mean, flat.mean)
 
 
@@ -166,7 +165,7 @@ def recovered(effects, total, of, seed, method="percentile"):
     measured = stats.Measured(effects, effects > 0, effects, effects, effects)
     examples = pd.DataFrame({"cluster": of, "total_effect": total})
     patches = pd.DataFrame({"layer": range(effects.shape[1])})
-    summary = stats.summarize(patches, measured, examples, resamples.Resamples(of, seed), method)
+    summary = stats.summarize(patches, measured, examples, inference.Resamples(of, seed), method)
     return summary[["recovered", "recovered_low", "recovered_high"]].to_numpy().T
 
 
@@ -182,14 +181,14 @@ def test_recovered_is_a_ratio_of_means_with_both_resampled():
 def test_recovered_by_bca_is_scipys_of_the_same_resamples():
     values, of = sample(columns=2)
     effects, total = np.exp(values[:, :1]), 1 + np.exp(values[:, 1])
-    sums, _ = resamples.cluster_sums(np.column_stack([effects, total]), of)
+    sums, _ = inference.cluster_sums(np.column_stack([effects, total]), of)
     clusters = (np.arange(len(sums)),)
 
     def ratio(index, axis=-1):
         index = index.astype(int)
         return sums[index, 0].sum(axis) / sums[index, 1].sum(axis)
 
-    drawn = resamples.Resamples(of, seed=5).means(np.column_stack([effects, total]))
+    drawn = inference.Resamples(of, seed=5).means(np.column_stack([effects, total]))
     theirs = bootstrap(clusters, ratio, n_resamples=100, method="percentile", rng=np.random.default_rng(0))
     theirs.bootstrap_distribution = drawn[:, 0] / drawn[:, 1]
     theirs = bootstrap(clusters, ratio, n_resamples=0, bootstrap_result=theirs, method="BCa")
@@ -215,14 +214,14 @@ def test_recovered_is_empty_where_the_total_effect_is_no_denominator():
     ],
 )
 def test_peak(effects, total, want):
-    assert inference.peak(np.array(effects), total) == want
+    assert stats.peak(np.array(effects), total) == want
 
 
 def test_summary_means_are_over_the_images_given():
     effects, correct = np.array([[0.1, 0.2], [0.3, 0.6], [0.2, 0.1]]), np.array([[1, 0], [1, 1], [0, 0]], dtype=bool)
     examples = pd.DataFrame({"cluster": [0, 0, 1], "total_effect": [0.5, 0.7, 0.6], "label": [4, 4, 2]})
     direct, delta = np.array([[1.0, 0], [2, 0], [3, 0]]), np.array([[0.5, np.nan], [0.7, np.nan], [np.nan, np.nan]])
-    measured, draw = stats.Measured(effects, correct, 2 * effects, direct, delta), resamples.Resamples([0, 0, 1], 0)
+    measured, draw = stats.Measured(effects, correct, 2 * effects, direct, delta), inference.Resamples([0, 0, 1], 0)
     summary = stats.summarize(pd.DataFrame({"layer": [0, 1]}), measured, examples, draw)
     assert summary["effect"].tolist() == pytest.approx([0.2, 0.3])
     assert summary["accuracy"].tolist() == pytest.approx([2 / 3, 1 / 3])
@@ -245,7 +244,7 @@ def test_summary_says_what_its_parts_say(method):
     total, labels = 2 + values[:, 0], of % 3
     measured = stats.Measured(values, values > 0, values**2, np.exp(values), values)
     examples = pd.DataFrame({"cluster": of, "total_effect": total, "label": labels})
-    draw = resamples.Resamples(of, 3)
+    draw = inference.Resamples(of, 3)
     summary = stats.summarize(pd.DataFrame({"layer": range(3)}), measured, examples, draw, method)
     parts = {
         "effect": stats.estimates(values, of, 3, method),
@@ -257,7 +256,7 @@ def test_summary_says_what_its_parts_say(method):
         want = np.array([[row.mean, row.low, row.high] for row in rows])
         assert np.allclose(summary[[name, f"{name}_low", f"{name}_high"]], want, rtol=0, atol=1e-12)
     both = draw.spread(values, total[:, None], method=method)
-    ratio = both[:3].over(both[3:])
+    ratio = both[:3].ratio_to(both[3:])
     want = np.stack([ratio.mean, *ratio.interval], axis=1)
     assert np.allclose(summary[["recovered", "recovered_low", "recovered_high"]], want, rtol=0, atol=1e-12)
 
@@ -271,5 +270,5 @@ def test_synergy_and_marginals_by_image():
 def test_what_is_not_known_of_an_image_has_no_mean():
     effects, examples = np.zeros((2, 1)), pd.DataFrame({"cluster": [0, 1], "total_effect": [0.5, 0.7]})
     measured = stats.Measured(effects, effects > 0, effects, np.full((2, 1), np.nan), effects)
-    summary = stats.summarize(pd.DataFrame({"layer": [0]}), measured, examples, resamples.Resamples([0, 1], 0))
+    summary = stats.summarize(pd.DataFrame({"layer": [0]}), measured, examples, inference.Resamples([0, 1], 0))
     assert summary[["direct_log_odds", "direct_log_odds_low"]].isna().all(axis=None)

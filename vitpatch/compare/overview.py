@@ -15,7 +15,7 @@ from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
 from vitpatch.compare.settings import format_windows
 from vitpatch.formatting import corruption_name, data_words, short, strength_words
-from vitpatch.stats.bootstrap import Array
+from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
 from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption
 

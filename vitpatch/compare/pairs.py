@@ -29,8 +29,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, option_identity
 from vitpatch.runs.results import read_patches
 from vitpatch.schema import PATCH_COLUMNS
-from vitpatch.stats.bootstrap import Array, Resamples, Spread
-from vitpatch.stats.inference import sign_flip_p
+from vitpatch.stats.inference import Array, Resamples, Spread, sign_flip_p
 from vitpatch.stats.result import total_effects
 from vitpatch.stats.summary import MIN_STANDARD_ERRORS
 from vitpatch.types import Direction, Donor, Interval, Metric
@@ -131,7 +130,7 @@ def subtract_recovered(
         unknown = " and ".join(name for name, known in zip(names, is_known, strict=True) if not known)
         images = counted(len(a), "image")
         raise VitPatchError(f"recovered is not known: on {images} the total effect of {unknown} is within 3 SE of 0")
-    ratio_a, ratio_b = spread_a.over(spread_totals[:1]), spread_b.over(spread_totals[1:])
+    ratio_a, ratio_b = spread_a.ratio_to(spread_totals[:1]), spread_b.ratio_to(spread_totals[1:])
     parts = ((ratio_a.resampled, ratio_b.resampled), (ratio_a.left_out, ratio_b.left_out))
     difference = Spread(ratio_a.mean - ratio_b.mean, *(None if x is None else x - y for x, y in parts))
     return _columns(ratio_a.mean, ratio_b.mean, difference) | {"p": np.nan}

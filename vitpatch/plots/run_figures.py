@@ -18,7 +18,7 @@ from vitpatch.plots.peak import peak_stability, strength_curve
 from vitpatch.plots.profile import References, direct_effects, handover, layer_profile
 from vitpatch.plots.small_multiples import classes, windows
 from vitpatch.plots.style import FEW_CLUSTERS, Caption, doubt_words, label_words, layer_words
-from vitpatch.stats.bootstrap import Resamples
+from vitpatch.stats.inference import Resamples
 from vitpatch.stats.result import RunResult, is_handover, series_names
 from vitpatch.stats.summary import in_layer_order, single_rows, synergy
 from vitpatch.types import Direction, Donor

@@ -11,8 +11,7 @@ import pandas as pd
 from vitpatch.formatting import counted, format_interval
 from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
-from vitpatch.stats.bootstrap import RESAMPLES
-from vitpatch.stats.inference import FLIPS
+from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.result import RunResult, is_handover
 from vitpatch.types import BaseRun, Direction, Estimate, Metric, Site, Tested, TokenGroup
 

@@ -1,11 +1,15 @@
-"""What may be claimed of effects: family-wise tests, the set of peaks, their size, and how many clusters it takes.
+"""What may be claimed of effects: means and intervals by resampling, family-wise tests, and where the peak may be.
 
-Pure: numpy, the seed an argument. Columns are patches or layers; the unit is the cluster throughout.
+Pure: numpy, the seed an argument. Columns are patches or layers. The unit is the cluster throughout: images of one
+cluster (an object's views, an emoji's skin tones) are not independent, so whole clusters are resampled (Davison &
+Hinkley 1997, section 3.8, the ratio of cluster sums).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from statistics import NormalDist
 
@@ -13,17 +17,273 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
-from vitpatch.stats.bootstrap import LEVEL, ROUNDING, Array, Resamples, cluster_sums, row_blocks, simultaneous_interval
-from vitpatch.types import Direction, Metric
+from vitpatch.types import Direction, Estimate, Interval, Metric
 
+RESAMPLES = 2000
 FLIPS = 9999
-SPLITS = 500
+LEVEL = 0.95
+TAIL = (1 - LEVEL) / 2
+
+ROUNDING = 1e-12
+"""What differs by less than this share of its size differs by rounding."""
 INERT = 1e-6
 """An effect closer to 0, in log odds on average over a cluster's images, is what rounding leaves: it counts as 0."""
-TIE = 1e-6
-"""Means closer than this are of one size where the furthest is looked for."""
 TIED = 1e-12
 """Statistics on the scale of ``_studentised`` closer than this are equal: sums in another order round differently."""
+WEIGHTS_AT_ONCE = 4_000_000
+"""Bounds the resampling weights in memory, at 32 MB."""
+
+Array = NDArray[np.floating]
+
+
+def cluster_sums(values: Array, clusters: NDArray[np.integer]) -> tuple[Array, Array]:
+    """(images, columns), (images,) → sums (clusters, columns) and image counts (clusters,), float64."""
+    _, index = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((index.max() + 1, values.shape[1]))
+    np.add.at(sums, index, values)
+    return sums, np.bincount(index).astype(float)
+
+
+def row_blocks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of ``rows`` so that a block of ``width`` columns keeps to ``WEIGHTS_AT_ONCE``."""
+    step = max(1, WEIGHTS_AT_ONCE // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """The resamples that all numbers of a run share, so that ratios and differences can be taken row by row.
+
+    ``clusters`` (images,) numbers the cluster of each image; ``number`` resamples of as many clusters as there are,
+    with replacement, are a function of ``seed`` and the number of clusters.
+    """
+
+    clusters: NDArray[np.integer]
+    seed: int
+    number: int = RESAMPLES
+
+    def select(self, images: NDArray[np.bool_]) -> Resamples:
+        """Resamples of the clusters that some of the images, (images,) bool, are in."""
+        return self if images.all() else Resamples(self.clusters[images], self.seed, self.number)
+
+    @cached_property
+    def index(self) -> NDArray[np.intp]:
+        """The cluster of each image, counted from 0: (images,)."""
+        return np.unique(self.clusters, return_inverse=True)[1]
+
+    @cached_property
+    def n(self) -> int:
+        """How many clusters there are."""
+        return int(self.index.max()) + 1
+
+    def sums(self, *values: Array) -> tuple[Array, Array]:
+        """Sums over clusters of columns side by side, (clusters, columns), and image counts (clusters,)."""
+        parts = [cluster_sums(part, self.index) for part in values]
+        return np.hstack([sums for sums, _ in parts]), parts[0][1]
+
+    def means(self, *values: Array) -> Array:
+        """Means over images in every resample, of columns side by side: (images, columns) … → (resamples, columns)."""
+        sums, counts = self.sums(*values)
+        means = np.empty((self.number, sums.shape[1]))
+        for rows, weights in self.weights():
+            means[rows] = (weights @ sums) / (weights @ counts)[:, None]
+        return means
+
+    def weights(self, width: int = 1) -> Iterator[tuple[slice, Array]]:
+        """How often each cluster is in a resample, (resamples, clusters) in pieces; ``width`` a piece is widened to."""
+        if self._kept is None:
+            yield from self._drawn(width)
+            return
+        for rows in row_blocks(self.number, max(self.n, width)):
+            yield rows, self._kept[rows].astype(float)
+
+    @cached_property
+    def _kept(self) -> NDArray[np.uint8] | None:
+        """All weights, drawn once, where they fit in a byte each (256 draws of one cluster of n do not occur)."""
+        if self.number * self.n > 8 * WEIGHTS_AT_ONCE:
+            return None
+        kept = np.empty((self.number, self.n), dtype=np.uint8)
+        for rows, weights in self._drawn():
+            kept[rows] = weights
+        return kept
+
+    def _drawn(self, width: int = 1) -> Iterator[tuple[slice, Array]]:
+        rng, even = np.random.default_rng(self.seed), np.full(self.n, 1 / self.n)
+        for rows in row_blocks(self.number, max(self.n, width)):
+            yield rows, rng.multinomial(self.n, even, size=rows.stop - rows.start).astype(float)
+
+    def spread(self, *values: Array, method: str = "percentile") -> Spread:
+        """Means of columns side by side, (images, columns) …, with their spread."""
+        if method not in list(Interval):
+            raise VitPatchError(f"method={method}: unknown; use {' or '.join(Interval)}")
+        mean = np.concatenate([part.mean(0, dtype=float) for part in values])
+        if self.n < 2:
+            return Spread(mean)
+        return Spread(mean, self.means(*values), left_out(*self.sums(*values)) if method == "bca" else None)
+
+    def macro_spread(self, values: Array, labels: NDArray[np.integer], method: str = "percentile") -> Spread:
+        """Means over classes of class means, with their spread: (images, columns), (images,) → (columns,) each.
+
+        Clusters are resampled as for ``spread``, not within classes; a class without images in a resample is left out
+        of that resample.
+        """
+        classes = ByClass(values, labels, self.index)
+        mean = classes.macro_means(np.ones((1, self.n)))[0]
+        if self.n < 2:
+            return Spread(mean)
+        resampled = np.vstack([classes.macro_means(weights) for _, weights in self.weights(classes.cells)])
+        return Spread(mean, resampled, classes.macro_left_out() if method == "bca" else None)
+
+
+class ByClass:
+    """Sums and counts of the images of each class and cluster that occur together, a cell, in order of class.
+
+    ``values`` (images, columns), ``labels`` (images,), ``index`` (images,) the cluster counted from 0.
+    """
+
+    def __init__(self, values: Array, labels: NDArray[np.integer], index: NDArray[np.integer]):
+        class_index, n = np.unique(labels, return_inverse=True)[1], int(index.max()) + 1
+        cells, cell_index = np.unique(class_index * n + index, return_inverse=True)
+        self.cells = len(cells)
+        self.sums, self.counts = cluster_sums(values, cell_index)
+        self.class_index, self.cluster_index = np.divmod(cells, n)
+        self.starts = np.flatnonzero(np.diff(self.class_index, prepend=-1))
+
+    def macro_means(self, weights: Array) -> Array:
+        """Means over classes of class means, clusters counted ``weights`` times: (…, clusters) → (…, columns)."""
+        weights = weights[:, self.cluster_index]
+        images = np.add.reduceat(weights * self.counts, self.starts, axis=1)  # (…, classes)
+        there = images > 0
+        share = np.divide(1, images, out=np.zeros_like(images), where=there) / there.sum(1, keepdims=True)
+        return (weights * share[:, self.class_index]) @ self.sums
+
+    def macro_left_out(self) -> Array:
+        """The same without each cluster in turn: (clusters, columns)."""
+        sums = np.add.reduceat(self.sums, self.starts)  # (classes, columns)
+        counts = np.add.reduceat(self.counts, self.starts)
+        means, rest = sums / counts[:, None], (counts[self.class_index] - self.counts)[:, None]  # of a cell's class
+        without = np.divide(sums[self.class_index] - self.sums, rest, out=np.zeros_like(self.sums), where=rest > 0)
+        changes, _ = cluster_sums(without - means[self.class_index], self.cluster_index)
+        classes = len(means) - np.bincount(self.cluster_index, weights=rest[:, 0] == 0)
+        return (means.sum(0) + changes) / classes[:, None]
+
+
+def left_out(sums: Array, counts: Array) -> Array:
+    """Means over images without each cluster in turn, the jackknife over clusters: (clusters, columns)."""
+    return (sums.sum(0) - sums) / (counts.sum() - counts)[:, None]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Means (columns,), the same in resamples (resamples, columns), and without each cluster (clusters, columns).
+
+    ``resampled`` is ``None`` where there is one cluster: nothing is known of its spread, all is NaN. ``left_out`` is
+    there where intervals are BCa, ``None`` where they are percentiles.
+    """
+
+    mean: Array
+    resampled: Array | None = None
+    left_out: Array | None = None
+
+    def __getitem__(self, columns: slice) -> Spread:
+        """Some of the columns."""
+        parts = (self.resampled, self.left_out)
+        return Spread(self.mean[columns], *(None if part is None else part[:, columns] for part in parts))
+
+    def ratio_to(self, other: Spread) -> Spread:
+        """Ratios to the one column of another, resample by resample."""
+        parts = ((self.resampled, other.resampled), (self.left_out, other.left_out))
+        return Spread(self.mean / other.mean, *(None if a is None else a / b for a, b in parts))
+
+    @property
+    def se(self) -> Array:
+        """Standard errors (columns,): the standard deviation over resamples."""
+        return np.full_like(self.mean, np.nan) if self.resampled is None else self.resampled.std(0, ddof=1)
+
+    @property
+    def interval(self) -> tuple[Array, Array]:
+        """The ends of each column's interval of ``LEVEL``, the mean inside (equal values differ by rounding alone)."""
+        if self.resampled is None:
+            return np.full_like(self.mean, np.nan), np.full_like(self.mean, np.nan)
+        if self.left_out is None:
+            low, high = np.quantile(self.resampled, [TAIL, 1 - TAIL], axis=0)
+        else:
+            low, high = bca_interval(self.mean, self.resampled, self.left_out)
+        return np.minimum(low, self.mean), np.maximum(high, self.mean)
+
+    def columns(self, name: str) -> dict[str, Array]:
+        """Columns of a table, ``name``, ``name_low`` and ``name_high``; all NaN where a mean is not known."""
+        known = self if not np.isnan(self.mean).any() else unknown_spread(len(self.mean))
+        low, high = known.interval
+        return {name: known.mean, f"{name}_low": low, f"{name}_high": high}
+
+    @property
+    def simultaneous(self) -> tuple[Array, Array]:
+        """The ends of the intervals that hold all columns' means at once at ``LEVEL``."""
+        if self.resampled is None:
+            return np.full_like(self.mean, np.nan), np.full_like(self.mean, np.nan)
+        return simultaneous_interval(self.mean, self.resampled)
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """An ``Estimate`` a column."""
+        return [Estimate(*map(float, row)) for row in zip(self.mean, self.se, *self.interval, strict=True)]
+
+
+def unknown_spread(columns: int) -> Spread:
+    """The spread of columns whose means are not known: all is NaN."""
+    return Spread(np.full(columns, np.nan))
+
+
+def bca_interval(mean: Array, resampled: Array, left_out: Array) -> tuple[Array, Array]:
+    """The bias-corrected and accelerated interval of ``LEVEL`` (Efron 1987), by column.
+
+    ``mean`` (columns,), ``resampled`` (resamples, columns), ``left_out`` (clusters, columns). The acceleration is from
+    the jackknife over clusters; of resamples that equal the mean half count as below it. Without variance both ends
+    are the mean; where all resamples are on one side of the mean the bias correction is infinite and the ends NaN.
+    """
+    rounding = ROUNDING * np.abs(resampled).max(0)
+    below = ((resampled < mean - rounding).mean(0) + (resampled <= mean + rounding).mean(0)) / 2
+    ends = np.full((2, len(mean)), np.nan)
+    for column, share in enumerate(below):
+        if is_flat(resampled[:, column]):
+            ends[:, column] = mean[column]
+        elif 0 < share < 1:
+            tails = _bca_tails(share, left_out[:, column])
+            ends[:, column] = np.quantile(resampled[:, column], tails)
+    return ends[0], ends[1]
+
+
+def _bca_tails(below: float, left_out: Array) -> list[float]:
+    """Which quantiles of the resampled means are the ends.
+
+    The acceleration is at most 1/6, so that no denominator is 0 of fewer than 18 000 resamples.
+    """
+    normal, apart = NormalDist(), left_out.mean() - left_out
+    bias, acceleration = normal.inv_cdf(below), (apart**3).sum() / (6 * (apart**2).sum() ** 1.5)
+    shifted = (bias + z for z in (normal.inv_cdf((1 - LEVEL) / 2), normal.inv_cdf((1 + LEVEL) / 2)))
+    return [normal.cdf(bias + z / (1 - acceleration * z)) for z in shifted]
+
+
+def is_flat(resampled: Array) -> NDArray[np.bool_]:
+    """Whether a column does not vary beyond rounding: (resamples, …) → (…)."""
+    return np.ptp(resampled, axis=0) <= ROUNDING * np.abs(resampled).max(0)
+
+
+def simultaneous_interval(mean: Array, resampled: Array) -> tuple[Array, Array]:
+    """Intervals that hold all columns' true means at once at ``LEVEL``: (columns,), (resamples, columns) → both ends.
+
+    Max-T (Westfall & Young 1993): mean ± q · se, se the column's standard deviation over resamples and q the quantile
+    of the largest |resampled − mean| / se of a resample. Columns without variance have zero width.
+    """
+    varies = ~is_flat(resampled)
+    if not varies.any():
+        return mean.copy(), mean.copy()
+    se = np.where(varies, resampled.std(0, ddof=1), 0)
+    furthest = (np.abs(resampled - mean)[:, varies] / se[varies]).max(1)
+    reach = np.quantile(furthest, LEVEL) * se
+    return mean - reach, mean + reach
 
 
 def check_signed(metric: Metric, direction: Direction) -> None:
@@ -67,74 +327,6 @@ def _studentised(values: Array, clusters: NDArray[np.integer]) -> Array:
     sums[np.abs(sums) <= rounding * counts[:, None]] = 0
     size = np.sqrt(len(sums) * (sums**2).sum(0))
     return np.divide(sums, size, out=np.zeros_like(sums), where=size > 0)
-
-
-def peak(effects: Array, total: float) -> int | None:
-    """The index whose mean goes furthest in the direction of the total effect, the lowest on a tie.
-
-    ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
-    """
-    return None if total == 0 else int(furthest(effects, np.sign(total)))
-
-
-def furthest(means: Array, sign: float) -> NDArray[np.intp]:
-    """The column whose mean goes furthest towards ``sign``, the lowest within ``TIE``: (…, columns) → (…)."""
-    means = np.sign(sign) * means
-    assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
-    return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """Where the peak may be: ``best`` the observed one, ``members`` the columns that are not shown to be below it.
-
-    ``stability`` (columns,) is how often each is the peak of a resample, by the same rule; NaN of one cluster.
-    """
-
-    best: int
-    members: tuple[int, ...]
-    stability: Array
-
-
-def peak_set(effects: Array, sign: float, clusters: NDArray[np.integer], seed: int) -> Peaks:
-    """The layers whose simultaneous interval of (best − this) holds 0, by max-T over the layers.
-
-    ``effects`` (images, layers) in order of layer; the best goes furthest towards ``sign``, as in ``peak``. Of
-    one cluster all layers are in the set: none is shown to be below.
-    """
-    assert sign, "the total effect is 0: there is no direction and no peak"
-    spread = Resamples(clusters, seed).spread(effects)
-    best = int(furthest(spread.mean, sign))
-    if spread.resampled is None:
-        return Peaks(best, tuple(range(len(spread.mean))), np.full(len(spread.mean), np.nan))
-    means, resampled = np.sign(sign) * spread.mean, np.sign(sign) * spread.resampled
-    low, _ = simultaneous_interval(means[best] - means, resampled[:, best, None] - resampled)
-    often = np.bincount(furthest(resampled, 1), minlength=len(means)) / len(resampled)
-    return Peaks(best, tuple(np.flatnonzero(low <= TIE).tolist()), often)
-
-
-def peak_size(effects: Array, sign: float, clusters: NDArray[np.integer], seed: int, splits: int = SPLITS) -> float:
-    """The mean effect at the peak, chosen on one half of the clusters and measured on the other, both ways.
-
-    ``effects`` (images, layers) → the average over random splits; NaN of one cluster. The largest of noisy means is
-    biased up, this is the expected effect of a layer so chosen: never above the true peak's on average, and below it
-    as far as half of the clusters choose another.
-    """
-    assert sign, "the total effect is 0: there is no direction and no peak"
-    sums, counts = cluster_sums(effects, clusters)
-    if (n := len(counts)) < 2:
-        return np.nan
-    rng, sizes = np.random.default_rng(seed), []
-    for rows in row_blocks(splits, max(sums.shape)):
-        halves = rng.permuted(np.tile(np.arange(n) < n // 2, (rows.stop - rows.start, 1)), axis=1)
-        one, other = ((half @ sums) / (half @ counts)[:, None] for half in (halves.astype(float), 1.0 - halves))
-        sizes += [_pick(other, furthest(one, sign)), _pick(one, furthest(other, sign))]
-    return float(np.concatenate(sizes).mean())
-
-
-def _pick(means: Array, columns: NDArray[np.intp]) -> Array:
-    """The value of each row in its own column: (rows, columns), (rows,) → (rows,)."""
-    return np.take_along_axis(means, columns[:, None], axis=1)[:, 0]
 
 
 def clusters_needed(values: Array, clusters: NDArray[np.integer], width: float) -> int:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
 from vitpatch.schema import PATCH_COLUMNS
-from vitpatch.stats import inference
-from vitpatch.stats.bootstrap import Array, Resamples
-from vitpatch.stats.summary import GroupPeak, Measured, marginal, summary_table, window_names
+from vitpatch.stats.inference import Array, Resamples, clusters_needed
+from vitpatch.stats.summary import GroupPeak, Measured, marginal, peak, summary_table, window_names
 from vitpatch.types import (
     BaseRun,
     Direction,
@@ -51,10 +50,10 @@ class RunResult:
     """What is known once all images are through, over the included ones.
 
     ``examples`` has a row an image, with ``total_effect`` and ``has_empty_group`` (whether one of its token groups has
-    no token), ``summary`` a row a patch; ``effects`` (images, patches) are on the headline
-    metric; ``total`` is the total effect, ``all_layers`` the mean effect of all layers at once; ``without_partner``
-    counts the images that are left out because they have no partner for the run's donor; ``marginals`` has a row a
-    window and layer that is left out of it.
+    no token), ``summary`` a row a patch; ``effects`` (images, patches) are on the headline metric. ``total`` is the
+    total effect, ``all_layers`` the mean effect of all layers at once. ``without_partner`` counts the images that are
+    left out because they have no partner for the run's donor. ``marginals`` has a row a window and layer that is left
+    out of it.
     """
 
     study: Study
@@ -117,7 +116,7 @@ class RunResult:
         if self.peak is None or not width > 0 or self.clusters < 2:
             return None
         values, clusters = self.effects[:, self.peak.name], self.examples["cluster"].to_numpy()
-        return width, inference.clusters_needed(values, clusters, width)
+        return width, clusters_needed(values, clusters, width)
 
 
 def analyze(
@@ -131,8 +130,7 @@ def analyze(
     """Means, intervals, tests and the peak of what was measured of all images, in the order of ``examples``.
 
     ``examples``, with a column ``has_empty_group``, and ``leave_outs`` as in the parquet files; ``patches`` has a row a
-    patch. Raises ``VitPatchError``
-    where no image is included.
+    patch. Raises ``VitPatchError`` where no image is included.
     """
     examples = examples.assign(total_effect=total_effects(examples, study.donor, study.direction, study.metric))
     kept = examples["included"].to_numpy()
@@ -147,11 +145,11 @@ def analyze(
     leave_outs = None if leave_outs is None else leave_outs[np.repeat(kept, len(leave_outs) // len(kept))]
     examples, measured = examples[kept].reset_index(drop=True), measured.select(kept)
     resamples = Resamples(examples["cluster"].to_numpy(), study.seed)
-    total = resamples.spread(examples[["total_effect"]].to_numpy(float), method=study.interval).estimates[0]
-    all_layers = None
-    if "effect_all_layers" in examples:
-        values = examples[["effect_all_layers"]].to_numpy(float)
-        all_layers = resamples.spread(values, method=study.interval).estimates[0]
+
+    def estimate(column: str) -> Estimate:
+        return resamples.spread(examples[[column]].to_numpy(float), method=study.interval).estimates[0]
+
+    total = estimate("total_effect")
     summary, peaks = summary_table(
         patches,
         measured,
@@ -164,9 +162,6 @@ def analyze(
     )
     if unselected is not None:
         summary["effect_unselected"] = unselected.effects
-    marginals = None
-    if leave_outs is not None:
-        marginals = _marginals(study, leave_outs, examples, summary, measured, resamples)
     return RunResult(
         study=study,
         donors=tuple(donors),
@@ -175,9 +170,9 @@ def analyze(
         summary=summary,
         peaks=peaks,
         total=total,
-        all_layers=all_layers,
+        all_layers=estimate("effect_all_layers") if "effect_all_layers" in examples else None,
         unselected=unselected,
-        marginals=marginals,
+        marginals=None if leave_outs is None else _marginals(study, leave_outs, examples, summary, measured, resamples),
         without_partner=int((~has_partner).sum()),
     )
 
@@ -214,21 +209,19 @@ def _marginals(
 
 
 def is_included(rule: Inclusion, examples: Mapping[str, NDArray], metric: Metric) -> NDArray[np.bool_]:
-    """Whether each image is one that means are over, (images,), from columns of ``examples.parquet``."""
-    label = np.asarray(examples["label"])
+    """Whether each image is one that means are over, (images,), from columns of ``examples.parquet``.
+
+    ``min_total_effect`` is of clean − corrupt; of ``kl``, which is 0 in the clean run, of what the corruption adds.
+    """
+    label = examples["label"]
     if rule.rule is Include.ALL:
         return np.ones(len(label), dtype=bool)
     if rule.rule is Include.MIN_TOTAL_EFFECT:
-        return damage(examples, metric) >= rule.least
-    right = np.asarray(examples["pred_clean"]) == label
-    return right if rule.rule is Include.CLEAN_CORRECT else right & (np.asarray(examples["pred_corrupt"]) != label)
-
-
-def damage(examples: Mapping[str, NDArray], metric: Metric) -> NDArray[np.floating]:
-    """What the corruption costs each image: clean − corrupt; of ``kl``, which is 0 in the clean run, what it adds."""
-    if metric is Metric.KL:
-        return np.asarray(examples["kl_corrupt"])
-    return np.asarray(examples[f"{metric}_clean"]) - np.asarray(examples[f"{metric}_corrupt"])
+        if metric is Metric.KL:
+            return examples["kl_corrupt"] >= rule.least
+        return examples[f"{metric}_clean"] - examples[f"{metric}_corrupt"] >= rule.least
+    right = examples["pred_clean"] == label
+    return right if rule.rule is Include.CLEAN_CORRECT else right & (examples["pred_corrupt"] != label)
 
 
 def total_effects(examples: pd.DataFrame, donor: Donor, direction: Direction, metric: Metric) -> NDArray[np.floating]:
@@ -256,7 +249,7 @@ def total_effect_sign(total: float, study: Study) -> float:
 def peak_row(layers: pd.Series, effects: Array, total_sign: float) -> int | None:
     """The position of the mean effect, (patches,) each, that goes furthest, of the lowest layer on a tie."""
     order = np.argsort(np.asarray(layers), kind="stable")
-    at = inference.peak(effects[order], total_sign)
+    at = peak(effects[order], total_sign)
     return None if at is None else int(order[at])
 
 

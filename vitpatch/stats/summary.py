@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitpatch.stats import inference
-from vitpatch.stats.bootstrap import Array, Resamples, Spread
+from vitpatch.stats.inference import (
+    Array,
+    Resamples,
+    Spread,
+    cluster_sums,
+    row_blocks,
+    sign_flip_p,
+    simultaneous_interval,
+    unknown_spread,
+)
 from vitpatch.types import Donor, Estimate, Tested, format_window
 
+SPLITS = 500
+TIE = 1e-6
+"""Means closer than this are of one size where the furthest is looked for."""
 MIN_STANDARD_ERRORS = 3.0
 """A mean total effect within this many standard errors of 0 is no denominator."""
 
@@ -37,9 +48,8 @@ class Measured:
 
     def select(self, images: NDArray[np.bool_]) -> Measured:
         """Some of the images, (images,) bool."""
-        arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "controls"}
-        controls = {name: values[images] for name, values in self.controls.items()}
-        return Measured(**{k: None if v is None else v[images] for k, v in arrays.items()}, controls=controls)
+        arrays = {name: values[images] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+        return replace(self, **arrays, controls={name: values[images] for name, values in self.controls.items()})
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ def summary_table(
     summary = summarize(patches, measured, examples, resamples, method)
     kind, own = ("log_odds", measured.log_odds) if tested is Tested.LOG_ODDS else ("effect", measured.effects)
     columns = _control_columns(measured, resamples, method)
-    columns["p"] = inference.sign_flip_p(own, resamples.clusters, resamples.seed)
+    columns["p"] = sign_flip_p(own, resamples.clusters, resamples.seed)
     other = measured.controls.get(f"{kind}_{Donor.OTHER_CLASS}")
     if other is not None and compare_controls:
         columns |= _own_minus_other(own - other, resamples, method)
@@ -104,12 +114,13 @@ def summarize(
     spread = resamples.spread(measured.effects, measured.log_odds, measured.direct, total, method=method)
     effects, log_odds, direct = (spread[i * columns : (i + 1) * columns] for i in range(3))
     total_effect = spread[3 * columns :]
-    recovered = Spread(np.full(columns, np.nan), None, None)
-    if abs(total_effect.mean[0]) > MIN_STANDARD_ERRORS * total_effect.se[0]:
-        recovered = effects.over(total_effect)
-    macro = {}
+    is_denominator = abs(total_effect.mean[0]) > MIN_STANDARD_ERRORS * total_effect.se[0]  # False where se is NaN
+    recovered = effects.ratio_to(total_effect) if is_denominator else unknown_spread(columns)
+    known, macro = ~np.isnan(measured.delta_norm), {}
     if "label" in examples:
         macro = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method).columns("effect_macro")
+    with np.errstate(invalid="ignore"):
+        delta_norm = np.where(known, measured.delta_norm, 0).sum(0, dtype=float) / known.sum(0)
     low, high = effects.interval
     simultaneous_low, simultaneous_high = effects.simultaneous
     return patches.assign(
@@ -123,17 +134,11 @@ def summarize(
         accuracy=measured.correct.mean(0),
         **log_odds.columns("log_odds_effect"),
         **direct.columns("direct_log_odds"),
-        delta_norm=_mean_of_known(measured.delta_norm),
+        delta_norm=delta_norm,
         **macro,
         effect_sim_low=simultaneous_low,
         effect_sim_high=simultaneous_high,
     )
-
-
-def _mean_of_known(values: Array) -> Array:
-    known = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(0, dtype=float) / known.sum(0)
 
 
 def _control_columns(measured: Measured, resamples: Resamples, method: str) -> dict[str, Array]:
@@ -153,14 +158,14 @@ def _own_minus_other(difference: Array, resamples: Resamples, method: str) -> di
     columns = _spread_of_known(difference, known, resamples, method).columns("own_minus_other")
     unknown = np.full(difference.shape[1], np.nan)
     clusters, seed = resamples.clusters[known], resamples.seed
-    p = inference.sign_flip_p(difference[known], clusters, seed) if known.any() else unknown
+    p = sign_flip_p(difference[known], clusters, seed) if known.any() else unknown
     return columns | {"p_own_minus_other": p}
 
 
 def _spread_of_known(values: Array, known: NDArray[np.bool_], resamples: Resamples, method: str) -> Spread:
     """Means over the images that are ``known``; NaN where none is."""
     if not known.any():
-        return Spread(np.full(values.shape[1], np.nan), None, None)
+        return unknown_spread(values.shape[1])
     return resamples.select(known).spread(values[known], method=method)
 
 
@@ -176,13 +181,81 @@ def _synergy_columns(measured: Measured, summary: pd.DataFrame, resamples: Resam
     return columns
 
 
+def peak(effects: Array, total: float) -> int | None:
+    """The index whose mean goes furthest in the direction of the total effect, the lowest on a tie.
+
+    ``effects`` (columns,) are means in order of layer; ``None`` where the mean total effect is 0 and has no direction.
+    """
+    return None if total == 0 else int(furthest(effects, np.sign(total)))
+
+
+def furthest(means: Array, sign: float) -> NDArray[np.intp]:
+    """The column whose mean goes furthest towards ``sign``, the lowest within ``TIE``: (…, columns) → (…)."""
+    means = np.sign(sign) * means
+    assert not np.isnan(means).any(), "a mean is NaN: the furthest is of known ones"
+    return np.argmax(means >= means.max(-1, keepdims=True) - TIE, axis=-1)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Where the peak may be: ``best`` the observed one, ``members`` the columns that are not shown to be below it.
+
+    ``stability`` (columns,) is how often each is the peak of a resample, by the same rule; NaN of one cluster.
+    """
+
+    best: int
+    members: tuple[int, ...]
+    stability: Array
+
+
+def peak_set(effects: Array, sign: float, clusters: NDArray[np.integer], seed: int) -> Peaks:
+    """The layers whose simultaneous interval of (best − this) holds 0, by max-T over the layers.
+
+    ``effects`` (images, layers) in order of layer; the best goes furthest towards ``sign``, as in ``peak``. Of
+    one cluster all layers are in the set: none is shown to be below.
+    """
+    assert sign, "the total effect is 0: there is no direction and no peak"
+    spread = Resamples(clusters, seed).spread(effects)
+    best = int(furthest(spread.mean, sign))
+    if spread.resampled is None:
+        return Peaks(best, tuple(range(len(spread.mean))), np.full(len(spread.mean), np.nan))
+    means, resampled = np.sign(sign) * spread.mean, np.sign(sign) * spread.resampled
+    low, _ = simultaneous_interval(means[best] - means, resampled[:, best, None] - resampled)
+    often = np.bincount(furthest(resampled, 1), minlength=len(means)) / len(resampled)
+    return Peaks(best, tuple(np.flatnonzero(low <= TIE).tolist()), often)
+
+
+def peak_size(effects: Array, sign: float, clusters: NDArray[np.integer], seed: int, splits: int = SPLITS) -> float:
+    """The mean effect at the peak, chosen on one half of the clusters and measured on the other, both ways.
+
+    ``effects`` (images, layers) → the average over random splits; NaN of one cluster. The largest of noisy means is
+    biased up, this is the expected effect of a layer so chosen: never above the true peak's on average, and below it
+    as far as half of the clusters choose another.
+    """
+    assert sign, "the total effect is 0: there is no direction and no peak"
+    sums, counts = cluster_sums(effects, clusters)
+    if (n := len(counts)) < 2:
+        return np.nan
+    rng, sizes = np.random.default_rng(seed), []
+    for rows in row_blocks(splits, max(sums.shape)):
+        halves = rng.permuted(np.tile(np.arange(n) < n // 2, (rows.stop - rows.start, 1)), axis=1)
+        one, other = ((half @ sums) / (half @ counts)[:, None] for half in (halves.astype(float), 1.0 - halves))
+        sizes += [_pick(other, furthest(one, sign)), _pick(one, furthest(other, sign))]
+    return float(np.concatenate(sizes).mean())
+
+
+def _pick(means: Array, columns: NDArray[np.intp]) -> Array:
+    """The value of each row in its own column: (rows, columns), (rows,) → (rows,)."""
+    return np.take_along_axis(means, columns[:, None], axis=1)[:, 0]
+
+
 def _group_peaks(summary: pd.DataFrame, effects: Array, total_sign: float, resamples: Resamples) -> Iterator[GroupPeak]:
     """For each group of rows that layers are compared in: the rows that may be its peak, and its size."""
     for name, rows in group_rows(summary).items():
         ordered = in_layer_order(summary, rows)
         values = effects[:, ordered]
-        peaks = inference.peak_set(values, total_sign, resamples.clusters, resamples.seed)
-        size = inference.peak_size(values, total_sign, resamples.clusters, resamples.seed)
+        peaks = peak_set(values, total_sign, resamples.clusters, resamples.seed)
+        size = peak_size(values, total_sign, resamples.clusters, resamples.seed)
         members = ordered[list(peaks.members)]
         yield GroupPeak(name, int(ordered[peaks.best]), members, ordered, peaks.stability, size)
 
