@@ -36,6 +36,13 @@ def call(capsys):
     return make
 
 
+@pytest.fixture(autouse=True)
+def nothing_drawn(monkeypatch):
+    """Charts are composed and their files written, but not drawn, which takes longest: ``test_page`` looks at them."""
+    monkeypatch.setattr("vl_convert.vegalite_to_svg", lambda *arguments, **options: "<svg/>")
+    monkeypatch.setattr("vl_convert.vegalite_to_png", lambda *arguments, **options: b"")
+
+
 @pytest.fixture
 def finished(patched, monkeypatch):
     monkeypatch.setattr("vitpatch.runs.examples.IMAGES_A_PAGE", 1)

@@ -17,6 +17,9 @@ from vitpatch.data.labels import match_labels
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct, register_resolvers
 
+LIKE_ANOTHER = ("clip_l14", "vit_l16_imagenet", "deit_b16", "dinov2_b14")
+"""Options whose files have the form of another's."""
+
 
 def composed(*overrides):
     register_resolvers()
@@ -42,7 +45,10 @@ def test_every_named_model_and_data_set_of_the_hub_has_a_stand_in():
         assert composed(f"data={option}").data.path == name
 
 
-@pytest.mark.parametrize("option", MODELS)
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(option, marks=pytest.mark.long if option in LIKE_ANOTHER else ()) for option in MODELS],
+)
 def test_a_named_model_is_loaded_as_its_files_say(cache, option):
     name = put_model(cache, option)
     names, said = names_of(data_module(option)), MODELS[option][3]

@@ -106,7 +106,7 @@ def test_rows_keep_their_numbers_when_some_are_chosen(patched):
 
 
 def test_without_labels_the_clean_prediction_stands_in(patched, tmp_path, made):
-    run = patched("data.label_column=null", pictures=True)
+    run = patched("data.label_column=null")
     examples, _ = tables(run)
     assert examples["label"].tolist() == examples["pred_clean"].tolist()
     assert examples["label_name"].tolist() == [f"class_{i}" for i in examples["pred_clean"]]
@@ -145,7 +145,7 @@ def test_a_label_that_ends_in_predicted_is_a_label(patched, made, tmp_path):
 def test_a_stream_gives_the_same_files(patched, made, tmp_path):
     write_parquet(tmp_path / "test-0.parquet", pictures(13), [i % 5 for i in range(13)])
     hub = ["data=hub", f"data.path={tmp_path}", "data.num_workers=0"]
-    stream, whole = patched(*hub, "data.streaming=true", folder="s", pictures=True), patched(*hub, folder="w")
+    stream, whole = patched(*hub, "data.streaming=true", folder="s"), patched(*hub, folder="w")
     for a, b in zip(tables(stream), tables(whole), strict=True):
         pd.testing.assert_frame_equal(a, b)
 

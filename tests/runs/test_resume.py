@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pandas as pd
 import pyarrow as pa
@@ -70,6 +71,29 @@ def stopped(patched, batches, tmp_path):
         return tmp_path / folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for what is made once of the run without overrides: ``whole``, and ``stopped`` after two batches."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def whole(patched, batches, kept):
+    """The files of the undisturbed run without overrides."""
+    if not (kept / "whole").exists():
+        shutil.copytree(patched(folder="whole"), kept / "whole")
+        batches.clear()
+    return results(kept / "whole")
+
+
+@pytest.fixture
+def stopped_after_two(stopped, kept, tmp_path):
+    """The folder of the run without overrides, stopped after two batches."""
+    if not (kept / "stopped").exists():
+        shutil.copytree(stopped(after=2, folder="made"), kept / "stopped")
+    return shutil.copytree(kept / "stopped", tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -267,9 +291,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_shard_is_found_and_computed_again(patched, stopped, batches, caplog, damage):
-    whole = patched(folder="whole")
-    folder = stopped(after=2)
+def test_a_damaged_shard_is_found_and_computed_again(patched, whole, stopped_after_two, batches, caplog, damage):
+    folder = stopped_after_two
     name, harm = DAMAGE[damage]
     harm(folder / "shards" / name)
     with caplog.at_level(logging.WARNING):
@@ -277,7 +300,7 @@ def test_a_damaged_shard_is_found_and_computed_again(patched, stopped, batches, 
     said = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     assert said == ["batch 1: its shard is damaged on the disk; it is computed again"]
     assert [ids[0] for ids in batches] == [5, 10]
-    assert results(folder) == results(whole)
+    assert results(folder) == whole
 
 
 @pytest.mark.parametrize(
@@ -289,15 +312,14 @@ def test_a_damaged_shard_is_found_and_computed_again(patched, stopped, batches, 
         lambda path: path.write_text(path.read_text().replace('"batch_size": 5', '"batch_size": 6')),
     ],
 )
-def test_without_how_it_began_a_run_is_begun_anew(patched, stopped, batches, caplog, harm):
-    whole = patched(folder="whole")
-    folder = stopped(after=2)
+def test_without_how_it_began_a_run_is_begun_anew(patched, whole, stopped_after_two, batches, caplog, harm):
+    folder = stopped_after_two
     harm(folder / "shards" / "begun.json")
     with caplog.at_level(logging.WARNING):
         patched()
     said = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
     assert len(said) == 1 and "begun.json" in said[0] and "computed again" in said[0], said
-    assert len(batches) == 3 and results(folder) == results(whole)
+    assert len(batches) == 3 and results(folder) == whole
 
 
 @pytest.mark.parametrize(
@@ -309,8 +331,9 @@ def test_without_how_it_began_a_run_is_begun_anew(patched, stopped, batches, cap
         ("batch-00000002.json", lambda path: path.unlink()),  # whose images would be lost
     ],
 )
-def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(patched, batches, monkeypatch, name, harm):
-    whole = patched(folder="whole")
+def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(
+    patched, whole, batches, tmp_path, monkeypatch, name, harm
+):
     merge = Shards.merge
 
     def damaged(self, *arguments):
@@ -322,11 +345,11 @@ def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(pat
         once.setattr(Shards, "merge", damaged)
         with pytest.raises(VitPatchError, match=rf"{name}: damaged on the disk, or gone; the same command"):
             patched()
-    folder = whole.parent / "run"
+    folder = tmp_path / "run"
     assert not (folder / "manifest.json").exists()
     batches.clear()
     patched()
-    assert [ids[0] for ids in batches] == [10] and results(folder) == results(whole)
+    assert [ids[0] for ids in batches] == [10] and results(folder) == whole
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def check_a_death(starts, overrides, whole, folder, at):
     assert not (folder / "failed.json").exists() and run_id(folder)
 
 
-@pytest.mark.parametrize("part", [0.4, 0.6, 0.97])
+@pytest.mark.parametrize("part", [0.6, *(pytest.param(part, marks=pytest.mark.long) for part in (0.4, 0.97))])
 def test_a_death_between_two_acts_on_the_disk(starts, few, whole_of, tmp_path, part):
     whole, acts = whole_of(few)
     check_a_death(starts, few, whole, tmp_path / "run", int(acts * part))
@@ -159,7 +159,7 @@ def said(folder):
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGINT, 0), pytest.param(signal.SIGINT, 2, marks=pytest.mark.long), (signal.SIGTERM, 2)],
+    [(signal.SIGINT, 0), *(pytest.param(of, 2, marks=pytest.mark.long) for of in (signal.SIGINT, signal.SIGTERM))],
 )
 def test_one_signal_keeps_the_batch(starts, many, whole_of, tmp_path, number, workers):
     """Sent to the whole session, as a terminal and a cluster do."""
@@ -289,7 +289,7 @@ def test_a_file_that_may_not_grow(starts, many, whole_of, tmp_path, batch_size, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a given size can be mounted by root only")
-@pytest.mark.parametrize("kib", [96, 160, pytest.param(320, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kib", [160, *(pytest.param(kib, marks=pytest.mark.long) for kib in (96, 320))])
 def test_a_disk_that_is_full(starts, many, whole_of, tmp_path, kib):
     """After some room is made the same command ends in the same bytes."""
     disk = tmp_path / "disk"
