@@ -46,7 +46,7 @@ def attached(act: Act, point: HookPoint) -> Iterator[None]:
         new = act_on(first_argument(args, kwargs))
         if new is None:
             return None
-        return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
+        return replace_first_argument(args, kwargs, new)
 
     def on_output(module: nn.Module, args: tuple, output: Any) -> Any:
         is_tuple = isinstance(output, tuple)  # attention returns its weights as a second output
@@ -66,6 +66,11 @@ def attached(act: Act, point: HookPoint) -> Iterator[None]:
 def first_argument(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """The tensor that a module of a transformer is called with, by position or as ``hidden_states``."""
     return args[0] if args else kwargs["hidden_states"]
+
+
+def replace_first_argument(args: tuple, kwargs: dict[str, Any], new: Tensor) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call with another tensor for ``first_argument``."""
+    return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
 
 class _Stopped(Exception):

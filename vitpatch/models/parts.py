@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
-from vitpatch.models.hooks import HookPoint
+from vitpatch.models.hooks import HookPoint, replace_first_argument
 from vitpatch.types import ALL_HEADS, Site
 
 
@@ -51,39 +51,41 @@ class Heads:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """What a block's attention module is called with besides the stream, the same for every image.
+    """What a block's attention module is called with, the same for every image but for the stream.
 
-    ``args`` and ``kwargs`` are those of a recorded call: the first of them, or ``hidden_states``, is replaced by the
-    stream. ``bias`` (1, heads, tokens, tokens) is added to the attention scores; ``rotary`` is (cos, sin), (patches,
-    head width) each.
+    ``args`` and ``kwargs`` are those of a recorded call. ``bias`` (1, heads, tokens, tokens) is added to the attention
+    scores; ``rotary`` is (cos, sin), (patches, head width) each.
     """
 
-    args: tuple = ()
-    kwargs: dict[str, Any] | None = None
-    bias: Tensor | None = None
-    rotary: tuple[Tensor, Tensor] | None = None
+    args: tuple
+    kwargs: dict[str, Any]
+    bias: Tensor | None
+    rotary: tuple[Tensor, Tensor] | None
 
 
 class Block:
-    """One of the modules of ``family.blocks``, run by its parts.
+    """A transformer block of a ``family``, run by its parts. Raises ``AttributeError`` where it lacks some.
 
-    ``call`` is what its attention is called with. ``by_heads`` says whether its attention follows the formula, which
-    is then computed here head by head: softmax(q · k × scaling + bias) · v, all heads through the output projection.
-    What attention and MLP add to the stream is taken after a fixed layer scale.
+    ``by_heads`` says whether its attention follows the formula, which is then computed here head by head:
+    softmax(q · k × scaling + bias) · v, all heads through the output projection. What attention and MLP add to the
+    stream is taken after a fixed layer scale.
     """
 
-    def __init__(self, module: nn.Module, family: Family, heads: int, call: CallArguments | None = None) -> None:
-        self.module, self.family, self._heads, self.call = module, family, heads, call or CallArguments()
+    call: CallArguments
+    """Set when the model's calls are recorded."""
+
+    def __init__(self, module: nn.Module, family: Family, heads: int) -> None:
+        self.module, self.family, self._heads = module, family, heads
+        paths = (family.norm1, family.attention, family.norm2)
+        self._norm1, self._attention, self._norm2 = map(module.get_submodule, paths)
+        self._mlp = [module.get_submodule(path) for path in family.mlp]
         self.by_heads = self.has(Site.Z) and self.has(Site.Q)
 
-    def _submodule(self, path: str) -> nn.Module:
-        return self.module.get_submodule(path)
-
     def _in_attention(self, name: str) -> nn.Module:
-        return self.module.get_submodule(f"{self.family.attention}.{name}")
+        return self._attention.get_submodule(name)
 
     def has(self, site: Site) -> bool:
-        """Whether the modules of a site are there."""
+        """Whether the module of a site is there."""
         try:
             self.hook_point(site)
         except AttributeError:
@@ -95,48 +97,39 @@ class Block:
         family = self.family
         if family.qkv is not None and site in (Site.Q, Site.K, Site.V):
             return HookPoint(self._in_attention(family.qkv), False, (Site.Q, Site.K, Site.V).index(site))
-        path, is_input = {
-            Site.RESID_PRE: ("", True),
-            Site.ATTN_OUT: (family.attention, False),
-            Site.RESID_MID: (family.norm2, True),
-            Site.MLP_OUT: (family.mlp[-1], False),
-            Site.RESID_POST: ("", False),
-            Site.Z: (f"{family.attention}.{family.output}", True),
-            Site.Q: (f"{family.attention}.{family.query}", False),
-            Site.K: (f"{family.attention}.{family.key}", False),
-            Site.V: (f"{family.attention}.{family.value}", False),
+        if site.by_head:
+            name = {Site.Z: family.output, Site.Q: family.query, Site.K: family.key, Site.V: family.value}[site]
+            return HookPoint(self._in_attention(name), is_input=site is Site.Z)
+        return {
+            Site.RESID_PRE: HookPoint(self.module, is_input=True),
+            Site.ATTN_OUT: HookPoint(self._attention, is_input=False),
+            Site.RESID_MID: HookPoint(self._norm2, is_input=True),
+            Site.MLP_OUT: HookPoint(self._mlp[-1], is_input=False),
+            Site.RESID_POST: HookPoint(self.module, is_input=False),
         }[site]
-        return HookPoint(self._submodule(path), is_input)
-
-    def scale(self, site: Site) -> nn.Module | Tensor | None:
-        """The fixed layer scale between a site's module and the stream."""
-        path = {Site.ATTN_OUT: self.family.scale1, Site.MLP_OUT: self.family.scale2}.get(site)
-        scale = None if path is None else getattr(self.module, path, None)
-        return scale if isinstance(scale, nn.Module | Tensor) else None
 
     def scaled(self, site: Site, value: Tensor) -> Tensor:
-        """A value of ``attn_out`` or ``mlp_out`` times its layer scale, if any, as it is added to the stream.
+        """A value of ``attn_out`` or ``mlp_out`` times its fixed layer scale, if any, as it is added to the stream.
 
         Values of other sites are returned as they are.
         """
-        scale = self.scale(site)
+        path = {Site.ATTN_OUT: self.family.scale1, Site.MLP_OUT: self.family.scale2}.get(site)
+        scale = None if path is None else getattr(self.module, path, None)
         if isinstance(scale, Tensor):
             return value * scale
-        return value if scale is None else scale(value)
+        return scale(value) if isinstance(scale, nn.Module) else value
 
     def attention(self, stream: Tensor, queries: int | None = None) -> Tensor:
         """What attention adds to a ``stream`` (rows, tokens, width), at the first ``queries`` tokens."""
         if queries is not None and self.by_heads:
             return self.project(self.z(self.heads(stream, queries)))
-        normed, kwargs = self._submodule(self.family.norm1)(stream), self.call.kwargs or {}
-        named = "hidden_states" in kwargs
-        args = () if named else (normed, *self.call.args[1:])
-        out = self._submodule(self.family.attention)(*args, **(kwargs | {"hidden_states": normed} if named else kwargs))
+        args, kwargs = replace_first_argument(self.call.args, self.call.kwargs, self._norm1(stream))
+        out = self._attention(*args, **kwargs)
         return self.scaled(Site.ATTN_OUT, out if isinstance(out, Tensor) else out[0])[:, :queries]
 
     def heads(self, stream: Tensor, queries: int | None = None, pattern: bool = False) -> Heads:
         """Queries, keys and values by head, and the pattern where it is asked for."""
-        normed, family = self._submodule(self.family.norm1)(stream), self.family
+        normed, family = self._norm1(stream), self.family
 
         def split(projected: Tensor) -> Tensor:  # (rows, tokens, width) → (rows, heads, tokens, head width)
             return projected.unflatten(-1, (self._heads, -1)).transpose(1, 2)
@@ -150,8 +143,8 @@ class Block:
         return Heads(heads.q, heads.k, heads.v, self.pattern(heads)) if pattern else heads
 
     def _scaling(self, heads: Heads) -> float:
-        module = self._submodule(self.family.attention)
-        return float(getattr(module, "scaling", getattr(module, "scale", heads.q.shape[-1] ** -0.5)))
+        default = getattr(self._attention, "scale", heads.q.shape[-1] ** -0.5)
+        return float(getattr(self._attention, "scaling", default))
 
     def _queries_and_keys(self, heads: Heads) -> tuple[Tensor, Tensor]:
         """Queries and keys after the rotary embedding, which leaves the special tokens as they are."""
@@ -200,13 +193,13 @@ class Block:
 
     def mlp_parameters(self) -> list[Tensor]:
         """All weights of the MLP."""
-        return [weight for name in self.family.mlp for weight in self._submodule(name).parameters()]
+        return [weight for module in self._mlp for weight in module.parameters()]
 
     def mlp(self, stream: Tensor) -> Tensor:
         """What the MLP adds to a ``stream`` (rows, tokens, width), token by token."""
-        value = self._submodule(self.family.norm2)(stream)
-        for name in self.family.mlp:
-            value = self._submodule(name)(value)
+        value = self._norm2(stream)
+        for module in self._mlp:
+            value = module(value)
         return self.scaled(Site.MLP_OUT, value)
 
 

@@ -71,8 +71,7 @@ class PatchableViT(nn.Module):
         self.classes = number_of_classes(model, {head for readout in family.readouts for head in readout.heads})
         self.label_names, _ = class_names(model.config)
         self.notes = probability_notes(model)
-        block_modules = self._find_blocks()
-        self.family = family = _in_installed_version(family, block_modules[0])
+        self.blocks = self._find_blocks()
         size, self._patch = geometry(model)
         if not family.any_size and size is not None:
             input_size = size
@@ -87,24 +86,21 @@ class PatchableViT(nn.Module):
         mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else ((0.0,) * 3, (1.0,) * 3)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self._heads = self._number_of_heads(block_modules[0])
-        self.blocks = [Block(module, family, self._heads) for module in block_modules]
         self._record_calls()
         self.readers = self._find_readers()
         self.reader = self.readers[0]
         self.missing = {site for site in HOOKED if not all(block.has(site) for block in self.blocks)}
 
-    def _find_blocks(self) -> list[nn.Module]:
+    def _find_blocks(self) -> list[Block]:
         try:
-            blocks = list(self.model.get_submodule(self.family.blocks))
-            for block in blocks:
-                for path in (self.family.norm1, self.family.attention, self.family.norm2, *self.family.mlp):
-                    block.get_submodule(path)
+            modules = list(self.model.get_submodule(self.family.blocks))
+            if not modules:
+                raise AttributeError(f"{self.family.blocks} has no block")
+            self.family = _in_installed_version(self.family, modules[0])
+            self._heads = self._number_of_heads(modules[0])
+            return [Block(module, self.family, self._heads) for module in modules]
         except (AttributeError, TypeError) as error:
             raise VitPatchError(f"{self._name}: its blocks are not where the row says ({error})") from error
-        if not blocks:
-            raise VitPatchError(f"{self._name}: {self.family.blocks} has no block")
-        return blocks
 
     @property
     def _name(self) -> str:
