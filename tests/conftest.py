@@ -147,8 +147,8 @@ def cli(monkeypatch, capfd):
         import signal
 
         from vitpatch.compare import compare
+        from vitpatch.errors import SIGNALS
         from vitpatch.runs import run
-        from vitpatch.runs.distributed import SIGNALS
 
         if not pictures:
             monkeypatch.setattr(run, "draw", lambda *everything: {})

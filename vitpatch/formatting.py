@@ -6,9 +6,12 @@ Titles are made from a run's config alone. Light: compares and ``--help`` need n
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import pkgutil
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ OWN_CORRUPTIONS = (
 
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""
+MOST_SETTINGS, LONGEST_VALUE = 3, 40
+"""Of settings in which two runs differ: so many are named in a line, with so many letters of a value."""
 MOST_LISTED = 8
 """Of a longer list as many are shown, and how many there are."""
 
@@ -89,6 +94,29 @@ def option_identity(config: Any) -> Any:
         target = config.get("_target_")
         return named if target is None else {"class": class_name(str(target))} | named
     return [option_identity(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def users_code(config: Any) -> dict[str, dict[str, str]]:
+    """``corruption_code``: of a user's own classes in a corruption's config the digests of the files they are in.
+
+    Empty where all are this package's, whose code ``NUMBERS_VERSION`` stands for.
+    """
+    digests = {}
+    for target in _users_targets(config):
+        with suppress(TypeError, OSError):  # no Python file has it
+            file = inspect.getsourcefile(pkgutil.resolve_name(target))
+            digests[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return {"corruption_code": digests} if digests else {}
+
+
+def _users_targets(config: Any) -> Iterator[str]:
+    """What a config names that is not this package's, at any depth."""
+    if isinstance(config, Mapping):
+        if not str(config.get("_target_", "vitpatch.")).startswith("vitpatch."):
+            yield config["_target_"]
+        config = list(config.values())
+    for each in config if isinstance(config, list | tuple) else ():
+        yield from _users_targets(each)
 
 
 def digest(value: Any) -> str:
@@ -207,3 +235,27 @@ def shorten_names(names: Sequence[str], longest: int) -> dict[str, str]:
 
 def _cut(name: str, head: int, most: int) -> str:
     return name if len(name) <= most else f"{name[:head]}…{name[head + 1 - most :]}"
+
+
+def describe_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """What two runs' identities differ in, in words: the first few keys with both values."""
+    there, here = flatten(theirs), flatten(ours)
+    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    values = [f"{key} ({_brief(there.get(key))} there, {_brief(here.get(key))} here)" for key in keys]
+    more = f" and {len(keys) - MOST_SETTINGS} more" * (len(keys) > MOST_SETTINGS)
+    return ", ".join(values[:MOST_SETTINGS]) + more if keys else "settings"
+
+
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots; values as JSON has them."""
+    if not (isinstance(value, Mapping) and value):
+        return {key: json.loads(json.dumps(value, default=str))}
+    flat = {}
+    for name, inner in value.items():
+        flat |= flatten(inner, f"{key}.{name}" if key else str(name))
+    return flat
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"

@@ -47,6 +47,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def describe_disk_error(error: OSError, folder: Path) -> str:
+    """What the disk refused, and at which file: a full or read-only disk is the user's to mend."""
+    return f"{error.strerror or error}: {error.filename or folder}"
+
+
 def _sync_names(folder: Path) -> None:
     with suppress(OSError):  # some file systems cannot
         names = os.open(folder, os.O_RDONLY)

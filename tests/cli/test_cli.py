@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, pictures, save_model, write_parquet
 
-from vitpatch.cli import job
+from vitpatch.cli.sweep import STOPPED
 from vitpatch.runs import run
 
 
@@ -96,7 +96,7 @@ def test_a_sweep_folder_that_cannot_be_written(cli, tiny):
 
 
 def test_a_full_disk_ends_in_one_line(cli, tiny, tmp_path, monkeypatch):
-    from vitpatch.runs.shards import Shards
+    from vitpatch.runs.folder import Shards
 
     def full(*args):
         raise OSError(28, "No space left on device", str(tmp_path / "run" / "shards"))
@@ -132,10 +132,10 @@ def test_ctrl_c_is_no_success(cli, tiny, tmp_path, monkeypatch):
 def test_sigterm_stops_a_run(cli, tiny, tmp_path, monkeypatch):
     import signal
 
-    from vitpatch.runs.predict import ShardWriter
+    from vitpatch.runs.predict import PatchingModule
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(ShardWriter, "write_on_batch_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(PatchingModule, "on_predict_batch_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         code, printed = cli(*tiny)
     finally:
@@ -178,7 +178,7 @@ def test_a_sweep_is_a_folder_of_its_own(cli, name, tmp_path, monkeypatch):
 def test_after_an_interruption_no_other_job_begins_in_the_process(cli, tiny, tmp_path, monkeypatch):
     """A launcher hands its workers the next one while the launching process still ends the sweep."""
     begun = []
-    monkeypatch.setattr(run, "run", lambda cfg, path, options: begun.append(path.name) or job.STOPPED.set())
+    monkeypatch.setattr(run, "run", lambda cfg, path, options: begun.append(path.name) or STOPPED.set())
     sweep = ["-m", *tiny, f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=w${window}", "window=1,2"]
     code, printed = cli(*sweep)
     assert code == 130 and begun == ["w1"], printed

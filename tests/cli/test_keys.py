@@ -60,10 +60,14 @@ LEGAL = {
 LEGAL_OF = {name: probes.split() for names, probes in LEGAL.items() for name in names.split()}
 
 
+def read_calibrate(value):
+    return None if value is None else read_wanted_damage(value)
+
+
 def read_alone(entry):
     """The keys of a command that stand in no group, and how each is read."""
     cfg = composed(entry)
-    own = {"window": config.read_windows, "include": config.read_inclusion, "calibrate": read_wanted_damage}
+    own = {"window": config.read_windows, "include": config.read_inclusion, "calibrate": read_calibrate}
     own |= {"corruptions": fit.read_corruptions}
     declared, groups = (
         (config.PatchKeys, config.PATCH_GROUPS) if entry == "patch" else (config.TrainKeys, config.TRAIN_GROUPS)

@@ -11,10 +11,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from vitpatch.cli import sweep_record
+from vitpatch.cli.sweep import as_value, with_quotes
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
-from vitpatch.runs.names import LONGEST_NAME, as_value, check_names_are_text, name_runs, run_name, with_quotes
+from vitpatch.runs.config import check_names_are_text
+from vitpatch.runs.names import LONGEST_NAME, name_runs, run_name
 
 CLEAN = re.compile(r"[A-Za-z0-9=,._-]{1,120}")
 LONG = "a_very_long_name_of_a_folder/" * 8

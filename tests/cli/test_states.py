@@ -12,7 +12,7 @@ import pytest
 from vitpatch.cli import status as states
 from vitpatch.cli.commands import run_command
 from vitpatch.cli.sweep import SweepCallback
-from vitpatch.runs.distributed import SIGNALS
+from vitpatch.errors import SIGNALS
 from vitpatch.runs.folder import RunFolder
 
 SINCE = 1000.0

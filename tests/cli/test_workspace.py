@@ -60,11 +60,11 @@ def test_the_keys_of_the_view_are_those_that_runs_log():
     import pandas as pd
 
     from vitpatch.cli import workspace
-    from vitpatch.runs.tracking import Results, history
+    from vitpatch.runs.tracking import history
 
     row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": 0.5}
     summary = pd.DataFrame([row | {"effect_same_class": 0.3, "effect_other_class": -0.2}])
-    logged = set(dict(history(Results(summary, [""], {}, {})))[0])
+    logged = set(dict(history(summary, [""]))[0])
     by_layer, *_ = workspace.workspace("demo", "somebody").sections
     asked = {key for panel in by_layer.panels for key in panel._to_model().config.metrics}
     assert asked == logged

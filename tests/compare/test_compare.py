@@ -45,7 +45,7 @@ def nothing_drawn(monkeypatch):
 
 @pytest.fixture
 def finished(patched, monkeypatch):
-    monkeypatch.setattr("vitpatch.runs.examples.IMAGES_A_PAGE", 1)
+    monkeypatch.setattr("vitpatch.runs.batches.IMAGES_A_PAGE", 1)
     return patched("window=2", "data.limit=4")
 
 

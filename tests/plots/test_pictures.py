@@ -12,11 +12,10 @@ from PIL import Image
 from vitpatch.cli.compare import read_outcome, redraw
 from vitpatch.plots import heatmaps, peak, profile, run_figures, small_multiples, style
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs import examples
+from vitpatch.runs import batches
 from vitpatch.runs import folder as store
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.report import _with_interval
-from vitpatch.runs.results import read_pages
+from vitpatch.runs.results import _with_interval, read_pages
 from vitpatch.stats.summary import GroupPeak
 from vitpatch.types import Estimate, Metric
 
@@ -286,7 +285,7 @@ RUNS = {
 )
 def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
     monkeypatch.setattr(store, "DPI", 40)
-    monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2)
+    monkeypatch.setattr(batches, "IMAGES_A_PAGE", 2)
     run = patched(*RUNS[name], pictures=True)
     files = redraw(RunFolder(run), tmp_path)
     assert {file.name for file in files} == {file.name for file in (run / "figures").iterdir()}

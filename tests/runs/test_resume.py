@@ -14,9 +14,9 @@ from run_files import results
 
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import batches as batches_module
-from vitpatch.runs import calibrate, setup
-from vitpatch.runs.predict import PatchingModule, ShardWriter
-from vitpatch.runs.shards import Shards
+from vitpatch.runs import calibration, setup
+from vitpatch.runs.folder import Shards
+from vitpatch.runs.predict import PatchingModule
 
 
 def manifest_of(folder):
@@ -43,7 +43,7 @@ def batches(monkeypatch):
             self.left = None
 
     seen = Batches()
-    step, write = PatchingModule.predict_step, ShardWriter.write_on_batch_end
+    step, write = PatchingModule.predict_step, PatchingModule.on_predict_batch_end
 
     def counted(self, batch, *rest):
         seen.append([] if batch[0] is None else batch[0].ids.tolist())
@@ -55,7 +55,7 @@ def batches(monkeypatch):
         return write(self, *everything)
 
     monkeypatch.setattr(PatchingModule, "predict_step", counted)
-    monkeypatch.setattr(ShardWriter, "write_on_batch_end", stops)
+    monkeypatch.setattr(PatchingModule, "on_predict_batch_end", stops)
     return seen
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(patched, stopped, batches
 )
 def test_the_first_starts_batch_size_is_kept(patched, stopped, batches, splits, caplog, monkeypatch, overrides):
     sizes = []
-    for module in (calibrate, batches_module):
+    for module in (calibration, batches_module):
         read = module.training_batches
         monkeypatch.setattr(
             module, "training_batches", lambda of, size, read=read: sizes.append(size) or read(of, size)

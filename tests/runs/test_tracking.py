@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.tracking import ComparisonResults, NoTracker, Results, RunInfo, WandbTracker, history
+from vitpatch.runs.tracking import NoTracker, Results, RunInfo, WandbTracker, history
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,8 @@ def info(folder):
 
 def results():
     row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": float("nan")}
-    return Results(pd.DataFrame([row]), [""], {"total_effect": 0.5, "peak_layer": 0}, {})
+    summary, scalars = pd.DataFrame([row]), {"total_effect": 0.5, "peak_layer": 0}
+    return Results("effects", {"effects": summary}, {}, {}, history(summary, [""]), scalars)
 
 
 def inspected(folder):
@@ -142,8 +143,8 @@ def test_a_tracker_that_does_not_start_does_not_stop_the_run(tmp_path, monkeypat
 
 def test_a_broken_tracker_is_one_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), WandbTracker("offline").run(info(tmp_path / "a")) as run:
-        run.log(Results(pd.DataFrame(), [], {}, {}))  # no column to log
-        run.log(Results(pd.DataFrame(), [], {}, {}))
+        for _ in range(2):
+            run.log(Results("effects", {}, {}, {}, history(pd.DataFrame(), [])))  # no column to log
     assert caplog.text.count("Weights & Biases failed") == 1 and "wandb sync" in caplog.text
 
 
@@ -156,19 +157,19 @@ def test_no_tracker_tracks_nothing(tmp_path):
 def test_several_windows_heads_or_token_groups_have_keys_of_their_own():
     row = {"effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": 0.5}
     summary = pd.DataFrame([{"layer": layer, **row} for layer in (1, 0, 1, 0)])
-    logged = dict(history(Results(summary, ["w1", "w1", "w3", "w3"], {}, {})))
+    logged = dict(history(summary, ["w1", "w1", "w3", "w3"]))
     assert list(logged) == [0, 1]
     assert set(logged[0]) == {
         f"effect/{w}/{name}" for w in ("w1", "w3") for name in ("mean", "low", "high", "recovered")
     }
-    assert set(dict(history(Results(summary[:2], ["", ""], {}, {})))[1]) == {
+    assert set(dict(history(summary[:2], ["", ""]))[1]) == {
         f"effect/{name}" for name in ("mean", "low", "high", "recovered")
     }
     controls = summary.assign(effect_same_class=0.3, effect_other_class=-0.2)
-    of_layer = dict(history(Results(controls[:2], ["", ""], {}, {})))[0]
+    of_layer = dict(history(controls[:2], ["", ""]))[0]
     assert (of_layer["effect/same_class"], of_layer["effect/other_class"], of_layer["effect/mean"]) == (0.3, -0.2, 0.1)
     many = pd.DataFrame([{"layer": 0, **row}] * 99)
-    assert not list(history(Results(many, [f"each:{i}x0" for i in range(99)], {}, {})))
+    assert not list(history(many, [f"each:{i}x0" for i in range(99)]))
 
 
 def compared(folder):
@@ -180,19 +181,20 @@ def compared(folder):
     (folder / "overview.csv").write_text("run,effect\na,0.5\n")
     files = {name: folder / name for name in ("index.html", "overview.csv", "profiles.png")}
     tables = {
-        "overview": pd.DataFrame({"run": ["a"], "effect": [0.5]}),
-        "rank_correlation": pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=["a", "b"], columns=["a", "b"]),
-        "not_subtracted": pd.DataFrame(columns=["a", "b", "reason"]),
-        "settings": pd.DataFrame({"key": ["window", "metric"], "a": [3, "prob"], "b": [None, "log_odds"]}),
+        "table/overview": pd.DataFrame({"run": ["a"], "effect": [0.5]}),
+        "table/rank_correlation": pd.DataFrame([[1.0, 0.5], [0.5, 1.0]], index=["a", "b"], columns=["a", "b"]),
+        "table/not_subtracted": pd.DataFrame(columns=["a", "b", "reason"]),
+        "table/settings": pd.DataFrame({"key": ["window", "metric"], "a": [3, "prob"], "b": [None, "log_odds"]}),
     }
-    return ComparisonResults(tables, {"profiles": files["profiles.png"]}, files, files["index.html"])
+    pictures = {"figure/profiles": [files["profiles.png"]]}
+    return Results("comparison", tables, pictures, files, page=files["index.html"])
 
 
 def test_a_comparison_is_a_run_of_its_own_with_tables_pictures_and_the_page(tmp_path):
     folder = tmp_path / "demo" / "comparison"
     folder.mkdir(parents=True)
     with WandbTracker("offline").run(RunInfo(folder, "demo", {"sweep": "demo"}, job_type="compare")) as run:
-        run.log_comparison(compared(folder))
+        run.log(compared(folder))
     assert str(folder / "wandb") in run.sync_command
     rows = inspected(folder)
     (begun,) = [row["run"] for row in rows if row["type"] == "run"]
@@ -215,5 +217,5 @@ def test_a_page_that_is_too_big_is_in_the_artifact_only(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "MOST_HTML_BYTES", 3)
     folder = tmp_path / "comparison"
     with WandbTracker("offline").run(info(folder)) as run:
-        run.log_comparison(compared(folder))
+        run.log(compared(folder))
     assert not list(folder.rglob("media/html")) and list(folder.rglob("media/table"))

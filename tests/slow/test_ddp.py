@@ -18,10 +18,9 @@ from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import predict
-from vitpatch.runs.distributed import Group, SharedFailure
+from vitpatch.runs.folder import Begun, Shards
 from vitpatch.runs.run import batch_size_for
-from vitpatch.runs.shards import Begun, Shards
-from vitpatch.runs.trainer import build_trainer, check_processes, trainer_factory
+from vitpatch.runs.trainer import Group, SharedFailure, build_trainer, check_processes, trainer_factory
 
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 SLOW = '''

@@ -16,7 +16,7 @@ from deaths import DIED, KILL, Starts
 from omegaconf import OmegaConf
 from run_files import results
 
-from vitpatch.runs.shards import Shards
+from vitpatch.runs.folder import Shards
 
 IMAGES = 60
 

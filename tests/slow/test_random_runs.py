@@ -31,7 +31,7 @@ from vitpatch.compare.page import make_sections
 from vitpatch.errors import VitPatchError
 from vitpatch.plots.profile import STRETCH
 from vitpatch.plots.style import MOST_LINES
-from vitpatch.runs import examples, run
+from vitpatch.runs import batches, run
 from vitpatch.runs import folder as store
 from vitpatch.runs.batches import BatchPatcher
 from vitpatch.runs.config import register_resolvers
@@ -113,7 +113,7 @@ def seen(monkeypatch, request):
     monkeypatch.setattr(RunFolder, "_save", saved)
     monkeypatch.setattr(BatchPatcher, "part", computed)
     monkeypatch.setattr(store, "DPI", 30)
-    monkeypatch.setattr(examples, "IMAGES_A_PAGE", 2 if is_long else 1)
+    monkeypatch.setattr(batches, "IMAGES_A_PAGE", 2 if is_long else 1)
     return found
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 from wandb_server import services, serving
 
 from vitpatch.runs import tracking
-from vitpatch.runs.tracking import Results, RunInfo, WandbTracker
+from vitpatch.runs.tracking import Results, RunInfo, WandbTracker, history
 
 KEY = "a" * 40
 FILES = ("manifest.json", "examples.parquet", "effects.parquet", "summary.csv")
@@ -47,7 +47,9 @@ def info(folder):
 def results(folder):
     row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": float("nan")}
     (folder / "a.txt").write_text("a file to keep")
-    return Results(pd.DataFrame([row]), [""], {"total_effect": 0.5}, {}, {"a.txt": folder / "a.txt"})
+    summary, scalars = pd.DataFrame([row]), {"total_effect": 0.5}
+    files = {"a.txt": folder / "a.txt"}
+    return Results("effects", {"effects": summary}, {}, files, history(summary, [""]), scalars)
 
 
 def said(caplog) -> list[str]:

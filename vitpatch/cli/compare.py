@@ -128,7 +128,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
     nothing can be compared.
     """
     from vitpatch.compare.compare import PAGE, compare
-    from vitpatch.runs.tracking import ComparisonResults, RunInfo, make_tracker
+    from vitpatch.runs.tracking import Results, RunInfo, make_tracker
 
     compared = compare([root])
     for warning in (*compared.comparison.warnings, *compared.problems):
@@ -140,9 +140,9 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
     with make_tracker(cfg).run(RunInfo(compared.folder, str(cfg.sweep), config, job_type="compare")) as tracked:
         kinds = (".csv", ".png", ".svg", ".html")
         files = {path.name: path for path in sorted(compared.folder.iterdir()) if path.suffix in kinds}
-        pictures = {path.stem: path for path in files.values() if path.suffix == ".png"}
-        page = compared.folder / PAGE
-        tracked.log_comparison(ComparisonResults(compared.comparison.tables, pictures, files, page))
+        pictures = {f"figure/{path.stem}": [path] for path in files.values() if path.suffix == ".png"}
+        tables = {f"table/{name}": table for name, table in compared.comparison.tables.items()}
+        tracked.log(Results("comparison", tables, pictures, files, page=compared.folder / PAGE))
     if tracked.sync_command:
         log.info("  W&B offline   %s", tracked.sync_command)
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from vitpatch.formatting import duration, format_interval, shorten_names
 from vitpatch.io import natural_sort, write_csv
-from vitpatch.runs.folder import DONE, RunFolder, RunStatus, read_status
+from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.results import RunStatus, read_status
 
 LONGEST_RUN, LONGEST_REASON = 44, 60
 """Letters of a name and of a reason in the table."""
@@ -83,7 +84,7 @@ def list_shortcomings(runs: Sequence[RunStatus]) -> list[str]:
 def count_finished(runs: Sequence[RunStatus], root: Path) -> str:
     """How many finished, in a line."""
     planned = sum(run.status == "planned" for run in runs)
-    finished = sum(run.status in DONE for run in runs) - planned
+    finished = sum(not run.fell_short for run in runs) - planned
     dry = f" ({planned} only planned, dry_run=true)" if planned else ""
     return f"{finished} of {len(runs)} runs finished in {root}{dry}"
 

@@ -1,13 +1,19 @@
-"""Hydra's callback for a sweep: what it refuses at the start, how far it is, and its end in a table of all runs."""
+"""Hydra's callback for a sweep: what it refuses at the start, how far it is, and its end in a table of all runs.
+
+Where the value of a key is a name, what was typed is used, although Hydra's grammar reads a number or a boolean:
+``data.path=2024_11_28`` is the number 20241128 to Hydra, ``model.revision=1e5`` is 100000.0.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,31 +22,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.checks import check_no_secret
-from vitpatch.cli.job import STOPPED, describe_disk_error
-from vitpatch.cli.matched_corruptions import sweep_overrides, write_matched_corruptions
-from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
+from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record, sweep_overrides, write_matched_corruptions
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
-from vitpatch.runs.names import as_value, check_names_are_text, quote_swept_names, run_name
+from vitpatch.io import describe_disk_error
+from vitpatch.runs.config import NAMES, check_names_are_text
+from vitpatch.runs.names import run_name
 
 if TYPE_CHECKING:
-    from vitpatch.runs.folder import RunStatus
+    from vitpatch.runs.results import RunStatus
 
 log = logging.getLogger(__name__)
 
+NAMES_OR_NUMBERS = ("data.classes", "data.label_map")
+"""Keys whose values may be numbers too: what is typed as Python writes a number (``3``) is one, ``1_000`` is a name."""
+READERS = {OverrideLexer.INT: int, OverrideLexer.FLOAT: float, OverrideLexer.BOOL: lambda text: text.lower() == "true"}
+"""Tokens of Hydra's grammar that are no text, and how it reads them."""
 WANDB_RUN_VARIABLES = tuple(
     f"WANDB_{name}" for name in ("RUN_ID", "RESUME", "RESUME_FROM", "FORK_FROM", "SWEEP_ID", "SWEEP_PARAM_PATH")
 )
 """Variables that say which Weights & Biases run one is, which runs of a sweep must not share."""
+STOPPED = threading.Event()
+"""Set once a job in this process was interrupted: no other begins."""
 PATIENCE_S = 10.0
 """How long a sweep that is interrupted waits for its jobs in other processes."""
 
@@ -285,3 +300,72 @@ def _check_writable(folder: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = f"free some space, or {remedy}"
         raise VitPatchError(f"output folder {folder}: {error.strerror}; {remedy}") from error
+
+
+def with_quotes(override: str) -> str:
+    """An override with quotes around values that are names; other overrides, and invalid ones, as they are.
+
+    Raises ``VitPatchError`` for a name that cannot have quotes: a mapping's key.
+    """
+    key, _, value = override.partition("=")
+    key = key.lstrip("+")
+    if key not in (*NAMES, *NAMES_OR_NUMBERS):
+        return override
+    try:
+        tree, quoted = _parse(override), override
+    except HydraException:  # of "=" or letters beyond ASCII in a name; commas are between several
+        is_plain = key in NAMES and not set(value) & set("'\"[](){}$\\")
+        start = override.partition("=")[0]
+        return f"{start}={','.join(map(as_value, value.split(',')))}" if is_plain else override
+    for place, token in reversed(list(_find_non_texts(tree))):
+        read = READERS[token.type](token.text)
+        if key in NAMES_OR_NUMBERS and not isinstance(read, bool) and str(read) == token.text:
+            continue
+        if isinstance(place, OverrideParser.DictKeyContext):
+            raise VitPatchError(
+                f"{key}: Hydra reads its key {token.text} as {read!r}; write the mapping into a YAML file, the key in "
+                "quotes"
+            )
+        quoted = f"{quoted[: place.start.start]}'{token.text}'{quoted[place.stop.stop + 1 :]}"
+    return re.sub(r"=choice\((.*,.*)\)$", r"=\1", quoted) if quoted != override else override  # choice() drops quotes
+
+
+def _parse(override: str) -> Any:
+    """The tree of an override by Hydra's grammar. Raises ``HydraException``."""
+    lexer = OverrideLexer(InputStream(override))
+    parser = OverrideParser(CommonTokenStream(lexer))
+    for part in (lexer, parser):
+        part.removeErrorListeners()
+        part.addErrorListener(HydraErrorListener())
+    return parser.override()
+
+
+def _find_non_texts(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The nodes of a parsed override that Hydra reads as a number or a boolean, in order, each with its token; a node
+    includes the spaces around the token."""
+    if isinstance(tree, OverrideParser.FunctionContext) and tree.ID().getText() != "choice":
+        return
+    if isinstance(tree, OverrideParser.DictKeyContext | OverrideParser.PrimitiveContext):
+        tokens = [node.symbol for node in tree.getChildren() if node.symbol.type != OverrideLexer.WS]
+        if len(tokens) == 1 and tokens[0].type in READERS:
+            yield tree, tokens[0]
+        return
+    for child in getattr(tree, "children", None) or ():
+        yield from _find_non_texts(child)
+
+
+def quote_swept_names(config: DictConfig) -> None:
+    """Puts quotes around names in what a config, with Hydra's part, sweeps over."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    for key, value in params.items():
+        if isinstance(value, str):
+            params[key] = with_quotes(f"{key}={value}").partition("=")[2]
+
+
+def as_value(value: Any) -> str:
+    """A mapping, a list or a text as the value of an override, which Hydra reads as just this."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    return "null" if value is None else QuotedString(value, Quote.single).with_quotes()

@@ -1,8 +1,13 @@
-"""``sweep.json`` in a sweep's folder: what its runs differ in, what they share, and how each is called."""
+"""What the start of a sweep leaves in its folder: ``sweep.json``, and the corruptions to match. Light: no torch.
+
+``sweep.json`` has what runs differ in, what they share, and how each is called. A job knows its own overrides only, and
+may run on another machine; what all share is the sweep's folder.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,12 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.errors import VitPatchError
+from vitpatch.io import write_json
+from vitpatch.runs.config import resolve_steps
 from vitpatch.runs.names import is_unnamed, name_parts, name_runs, override_key, plain_name
 
 FILE = "sweep.json"
+DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
+"""Keys that say which corruption a job has, and whether it is matched with others."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,6 @@ class SweepRecord:
 
     def write(self, folder: Path) -> None:
         """Writes the file."""
-        from vitpatch.io import write_json
-
         write_json(folder / FILE, asdict(self))
 
     def naming(self) -> dict[str, Any]:
@@ -96,3 +106,43 @@ def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
         f"sweep {folder}: its runs have {there}, this command {here}; runs are named by what is swept "
         f"({', '.join(before.swept)}) alone: choose another name (sweep=…)"
     )
+
+
+def sweep_overrides(config: DictConfig) -> list[Override]:
+    """The sweep's overrides as Hydra's own sweeper has them: the config's, then the command's."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    texts = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+    loader = GlobalHydra.instance().config_loader()
+    return OverridesParser.create(config_loader=loader).parse_overrides(texts)
+
+
+def write_matched_corruptions(config: DictConfig, overrides: Sequence[Override]) -> None:
+    """Writes the corruptions of the jobs that ask for ``calibrate=match``, each once; nothing where none can ask.
+
+    Only jobs that differ in ``DECIDES_CORRUPTION`` are composed. What cannot be composed is left to Hydra, which says
+    so for the job.
+    """
+    values = [str(config.get("calibrate")), *(str(o.input_line) for o in overrides if o.key_or_group == "calibrate")]
+    sweeps_experiments = any(o.key_or_group == "experiment" and o.is_sweep_override() for o in overrides)
+    if not sweeps_experiments and not any("match" in value for value in values):
+        return
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    from vitpatch.runs import calibration
+
+    known = [o for o in overrides if not o.is_sweep_override() or o.is_discrete_sweep()]  # else another sweeper's
+    jobs: dict[tuple[str, ...], list[str]] = {}
+    for job in (job for chunk in BasicSweeper.split_arguments(known, None) for job in chunk):
+        jobs.setdefault(tuple(override for override in job if DECIDES_CORRUPTION.match(override_key(override))), job)
+    corruptions: list[Any] = []
+    for job in jobs.values():
+        try:
+            composed = resolve_steps(GlobalHydra.instance().config_loader().load_sweep_config(config, job))
+        except Exception:  # Hydra's own, of many classes
+            continue
+        corruption = OmegaConf.to_container(composed.corruption, resolve=True)
+        if composed.get("calibrate") == "match" and corruption not in corruptions:
+            corruptions.append(corruption)
+    folder = Path(str(config.hydra.sweep.dir)) / calibration.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / calibration.FILE, corruptions)

@@ -19,8 +19,8 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.io import natural_sort
 from vitpatch.plots.examples import ExamplePage
-from vitpatch.runs.folder import RunFolder, read_status
-from vitpatch.runs.results import read_pages
+from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.results import read_pages, read_status
 from vitpatch.schema import PATCH_COLUMNS
 
 COMPARISON = "comparison"

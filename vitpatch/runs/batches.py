@@ -1,17 +1,22 @@
-"""A batch of images, corrupted and patched as a run's setup says → the columns and tables of its files."""
+"""A batch of images, corrupted and patched as a run's setup says → the columns of its tables, and example pages."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vitpatch.data.datamodule import DecodedImages, training_batches
+from vitpatch.data.datamodule import DecodedImages, ImageDataModule, training_batches
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
@@ -20,8 +25,10 @@ from vitpatch.patching.cost import ComputeLimits, Cost, describe_cost, estimate_
 from vitpatch.patching.executor import Outputs, average_draws, execute
 from vitpatch.patching.inputs import AblationValues, mean_values, token_masks, zero_values
 from vitpatch.patching.metrics import Columns, join_columns, to_columns
+from vitpatch.plots.examples import ExampleImage, ExamplePage
+from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.setup import Setup
-from vitpatch.runs.trainer import matmul_precision
+from vitpatch.runs.trainer import on_device, use_matmul_precision
 from vitpatch.schema import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
@@ -31,18 +38,23 @@ from vitpatch.schema import (
     partner_fields,
     with_fields,
 )
-from vitpatch.stats.result import is_included
+from vitpatch.stats.result import RunResult, base_metric, is_included
 from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 
 log = logging.getLogger(__name__)
+
+IMAGES_A_PAGE = 6
+"""Of an example page."""
+EXAMPLE_DRAWS = 10
+"""Of noise on embeddings, for an image that is looked at by itself (Meng et al. 2022)."""
 
 
 class BatchPatcher:
     """Patches batches by a run's plan, some images at a time, where its model is now.
 
-    ``draws`` of noise on embeddings an image, whose probabilities are average_draws; ``None`` = as the corruption says.
-    ``before``: images and rows of a call of an earlier start, kept to where they fit. Raises ``VitPatchError`` where
-    one image does not fit the memory.
+    ``draws`` of noise on embeddings an image, whose probabilities are averaged; ``None`` = as the corruption says.
+    ``before``: images and rows of a call of an earlier start, kept to where they fit. ``cost_line`` says what the plan
+    costs, once that was logged. Raises ``VitPatchError`` where one image does not fit the memory.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class BatchPatcher:
         self.cost = estimate_cost(self.plan, self.model, len(setup.partners))
         self.limits = self.limits_for(self.cost, before)
         self._ablation_values = self._make_ablation_values()
+        self.cost_line: str | None = None
 
     def limits_for(self, cost: Cost, before: tuple[int, int] | None = None) -> ComputeLimits:
         """How much of a plan of this cost fits the model's device."""
@@ -74,15 +87,30 @@ class BatchPatcher:
     def _training_pixels(self) -> Iterator[Tensor]:
         decoded = DecodedImages(self.setup.training, self.model.preprocessing.to_input, masks=False)
         for batch, _ in training_batches(decoded, self._batch):
-            for part in parts(batch, self.limits) if batch is not None else ():
+            for part in self.parts(batch) if batch is not None else ():
                 yield self.model.normalize(part.images.to(self.model.device))
 
-    def columns(self, images: ImageBatch) -> Columns:
-        """The columns of a batch. Raises ``VitPatchError`` where a logit is not finite."""
-        return join_columns([self.part(part, self.model, self.limits) for part in parts(images, self.limits)])
+    def parts(self, images: ImageBatch, limits: ComputeLimits | None = None) -> Iterator[ImageBatch]:
+        """As many images at a time as are computed at once."""
+        number = (limits or self.limits).images
+        for first in range(0, len(images), number):
+            yield images.part(slice(first, first + number))
+
+    def columns(self, images: ImageBatch, logs_cost: bool = False) -> Columns:
+        """The columns of a batch; the first part of the first batch is timed for ``cost_line``, if ``logs_cost``.
+
+        Raises ``VitPatchError`` where a logit is not finite.
+        """
+        measured = []
+        for part in self.parts(images):
+            started = time.perf_counter()
+            measured.append(self.part(part, self.model, self.limits))
+            if logs_cost and self.cost_line is None:
+                self.cost_line = self._log_cost(len(part), time.perf_counter() - started)
+        return join_columns(measured)
 
     def part(self, images: ImageBatch, model: PatchableViT, limits: ComputeLimits) -> Columns:
-        """The columns of as many images as there is room for."""
+        """The columns of as many images as are computed at once."""
         setup, plan, seed = self.setup, self.plan, self.setup.study.seed
         others = {d: images.partners[d.partner] for d in plan.base_runs if isinstance(d, Donor)}
         pixels: dict[Run, Tensor] = {
@@ -128,7 +156,7 @@ class BatchPatcher:
                 what = f"{patch.site} of layers {patch.layers[0]} to {patch.layers[-1]}"
                 raise VitPatchError(f"image {images.ids[row]}: with {what} patched the logits are not finite")
 
-    def log_cost(self, images: int, seconds: float) -> str:
+    def _log_cost(self, images: int, seconds: float) -> str:
         """Logs what the run costs, and that its first ``images`` took so many seconds; the line."""
         setup = self.setup
         time_left = seconds / images * len(setup.images) / setup.trainer.world_size
@@ -148,10 +176,12 @@ class BatchPatcher:
         ``largest`` and ``mean`` distance, ``largest_effect`` in float32, and how many ``images``.
         """
         device = self.model.device
-        model = self.setup.float32_model().to(device)
+        checkpoint = replace(self.setup.checkpoint, dtype="float32")
+        model = checkpoint.load(self.model.label_names).to(device)
         limits = self.limits_for(estimate_cost(self.plan, model, len(self.setup.partners)))
-        with torch.autocast(device.type, enabled=False), matmul_precision("highest"):
-            exact = join_columns([self.part(part, model, limits) for part in parts(images, limits)]).effects["effect"]
+        with torch.autocast(device.type, enabled=False), use_matmul_precision("highest"):
+            measured = join_columns([self.part(part, model, limits) for part in self.parts(images, limits)])
+        exact = measured.effects["effect"]
         if model is not self.model:  # whose place on the device is needed
             model.to("cpu")
         known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
@@ -165,12 +195,6 @@ class BatchPatcher:
         )  # fmt: skip
         distance = {"largest": float(error.max()), "mean": float(error.mean())}
         return distance | {"largest_effect": largest, "images": len(images)}
-
-
-def parts(images: ImageBatch, limits: ComputeLimits) -> Iterator[ImageBatch]:
-    """As many images at a time as there is room for."""
-    for first in range(0, len(images), limits.images):
-        yield images.part(slice(first, first + limits.images))
 
 
 def _rows_not_finite(logits: Tensor) -> list[int]:
@@ -204,3 +228,79 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(columns[f.name]).cast(f.type, safe=False) for f in schema], schema=schema)
+
+
+def choose_examples(setup: Setup, outcome: RunResult, data: ImageDataModule) -> list[ExamplePage]:
+    """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
+
+    On the trainer's device where the model is needed again.
+    """
+    also = f", means of {EXAMPLE_DRAWS} draws" if _is_drawn_again(setup) else ""
+    pages = _choices(outcome)
+    where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
+    with where:
+        return [ExamplePage(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages]
+
+
+def _is_drawn_again(setup: Setup) -> bool:
+    """Whether single images are shown by more draws of noise than the run took."""
+    return setup.corruption.is_inside_model and setup.corruption.draws < EXAMPLE_DRAWS
+
+
+def _choices(outcome: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
+    """(name of the page, how they were picked, positions among the included images)."""
+    total, number = outcome.examples["total_effect"].to_numpy(), min(IMAGES_A_PAGE, len(outcome.examples))
+    images = counted(number, "image")
+    if not np.isnan(total).any():
+        most = np.argsort(-(outcome.total_sign or 1) * total, kind="stable")[:number]
+        yield "largest", f"the {images} with the largest total effect", most
+    if outcome.peak is not None:
+        by_effect = np.argsort(-outcome.total_sign * outcome.effects[:, outcome.peak.name], kind="stable")
+        spread = by_effect[np.linspace(0, len(by_effect) - 1, number).round().astype(int)]
+        place = place_words(outcome.peak_layer, outcome.peak_series)
+        yield "sorted", f"{images} from the largest to the smallest effect at {place}", spread
+    lot = np.random.default_rng(outcome.study.seed).choice(len(total), number, replace=False)
+    yield "random", f"{images} drawn by lot", np.sort(lot)
+
+
+def _images(setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Sequence[int]) -> Iterator[ExampleImage]:
+    """The images at ``rows`` of the outcome: decoding and corruption are functions of the image's id."""
+    examples = outcome.examples.iloc[rows]
+    batch = data.batch_of(examples["example_id"].tolist())
+    images = {BaseRun.CLEAN: batch.images, BaseRun.CORRUPT: setup.corruption.pixels(batch, setup.study.seed)}
+    as_bytes = {
+        run: (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for run, x in images.items()
+    }
+    names = setup.label_names
+    base, patched, predictions = _numbers(setup, outcome, examples, rows, batch)
+    for i, example in enumerate(examples.to_dict("records")):
+        metric = {run: float(values[i]) for run, values in base.items()}
+        predicted = {run: int(predictions[run][i]) for run in BaseRun}
+        yield ExampleImage(
+            example_id=int(example["example_id"]),
+            name=f"{setup.images.name(example['example_id'])} – {label_words(example)}",
+            pictures={run: as_bytes[run][i] for run in BaseRun},
+            predicted={run: names[p] if names else str(p) for run, p in predicted.items()},
+            base=metric,
+            patched=patched[i],
+        )
+
+
+def _numbers(
+    setup: Setup, outcome: RunResult, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
+) -> tuple[dict[BaseRun, NDArray], NDArray, dict[BaseRun, NDArray]]:
+    """The headline metric of the base runs (images,) and of the patched ones (images, patches), and predictions.
+
+    Those of the files; of noise on embeddings the mean over ``EXAMPLE_DRAWS`` draws, by the model again.
+    """
+    metric, recipient = setup.study.metric, setup.study.direction.recipient
+    if _is_drawn_again(setup):
+        known = replace(batch, labels=torch.tensor(examples["label"].tolist()))
+        measured = BatchPatcher(setup, len(rows), EXAMPLE_DRAWS).columns(known.to(setup.model.device))
+        examples = pd.DataFrame({name: values for name, values in measured.examples.items() if values.ndim == 1})
+        effects = measured.effects["effect"].reshape(len(rows), -1)
+    else:
+        effects = outcome.effects[rows]
+    base = {run: base_metric(examples, run, metric) for run in BaseRun}
+    predictions = {run: examples[f"pred_{run}"].to_numpy() for run in BaseRun}
+    return base, base[recipient][:, None] + effects, predictions

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -58,20 +58,18 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 """The folder of options: a wheel has it inside the package, a checkout beside it."""
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
-
-
 Name = Annotated[str | int | float, Expected("a name")]
 """A name that may look like a number."""
 PATCH_GROUPS = ("model", "data", "corruption", "target", "trainer", "logger")
 TRAIN_GROUPS = ("model", "architecture", "data", "trainer", "recipe", "augment")
-
-
-class MatmulPrecision(StrEnum):
-    """How float32 matrix products are rounded inside (``torch.set_float32_matmul_precision``)."""
-
-    HIGHEST = "highest"
-    HIGH = "high"
-    MEDIUM = "medium"
+NAMES = (
+    *("sweep", "train_split", "save_to"),
+    *(f"model.{key}" for key in ("path", "revision", "readout", "head_path", "anatomy", "name")),
+    *(f"data.{key}" for key in ("path", "split", "config_name", "revision", "name")),
+    *(f"data.{what}_column" for what in ("image", "label", "mask", "cluster", "pair")),
+    *("logger.project", "logger.entity"),
+)
+"""Keys whose values are names."""
 
 
 class PatchKeys(TypedDict):
@@ -97,7 +95,7 @@ class PatchKeys(TypedDict):
     overwrite: bool
     dry_run: bool
     memory_gb: Annotated[Positive | None, "for what is free"]
-    matmul_precision: MatmulPrecision
+    matmul_precision: Literal["highest", "high", "medium"]
 
 
 class TrainKeys(TypedDict):
@@ -121,6 +119,18 @@ def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) ->
         if key not in cfg:
             raise VitPatchError(f"{key} is missing: add {key}=… to the command")
     check_types(cfg, declared)
+
+
+def check_names_are_text(config: DictConfig) -> None:
+    """Raises ``VitPatchError`` where a value that is a name is a number or a boolean: YAML read it so in a file."""
+    for key in NAMES:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool | int | float):
+            last = key.rpartition(".")[2]
+            raise VitPatchError(
+                f"{key} {value!r}: a name is expected, and this is what is read where it has no quotes (2024_11_28 is "
+                f"a number in YAML, yes a boolean); write {last}: '…'"
+            )
 
 
 def check_types(cfg: Mapping[str, Any], declared: type) -> None:
@@ -348,6 +358,17 @@ def typed(key: str, value: str) -> str:
         return f"{key}={value}"
     quoted = value.replace("'", "\\'")
     return shlex.quote(f"{key}='{quoted}'")
+
+
+def launched() -> tuple[int, int] | None:
+    """(rank, size): this process among several that torchrun or srun started; ``None`` where it was started alone."""
+    names = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        names = "RANK", "WORLD_SIZE"
+    elif "SLURM_STEP_NUM_TASKS" in os.environ:  # of srun; a batch script that calls python itself has none
+        names = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"
+    rank, size = (int(os.environ[name]) for name in names) if names else (0, 1)
+    return (rank, size) if size > 1 else None
 
 
 def sweep_stamp() -> str:

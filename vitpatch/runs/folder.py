@@ -1,30 +1,46 @@
-"""The run folder: shards while it runs, parquet and csv after, ``manifest.json`` as the last act."""
+"""The run folder: shards while it runs, parquet and csv after, ``manifest.json`` as the last act.
+
+A stopped run resumes from its shards, and its result is the same to the bit. ``begun.json`` names the run and how its
+images are cut into batches. A batch is a parquet file for each table; it is finished once ``batch-<number>.json`` is
+there, with the checksums of these files. Both JSON files hold their own checksum. The shards are removed once the run
+is finished.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import one_line
-from vitpatch.io import PART, atomic_write, checksum, write_json
+from vitpatch.formatting import describe_difference, digest, flatten
+from vitpatch.io import PART, atomic_write, checksum, nan_to_none, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 DPI = 130
+"""Of figures."""
+SKIPS = {"selection.on_error": "skip"}
+"""Of an identity: unreadable images are left out."""
 
 
 class FolderLocked(VitPatchError):
@@ -174,57 +190,171 @@ class RunFolder:
         return "unfinished", "it left neither manifest.json nor failed.json"
 
 
-DONE = ("finished", "finished before", "planned")
-"""The status of a run that a sweep does not wait for."""
+@dataclass(frozen=True)
+class Begun:
+    """What a run began with: its ``identity`` and digest, the images a batch, the calls' sizes once they are known.
+
+    ``images`` and ``rows`` of a call follow from the memory that was free, ``threads`` of a process (``None``: not on a
+    CPU) from the machine; a run that goes on keeps to them, since products are rounded differently by others.
+    """
+
+    run_id: str
+    identity: Mapping[str, Any]
+    batch_size: int
+    images: int | None = None
+    rows: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """A run of a sweep. ``status``: finished, ``finished before`` this start, planned, failed, interrupted, running,
-    unfinished (killed), not started (the sweep ended before). ``seconds`` of a finished run, its peak's layer, and the
-    effect there, on ``metric``; what is not known is ``None``.
+class BatchDone:
+    """A batch that is on the disk: checksums of its tables' files, and the images that could not be read, (row, why).
+
+    ``about_run``: ``line`` and ``precision_error`` of ``vitpatch.runs.predict.PredictionResult``, where they are known.
     """
 
-    run: str
-    status: str
-    reason: str = ""
-    seconds: float | None = None
-    peak_layer: int | None = None
-    effect: float | None = None
-    effect_low: float | None = None
-    effect_high: float | None = None
-    metric: str = ""
-
-    @property
-    def fell_short(self) -> bool:
-        """Whether the run is not done."""
-        return self.status not in DONE
+    files: Mapping[str, str]
+    bad: Sequence[tuple[int, str]] = ()
+    about_run: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_status(folder: RunFolder, since: float = 0.0) -> RunStatus:
-    """The status of the run in a folder; one that was finished before ``since`` is ``finished before``."""
-    name = folder.path.name
-    if (process := folder.locked_by()) is not None:
-        return RunStatus(name, "running", process)
+class Shards:
+    """A run's batches in the folder ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._begun = path / "begun.json"
+
+    def begun(self) -> Begun | None:
+        """What the run that is here began with; ``None`` where there is none, or none that can be read."""
+        return _read(self._begun, Begun)
+
+    def begin(self, begun: Begun) -> Begun:
+        """Prepares the folder for a run, or resumes the same run where it is here. Returns how that run began.
+
+        A run that an unreadable image stopped may resume as one that leaves such images out: so far there were none.
+        Raises ``VitPatchError`` where batches of another run are here.
+        """
+        there = self.begun()
+        if there is not None and there.run_id == begun.run_id:
+            return there
+        if there is not None and flatten(there.identity) | SKIPS == flatten(begun.identity):
+            there = replace(there, run_id=begun.run_id, identity=begun.identity)
+            self.write_begun(there)
+            return there
+        if there is not None and self.records():
+            difference = describe_difference(there.identity, begun.identity)
+            raise VitPatchError(
+                f"{self.path.parent} holds an unfinished run with other {difference}; choose another folder or sweep "
+                "name, or overwrite=true"
+            )
+        if there is None and any(self.path.glob("[!.]*")):  # nobody knows whose batches these are
+            log.warning("%s: missing or damaged on the disk; every batch is computed again", self._begun)
+        self.remove()
+        self.path.mkdir(parents=True)
+        self.write_begun(begun)
+        return begun
+
+    def write_begun(self, begun: Begun) -> None:
+        """Writes how the run began, with what has become known since."""
+        _write(self._begun, begun)
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def records(self) -> dict[int, BatchDone]:
+        """The batches as they were written, by number in order; their shards may be damaged since."""
+        read = ((number, _read(self._record(number), BatchDone)) for number in self.numbers())
+        return {number: batch for number, batch in read if batch is not None}
+
+    def numbers(self) -> list[int]:
+        """The numbers of the batches that have a record, damaged or not, in order."""
+        return sorted(int(record.stem.partition("-")[2]) for record in self.path.glob("batch-*.json"))
+
+    def done(self) -> dict[int, BatchDone]:
+        """The undamaged batches, by number; a damaged one is logged as a warning and loses its record."""
+        records = self.records()
+        for number in self.numbers():
+            batch = records.get(number)
+            if batch is not None and all(self._is_whole(number, kind, batch) for kind in batch.files):
+                continue
+            log.warning("batch %d: its shard is damaged on the disk; it is computed again", number)
+            self._record(number).unlink()
+            records.pop(number, None)
+        return records
+
+    def write(
+        self,
+        number: int,
+        tables: Mapping[str, pa.Table],
+        bad: Sequence[tuple[int, str]] = (),
+        about_run: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes one batch's rows of each table, then its record; ``number`` is its place in the order of batches."""
+        files = {}
+        for kind, table in tables.items():
+            with atomic_write(self._shard(kind, number)) as temporary:
+                pq.write_table(table, temporary)
+                files[kind] = checksum(temporary)
+        _write(self._record(number), BatchDone(files, list(bad), dict(about_run or {})))
+
+    def merge(self, into: Mapping[str, Path], batches: int) -> None:
+        """Joins the shards of all ``batches`` into one file a table, in order, a row group a shard.
+
+        Raises ``VitPatchError`` where a batch is not there as it was written.
+        """
+        records = self.records()
+        for number in range(batches):
+            if number not in records:
+                raise _damaged(self._record(number))
+        for kind, path in into.items():
+            tables = self._read_shards(kind, records)
+            first = next(tables, None)
+            if first is None:  # of leave-outs, where there are none
+                continue
+            with atomic_write(path) as temporary, pq.ParquetWriter(temporary, first.schema) as writer:
+                for table in chain([first], tables):
+                    writer.write_table(table)
+
+    def _read_shards(self, kind: str, records: Mapping[int, BatchDone]) -> Iterator[pa.Table]:
+        """The tables of one kind in order of batches, and so of images. Raises ``VitPatchError`` for a damaged one."""
+        last_id = -1
+        for number, batch in records.items():
+            if kind in batch.files:
+                if not self._is_whole(number, kind, batch):
+                    raise _damaged(self._shard(kind, number))
+                table = pq.read_table(self._shard(kind, number))
+                ids = table["example_id"]
+                assert ids[0].as_py() > last_id, f"batch {number} starts at image {ids[0]}, after image {last_id}"
+                last_id = ids[-1].as_py()
+                yield table
+
+    def _record(self, number: int) -> Path:
+        return self.path / f"batch-{number:08d}.json"
+
+    def _shard(self, kind: str, number: int) -> Path:
+        return self.path / f"{kind}-{number:08d}.parquet"
+
+    def _is_whole(self, number: int, kind: str, batch: BatchDone) -> bool:
+        shard = self._shard(kind, number)
+        return shard.exists() and checksum(shard) == batch.files[kind]
+
+
+def _damaged(path: Path) -> VitPatchError:
+    return VitPatchError(f"{path}: damaged on the disk, or gone; the same command computes it again")
+
+
+def _write(path: Path, value: Begun | BatchDone) -> None:
+    """Writes ``value`` with a checksum of itself."""
+    fields = nan_to_none(asdict(value))
+    write_json(path, fields | {"sha256": digest(fields)})
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    """What ``_write`` wrote; ``None`` where there is no file, or a damaged one."""
     try:
-        status, reason = folder.status()
-        if status != "finished":
-            return RunStatus(name, status, reason)
-        if folder.manifest.stat().st_mtime < since:
-            status = "finished before"
-        manifest = folder.read_manifest()
-        metric = manifest.get("config", {}).get("metric", "")
-        return RunStatus(name, status, seconds=manifest.get("seconds"), metric=metric, **_read_peak(folder, manifest))
-    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        return RunStatus(name, "failed", f"its files cannot be read ({one_line(error, 80)})")
-
-
-def _read_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Layer and effect of the row of ``summary.csv`` that the manifest names; nothing where there is no peak."""
-    peak = manifest.get("peak") or {}
-    if peak.get("layer") is None or not folder.summary.exists():
-        return {}
-    summary = pd.read_csv(folder.summary)
-    row = summary[(summary[list(peak)] == pd.Series(peak)).all(axis=1)].iloc[0]
-    effect = {name: float(row[name]) for name in ("effect", "effect_low", "effect_high")}
-    return {"peak_layer": int(row["layer"])} | effect
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return kind(**fields) if fields.pop("sha256") == digest(fields) else None
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):  # damaged on the disk
+        return None

@@ -1,9 +1,10 @@
-"""A run's result from the files that it left; needs no model."""
+"""A run's result from the files that it left, its status, and the result in words; needs no model."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from vitpatch.formatting import counted, format_interval, one_line
 from vitpatch.io import atomic_write
 from vitpatch.plots.examples import ExampleImage, ExamplePage
+from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
-from vitpatch.stats.result import RunResult, analyze
+from vitpatch.stats.inference import FLIPS, RESAMPLES
+from vitpatch.stats.result import RunResult, analyze, is_handover
 from vitpatch.stats.summary import Measured
-from vitpatch.types import BaseRun, Donor, Study
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Study, Tested, TokenGroup
 
 
 def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> RunResult:
@@ -109,3 +113,220 @@ def _image(row: Mapping[str, Any]) -> ExampleImage:
     predicted = {run: row[f"predicted_{run}"] for run in BaseRun}
     base = {run: row[f"metric_{run}"] for run in BaseRun}
     return ExampleImage(row["example_id"], row["name"], pictures, predicted, base, np.array(row["patched"]))
+
+
+def notes(outcome: RunResult) -> list[str]:
+    """What a reader of the means must know."""
+    study, summary, selected = outcome.study, outcome.summary, outcome.unselected
+    texts = []
+    if outcome.labels_are_predicted:
+        texts.append("the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1")
+    if empty := int(outcome.examples["has_empty_group"].sum()):
+        where = f"images in which a token group has no token: {empty}"
+        texts.append(f"{where}; their effect there is 0, and they are in the means")
+    if selected is not None:
+        total = "" if np.isnan(selected.total.mean) else f"total effect {selected.total.mean:+.3f}, "
+        peak = "no peak layer" if selected.peak_layer is None else f"peak layer {selected.peak_layer}"
+        texts.append(
+            f"include={study.include}: images are chosen by what the corruption did to them, which biases every mean "
+            f"away from 0; of all {counted(selected.images, 'image')}: {total}{peak}"
+        )
+    if study.test is Tested.HEADLINE and study.metric is not Metric.LOG_ODDS:
+        texts.append(
+            f"p is of effects on {study.metric}: a patch that is neutral in log odds has a mean there that is not 0, "
+            "and may be called"
+        )
+    if outcome.controls and study.direction is Direction.NOISE:
+        texts.append(
+            "controls take clean activations of other images, the own donor is the corrupted run: they are not compared"
+        )
+    if study.donor.is_constant:
+        texts.append(
+            f"donor={study.donor}: is no run, so there is no total effect and recovered is empty; the peak is what "
+            "does most harm"
+        )
+        return texts
+    if (summary["tokens"] == TokenGroup.ALL).all() and Site(summary["site"].iloc[0]).is_stream:
+        texts.append(
+            "the whole residual stream is replaced, so the run is the donor's from there: every layer's effect is the "
+            "total effect, and the peak says nothing; target.tokens=[cls,patches] says where it lies"
+        )
+    if doubt := doubt_words(outcome.total, study.donor, study.direction):
+        texts.append(doubt)
+    if not outcome.total.known:
+        texts.append("no interval: all images are of one cluster")
+    if summary["recovered"].isna().all():
+        texts.append("recovered is empty: the mean total effect is within 3 standard errors of 0, or has none")
+        if is_handover(summary):
+            texts.append("there is no picture of the handover: nothing is known of what is recovered")
+    if is_handover(summary) and summary["window"].nunique() > 1:
+        texts.append("there is no picture of the handover: it is drawn where there is one window")
+    return texts
+
+
+def manifest_entries(outcome: RunResult) -> dict[str, Any]:
+    """The result as entries of the manifest; what is not known is null, with the reason in ``notes``."""
+    study, selected, group, peak = outcome.study, outcome.unselected, outcome.peak_group, _peak(outcome)
+    entries = {
+        "total_effect": asdict(outcome.total),
+        "peak_layer": outcome.peak_layer,
+        "peak_effect": peak["effect"],
+        "label_is_predicted": outcome.labels_are_predicted,
+        "peak": {name: peak[name] for name in ("layer", "head", "tokens", "window")},
+        "peak_set": None if group is None else _peak_layers(outcome),
+        "peak_stability": None if group is None else peak["peak_share"],
+        "peak_effect_split_halves": None if group is None else group.size,
+    }
+    if selected is not None:
+        total = asdict(selected.total)
+        entries["unselected"] = {"n": selected.images, "total_effect": total, "peak_layer": selected.peak_layer}
+    if outcome.needed is not None:
+        width, clusters = outcome.needed
+        entries["planning"] = {"interval_width": width, "clusters": clusters, "has": outcome.clusters}
+    entries["statistics"] = {
+        "interval": study.interval,
+        "resamples": RESAMPLES,
+        "sign_flips": FLIPS,
+        "tests": study.metric if study.test is Tested.HEADLINE else Metric.LOG_ODDS,
+        "images": len(outcome.examples),
+        "clusters": outcome.clusters,
+    }
+    no_peak = "peak_layer is null: the mean total effect is 0 and has no direction"
+    return entries | {"notes": notes(outcome) + [no_peak] * (outcome.peak is None)}
+
+
+def _peak(outcome: RunResult) -> dict[str, Any]:
+    """The row of the peak, as Python's own numbers; all ``None`` where there is no peak."""
+    if outcome.peak is None:
+        return dict.fromkeys(outcome.summary)
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in outcome.peak.items()}
+
+
+def _peak_layers(outcome: RunResult) -> list[int]:
+    """The layers that may be the peak."""
+    return sorted({int(layer) for layer in outcome.summary["layer"].to_numpy()[outcome.peak_group.members]})
+
+
+def tracker_values(outcome: RunResult) -> dict[str, Any]:
+    """The tracker's summary values."""
+    examples, total = outcome.examples, outcome.total.mean
+    values = {
+        "total_effect": None if np.isnan(total) else total,
+        "peak_layer": outcome.peak_layer,
+        "peak_effect": _peak(outcome)["effect"],
+    }
+    for base_run in BaseRun:
+        values[f"prob_{base_run}"] = float(examples[f"prob_{base_run}"].mean())
+        values[f"accuracy_{base_run}"] = float((examples[f"pred_{base_run}"] == examples["label"]).mean())
+    return values
+
+
+def closing_lines(outcome: RunResult, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
+    """The few lines that end a run; ``more_notes`` are those on its labels and probabilities."""
+    values, images = tracker_values(outcome), len(outcome.examples)
+    corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
+    clusters = f" in {counted(outcome.clusters, 'cluster')}" * (outcome.clusters < images)
+    total = f"{_with_interval(outcome.total)} on {outcome.study.metric}"
+    if np.isnan(outcome.total.mean):
+        total = f"none on {outcome.study.metric} (donor {outcome.study.donor})"
+    lines = [
+        f"{folder.path}",
+        f"  run           {title}",
+        f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
+        f"  total effect  {total}, n = {counted(images, 'image')}{clusters}",
+        *(f"  note          {note}" for note in [*more_notes, *notes(outcome)]),
+        *_peak_lines(outcome),
+    ]
+    if outcome.needed is not None:
+        width, needed = outcome.needed
+        takes = counted(needed, "cluster")
+        lines.append(f"  planning      an interval {width:.2g} wide at the peak takes about {takes}")
+    pictures = ", ".join(sorted(path.name for path in folder.figures.iterdir()))
+    return [*lines, f"  pictures      {pictures} in figures/"]
+
+
+def _peak_lines(outcome: RunResult) -> list[str]:
+    peak, series, group = outcome.peak, outcome.peak_series, outcome.peak_group
+    if peak is None:
+        return ["  peak layer    none: the mean total effect is 0"]
+    share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
+    where = f"{outcome.peak_layer} ({series})" if series else str(outcome.peak_layer)
+    lines = [f"  peak layer    {where}: {_with_interval(_estimate(peak, 'effect'))}{share}"]
+    if group is not None and not np.isnan(peak["peak_share"]):
+        layers = _peak_layers(outcome)
+        places = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+        if not outcome.summary["layer"].iloc[group.rows].is_unique:
+            places = f"{len(group.members)} of {len(group.rows)} places, in {places}"
+        lines.append(
+            f"  peak set      {places}; in {peak['peak_share']:.0%} of resamples the peak is this one; "
+            f"{group.size:+.3f} from split halves"
+        )
+    for donor in outcome.controls:
+        images = int(peak[f"n_{donor}"])
+        some = f", n = {counted(images, 'image')}" * (images < len(outcome.examples))
+        lines.append(f"  control       {donor} there: {_with_interval(_estimate(peak, f'effect_{donor}'))}{some}")
+    return lines
+
+
+def _estimate(row: pd.Series, column: str) -> Estimate:
+    return Estimate(row[column], np.nan, row[f"{column}_low"], row[f"{column}_high"])
+
+
+def _with_interval(estimate: Estimate) -> str:
+    if np.isnan(estimate.mean):
+        return "none: no included image has such a partner"
+    if not estimate.known:
+        return f"{estimate.mean:+.3f} (one cluster: no interval)"
+    return format_interval(estimate.mean, estimate.low, estimate.high)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run of a sweep. ``status``: finished, ``finished before`` this start, planned, failed, interrupted, running,
+    unfinished (killed), not started (the sweep ended before). ``seconds`` of a finished run, its peak's layer, and the
+    effect there, on ``metric``; what is not known is ``None``.
+    """
+
+    run: str
+    status: str
+    reason: str = ""
+    seconds: float | None = None
+    peak_layer: int | None = None
+    effect: float | None = None
+    effect_low: float | None = None
+    effect_high: float | None = None
+    metric: str = ""
+
+    @property
+    def fell_short(self) -> bool:
+        """Whether the run is not done."""
+        return self.status not in ("finished", "finished before", "planned")
+
+
+def read_status(folder: RunFolder, since: float = 0.0) -> RunStatus:
+    """The status of the run in a folder; one that was finished before ``since`` is ``finished before``."""
+    name = folder.path.name
+    if (process := folder.locked_by()) is not None:
+        return RunStatus(name, "running", process)
+    try:
+        status, reason = folder.status()
+        if status != "finished":
+            return RunStatus(name, status, reason)
+        if folder.manifest.stat().st_mtime < since:
+            status = "finished before"
+        manifest = folder.read_manifest()
+        metric = manifest.get("config", {}).get("metric", "")
+        return RunStatus(name, status, seconds=manifest.get("seconds"), metric=metric, **_read_peak(folder, manifest))
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        return RunStatus(name, "failed", f"its files cannot be read ({one_line(error, 80)})")
+
+
+def _read_peak(folder: RunFolder, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Layer and effect of the row of ``summary.csv`` that the manifest names; nothing where there is no peak."""
+    peak = manifest.get("peak") or {}
+    if peak.get("layer") is None or not folder.summary.exists():
+        return {}
+    summary = pd.read_csv(folder.summary)
+    row = summary[(summary[list(peak)] == pd.Series(peak)).all(axis=1)].iloc[0]
+    effect = {name: float(row[name]) for name in ("effect", "effect_low", "effect_high")}
+    return {"peak_layer": int(row["layer"])} | effect

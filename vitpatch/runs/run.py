@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.checks import check_no_secret
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import describe_difference
 from vitpatch.io import write_csv
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs.calibrate import describe_training, resolve, without_training
+from vitpatch.runs.batches import choose_examples
 from vitpatch.runs.calibration import calibration_folder
-from vitpatch.runs.examples import choose_examples
-from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.names import check_names_are_text
-from vitpatch.runs.predict import Done, data_module, estimate_run, predict
-from vitpatch.runs.report import closing_lines, manifest_entries, tracker_values
-from vitpatch.runs.results import analyze_files, write_pages
-from vitpatch.runs.setup import Setup, prepare
-from vitpatch.runs.shards import Begun, Shards, differing
-from vitpatch.runs.tracking import Results, RunInfo, Tracker, make_tracker
-from vitpatch.runs.trainer import check_processes, on_threads
+from vitpatch.runs.config import check_names_are_text
+from vitpatch.runs.folder import Begun, RunFolder, Shards
+from vitpatch.runs.predict import PredictionResult, data_module, estimate_run, predict
+from vitpatch.runs.results import analyze_files, closing_lines, manifest_entries, tracker_values, write_pages
+from vitpatch.runs.setup import Setup, prepare, take_from_training
+from vitpatch.runs.tracking import Results, RunInfo, Tracker, history, make_tracker
+from vitpatch.runs.trainer import check_processes, use_threads
 from vitpatch.stats.result import RunResult, series_names
 
 log = logging.getLogger(__name__)
@@ -49,25 +48,22 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
     check_names_are_text(cfg)
     started = time.monotonic()
     tracker = make_tracker(cfg)
-    calibrations = calibration_folder(path)
-    setup = prepare(cfg, calibrations)
+    setup = prepare(cfg, None if cfg.get("calibrate") is None else calibration_folder(path))
     for note in setup.notes:  # also before, for it may be a reason to stop
         log.warning("note: %s", note)
     folder = RunFolder(path)
     if cfg.dry_run:
-        setup = without_training(setup)
-        line = estimate_run(setup, data_module(setup, cfg.batch_size))
-        folder.mark_planned(line or "no image can be read")
+        folder.mark_planned(estimate_run(setup, data_module(setup, cfg.batch_size)) or "no image can be read")
         return
-    if _already_there(folder, setup, cfg.overwrite):
+    if _is_finished(folder, setup, cfg.overwrite):
         log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
         return
     check_processes(setup.trainer)
     shards = Shards(folder.shards)
     begun = _begin(folder, shards, setup)
-    with on_threads(begun.threads):
-        setup = resolve(setup, begun.batch_size, calibrations)
-        _make(setup, folder, shards, tracker, started, options or {})
+    with use_threads(begun.threads):
+        setup = replace(setup, cfg=OmegaConf.merge(setup.cfg, {"batch_size": begun.batch_size}))
+        _make(take_from_training(setup), folder, shards, tracker, started, options or {})
 
 
 def _make(
@@ -88,7 +84,7 @@ def _make(
         done = predict(setup, data, shards)
         patching_seconds = time.monotonic() - patching_started
         if done.skipped == len(setup.images):
-            shards.drop()
+            shards.remove()
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
         shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
         outcome = analyze_files(folder, setup.study, setup.plan.donors)
@@ -97,7 +93,7 @@ def _make(
             write_csv(folder.marginals, outcome.marginals)
         pages = choose_examples(setup, outcome, data)
         write_pages(folder.pages, pages)
-        known = {"title": setup.title, **describe_training(setup)}  # what pictures take from the manifest
+        known = {"title": setup.title, **setup.describe_training()}  # what pictures take from the manifest
         pictures = folder.save_figures(draw(outcome, pages, known))
         manifest = (
             known
@@ -116,8 +112,10 @@ def _make(
         )
         files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = last.enter_context(folder.writing_manifest(manifest))
-        tracked.log(Results(outcome.summary, series_names(outcome.summary), tracker_values(outcome), pictures, files))
-    shards.drop()
+        by_layer = history(outcome.summary, series_names(outcome.summary))
+        tables = {"effects": outcome.summary}
+        tracked.log(Results("effects", tables, pictures, files, by_layer, tracker_values(outcome)))
+    shards.remove()
     for line in closing_lines(outcome, folder, setup.title, setup.notes):
         log.info("%s", line)
     if done.skipped:
@@ -126,7 +124,7 @@ def _make(
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
-def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: Done) -> dict[str, Any]:
+def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: PredictionResult) -> dict[str, Any]:
     """What the manifest says, but for times."""
     cfg, found = setup.cfg, manifest_entries(outcome)
     return {
@@ -153,15 +151,15 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: Do
     }
 
 
-def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
+def _is_finished(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     """Whether the same run is finished. Raises ``VitPatchError`` where another is, or its files are not whole."""
     manifest = folder.read_manifest()
     if manifest is None or overwrite:
         return False
     if manifest["run_id"] != setup.run_id:
-        differ = differing(manifest.get("identity", {}), setup.identity)
+        difference = describe_difference(manifest.get("identity", {}), setup.identity)
         raise VitPatchError(
-            f"{folder.path} holds a finished run with other {differ}; choose another folder or sweep name, or "
+            f"{folder.path} holds a finished run with other {difference}; choose another folder or sweep name, or "
             "overwrite=true"
         )
     there = folder.checksums()
@@ -171,7 +169,7 @@ def _already_there(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
             f"{folder.path}: {', '.join(changed)} of the finished run: gone, or not as written; overwrite=true runs it "
             "again"
         )
-    Shards(folder.shards).drop()  # of a run that was killed just after its last act
+    Shards(folder.shards).remove()  # of a run that was killed just after its last act
     return True
 
 
@@ -180,7 +178,7 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
     replaced = folder.read_manifest() is not None
     there = shards.begun()
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
-        shards.drop()
+        shards.remove()
     batch_size = batch_size_for(setup.cfg.batch_size, len(setup.images), setup.trainer.world_size)
     begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=_threads(setup)))
     folder.begin()

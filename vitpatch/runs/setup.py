@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import logging
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +24,22 @@ from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import choose_partners
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, short
+from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, short, users_code
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.inputs import needs_masks
 from vitpatch.patching.plan import Plan, check_target, make_plan
-from vitpatch.runs.calibration import Adjustable, Calibration, WantedDamage, adjustables_of_run, read_wanted_damage
+from vitpatch.runs.calibration import (
+    Adjustable,
+    Calibration,
+    TrainingRuns,
+    WantedDamage,
+    adjustables_of_run,
+    calibrate,
+    read_wanted_damage,
+)
 from vitpatch.runs.config import (
     PATCH_GROUPS,
     PatchKeys,
@@ -47,7 +51,7 @@ from vitpatch.runs.config import (
     with_defaults,
 )
 from vitpatch.runs.tracking import make_tracker
-from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
+from vitpatch.runs.trainer import QUIETLY, build_trainer, on_device, trainer_factory
 from vitpatch.stats.inference import check_signed
 from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Study, Target, Tested, TokenGroup, format_window
 
@@ -55,6 +59,8 @@ log = logging.getLogger(__name__)
 
 CONTROLS = (Donor.SAME_CLASS, Donor.OTHER_CLASS)
 """Donors that are patched too, as controls for the image's own other run."""
+MOST_TRAINING_IMAGES = 64
+"""Of a forward pass at most: ``batch_size`` may be meant for a loop that cuts it to what the memory holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +81,11 @@ class Setup(Checked):
     """All that a run needs. What is in it can change a number, but for batch size, devices, tracker and folders.
 
     ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
-    is taken from them. ``adjustables``: the run's corruption with its strength left open, then the others it is matched
-    with, where the run is calibrated. ``notes`` are what a reader must know of labels and probabilities.
+    is taken from them. ``adjustables``: of a run that is calibrated its corruption with the strength left open, then
+    the others that it is matched with; ``calibrations`` the folder of its sweep's calibrations. ``notes`` are what a
+    reader must know of labels and probabilities.
 
-    Before ``calibrate.resolve`` the corruption and ``cfg`` are as the config has them, and there is no ``calibration``.
+    Before ``take_from_training`` there is no ``calibration``, and corruption and ``cfg`` are as the config has them.
     """
 
     model: PatchableViT
@@ -87,17 +94,15 @@ class Setup(Checked):
     partners: PartnerPositions
     training: LabelledImages | None
     adjustables: tuple[Adjustable, ...]
+    calibrations: Path | None
     notes: tuple[str, ...]
     calibration: Calibration | None = None
 
     @property
     def is_reduced(self) -> bool:
         """Whether anything is computed below float32."""
-        return not _is_float32(self.cfg) or self.checkpoint.dtype != "float32"
-
-    def float32_model(self) -> PatchableViT:
-        """The same weights in float32."""
-        return replace(self.checkpoint, dtype="float32").load(self.model.label_names)
+        rounded = _precision(self.cfg) != "32" or self.cfg.matmul_precision != "highest"
+        return rounded or self.checkpoint.dtype != "float32"
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
@@ -107,25 +112,22 @@ class Setup(Checked):
     @property
     def title(self) -> str:
         """The run in a line: model, data, corruption, target, window, direction."""
-        target, study = self.study.target, self.study
-        at = "" if target.tokens == (TokenGroup.ALL,) else f" at {' and '.join(target.tokens)}"
-        if target.heads is not None:
-            at = f"{' of all heads' if target.heads == JOINT else ' by head'}{at}"
-        windows = ", ".join(map(format_window, study.windows))
-        first = f"{self._model_words} on {data_words(self.cfg.data)}"
+        target, study, model = self.study.target, self.study, self.model
+        also = ["untrained"] * self.checkpoint.random_init + [model.head] * (model.head is not None)
+        also += ["multi-label"] * (model.model.config.problem_type == MULTI_LABEL)
+        first = short(self.cfg.model.path) + f" ({', '.join(also)})" * bool(also) + f" on {data_words(self.cfg.data)}"
         if study.depends_on_corruption:
             first += f", {corruption_words(self.cfg.corruption)}"
             first += f" calibrated to {self.wanted}" * (self.calibration is not None)
+        place = str(target.site)
+        if target.heads is not None:
+            place += " of all heads" if target.heads == JOINT else " by head"
+        if target.tokens != (TokenGroup.ALL,):
+            place += f" at {' and '.join(target.tokens)}"
+        windows = ", ".join(map(format_window, study.windows))
         donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
         include = "" if study.include == ALL_IMAGES else f", {study.include} images"
-        return f"{first}, {target.site}{at}, window {windows}, {study.direction}{donor}{include}"
-
-    @property
-    def _model_words(self) -> str:
-        """The model's name, and what is not as its checkpoint has it."""
-        also = ["untrained"] * self.checkpoint.random_init + [self.model.head] * (self.model.head is not None)
-        also += ["multi-label"] * (self.model.model.config.problem_type == MULTI_LABEL)
-        return short(self.cfg.model.path) + (f" ({', '.join(also)})" if also else "")
+        return f"{first}, {place}, window {windows}, {study.direction}{donor}{include}"
 
     @property
     def run_id(self) -> str:
@@ -141,7 +143,7 @@ class Setup(Checked):
             "data": self.images.digest,
             "selection": {"on_error": cfg["data"]["on_error"]},
             "corruption": option_identity(self.adjustables[0].config if self.wanted else cfg["corruption"]),
-            **_users_code(cfg["corruption"]),
+            **users_code(cfg["corruption"]),
             "target": asdict(self.study.target),
             "window": self.study.windows,
             **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
@@ -150,7 +152,7 @@ class Setup(Checked):
             "interval": self.study.interval,
             "test": self.study.test,
             "leave_outs": len(self.plan.leave_outs),
-            **self._training_identity,
+            **self._training_identity(),
         }
 
     @property
@@ -167,37 +169,25 @@ class Setup(Checked):
             "precision": [cfg.model.dtype, _precision(cfg), cfg.matmul_precision],
         }
 
-    @property
     def _training_identity(self) -> dict[str, Any]:
         """What of training images can change a number: nothing, of most runs. A calibrated strength follows from it."""
         if self.training is None:
             return {}
+        if self.wanted is None:
+            return {"training": self.training.digest}
         matched = sorted(digest(option_identity(one.config)) for one in self.adjustables)
-        calibrated = {} if self.wanted is None else {"calibrate": str(self.wanted), "matched": matched}
-        return {"training": self.training.digest} | calibrated
+        return {"training": self.training.digest, "calibrate": str(self.wanted), "matched": matched}
 
-
-def _users_code(corruption: Any) -> dict[str, dict[str, str]]:
-    """``corruption_code``: of a user's own classes in a corruption's config the digests of the files they are in.
-
-    Empty where all are this package's, whose code ``NUMBERS_VERSION`` stands for.
-    """
-    digests = {}
-    for target in _users_targets(corruption):
-        with suppress(TypeError, OSError):  # no Python file has it
-            file = inspect.getsourcefile(pkgutil.resolve_name(target))
-            digests[target] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-    return {"corruption_code": digests} if digests else {}
-
-
-def _users_targets(config: Any) -> Iterator[str]:
-    """What a config names that is not this package's, at any depth."""
-    if isinstance(config, Mapping):
-        if not str(config.get("_target_", "vitpatch.")).startswith("vitpatch."):
-            yield config["_target_"]
-        config = list(config.values())
-    for each in config if isinstance(config, list | tuple) else ():
-        yield from _users_targets(each)
+    def describe_training(self) -> dict[str, Any]:
+        """What was taken from training images, as the manifest has it."""
+        if self.training is None:
+            return {}
+        cfg, images = self.cfg, self.training
+        taken = {"split": cfg.train_split, "limit": cfg.train_limit, "images": len(images), "digest": images.digest}
+        entries: dict[str, Any] = {"training": taken}
+        if self.calibration is not None:
+            entries["calibration"] = self.calibration.as_manifest()
+        return entries | self.corruption.describe_statistics()
 
 
 def check_config(cfg: DictConfig) -> Checked:
@@ -215,7 +205,7 @@ def check_config(cfg: DictConfig) -> Checked:
     study = read_study(cfg)
     if study.test is Tested.HEADLINE:
         check_signed(study.metric, study.direction)
-    wanted = read_wanted_damage(cfg.calibrate)
+    wanted = None if cfg.calibrate is None else read_wanted_damage(cfg.calibrate)
     if corruption.needs_masks and not cfg.data.mask_column:
         raise missing_masks(corruption)
     _check_precision(cfg, checkpoint)
@@ -234,8 +224,10 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     """Loads and checks model, data and corruption, cheapest first; ``calibrations`` is the folder of a sweep's."""
     checked = check_config(cfg)
     cfg, study, corruption, source = checked.cfg, checked.study, checked.corruption, checked.source
-    corruption_config = OmegaConf.to_container(cfg.corruption, resolve=True)
-    adjustables = adjustables_of_run(corruption_config, checked.wanted, calibrations)
+    adjustables = ()
+    if checked.wanted is not None:
+        corruption_config = OmegaConf.to_container(cfg.corruption, resolve=True)
+        adjustables = adjustables_of_run(corruption_config, checked.wanted, calibrations)
     names = source.open().label_names if checked.checkpoint.needs_names else None
     model = checked.checkpoint.load(names)
     model.require(study.target.site)
@@ -268,8 +260,43 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         partners=partners,
         training=training,
         adjustables=adjustables,
+        calibrations=calibrations,
         notes=(*model.notes, *label_notes(opened, classes, source.label_map)),
     )
+
+
+def take_from_training(setup: Setup) -> Setup:
+    """The setup with what it takes from training images: the strength that does the damage asked for, and statistics.
+
+    The strength is in the corruption and in its config, the statistics in the corruption. Raises ``VitPatchError``
+    where no strength does the damage.
+    """
+    cfg, corruption, wanted, calibration = setup.cfg, setup.corruption, setup.wanted, None
+    if wanted is None and not corruption.needs_training:
+        return setup
+    images, seed, partners = setup.training, setup.study.seed, {}
+    for one in setup.adjustables:
+        kind = one.at(0.0).partner
+        if kind is not None and kind not in partners:
+            partners[kind] = find_partners(kind, images, seed, setup.model.preprocessing, f"{one} on training images")
+    training = TrainingRuns(
+        model=setup.model,
+        model_identity=setup.model_identity,
+        images=images,
+        partners=partners,
+        damage=None if wanted is None else wanted.damage,
+        seed=seed,
+        batch_size=min(cfg.batch_size, MOST_TRAINING_IMAGES),
+    )
+    with on_device(setup.model, setup.trainer, cfg.matmul_precision):
+        if wanted is not None:
+            calibration = calibrate(wanted, setup.adjustables, training, setup.calibrations)
+            corruption = setup.adjustables[0].at(calibration.strength)
+            cfg = cfg.copy()
+            OmegaConf.update(cfg, f"corruption.{calibration.key}", calibration.strength, force_add=True)
+        if corruption.needs_training:
+            corruption = corruption.with_statistics(training.moments)
+    return replace(setup, cfg=cfg, corruption=corruption, calibration=calibration)
 
 
 def _find_all_partners(
@@ -284,38 +311,40 @@ def _find_all_partners(
     if by_label and not images.has_labels:
         raise VitPatchError(f"{' and '.join(sorted(by_label))} images: the data have no labels to go by")
     controls = {control.partner for control in CONTROLS} if _has_controls(study) and images.has_labels else set()
-    kinds = sorted(({wanted, donor} | controls) - {None})
-    positions = {kind: find_partners(kind, images, study.seed, preprocessing) for kind in kinds}
-    if wanted is not None:
-        check_all_have_partners(corruption.class_name, wanted, positions[wanted], images)
+    positions = {}
+    for kind in sorted(({wanted, donor} | controls) - {None}):
+        needed_by = corruption.class_name if kind == wanted else None
+        positions[kind] = find_partners(kind, images, study.seed, preprocessing, needed_by)
     if donor is not None and (positions[donor] < 0).all():
         raise VitPatchError(f"donor {study.donor}: no image has a {donor} partner in another cluster; use more images")
     return positions
 
 
-def find_partners(kind: Partner, images: LabelledImages, seed: int, preprocessing: Preprocessing) -> NDArray[np.int64]:
-    """Where the partners of one kind are, (images,). Raises ``VitPatchError`` where the data have no pairs."""
+def find_partners(
+    kind: Partner, images: LabelledImages, seed: int, preprocessing: Preprocessing, needed_by: str | None = None
+) -> NDArray[np.int64]:
+    """Where the partners of one kind are, (images,), −1 where an image has none.
+
+    Raises ``VitPatchError`` where the data have no pairs, or where an image has no partner and the corruption
+    ``needed_by`` asks for one of every image.
+    """
     if kind is Partner.PAIR:
         if images.columns.pair is None:
             raise VitPatchError("partner pair: the data have no pairs; name their column with data.pair_column")
-        return np.arange(len(images))
-    if kind is not Partner.NEAREST_LUMINANCE:
-        return choose_partners(kind, images.labels, images.clusters, seed)
-    log.info("looking at the luminance of %s", counted(len(images), "image"))
-    luminance = mean_luminance(images, preprocessing.to_input)
-    positions = choose_partners(kind, images.labels, images.clusters, seed, luminance)
-    return np.where(np.isnan(luminance), np.arange(len(images)), positions)  # what cannot be read needs none
-
-
-def check_all_have_partners(
-    corruption: str, kind: Partner, positions: NDArray[np.int64], images: LabelledImages
-) -> None:
-    """Raises ``VitPatchError`` where an image lacks the partner that a corruption asks for."""
-    if (alone := np.flatnonzero(positions < 0)).size:
+        positions = np.arange(len(images))
+    elif kind is Partner.NEAREST_LUMINANCE:
+        log.info("looking at the luminance of %s", counted(len(images), "image"))
+        luminance = mean_luminance(images, preprocessing.to_input)
+        positions = choose_partners(kind, images.labels, images.clusters, seed, luminance)
+        positions = np.where(np.isnan(luminance), np.arange(len(images)), positions)  # what cannot be read needs none
+    else:
+        positions = choose_partners(kind, images.labels, images.clusters, seed)
+    if needed_by is not None and (alone := np.flatnonzero(positions < 0)).size:
         raise VitPatchError(
-            f"corruption {corruption}: {len(alone)} of {counted(len(images), 'image')}, the first "
+            f"corruption {needed_by}: {len(alone)} of {counted(len(images), 'image')}, the first "
             f"{images.ids[alone[0]]}, have no {kind} partner in another cluster; choose another kind or more images"
         )
+    return positions
 
 
 def _has_controls(study: Study) -> bool:
@@ -339,28 +368,24 @@ def _donors(study: Study, positions: PartnerPositions) -> tuple[Donor, ...]:
 
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
+"""The trainer's precisions by the names that it may have."""
 
 
 def _precision(cfg: DictConfig) -> str:
-    """The trainer's precision by one name each."""
-    return PRECISIONS[str(cfg.trainer.get("precision") or 32)]
-
-
-def _is_float32(cfg: DictConfig) -> bool:
-    return _precision(cfg) == "32" and cfg.matmul_precision == "highest"
-
-
-def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
     asked = str(cfg.trainer.get("precision") or 32)
     if asked not in PRECISIONS:
         raise VitPatchError(
             f"trainer.precision {asked}: expected one of {', '.join(PRECISIONS)}; weights below float32: model.dtype"
         )
-    on_cpu = cfg.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    if _precision(cfg) == "16-mixed" and on_cpu:
+    return PRECISIONS[asked]
+
+
+def _check_precision(cfg: DictConfig, checkpoint: Checkpoint) -> None:
+    precision = _precision(cfg)
+    if precision == "16-mixed" and (cfg.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()):
         raise VitPatchError("trainer.precision 16-mixed: a CPU has none; use bf16-mixed or 32")
-    if checkpoint.dtype != "float32" and _precision(cfg) != "32":
+    if precision != "32" and checkpoint.dtype != "float32":
         raise VitPatchError(
-            f"trainer.precision {asked} with model.dtype {checkpoint.dtype}: the weights are below float32 already; "
-            "leave trainer.precision at 32"
+            f"trainer.precision {cfg.trainer.precision} with model.dtype {checkpoint.dtype}: the weights are below "
+            "float32 already; leave trainer.precision at 32"
         )

@@ -10,7 +10,7 @@ import logging
 import os
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,45 +48,35 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Results:
-    """What is logged of a finished run: rows of ``summary.csv``, scalars, pictures by name, files to keep.
+    """What is logged of a finished run or a comparison: tables, pictures and scalars by key, and files to keep.
 
-    ``series``: a name a row, such as ``w3``, ``h5`` or ``cls``, that distinguishes rows of the same layer; empty where
-    there is one row a layer.
+    ``kind`` is the type of the artifact that keeps the files: ``effects`` or ``comparison``. ``history``: (layer,
+    values) in order of layer. ``page``, one of the files, is logged as HTML.
     """
 
-    summary: pd.DataFrame
-    series: Sequence[str]
-    scalars: dict[str, Any]
-    pictures: dict[str, list[Path]]
-    files: dict[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ComparisonResults:
-    """What is logged of a comparison: tables by the names of their csv files, PNG files by name, files to keep.
-
-    ``page``, one of the files, is logged as HTML.
-    """
-
+    kind: str
     tables: Mapping[str, pd.DataFrame]
-    pictures: Mapping[str, Path]
+    pictures: Mapping[str, Sequence[Path]]
     files: Mapping[str, Path]
-    page: Path
+    history: Iterable[tuple[int, dict[str, float]]] = ()
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    page: Path | None = None
 
 
-def history(results: Results) -> Iterator[tuple[int, dict[str, float]]]:
+def history(summary: pd.DataFrame, series: Sequence[str]) -> Iterator[tuple[int, dict[str, float]]]:
     """(layer, values) in order of layer; keys are ``effect/mean`` or, with several series, ``effect/w3/mean``.
 
-    Nothing where there are more than ``MOST_SERIES``: the table ``effects`` has them all.
+    ``series`` has a name for each row of ``summary.csv``, such as ``w3``, ``h5`` or ``cls``, that distinguishes rows of
+    the same layer; empty where there is one row a layer. Nothing where there are more than ``MOST_SERIES``: the table
+    ``effects`` has them all.
     """
-    if len(set(results.series)) > MOST_SERIES:
+    if len(set(series)) > MOST_SERIES:
         return
     columns = {"mean": "effect", "low": "effect_low", "high": "effect_high", "recovered": "recovered"}
     columns |= {str(donor): f"effect_{donor}" for donor in Donor if donor.partner}  # controls
-    rows = results.summary.assign(series=list(results.series)).sort_values("layer", kind="stable")
-    for layer, group in rows.groupby("layer", sort=True):
+    for layer, rows in summary.assign(series=list(series)).groupby("layer", sort=True):
         values = {}
-        for row in group.to_dict("records"):
+        for row in rows.to_dict("records"):
             prefix = f"effect/{row['series']}/" if row["series"] else "effect/"
             values |= {prefix + key: row[name] for key, name in columns.items() if pd.notna(row.get(name))}
         yield int(layer), values
@@ -100,9 +90,6 @@ class UntrackedRun:
     """For the manifest: ``mode``, ``id`` and, of an online run, ``url``."""
 
     def log(self, results: Results) -> None:
-        """Logs nothing."""
-
-    def log_comparison(self, results: ComparisonResults) -> None:
         """Logs nothing."""
 
 
@@ -312,12 +299,8 @@ class _WandbRun(UntrackedRun):
         self.sync_command = self._sync if mode == "offline" else None
 
     def log(self, results: Results) -> None:
-        """History by layer, summary, media, the table ``effects`` and the artifact of type ``effects``."""
+        """History by layer, summary, media, tables, and an artifact with all files."""
         self._attempt(lambda: self._log(results))
-
-    def log_comparison(self, results: ComparisonResults) -> None:
-        """``table/NAME``, ``figure/NAME`` and ``page``, and an artifact of type ``comparison`` with all files."""
-        self._attempt(lambda: self._log_comparison(results))
 
     def finish(self, exit_code: int) -> None:
         """Ends the run; ``exit_code`` other than 0 marks it failed."""
@@ -338,31 +321,21 @@ class _WandbRun(UntrackedRun):
     def _log(self, results: Results) -> None:
         import wandb
 
-        for layer, values in history(results):
+        for layer, values in results.history:
             self._run.log({"layer": layer, **values})
-        pictures = {name: [wandb.Image(str(path)) for path in paths] for name, paths in results.pictures.items()}
-        media = {name: images[0] if len(images) == 1 else images for name, images in pictures.items()}
-        self._run.log({**media, "effects": wandb.Table(dataframe=results.summary)})
-        self._run.summary.update(results.scalars)
-        self._log_files("effects", results.files)
-
-    def _log_comparison(self, results: ComparisonResults) -> None:
-        import wandb
-
-        media = {f"figure/{name}": wandb.Image(str(path)) for name, path in results.pictures.items()}
+        media: dict[str, Any] = {}
+        for name, paths in results.pictures.items():
+            images = [wandb.Image(str(path)) for path in paths]
+            media[name] = images[0] if len(images) == 1 else images
         for name, table in results.tables.items():
             if not isinstance(table.index, pd.RangeIndex):  # its rows have names
                 table = table.reset_index(names=table.index.name or "run")
-            media[f"table/{name}"] = wandb.Table(dataframe=table, allow_mixed_types=True)
-        if results.page.stat().st_size <= MOST_HTML_BYTES:
+            media[name] = wandb.Table(dataframe=table, allow_mixed_types=results.kind == "comparison")
+        if results.page is not None and results.page.stat().st_size <= MOST_HTML_BYTES:
             media["page"] = wandb.Html(str(results.page), inject=False)
         self._run.log(media)
-        self._log_files("comparison", results.files)
-
-    def _log_files(self, kind: str, files: Mapping[str, Path]) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
-        for name, path in files.items():
+        self._run.summary.update(dict(results.scalars))
+        artifact = wandb.Artifact(f"{results.kind}-{self._run.id}", type=results.kind)
+        for name, path in results.files.items():
             artifact.add_file(str(path), name=name)
         self._run.log_artifact(artifact)

@@ -35,6 +35,7 @@ from vitpatch.runs.config import (
     TRAIN_GROUPS,
     TrainKeys,
     check_keys,
+    check_names_are_text,
     check_option,
     construct,
     construct_option,
@@ -42,8 +43,7 @@ from vitpatch.runs.config import (
     typed,
     with_defaults,
 )
-from vitpatch.runs.names import check_names_are_text
-from vitpatch.runs.setup import check_all_have_partners, find_partners
+from vitpatch.runs.setup import find_partners
 from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
 
@@ -211,8 +211,7 @@ def _partners(
     positions = {}
     for name, corruption in corruptions.items():
         if (kind := corruption.partner) is not None:
-            positions[kind] = find_partners(kind, images, seed, preprocessing)
-            check_all_have_partners(name, kind, positions[kind], images)
+            positions[kind] = find_partners(kind, images, seed, preprocessing, needed_by=name)
     return positions
 
 
