@@ -25,7 +25,8 @@ def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*"))
 
 
-def test_it_is_small_and_has_its_licences():
+def test_it_is_small_without_scripts_and_has_its_licences():
+    assert not [*EMOJI.parent.rglob("*.py")]
     assert size(EMOJI) <= 10e6 and size(MODEL) <= 6e6
     for name in ("LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt", "LICENSE-MIT.txt", "README.md"):
         assert (EMOJI / name).stat().st_size > 1000

@@ -14,7 +14,6 @@ import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from vitpatch.data.images import LabelledImages
@@ -41,22 +40,11 @@ class BadImage:
     reason: str
 
 
-@dataclass(frozen=True)
-class Item:
-    """An image before it is put into a batch: (3, height, width), its mask (1, height, width) or ``None``, partners."""
-
-    image: Tensor
-    mask: Tensor | None
-    example_id: int
-    label: int
-    partners: Mapping[Partner, Item] | None = None
-
-
 class DecodedImages(Dataset):
-    """Images as tensors at the model's input size, by position; one that cannot be read is a ``BadImage``.
+    """Images at the model's input size by position, each a batch of one; one that cannot be read is a ``BadImage``.
 
-    ``to_input`` makes an image such a tensor. An image whose partner of a ``needed`` kind cannot be read is a
-    ``BadImage`` too: its corruption is made from the partner.
+    ``to_input`` makes an image a tensor (3, height, width). An image whose partner of a ``needed`` kind cannot be read
+    is a ``BadImage`` too: its corruption is made from the partner.
     """
 
     def __init__(
@@ -73,38 +61,42 @@ class DecodedImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> Item | BadImage:
+    def __getitem__(self, position: int) -> ImageBatch | BadImage:
         """The image at a position with its partners; where it has none, itself by the id −1."""
-        item = self._item(position)
-        if isinstance(item, BadImage) or not self._partners:
-            return item
+        image = self._image(position)
+        if isinstance(image, BadImage) or not self._partners:
+            return image
         partners = {}
         for kind, positions in self._partners.items():
             at = int(positions[position])
-            partner = None if at == NO_PARTNER else self._item(at, of_pair=kind is Partner.PAIR)
+            partner = None if at == NO_PARTNER else self._image(at, of_pair=kind is Partner.PAIR)
             if isinstance(partner, BadImage) and kind in self._needed:
-                return BadImage(item.example_id, f"the partner of row {item.example_id}: {partner.reason}")
-            partners[kind] = partner if isinstance(partner, Item) else replace(item, example_id=NO_PARTNER)
-        return replace(item, partners=partners)
+                row = int(self.images.ids[position])
+                return BadImage(row, f"the partner of row {row}: {partner.reason}")
+            is_readable = isinstance(partner, ImageBatch)
+            partners[kind] = partner if is_readable else replace(image, ids=torch.tensor([NO_PARTNER]))
+        return replace(image, partners=partners)
 
-    def _item(self, position: int, of_pair: bool = False) -> Item | BadImage:
+    def _image(self, position: int, of_pair: bool = False) -> ImageBatch | BadImage:
         """An image, or its counterpart, which has its mask, id and label."""
-        images, example_id = self.images, int(self.images.ids[position])
+        images = self.images
         try:
-            image = self._to_input(images.image(position, of_pair))
+            pixels = self._to_input(images.image(position, of_pair))
             mask = images.mask(position) if self._masks else None
         except VitPatchError as error:
-            return BadImage(example_id, str(error))
-        mask = None if mask is None else self._to_input(mask)[:1]
-        return Item(image, mask, example_id, int(images.labels[position]))
+            return BadImage(int(images.ids[position]), str(error))
+        masks = None if mask is None else self._to_input(mask)[None, :1]
+        id_and_label = (torch.tensor([numbers[position]]) for numbers in (images.ids, images.labels))
+        return ImageBatch(pixels[None], *id_and_label, masks)
 
 
 def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]:
     """The mean BT.601 luma of each image at the model's input size, (images,); NaN of one that cannot be read."""
     means = np.full(len(images), np.nan)
-    for position, item in enumerate(map(DecodedImages(images, to_input, masks=False).__getitem__, range(len(images)))):
-        if not isinstance(item, BadImage):
-            means[position] = float(item.image.mean((1, 2)) @ torch.tensor(BT601_LUMA))
+    decoded = DecodedImages(images, to_input, masks=False)
+    for position in range(len(images)):
+        if isinstance(image := decoded[position], ImageBatch):
+            means[position] = float(image.images[0].mean((1, 2)) @ torch.tensor(BT601_LUMA))
     return means
 
 
@@ -125,18 +117,17 @@ def start_method(workers: int) -> str | None:
     return "fork" if workers and multiprocessing.get_start_method() == "loky" else None
 
 
-def collate(items: Sequence[Item | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
-    """The readable items as a batch (``None`` where there is none), and the others."""
-    bad = [item for item in items if isinstance(item, BadImage)]
-    good = [item for item in items if not isinstance(item, BadImage)]
-    return (_batch(good) if good else None), bad
+def collate(images: Sequence[ImageBatch | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
+    """The readable images as one batch (``None`` where there is none), and the others."""
+    readable = [image for image in images if isinstance(image, ImageBatch)]
+    return (_join(readable) if readable else None), [image for image in images if isinstance(image, BadImage)]
 
 
-def _batch(items: Sequence[Item]) -> ImageBatch:
-    masks = None if items[0].mask is None else torch.stack([item.mask for item in items])
-    ids, labels = (torch.tensor([getattr(item, name) for item in items]) for name in ("example_id", "label"))
-    partners = {kind: _batch([item.partners[kind] for item in items]) for kind in items[0].partners or ()}
-    return ImageBatch(torch.stack([item.image for item in items]), ids, labels, masks, partners=partners or None)
+def _join(batches: Sequence[ImageBatch]) -> ImageBatch:
+    masks = None if batches[0].masks is None else torch.cat([batch.masks for batch in batches])
+    partners = {kind: _join([batch.partners[kind] for batch in batches]) for kind in batches[0].partners or ()}
+    tensors = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "ids", "labels"))
+    return ImageBatch(*tensors, masks, partners=partners or None)
 
 
 def batch_loader(decoded: Dataset, batch_size: int, workers: int) -> DataLoader:

@@ -260,10 +260,11 @@ def mapped_labels(label_map: Mapping[Any, Any], names: Sequence[str]) -> dict[An
 
 def mapped_class_names(names: Sequence[str], label_map: Mapping[Any, Any]) -> list[str]:
     """The names of the classes that ``data.label_map`` makes of labels, by first appearance; numbers in their order."""
-    keys = {_require_label("data.label_map", key, names, len(names), "the data's labels"): key for key in label_map}
+    values: dict[int, Any] = dict(enumerate(names))
+    for key, value in label_map.items():
+        values[_require_label("data.label_map", key, names, len(names), "the data's labels")] = value
     made: list[str] = []
-    for at, name in enumerate(names):
-        value = label_map[keys[at]] if at in keys else name
+    for value in values.values():
         if value is None:
             continue
         if type(value) not in (int, str):

@@ -263,10 +263,10 @@ def _loaders(
     rows, validation_rows = _split(images, recipe.validation)
     decoded = DecodedImages(images, preprocessing.to_input, masks=False)
     pixels = []
-    for item in map(decoded.__getitem__, range(len(decoded))):
-        if isinstance(item, BadImage):
-            raise VitPatchError(item.reason)
-        pixels.append((item.image * 255).round().byte())
+    for image in map(decoded.__getitem__, range(len(decoded))):
+        if isinstance(image, BadImage):
+            raise VitPatchError(image.reason)
+        pixels.append((image.images[0] * 255).round().byte())
     dataset = TensorDataset(torch.stack(pixels), torch.tensor(images.labels))
     labels = images.labels[rows]
     weights = 1 / np.bincount(labels)[labels] if recipe.balanced else np.ones(len(rows))
