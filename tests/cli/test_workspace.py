@@ -104,4 +104,4 @@ def test_without_the_library_it_says_what_to_install(capsys, monkeypatch):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert main(["demo", "--dry-run"]) == 1
-    assert capsys.readouterr().err.strip().endswith("pip install -e '.[workspace]'")
+    assert capsys.readouterr().err.strip().endswith("pip install 'vitpatch[workspace]'")

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from vitpatch.cli.compare import read_outcome, redraw
-from vitpatch.plots import heatmaps, peak, profile, run_figures, small_multiples, style
+from vitpatch.plots import classes, heatmaps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs import batches
 from vitpatch.runs import folder as store
@@ -125,8 +125,8 @@ def test_a_layer_by_itself_is_in_the_middle():
 
 def test_what_rounding_leaves_has_no_colour():
     effects = pd.DataFrame({"effect": [1e-8], "effect_low": np.nan, "effect_high": np.nan})
-    tiny = [heatmaps.ClassEffects("cat", 9, 9, effects, 0.0)]
-    (image,) = heatmaps.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
+    tiny = [classes.ClassEffects("cat", 9, 9, effects, 0.0)]
+    (image,) = classes.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
     assert image.get_clim() == (-style.LEAST_LIMIT, style.LEAST_LIMIT)
 
 
@@ -160,14 +160,14 @@ def test_a_window_is_beside_the_sum_of_its_layers():
     rows = pd.concat([one, three], ignore_index=True)
     known = {"sum": np.arange(5.0), "synergy": -0.1, "synergy_low": -0.2, "synergy_high": 0.1}
     sums = pd.DataFrame(known, index=range(5, 10))
-    figure = small_multiples.windows(rows, sums, TOTAL, CAPTION)
+    figure = profile.windows(rows, sums, TOTAL, CAPTION)
     above, below = figure.axes
     assert np.array_equal(y_of(above, "window 3"), three["effect"]) and whiskers_of(above, three, "effect")
     (dashed,) = [line for line in above.get_lines() if line.get_linestyle() == "--" and line.get_label()[0] == "_"]
     assert np.array_equal(dashed.get_ydata(), sums["sum"])
     assert dashed.get_color() == line_of(above, "window 3").get_color() != line_of(above, "window 1").get_color()
     assert whiskers_of(below, sums, "synergy")
-    assert len(small_multiples.windows(rows, sums[:0], TOTAL, CAPTION).axes) == 1  # nothing is known of single layers
+    assert len(profile.windows(rows, sums[:0], TOTAL, CAPTION).axes) == 1  # nothing is known of single layers
 
 
 def some_classes(number, layers):
@@ -175,24 +175,24 @@ def some_classes(number, layers):
         known = i % 2 == 0
         ends = {"effect_low": 0.1 * i - 1, "effect_high": 0.1 * i + 1} if known else {}
         effects = pd.DataFrame({"effect": [0.1 * i] * layers, "effect_low": np.nan, "effect_high": np.nan} | ends)
-        yield heatmaps.ClassEffects(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
+        yield classes.ClassEffects(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
 
 
 def test_each_class_has_a_panel_with_its_numbers():
-    classes = list(some_classes(3, 4))
-    figure = small_multiples.classes(classes, range(4), [0.2] * 4, "layer", CAPTION)
+    drawn = list(some_classes(3, 4))
+    figure = classes.class_profiles(drawn, range(4), [0.2] * 4, "layer", CAPTION)
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == [
         "class 0\n10 images in 7 clusters", "class 1\n11 images in 4 clusters", "class 2\n12 images in 7 clusters",
     ]  # fmt: skip
     assert [bool(axes.collections) for axes in shown] == [True, False, True]  # few clusters have no interval
-    for one, axes in zip(classes, shown, strict=True):
+    for one, axes in zip(drawn, shown, strict=True):
         assert np.allclose(y_of(axes, "class"), one.effects["effect"]) and set(y_of(axes, "all images")) == {0.2}
     assert len({axes.get_ylim() for axes in shown}) == 1
 
 
 def test_of_many_classes_those_with_most_images_are_drawn():
-    figure = small_multiples.classes(list(some_classes(100, 40)), range(40), [0.2] * 40, "layer", CAPTION)
+    figure = classes.class_profiles(list(some_classes(100, 40)), range(40), [0.2] * 40, "layer", CAPTION)
     shown = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.get_visible()]
     assert shown == [f"class {i}" for i in range(60, 100)] and "the 40 of 100 classes" in figure.get_suptitle()
 

@@ -44,7 +44,7 @@ def _library() -> tuple[Any, Any]:
             import wandb_workspaces.reports.v2 as panels
             import wandb_workspaces.workspaces as ws
     except ImportError as error:
-        raise VitPatchError("wandb-workspaces is not installed: pip install -e '.[workspace]'") from error
+        raise VitPatchError("wandb-workspaces is not installed: pip install 'vitpatch[workspace]'") from error
     return ws, panels
 
 

@@ -22,10 +22,8 @@ Spec = dict[str, Any]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 """Seven, beside eight colours: 56 lines are told apart."""
 ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
-ROW_HEIGHT, NAMED_ROW_HEIGHT = 20, 38
-"""Pixels of a heatmap's row, and of one with its name above."""
-PNG_SCALE = 2
-"""Pixels of a PNG per pixel of a chart."""
+ROW_HEIGHT, NAMED_ROW_HEIGHT = 20, 38  # pixels of a heatmap's row, and of one with its name above
+PNG_SCALE = 2  # pixels of a PNG per pixel of a chart
 
 
 ASSETS = Path(__file__).parents[1] / "assets" / "page"

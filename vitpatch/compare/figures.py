@@ -11,50 +11,23 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from vitpatch.compare import layout, tables
 from vitpatch.compare.charts import Heatmap, Intervals, Profile, Spec, inline_data, spec_of
-from vitpatch.compare.layout import (
-    MAX_SERIES,
-    TOOLTIPS,
-    Grid,
-    count_words,
-    effect_range,
-    effect_title,
-    legend_lines,
-    lines_table,
-    make_grids,
-    overlay_rows,
-    profile_rows,
-    sample_words,
-    short_lines,
-    window_heading,
-)
+from vitpatch.compare.layout import Grid
 from vitpatch.compare.load import Comparison
 from vitpatch.compare.pairs import largest_differences
-from vitpatch.compare.tables import (
-    Link,
-    describe_patch,
-    difference_cell,
-    format_number,
-    format_value,
-    run_links,
-    with_interval_names,
-)
+from vitpatch.compare.tables import Link
 from vitpatch.formatting import run_labels, short_labels
 from vitpatch.stats.result import series_names
 
-MAX_DOTS = 200
-"""Points of a panel with many series; of more those with the largest effects."""
-MAX_PAIRS = 40
-"""Pairs of runs whose differences by layer can be picked, from the largest on."""
-MAX_FILE_ROWS, MAX_FILE_PAIRS = 60, 30
-"""Runs, or pairs of runs, of a figure in a file that has a row each."""
-MAX_RANK_WORDS = 20
-"""Runs of a rank correlation whose cells have their numbers in a file."""
+MAX_DOTS = 200  # points of a panel with many series; of more those with the largest effects
+MAX_PAIRS = 40  # pairs of runs whose differences by layer can be picked, from the largest on
+MAX_FILE_ROWS, MAX_FILE_PAIRS = 60, 30  # runs, or pairs of runs, of a figure in a file that has a row each
+MAX_RANK_WORDS = 20  # runs of a rank correlation whose cells have their numbers in a file
 PANEL_WIDTH, OVERLAY_WIDTH, FIGURE_WIDTH, LAYER_WIDTH, MIN_HEATMAP_WIDTH = 250, 373, 560, 34, 240
 """Pixels in a file: of a panel, of a chart of several corruptions, of a single chart, of a heatmap's column, and of a
 heatmap."""
-TITLE_LETTERS = 110
-"""Letters of a line of a file's title."""
+TITLE_LETTERS = 110  # letters of a line of a file's title
 FILES = re.compile(
     r"(grid|overlay|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
 )
@@ -124,7 +97,7 @@ class Figure:
 
 def make_figures(comparison: Comparison) -> list[Figure]:
     """All figures of a comparison, without those that show nothing."""
-    addresses = {row["run"]: run_links(row)[0].address for row in comparison.overview.to_dict("records")}
+    addresses = {row["run"]: tables.run_links(row)[0].address for row in comparison.overview.to_dict("records")}
     return [
         *_profile_figures(comparison),
         *_heatmap_figures(comparison, addresses),
@@ -140,11 +113,11 @@ def _profile_figures(comparison: Comparison) -> Iterator[Figure]:
 
     The panels of a file have lines in the same colours; the first of each row has the title of the axis.
     """
-    overview, grids = comparison.overview.set_index("run", drop=False), make_grids(comparison)
+    overview, grids = comparison.overview.set_index("run", drop=False), layout.make_grids(comparison)
     for number, grid in enumerate(grids, start=1):
         end, columns = f"_{number}" if len(grids) > 1 else "", len(grid.windows)
-        scale, title = effect_range(comparison, grid.metric), effect_title(grid.metric)
-        sample = sample_words(overview.loc[list(pd.concat(grid.panels.values())["run"].unique())])
+        scale, title = layout.effect_range(comparison, grid.metric), layout.effect_title(grid.metric)
+        sample = layout.sample_words(overview.loc[list(pd.concat(grid.panels.values())["run"].unique())])
         places = [(corruption, window) for corruption in grid.corruptions for window in grid.windows]
         charts = [
             _panel_chart(grid.panels[place], overview, place, scale) if place in grid.panels else None
@@ -172,22 +145,22 @@ def _panel_chart(
     panel: pd.DataFrame, overview: pd.DataFrame, place: tuple[str, str], scale: tuple[float, float]
 ) -> Chart:
     runs = overview.loc[list(panel["run"].unique())].to_dict("records")
-    rows, n_lines, note = short_lines(panel), panel["line"].nunique(), ""
-    if n_lines > MAX_SERIES and len(rows) > MAX_DOTS:
+    rows, n_lines, note = layout.short_lines(panel), panel["line"].nunique(), ""
+    if n_lines > layout.MAX_SERIES and len(rows) > MAX_DOTS:
         note = f"; the {MAX_DOTS} of {len(rows)} patches with the largest effects"
         rows = rows.loc[rows["effect"].abs().nlargest(MAX_DOTS).index].sort_index()
-    names = list(rows["line"].unique()) if n_lines <= MAX_SERIES or len(runs) > 1 else []
-    tooltips = {key: title for key, title in TOOLTIPS.items() if key != "line" or set(panel["line"]) != {""}}
+    names = list(rows["line"].unique()) if n_lines <= layout.MAX_SERIES or len(runs) > 1 else []
+    tooltips = {key: title for key, title in layout.TOOLTIPS.items() if key != "line" or set(panel["line"]) != {""}}
     totals = _total_effects(runs, dict(zip(rows["run"][::-1], rows["line"][::-1], strict=True)))
-    profile = Profile(profile_rows(rows), names, None, scale, tooltips, totals=totals)
-    corruption, words = place[0], window_heading(place[1])
+    profile = Profile(layout.profile_rows(rows), names, None, scale, tooltips, totals=totals)
+    corruption, words = place[0], layout.window_heading(place[1])
     labels = run_labels([run["run"] for run in runs]) if len(runs) > 1 else {}
     links = [
         replace(link, word=f"{labels[run['run']]}: {link.word}") if labels else link
         for run in runs
-        for link in run_links(run)
+        for link in tables.run_links(run)
     ]
-    sample = sample_words(pd.DataFrame(runs))
+    sample = layout.sample_words(pd.DataFrame(runs))
     label = f"{corruption}, {words}: mean effect by layer, {sample}"
     return Chart(profile, label, f"{corruption}, {words} ({sample}{note})", links)
 
@@ -199,7 +172,7 @@ def _total_effects(runs: Sequence[Mapping[str, object]], first_lines: Mapping[st
             "run": run["run"],
             "line": first_lines[run["run"]],
             "value": run["total_effect"],
-            "words": format_value(run, "total_effect"),
+            "words": tables.format_value(run, "total_effect"),
         }
         for run in runs
         if np.isfinite(run["total_effect"]) and run["run"] in first_lines
@@ -209,9 +182,11 @@ def _total_effects(runs: Sequence[Mapping[str, object]], first_lines: Mapping[st
 def _overlay_charts(grid: Grid, scale: tuple[float, float], title: str) -> Iterator[Chart]:
     for window in grid.windows:
         if sum((corruption, window) in grid.panels for corruption in grid.corruptions) > 1:
-            rows, more = legend_lines(overlay_rows(grid, window))
-            words = window_heading(window)
-            profile = Profile(profile_rows(rows), list(rows["line"].unique()), title, scale, TOOLTIPS, height=280)
+            rows, more = layout.legend_lines(layout.overlay_rows(grid, window))
+            words = layout.window_heading(window)
+            profile = Profile(
+                layout.profile_rows(rows), list(rows["line"].unique()), title, scale, layout.TOOLTIPS, height=280
+            )
             yield Chart(profile, f"All corruptions by layer, {words}", f"{words}; {more}" if more else words)
 
 
@@ -224,12 +199,12 @@ def _runs_by_metric(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame,
 
 def _heatmap_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
     """Run × layer, a figure a metric."""
-    table = lines_table(comparison)
+    table = layout.lines_table(comparison)
     for metric, runs, end in _runs_by_metric(comparison):
-        rows = short_lines(table[table["run"].isin(runs["run"])])
+        rows = layout.short_lines(table[table["run"].isin(runs["run"])])
         first = rows["line"].unique()[:MAX_FILE_ROWS]
         in_file = rows[rows["line"].isin(first)]
-        lines = [f"{sample_words(runs)}; dot: 95 % interval without 0"]
+        lines = [f"{layout.sample_words(runs)}; dot: 95 % interval without 0"]
         lines += [f"the first {MAX_FILE_ROWS} rows"] * (len(in_file) < len(rows))
         width = max(MIN_HEATMAP_WIDTH, LAYER_WIDTH * in_file["layer"].nunique())
         charts = [[_heatmap_chart(some, metric, addresses)] for some in (rows, in_file)]
@@ -237,7 +212,7 @@ def _heatmap_figures(comparison: Comparison, addresses: Mapping[str, str]) -> It
 
 
 def _heatmap_chart(rows: pd.DataFrame, metric: str, addresses: Mapping[str, str]) -> Chart:
-    cells = profile_rows(rows).rename(columns={"line": "row"})
+    cells = layout.profile_rows(rows).rename(columns={"line": "row"})
     cells = cells.assign(column=cells["layer"], sure=(cells["low"] > 0) | (cells["high"] < 0))
     layers, limit = sorted(set(rows["layer"])), float(np.nanmax(np.abs(rows["effect"].to_numpy(float)), initial=0))
     heatmap = Heatmap(
@@ -245,9 +220,9 @@ def _heatmap_chart(rows: pd.DataFrame, metric: str, addresses: Mapping[str, str]
         row_names=list(rows["line"].unique()),
         column_names=layers,
         column_title="layer",
-        title=effect_title(metric),
+        title=layout.effect_title(metric),
         limit=limit,
-        tooltips={"row" if key == "line" else key: title for key, title in TOOLTIPS.items()},
+        tooltips={"row" if key == "line" else key: title for key, title in layout.TOOLTIPS.items()},
         addresses={line: addresses[run] for line, run in zip(rows["line"], rows["run"], strict=True)},
     )
     label = f"Heatmap of effects, run by layer, on {metric}"
@@ -269,14 +244,14 @@ def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Itera
             "run": runs["run"],
             "href": [addresses[run["run"]] for run in records],
             "peak": [run["peak_place"] or "none" for run in records],
-            "words": [format_value(run, "peak_effect") for run in records],
-            "total_words": [format_value(run, "total_effect") for run in records],
+            "words": [tables.format_value(run, "peak_effect") for run in records],
+            "total_words": [tables.format_value(run, "total_effect") for run in records],
         }
-        intervals = Intervals(pd.DataFrame(rows), effect_title(metric), tooltips)
+        intervals = Intervals(pd.DataFrame(rows), layout.effect_title(metric), tooltips)
         chart = Chart(intervals, f"Peak effect of each run on {metric}, with intervals")
         known = intervals.rows[intervals.rows["value"].notna()]
         in_file = [replace(chart, drawing=replace(intervals, rows=known[:MAX_FILE_ROWS]))] if len(known) else []
-        lines = [f"{sample_words(runs)}; {INTERVALS}; orange: total effect"]
+        lines = [f"{layout.sample_words(runs)}; {INTERVALS}; orange: total effect"]
         lines += [f"the first {MAX_FILE_ROWS} of {len(known)} runs"] * (len(known) > MAX_FILE_ROWS)
         yield Figure("peaks", f"peaks{end}", "peak of each run", lines, [chart], in_file, FIGURE_WIDTH)
 
@@ -294,12 +269,15 @@ def _difference_figures(comparison: Comparison) -> Iterator[Figure]:
             f"Paired {words} by layer, with intervals",
             f"{words}, run a − run b",
         )
-        places = [f"{name}: {describe_patch(row)}" for name, row in zip(names, pairs.to_dict("records"), strict=True)]
+        places = [
+            f"{name}: {tables.describe_patch(row)}" for name, row in zip(names, pairs.to_dict("records"), strict=True)
+        ]
         rows = pairs[["low", "high"]].assign(row=places, value=pairs["difference"], total=np.nan)[:MAX_FILE_PAIRS]
         intervals = Intervals(rows, f"{words}, a − b, where it is largest", {})
+        images = layout.count_words(pairs["n"], "image")
         corrected = ": see the corrected p" if quantity == "effect" else ""
         lines = [
-            f"n = {count_words(pairs['n'], 'image')} included in both; 95 % intervals, both runs resampled together",
+            f"n = {images} included in both; 95 % intervals, both runs resampled together",
             f"each the largest of its layers{corrected}",
         ]
         lines += [f"the {len(rows)} largest of {len(pairs)} pairs"] * (len(rows) < len(pairs))
@@ -309,21 +287,21 @@ def _difference_figures(comparison: Comparison) -> Iterator[Figure]:
 
 def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str], str], words: str) -> Profile:
     """Differences by layer of the pairs in ``picks``; ``line`` is what differs between the rows of one layer."""
-    tables = []
+    rows_by_pair = []
     for pair, rows in differences.groupby(["a", "b"], sort=False):
         if pair in picks:
             lines = series_names(rows.assign(window=rows["window_a"]))
-            tables.append(rows.assign(line=lines, pick=picks[pair], clipped=False))
-    table = short_lines(pd.concat(tables, ignore_index=True))
-    records = with_interval_names(table).to_dict("records")
+            rows_by_pair.append(rows.assign(line=lines, pick=picks[pair], clipped=False))
+    table = layout.short_lines(pd.concat(rows_by_pair, ignore_index=True))
+    records = tables.with_interval_names(table).to_dict("records")
     columns = ["line", "pick", "layer", "difference", "low", "high", "clipped"]
     rows = table[columns].rename(columns={"difference": "value"})
-    rows = rows.assign(place=[describe_patch(row) for row in records])
+    rows = rows.assign(place=[tables.describe_patch(row) for row in records])
     for name, key in (("words", "difference"), ("a", "value_a"), ("b", "value_b")):
-        rows[name] = [difference_cell(row, key).text for row in records]
+        rows[name] = [tables.difference_cell(row, key).text for row in records]
     limit = 1.05 * max(float(np.nanmax(np.abs(rows[["value", "low", "high"]].to_numpy(float)))), 0.01)
     lines = list(rows["line"].unique())
-    names = lines if len(lines) <= MAX_SERIES else []
+    names = lines if len(lines) <= layout.MAX_SERIES else []
     tooltips = {"pick": "pair", "place": "place", "words": "a − b [95 %]", "a": "a", "b": "b"}
     return Profile(rows, names, words, (-limit, limit), tooltips, height=240, picks=list(dict.fromkeys(picks.values())))
 
@@ -341,7 +319,13 @@ def _rank_correlation_figure(comparison: Comparison, addresses: Mapping[str, str
 def _rank_correlation_chart(table: pd.DataFrame, runs: Sequence[str], addresses: Mapping[str, str]) -> Chart:
     labels = short_labels(runs)
     cells = [
-        {"row": labels[a], "column": labels[b], "value": value, "sure": False, "words": format_number(value, ".2f")}
+        {
+            "row": labels[a],
+            "column": labels[b],
+            "value": value,
+            "sure": False,
+            "words": tables.format_number(value, ".2f"),
+        }
         for a, row in table.iterrows()
         for b, value in row.items()
     ]
@@ -363,16 +347,16 @@ def _rank_correlation_chart(table: pd.DataFrame, runs: Sequence[str], addresses:
 
 def _relative_depth_figure(comparison: Comparison) -> Iterator[Figure]:
     """Shares recovered by relative depth, where runs have different depths."""
-    table = lines_table(comparison)
+    table = layout.lines_table(comparison)
     table = table[table["recovered"].notna()]
     if comparison.overview["depth"].nunique() < 2 or table["run"].nunique() < 2:
         return
-    table, more = legend_lines(table, with_depth=True)
-    rows = profile_rows(table, "recovered").assign(relative_depth=table["relative_depth"].to_numpy())
+    table, more = layout.legend_lines(table, with_depth=True)
+    rows = layout.profile_rows(table, "recovered").assign(relative_depth=table["relative_depth"].to_numpy())
     names, x = list(table["line"].unique()), ("relative_depth", "relative depth, (layer + ½) / blocks")
-    title, tooltips = "share of the total effect recovered", TOOLTIPS | {"relative_depth": "relative depth"}
+    title, tooltips = "share of the total effect recovered", layout.TOOLTIPS | {"relative_depth": "relative depth"}
     charts = [
         Chart(Profile(rows, names, title, None, tooltips, x=x, height=300), "Share recovered by relative depth", more)
     ]
-    lines = [f"{sample_words(comparison.overview)}; {INTERVALS}", more]
+    lines = [f"{layout.sample_words(comparison.overview)}; {INTERVALS}", more]
     yield Figure("depth", "relative_depth", "runs by relative depth", lines, charts, charts, FIGURE_WIDTH)

@@ -21,8 +21,7 @@ FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "met
 MAX_SERIES = 8
 """Of a run with more, the one with the peak is drawn where several runs are in one chart; alone it has points without
 lines."""
-MAX_LINES = 24
-"""Lines of a chart of several runs."""
+MAX_LINES = 24  # lines of a chart of several runs
 TOOLTIPS = {
     "line": "line",
     "layer": "layer",

@@ -23,10 +23,8 @@ from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import read_pages, read_status
 from vitpatch.schema import PATCH_COLUMNS
 
-COMPARISON = "comparison"
-"""The folder inside a sweep's that comparisons are written to."""
-NOT_RUNS = {COMPARISON, "wandb", ".hydra"}
-"""Folders that hold copies, in which nothing is a run of its own."""
+COMPARISON = "comparison"  # the folder inside a sweep's that comparisons are written to
+NOT_RUNS = {COMPARISON, "wandb", ".hydra"}  # folders that hold copies, in which nothing is a run of its own
 MANIFEST_KEYS = {
     "": "run_id title donors notes seconds identity config model versions counts total_effect peak",
     "identity": "numbers_version weights precision data corruption target window donors direction metric rival include "

@@ -13,15 +13,14 @@ import pandas as pd
 
 from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
-from vitpatch.compare.settings import format_windows
+from vitpatch.compare.settings import format_setting, format_windows
 from vitpatch.formatting import corruption_name, data_words, short, strength_words
+from vitpatch.plots.style import place_words
 from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
 from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption
 
-ENDS = ("", "_low", "_high")
-MIN_LAYERS = 3
-"""Ranks of fewer layers are not correlated."""
+MIN_LAYERS = 3  # ranks of fewer layers are not correlated
 
 
 def overview_table(runs: Sequence[FinishedRun], place: Path) -> pd.DataFrame:
@@ -41,8 +40,8 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
         "data": data_words(config["data"]),
         **_corruption_columns(run),
         "site": target["site"],
-        "tokens": ", ".join(target["tokens"]),
-        "heads": _format_heads(target["heads"]),
+        "tokens": format_setting(target["tokens"]),
+        "heads": format_setting(target["heads"]),
         "windows": format_windows(identity["window"]),
         "direction": identity["direction"],
         "donor": manifest["donors"][0],
@@ -73,22 +72,17 @@ def _corruption_columns(run: FinishedRun) -> dict[str, str]:
     direction, metric, rival = Direction(identity["direction"]), Metric(identity["metric"]), BaseRun(identity["rival"])
     if not depends_on_corruption(donor, direction, metric, rival, read_inclusion(identity["include"])):
         return {"corruption": f"none: {donor} as donor", "strength": "", "calibrated": ""}
-    corruption, calibration = manifest["config"]["corruption"], manifest.get("calibration")
-    calibrated = ""
-    if calibration:
-        strength, drop = calibration["strength"], number_or_nan(calibration["drop"]["drop"])
-        calibrated = f"{calibration['asked']}: {calibration['key']}={strength:.4g}, {calibration['damage']} {drop:.3f}"
-    return {
-        "corruption": corruption_name(corruption),
-        "strength": strength_words(corruption),
-        "calibrated": calibrated,
-    }
+    corruption, calibrated = manifest["config"]["corruption"], ""
+    if found := manifest.get("calibration"):
+        damage = f"{found['damage']} {number_or_nan(found['drop']['drop']):.3f}"
+        calibrated = f"{found['asked']}: {found['key']}={found['strength']:.4g}, {damage}"
+    words = {"corruption": corruption_name(corruption), "strength": strength_words(corruption)}
+    return words | {"calibrated": calibrated}
 
 
 def _base_run_columns(run: FinishedRun) -> dict[str, float]:
     """Accuracy and probability of the label in both base runs, over the included images."""
-    names = ["label", "included", *(f"{column}_{base}" for column in ("pred", "prob") for base in BaseRun)]
-    examples = pd.read_parquet(run.folder.examples, columns=names)
+    examples = run.examples()
     examples = examples[examples["included"]]
     row = {f"accuracy_{base}": float((examples[f"pred_{base}"] == examples["label"]).mean()) for base in BaseRun}
     return row | {f"prob_{base}": float(examples[f"prob_{base}"].mean()) for base in BaseRun}
@@ -96,12 +90,12 @@ def _base_run_columns(run: FinishedRun) -> dict[str, float]:
 
 def _peak_columns(run: FinishedRun) -> dict[str, Any]:
     peak, manifest = peak_row(run), run.manifest
-    numbers = [*(f"{name}{end}" for name in ("effect", "recovered") for end in ENDS), "p"]
+    numbers = [*(f"{name}{end}" for name in ("effect", "recovered") for end in ("", "_low", "_high")), "p"]
     row: dict[str, Any] = {"peak_layer": np.nan, "peak_place": "", "peak_relative_depth": np.nan}
     row |= {f"peak_{name}": np.nan if peak is None else float(peak[name]) for name in numbers}
     if peak is not None:
         layer, series = int(peak["layer"]), series_names(run.summary)[run.summary.index.get_loc(peak.name)]
-        row["peak_layer"], row["peak_place"] = layer, f"layer {layer}{f', {series}' if series else ''}"
+        row["peak_layer"], row["peak_place"] = layer, place_words(layer, series)
         row["peak_relative_depth"] = relative_depth(layer, manifest["model"]["layers"])
     layers = manifest.get("peak_set") or []
     row["peak_set"] = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
@@ -111,10 +105,6 @@ def _peak_columns(run: FinishedRun) -> dict[str, Any]:
 def relative_depth(layer: Any, depth: int) -> Any:
     """Where in a model of ``depth`` blocks a layer is: the middle of its block, in 0 … 1."""
     return (layer + 0.5) / depth
-
-
-def _format_heads(heads: Any) -> str:
-    return "" if heads is None else heads if isinstance(heads, str) else ", ".join(map(str, heads))
 
 
 def _relative(path: Path, place: Path) -> str:

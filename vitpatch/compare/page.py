@@ -35,16 +35,12 @@ from vitpatch.plots.profile import is_clipped
 from vitpatch.stats.result import series_names
 from vitpatch.types import BaseRun, Metric
 
-MAX_BYTES = 4_900_000
-"""Of a page."""
-MAX_LEFT_OUT = 12
-"""Runs that are not compared, named at the top."""
+MAX_BYTES = 4_900_000  # of a page
+MAX_LEFT_OUT = 12  # runs that are not compared, named at the top
 LARGEST_SECTIONS = ((), ("gallery",), ("overlay", "controls", "synergy"), ("grid",))
 """The sections that a page goes without, one step after the other, until it is small enough."""
-MAX_IMAGES, IMAGES_A_RUN = 48, 4
-"""Images in all, as far as each run has one, and of a run."""
-IMAGE_BUDGET = 1_500_000
-"""Letters that images take in all."""
+MAX_IMAGES, IMAGES_A_RUN = 48, 4  # images in all, as far as each run has one, and of a run
+IMAGE_BUDGET = 1_500_000  # letters that images take in all
 THUMBNAIL_SIDE, LOSSLESS_SIDE = 160, 64
 """Pixels of an image's longer side at most; up to how many it is kept to the pixel."""
 CONTROLS = {

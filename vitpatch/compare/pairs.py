@@ -44,8 +44,7 @@ MATCHED_COLUMNS = (
     "a, b, differing, total_effect_a, total_effect_b, peak_layer_a, peak_layer_b, peak_effect_a, peak_effect_b, "
     "quantity, largest_difference, largest_layer, largest_low, largest_high, largest_p, reason"
 ).split(", ")
-FEW_CLUSTERS = 20
-"""Of fewer a percentile interval is clearly too narrow."""
+FEW_CLUSTERS = 20  # of fewer a percentile interval is clearly too narrow
 PATCH_IDENTITY = ("site", "layer", "head", "tokens", "first_layer", "n_layers")
 """What two equal patches have in common; the window that was asked for may differ where it is clipped."""
 Pair = tuple[FinishedRun, FinishedRun]

@@ -13,10 +13,8 @@ from vitpatch.compare.load import FinishedRun
 from vitpatch.formatting import class_name, corruption_words, counted, data_words, digest, option_identity, short
 from vitpatch.types import format_window
 
-OPTION_GROUPS = ("model", "data", "corruption", "target")
-"""Config groups whose options' names are shown."""
-KEYS_WITHOUT_IMAGES = ("num_workers", "on_error")
-"""Keys of ``data`` that do not change which images are read."""
+OPTION_GROUPS = ("model", "data", "corruption", "target")  # config groups whose options' names are shown
+KEYS_WITHOUT_IMAGES = ("num_workers", "on_error")  # keys of ``data`` that do not change which images are read
 KEYS_WITHOUT_WEIGHTS = (
     "name", "allow_bin", "readout", "anatomy", "image_size", "crop_share", "resample", "mean", "std", "prompts",
 )  # fmt: skip
@@ -43,14 +41,14 @@ def run_settings(run: FinishedRun) -> dict[str, Setting]:
     images = counted(run.manifest["counts"]["images"], "image")
     settings = {
         "model": ([identity.get(key) for key in model_keys], short(config["model"]["path"])),
-        "precision": (identity["precision"], _words(identity["precision"])),
+        "precision": (identity["precision"], format_setting(identity["precision"])),
         "data": (identity["data"], f"{data_words(config['data'])}, {images}"),
         "corruption": ([option_identity(identity["corruption"]), calibrated], corruption_words(config["corruption"])),
         "training images": (identity.get("training"), identity.get("training") or "none"),
         "site": (target["site"], target["site"]),
-        "tokens": ([target["tokens"], target["grid"]], _words(target["tokens"])),
-        "heads": (target["heads"], _words(target["heads"])),
-        "layers": (target["layers"], _words(target["layers"]) or "all"),
+        "tokens": ([target["tokens"], target["grid"]], format_setting(target["tokens"])),
+        "heads": (target["heads"], format_setting(target["heads"])),
+        "layers": (target["layers"], format_setting(target["layers"]) or "all"),
         "window": (identity["window"], format_windows(identity["window"])),
         "donor": (identity["donors"][0], identity["donors"][0]),
     }
@@ -97,7 +95,7 @@ def _flat_settings(run: FinishedRun) -> dict[str, str]:
     settings["model.path"] = config["model"]["path"]
     settings |= {f"data.{key}": config["data"].get(key) for key in ("path", "split", "limit")}
     settings["window"] = format_windows(identity.pop("window"))
-    return {key: _words(value) for key, value in (settings | dict(_flatten("", identity))).items()}
+    return {key: format_setting(value) for key, value in (settings | dict(_flatten("", identity))).items()}
 
 
 def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -108,13 +106,14 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _flatten(f"{prefix}.{key}" if prefix else str(key), item)
 
 
-def _words(value: Any) -> str:
+def format_setting(value: Any) -> str:
+    """A setting as it would be typed; of a list its items; "" = none."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(format_setting, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key}={format_setting(item)}" for key, item in value.items())
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

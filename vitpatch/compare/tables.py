@@ -15,8 +15,7 @@ from vitpatch.compare.load import Comparison
 from vitpatch.compare.pairs import largest_differences
 from vitpatch.formatting import UNKNOWN, format_interval, run_labels
 
-MAX_ROWS = 300
-"""Rows of a table; the csv files have all."""
+MAX_ROWS = 300  # rows of a table; the csv files have all
 RUN_COLUMNS = {
     name: name for name in "model data corruption strength site tokens heads windows direction donor metric".split()
 } | {
@@ -29,8 +28,7 @@ RUN_COLUMNS = {
     "code": "code",
 }
 """Columns of ``overview`` with what was run, and their headings."""
-P_VALUE = "p"
-"""The format of a p-value, beside those of ``format``."""
+P_VALUE = "p"  # the format of a p-value, beside those of ``format``
 Row = Mapping[str, Any]
 
 

@@ -12,25 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from vitpatch.plots import style
 from vitpatch.plots.heatmaps import cls_rows, colour_limit, displayed_part, draw_map, rows_over_image
-from vitpatch.plots.style import (
-    GREEN,
-    METRIC_NAMES,
-    MOST_LINES,
-    ORANGE,
-    STYLES,
-    Caption,
-    cut,
-    headline,
-    layer_words,
-    place_words,
-)
+from vitpatch.plots.style import Caption
 from vitpatch.stats.result import RunResult
 from vitpatch.stats.summary import in_layer_order
 from vitpatch.types import BaseRun, Metric
 
-MOST_MAPS = 12
-"""Of more layers this many, evenly spread, are on an example page."""
+MOST_MAPS = 12  # of more layers this many, evenly spread, are on an example page
 
 
 @dataclass(frozen=True)
@@ -74,45 +63,38 @@ def image_pages(
     outcome: RunResult, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
 ) -> dict[str, Figure]:
     """The figure of each page by its name; ``summary`` has a column ``series``."""
-    over_image = rows_over_image(summary)
-    if over_image is None and not outcome.study.target.one_head_at_a_time:
-        axis = layer_words(set(summary["window"]))
-        return {page.name: example_page(_traces(outcome, page, summary), axis, page.chosen, caption) for page in pages}
-    if over_image is not None:
-        at, cls, numbers = over_image, cls_rows(summary, over_image), None
-        panels = [f"layer {layer}" for layer in summary["layer"].iloc[at[:, 0, 0]]]
+    at, cls, panels, numbers = rows_over_image(summary), [], [], None
+    if at is not None:
+        cls, panels = cls_rows(summary, at), [f"layer {layer}" for layer in summary["layer"].iloc[at[:, 0, 0]]]
         caption = caption.extended(displayed_part(summary, at.flat[0]))
-    else:
+    elif outcome.study.target.one_head_at_a_time:
         first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
         at = in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
-        cls, numbers = [], (list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
-        panels, caption = ["layer × head"], caption.extended(displayed_part(summary, 0, heads=False))
-    return {
-        page.name: map_page(_traces(outcome, page, summary, at, cls), panels, numbers, page.chosen, caption)
-        for page in pages
-    }
+        panels, numbers = ["layer × head"], (list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
+        caption = caption.extended(displayed_part(summary, 0, heads=False))
+    figures = {}
+    for page in pages:
+        traces = [_trace(outcome, image, summary, at, cls) for image in page.images]
+        if at is None:
+            axis = style.layer_words(set(summary["window"]))
+            figures[page.name] = example_page(traces, axis, page.chosen, caption)
+        else:
+            figures[page.name] = map_page(traces, panels, numbers, page.chosen, caption)
+    return figures
 
 
-def _traces(
-    outcome: RunResult,
-    page: ExamplePage,
-    summary: pd.DataFrame,
-    at: NDArray[np.intp] | None = None,
-    cls: Sequence[int] = (),
-) -> list[Trace]:
-    """What is drawn of each image; ``at``: rows of the summary as maps, ``cls``: those of the CLS token."""
-    layers, series = summary["layer"].to_numpy(), summary["series"]
-    rows_of_series = {n: in_layer_order(summary, np.flatnonzero(series == n)) for n in dict.fromkeys(series)}
-    traces = []
-    for image in page.images:
-        effects, label = image.patched - image.base[outcome.study.direction.recipient], ""
-        if outcome.peak is not None:
-            place = place_words(outcome.peak_layer, outcome.peak_series)
-            label = f"effect {effects[outcome.peak.name]:+.3f}\nat {place}"
-        curves = {name: (layers[rows], image.patched[rows]) for name, rows in rows_of_series.items()}
-        maps = None if at is None else effects[at]
-        traces.append(Trace(image, curves, maps, [f"CLS {effect:+.2f}" for effect in effects[list(cls)]], label))
-    return traces
+def _trace(
+    outcome: RunResult, image: ExampleImage, summary: pd.DataFrame, at: NDArray[np.intp] | None, cls: Sequence[int]
+) -> Trace:
+    """What is drawn of an image; ``at``: rows of the summary as maps, ``cls``: those of the CLS token."""
+    effects, label = image.patched - image.base[outcome.study.direction.recipient], ""
+    if outcome.peak is not None:
+        place = style.place_words(outcome.peak_layer, outcome.peak_series)
+        label = f"effect {effects[outcome.peak.name]:+.3f}\nat {place}"
+    by_series = {name: rows.sort_values("layer") for name, rows in summary.groupby("series", sort=False)}
+    curves = {name: (rows["layer"].to_numpy(), image.patched[rows.index]) for name, rows in by_series.items()}
+    below = [f"CLS {effect:+.2f}" for effect in effects[list(cls)]]
+    return Trace(image, curves, None if at is None else effects[at], below, label)
 
 
 def example_page(traces: Sequence[Trace], layer_axis: str, chosen: str, caption: Caption) -> Figure:
@@ -128,9 +110,10 @@ def example_page(traces: Sequence[Trace], layer_axis: str, chosen: str, caption:
     grid[-1][2].set_xlabel(layer_axis)
     handles, labels = grid[0][2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    number = len(traces[0].curves)
-    some = f"; the first {MOST_LINES} of {number} series" if number > MOST_LINES else ""
-    headline(figure, caption.title, f"{METRIC_NAMES[caption.metric]}; {chosen}{some}", f"of {caption.sample}")
+    number, what = len(traces[0].curves), f"{style.METRIC_NAMES[caption.metric]}; {chosen}"
+    if number > style.MOST_LINES:
+        what += f"; the first {style.MOST_LINES} of {number} series"
+    style.headline(figure, caption.title, what, f"of {caption.sample}")
     return figure
 
 
@@ -139,18 +122,18 @@ def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
     for axes, run in zip(row[:2], BaseRun, strict=True):
         axes.imshow(image.pictures[run], interpolation="nearest")
         axes.set_xticks([]), axes.set_yticks([])
-        axes.set_xlabel(f"{run}, {image.base[run]:.2f}\n“{cut(image.predicted[run], 24)}”", fontsize=8)
+        axes.set_xlabel(f"{run}, {image.base[run]:.2f}\n“{style.cut(image.predicted[run], 24)}”", fontsize=8)
     row[0].set_title("\n".join(textwrap.wrap(image.name, 24)[:2]), fontsize=8, loc="left")
     row[0].set_ylabel(trace.label, fontsize=7)
 
 
 def _draw_curves(axes: Axes, trace: Trace, metric: Metric) -> None:
     base = trace.image.base
-    axes.axhline(base[BaseRun.CLEAN], color=GREEN, linewidth=1.5, linestyle="-", label="clean run")
-    axes.axhline(base[BaseRun.CORRUPT], color=ORANGE, linewidth=1.5, linestyle="--", label="corrupted run")
-    for (colour, marker), (name, (layers, patched)) in zip(STYLES, trace.curves.items(), strict=False):
+    axes.axhline(base[BaseRun.CLEAN], color=style.GREEN, linewidth=1.5, linestyle="-", label="clean run")
+    axes.axhline(base[BaseRun.CORRUPT], color=style.ORANGE, linewidth=1.5, linestyle="--", label="corrupted run")
+    for look, (name, (layers, patched)) in zip(style.STYLES, trace.curves.items(), strict=False):
         label = f"patched run, {name}" if name else "patched run"
-        axes.plot(layers, patched, f"{marker}-", color=colour, markersize=4, linewidth=1.2, label=label)
+        axes.plot(layers, patched, linestyle="-", markersize=4, linewidth=1.2, label=label, **look)
     if metric is Metric.PROB:
         axes.set_ylim(-0.03, 1.03)
     axes.set_xticks(sorted({int(layer) for layers, _ in trace.curves.values() for layer in layers}))
@@ -187,8 +170,8 @@ def map_page(
                 axes.set_xlabel(trace.cls[at], fontsize=7)
         bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
         bar.ax.tick_params(labelsize=7)
-    what = f"effect on the {METRIC_NAMES[caption.metric]}, each image on its own scale"
-    headline(figure, caption.title, what, chosen, f"of {caption.sample}")
+    what = f"effect on the {style.METRIC_NAMES[caption.metric]}, each image on its own scale"
+    style.headline(figure, caption.title, what, chosen, f"of {caption.sample}")
     return figure
 
 

@@ -1,9 +1,8 @@
-"""Effects as colours: classes or heads by layer, and maps over the image → matplotlib figures."""
+"""Effects as colours: heads by layer, and maps over the image → matplotlib figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,60 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.plots.style import (
-    FEW_CLUSTERS,
-    LEAST_HEIGHT,
-    LEAST_LIMIT,
-    LEAST_WIDTH,
-    METRIC_NAMES,
-    MOST_CLASSES,
-    Caption,
-    colour_bar,
-    cut,
-    headline,
-)
+from vitpatch.plots import style
+from vitpatch.plots.style import Caption
 from vitpatch.types import format_window, token_position
-
-
-@dataclass(frozen=True)
-class ClassEffects:
-    """Effects on the images of a class: columns ``effect``, ``effect_low``, ``effect_high``, a row a layer, without an
-    interval of fewer clusters than ``FEW_CLUSTERS``; ``total`` is the mean total effect, NaN where there is none."""
-
-    name: str
-    images: int
-    clusters: int
-    effects: pd.DataFrame
-    total: float
-
-
-def with_most_images(classes: Sequence[ClassEffects]) -> tuple[list[ClassEffects], str]:
-    """At most ``MOST_CLASSES`` classes, in their order, and in words for a title which."""
-    if len(classes) <= MOST_CLASSES:
-        return list(classes), ""
-    largest = sorted(range(len(classes)), key=lambda i: -classes[i].images)[:MOST_CLASSES]
-    words = f"; the {MOST_CLASSES} of {len(classes)} classes with the most images"
-    return [classes[i] for i in sorted(largest)], words
-
-
-def class_heatmap(classes: Sequence[ClassEffects], layers: Sequence[int], layer_axis: str, caption: Caption) -> Figure:
-    """Mean effect, class × layer; numbers in bold where the class's own 95 % interval leaves 0 out.
-
-    Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so. ``layer_axis`` names the
-    axis.
-    """
-    classes, some = with_most_images(classes)
-    size = max(2.6 + 0.62 * len(layers), LEAST_WIDTH), max(1.9 + 0.36 * len(classes), LEAST_HEIGHT)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    image = _draw_numbers(axes, [one.effects for one in classes])
-    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.set_yticks(range(len(classes)), [f"{cut(one.name)} (n = {one.images})" for one in classes])
-    axes.set_xlabel(layer_axis)
-    colour_bar(figure, image, [axes], f"mean {caption.effect}")
-    bold = f"bold: 95 % interval without 0, of classes in {FEW_CLUSTERS} clusters or more"
-    headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
-    return figure
 
 
 def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
@@ -74,31 +22,37 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
     groups, heads = (list(dict.fromkeys(summary[name])) for name in ("tokens", "head"))
     layers = sorted(set(summary["layer"]))
     width, height = (1.6 + 0.5 * len(heads)) * len(groups) + 1, 1.6 + 0.32 * len(layers)
-    figure = Figure(figsize=(max(width, LEAST_WIDTH), max(height, LEAST_HEIGHT)), layout="constrained")
+    figure = Figure(figsize=(max(width, style.LEAST_WIDTH), max(height, style.LEAST_HEIGHT)), layout="constrained")
     limit = float(summary["effect"].abs().max())
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for axes, tokens in zip(panels, groups, strict=True):
         rows = summary[summary["tokens"] == tokens].set_index("head")
-        image = _draw_numbers(axes, [rows[rows["layer"] == layer].loc[heads] for layer in layers], limit)
-        axes.set_xticks(range(len(heads)), [str(head) for head in heads])
-        axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+        cells = [rows[rows["layer"] == layer].loc[heads] for layer in layers]
+        image = draw_numbers(axes, cells, [str(layer) for layer in layers], heads, limit)
         axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
     panels[0].set_ylabel("layer")
-    colour_bar(figure, image, panels, f"mean {caption.effect}")
-    headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
+    style.colour_bar(figure, image, panels, f"mean {caption.effect}")
+    style.headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
     return figure
 
 
-def _draw_numbers(axes: Axes, rows: Sequence[pd.DataFrame], limit: float = 0) -> AxesImage:
-    """Effects as colours and numbers, a table of cells a row; the colours end at ``limit`` or the largest effect."""
+def draw_numbers(
+    axes: Axes, rows: Sequence[pd.DataFrame], row_names: Sequence[str], columns: Sequence[int], limit: float = 0
+) -> AxesImage:
+    """Effects as colours and numbers, bold where the 95 % interval leaves 0 out.
+
+    ``rows`` has a table of cells a row, in order of ``columns``; the colours end at ``limit`` or at the largest effect.
+    """
     means, low, high = (np.stack([cells[f"effect{end}"] for cells in rows]) for end in ("", "_low", "_high"))
     limit = max(limit, colour_limit(means))
     image = axes.imshow(means, cmap="RdBu_r", norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     for (row, column), value in np.ndenumerate(means):
         without_zero = low[row, column] > 0 or high[row, column] < 0
-        style = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
+        emphasis = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
         ink = "white" if abs(value) > 0.6 * limit else "black"
-        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **style)
+        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **emphasis)
+    axes.set_xticks(range(len(columns)), [str(column) for column in columns])
+    axes.set_yticks(range(len(rows)), row_names)
     return image
 
 
@@ -153,7 +107,7 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
     cls = [f", CLS {effect:+.3f}" for effect in summary["effect"].iloc[cls_rows(summary, at)]] or [""] * len(layers)
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
-    figure = Figure(figsize=(max(2.2 * columns + 1.2, LEAST_WIDTH), 2.3 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(2.2 * columns + 1.2, style.LEAST_WIDTH), 2.3 * rows + 0.9), layout="constrained")
     panels, limit = figure.subplots(rows, columns, squeeze=False).ravel(), colour_limit(maps)
     for axes, layer, values, words in zip(panels, layers, maps, cls, strict=False):
         image = draw_map(axes, values, limit)
@@ -161,14 +115,14 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
     what = "token" if summary["tokens"].iloc[at.flat[0]].startswith("each") else "block of patches"
-    colour_bar(figure, image, panels, f"mean effect of a {what} on the {METRIC_NAMES[caption.metric]}")
-    headline(figure, caption.extended(displayed_part(summary, at.flat[0])).title, caption.sample)
+    style.colour_bar(figure, image, panels, f"mean effect of a {what} on the {style.METRIC_NAMES[caption.metric]}")
+    style.headline(figure, caption.extended(displayed_part(summary, at.flat[0])).title, caption.sample)
     return figure
 
 
 def colour_limit(maps: NDArray[np.floating]) -> float:
     """The colours' end on both sides of 0."""
-    return max(float(np.nanmax(np.abs(maps))), LEAST_LIMIT)
+    return max(float(np.nanmax(np.abs(maps))), style.LEAST_LIMIT)
 
 
 def draw_map(axes: Axes, values: NDArray[np.floating], limit: float) -> AxesImage:

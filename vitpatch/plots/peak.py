@@ -15,27 +15,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vitpatch.formatting import counted, format_interval
-from vitpatch.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Caption,
-    draw_series,
-    headline,
-    layer_words,
-    legend_below,
-    place_words,
-)
+from vitpatch.plots import style
+from vitpatch.plots.style import Caption
 from vitpatch.stats.result import series_names
 from vitpatch.stats.summary import GroupPeak
 
 MOST_BARS, NAMED_BARS = 48, 16
 """Of more places that have a number, or a name, the ``NAMED_BARS`` most frequent are drawn."""
-LABELLED_SHARE = 0.005
-"""Bars below are without a number."""
-IN_SET = 0.15
-"""How dark the ground of the peak set is."""
+LABELLED_SHARE = 0.005  # bars below are without a number
+IN_SET = 0.15  # how dark the ground of the peak set is
 DAMAGE = {"prob_drop": "mean drop of the probability of the true class", "accuracy_drop": "drop of accuracy"}
 
 
@@ -55,7 +43,7 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
     for axes, group, names in zip(panels, groups, places, strict=False):
         drawn = _most_frequent(group, by_layer)
         _draw_bars(axes, group, drawn, [names[i] for i in drawn])
-        axes.set_xlabel(layer_words(set(summary["window"].iloc[group.rows])) if by_layer else "")
+        axes.set_xlabel(style.layer_words(set(summary["window"].iloc[group.rows])) if by_layer else "")
         if len(drawn) < len(names):
             axes.set_xlabel(f"the {len(drawn)} of {len(names)} most frequent")
         size = f"peak effect {summary['effect'].iloc[group.best]:+.3f}, from split halves {group.size:+.3f}"
@@ -66,13 +54,13 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
     for axes in panels[::columns]:
         axes.set_ylabel("share of resamples\nin which it is the peak")
     key = [
-        Patch(facecolor=BLUE, alpha=IN_SET, label="may be the peak (95 % peak set)"),
-        Patch(facecolor=GREY, label="shown to be below the peak"),
+        Patch(facecolor=style.BLUE, alpha=IN_SET, label="may be the peak (95 % peak set)"),
+        Patch(facecolor=style.GREY, label="shown to be below the peak"),
         Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images"),
     ]
-    legend_below(figure, [], 3, key)
+    style.legend_below(figure, [], 3, key)
     what = "stability of the peak over resamples of clusters; split halves: chosen on one half, measured on the other"
-    headline(figure, caption.title, what, caption.sample)
+    style.headline(figure, caption.title, what, caption.sample)
     return figure
 
 
@@ -80,7 +68,7 @@ def _places(rows: pd.DataFrame, by_layer: bool) -> list[str]:
     """The places of a group's rows, in words."""
     if by_layer:
         return [str(layer) for layer in rows["layer"]]
-    return [place_words(layer, name) for layer, name in zip(rows["layer"], series_names(rows), strict=True)]
+    return [style.place_words(layer, name) for layer, name in zip(rows["layer"], series_names(rows), strict=True)]
 
 
 def _most_frequent(group: GroupPeak, by_layer: bool) -> np.ndarray:
@@ -95,8 +83,8 @@ def _draw_bars(axes: Axes, group: GroupPeak, drawn: np.ndarray, names: Sequence[
     """Bars of the places ``drawn``, named ``names``."""
     x, shares, is_member = np.arange(len(drawn)), group.stability[drawn], np.isin(group.rows[drawn], group.members)
     for i in x[is_member]:
-        axes.axvspan(i - 0.5, i + 0.5, color=BLUE, alpha=IN_SET, linewidth=0)
-    axes.bar(x, shares, color=[BLUE if member else GREY for member in is_member], width=0.7)
+        axes.axvspan(i - 0.5, i + 0.5, color=style.BLUE, alpha=IN_SET, linewidth=0)
+    axes.bar(x, shares, color=[style.BLUE if member else style.GREY for member in is_member], width=0.7)
     for i, share in enumerate(shares):
         if share >= LABELLED_SHARE:
             place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
@@ -124,19 +112,21 @@ def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
     x, drop, strength = curve["strength"], calibration["drop"]["drop"], calibration["strength"]
     axes.axhline(0, color="black", linewidth=0.8)
     known = ", 95 % interval" if curve["drop_low"].notna().any() else ""
-    draw_series(axes, x, curve, "drop", color=BLUE, markersize=5, linewidth=1.6, label=f"measured{known}")
+    style.draw_series(axes, x, curve, "drop", color=style.BLUE, markersize=5, linewidth=1.6, label=f"measured{known}")
     wanted = calibration["wanted"]
-    axes.axhline(wanted, color=ORANGE, linestyle="--", linewidth=1.5, label=f"wanted: {wanted:.3g}")
-    axes.axvline(strength, color=GREEN, linestyle=":", linewidth=1.8, label=f"chosen: {key} = {strength:.4g}")
+    axes.axhline(wanted, color=style.ORANGE, linestyle="--", linewidth=1.5, label=f"wanted: {wanted:.3g}")
+    axes.axvline(strength, color=style.GREEN, linestyle=":", linewidth=1.8, label=f"chosen: {key} = {strength:.4g}")
     ends = calibration["drop"]
     reached = f"reached: {format_interval(drop, ends['low'], ends['high'], '.3f')}"
-    axes.plot(strength, drop, "*", color=GREEN, markersize=15, markeredgecolor="black", zorder=4, label=reached)
+    axes.plot(strength, drop, "*", color=style.GREEN, markersize=15, markeredgecolor="black", zorder=4, label=reached)
     axes.set_xlabel(key)
     axes.set_ylabel(DAMAGE.get(calibration["damage"], calibration["damage"]))
     axes.xaxis.set_major_locator(MaxNLocator(9))
     axes.grid(alpha=0.25)
-    legend_below(figure, [axes], 2)
+    style.legend_below(figure, [axes], 2)
     shape = "rises all along the grid" if calibration["monotone"] else "does not rise all along the grid"
     sample = f"{counted(calibration['images'], 'training image')} in {counted(calibration['clusters'], 'cluster')}"
-    headline(figure, title, f"calibrate={calibration['asked']}: damage {shape}; n = {sample}; intervals over clusters")
+    style.headline(
+        figure, title, f"calibrate={calibration['asked']}: damage {shape}; n = {sample}; intervals over clusters"
+    )
     return figure

@@ -1,4 +1,4 @@
-"""Effects by layer → profiles of a run, with its controls, handover and direct effects: matplotlib figures."""
+"""Effects by layer → profiles of a run, with controls, handover, direct effects and windows: matplotlib figures."""
 
 from __future__ import annotations
 
@@ -16,35 +16,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vitpatch.formatting import format_interval
-from vitpatch.plots.style import (
-    APART,
-    BLUE,
-    GREEN,
-    GREY,
-    MOST_LINES,
-    NAMED,
-    ORANGE,
-    STYLES,
-    Caption,
-    draw_series,
-    headline,
-    layer_words,
-    legend_below,
-    name_points,
-    number_layers,
-    offsets,
-    place_words,
-    whiskers,
-    width_for,
-)
-from vitpatch.types import Estimate
+from vitpatch.plots import style
+from vitpatch.plots.style import Caption
+from vitpatch.types import Estimate, format_window
 
-CONTROLS = (("#CC79A7", "s", "--"), ("#000000", "^", "-."))
-"""(colour, marker, line) of controls that are drawn with one series."""
-GREY_CONTROLS = ((GREY, "d", "--"), (GREY, "x", ":"))
+CONTROLS = (
+    {"color": "#CC79A7", "marker": "s", "linestyle": "--"},
+    {"color": "#000000", "marker": "^", "linestyle": "-."},
+)
+"""Lines of controls that are drawn with one series."""
+GREY_CONTROLS = (
+    {"color": style.GREY, "marker": "d", "linestyle": "--"},
+    {"color": style.GREY, "marker": "x", "linestyle": ":"},
+)
 """The same with several series, which have the colours."""
-STRETCH = 1.5
-"""Controls that would stretch the axis by more than this are drawn whole in a panel of their own."""
+STRETCH = 1.5  # controls that would stretch the axis by more than this are drawn whole in a panel of their own
 PANELS_A_ROW = 4
 
 
@@ -73,14 +59,14 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
     several series have a panel each.
     """
     series = list(dict.fromkeys(summary["series"]))
-    figure = Figure(figsize=(width_for(summary["layer"].nunique()), 4.4), layout="constrained")
+    figure = Figure(figsize=(style.width_for(summary["layer"].nunique()), 4.4), layout="constrained")
     below = _series_below(summary, series, references)
     axes, panels = _stacked(figure, len(below))
     draw_references(axes, references)
-    if len(series) > MOST_LINES:
+    if len(series) > style.MOST_LINES:
         _draw_points(axes, summary, references)
     else:
-        _draw_lines(axes, summary, series, references)
+        _draw_lines(axes, summary, references)
     if len(series) == 1:
         limits = axes.get_ylim()
         _draw_controls(axes, summary, references, CONTROLS, limits if below else (-np.inf, np.inf))
@@ -89,19 +75,20 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
     label_axes(axes, summary, caption.effect)
     if summary["recovered"].notna().any():
         _share_of_total(axes, references.total)
-    for panel, name, style in zip(panels, below, STYLES, strict=False):
-        rows = summary[summary["series"] == name]
-        _draw_whole(panel, rows, references, style, len(series) == 1)
+    drawn = [one for one in style.each_series(summary) if one[0] in below]
+    for panel, (name, rows, look, _) in zip(panels, drawn, strict=True):
+        _draw_whole(panel, rows, references, look, name or "the same, on an axis that holds all donors")
         label_axes(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
-    legend_below(figure, [axes, *panels], 1 if len(series) > MOST_LINES else 2, conventions(summary, len(series)))
-    headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    columns = 1 if len(series) > style.MOST_LINES else 2
+    style.legend_below(figure, [axes, *panels], columns, conventions(summary, len(series)))
+    style.headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
 def _series_below(summary: pd.DataFrame, series: Sequence[str], references: References) -> list[str]:
     """The series whose donors have a panel of their own."""
-    if not references.controls or len(series) > MOST_LINES:
+    if not references.controls or len(series) > style.MOST_LINES:
         return []
     own = _axis_length(summary, ["effect", "effect_sim"], references.total)
     whole = _axis_length(summary, ["effect", "effect_sim", *references.controls], references.total)
@@ -137,26 +124,25 @@ def draw_references(axes: Axes, references: References) -> None:
     total, all_layers = references.total, references.all_layers
     if not np.isnan(total.mean):
         label = f"total effect {total.mean:+.3f}{', 95 % interval' if total.known else ''}"
-        axes.axhline(total.mean, color=ORANGE, linewidth=1.8, linestyle="--", label=label)
+        axes.axhline(total.mean, color=style.ORANGE, linewidth=1.8, linestyle="--", label=label)
         if total.known:
-            axes.axhspan(total.low, total.high, color=ORANGE, alpha=0.12, linewidth=0)
+            axes.axhspan(total.low, total.high, color=style.ORANGE, alpha=0.12, linewidth=0)
     if all_layers is not None:
         label = f"all layers patched at once {all_layers.mean:+.3f}"
-        axes.axhline(all_layers.mean, color=GREEN, linewidth=2.4, linestyle=":", label=label)
+        axes.axhline(all_layers.mean, color=style.GREEN, linewidth=2.4, linestyle=":", label=label)
 
 
-def _draw_lines(axes: Axes, summary: pd.DataFrame, series: Sequence[str], references: References) -> None:
+def _draw_lines(axes: Axes, summary: pd.DataFrame, references: References) -> None:
     """A line a series with both intervals, rings at the peak set; means of all images dashed in grey."""
-    for (colour, marker), name, aside in zip(STYLES, series, offsets(len(series)), strict=False):
-        rows = summary[summary["series"] == name].sort_values("layer")
-        layers, is_member = rows["layer"].to_numpy() + aside, _may_be_peak(rows)
+    for name, rows, look, x in style.each_series(summary):
+        colour, is_member = look["color"], _may_be_peak(rows)
         label = name or references.own
-        draw_series(axes, layers, rows, "effect", hollow=is_clipped(rows), color=colour, marker=marker, label=label)
-        whiskers(axes, layers, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
-        axes.plot(layers[is_member], rows["effect"][is_member], "o", zorder=4, **_ring(colour))
+        style.draw_series(axes, x, rows, "effect", hollow=is_clipped(rows), label=label, **look)
+        style.whiskers(axes, x, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
+        axes.plot(x[is_member], rows["effect"][is_member], "o", zorder=4, **_ring(colour))
         if references.unselected:
-            style = {"color": GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": references.unselected}
-            axes.plot(rows["layer"], rows["effect_unselected"], marker, markersize=3, **style)
+            grey = {"color": style.GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": references.unselected}
+            axes.plot(rows["layer"], rows["effect_unselected"], look["marker"], markersize=3, **grey)
 
 
 def is_clipped(rows: pd.DataFrame) -> np.ndarray:
@@ -177,9 +163,9 @@ def _ring(colour: str) -> dict[str, Any]:
 
 def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
     """Legend entries for what markers and bars mean, of those that are drawn."""
-    if series > MOST_LINES:
+    if series > style.MOST_LINES:
         return []
-    bar = {"color": GREY, "linestyle": "", "marker": "|", "markersize": 11}
+    bar = {"color": style.GREY, "linestyle": "", "marker": "|", "markersize": 11}
     entries = []
     if summary["effect_low"].notna().any():
         entries.append(Line2D([], [], markeredgewidth=1.8, label="95 % interval", **bar))
@@ -187,23 +173,23 @@ def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
         thin = f"95 % for all {len(summary)} places at once (simultaneous)"
         entries.append(Line2D([], [], markeredgewidth=0.7, label=thin, **bar))
     if is_clipped(summary).any():
-        hollow = {"color": GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
+        hollow = {"color": style.GREY, "linestyle": "", "marker": "o", "markerfacecolor": "white"}
         entries.append(Line2D([], [], label="window clipped at the network's end", **hollow))
     if _may_be_peak(summary).any():
         label = "may be the peak (95 % peak set)"
-        entries.append(Line2D([], [], linestyle="", marker="o", label=label, **_ring(GREY) | {"markersize": 9}))
+        entries.append(Line2D([], [], linestyle="", marker="o", label=label, **_ring(style.GREY) | {"markersize": 9}))
     return entries
 
 
 def _draw_points(axes: Axes, summary: pd.DataFrame, references: References) -> None:
     """Every row a dot; the largest with name, interval and controls."""
     number = summary["series"].nunique()
-    label = f"mean effect, {number} a layer; the {NAMED} largest, with 95 % interval:"
-    axes.plot(summary["layer"], summary["effect"], "o", color=BLUE, markersize=4, alpha=0.35, label=label)
-    largest = summary.loc[summary["effect"].abs().nlargest(NAMED).index]
-    whiskers(axes, largest["layer"].to_numpy(float), largest, "effect", color=BLUE, alpha=0.5)
+    label = f"mean effect, {number} a layer; the {style.NAMED} largest, with 95 % interval:"
+    axes.plot(summary["layer"], summary["effect"], "o", color=style.BLUE, markersize=4, alpha=0.35, label=label)
+    largest = summary.loc[summary["effect"].abs().nlargest(style.NAMED).index]
+    style.whiskers(axes, largest["layer"].to_numpy(float), largest, "effect", color=style.BLUE, alpha=0.5)
     rows = largest.to_dict("records")
-    name_points(axes, [(row["layer"], row["effect"], _point_label(row, references.controls)) for row in rows])
+    style.name_points(axes, [(row["layer"], row["effect"], _point_label(row, references.controls)) for row in rows])
 
 
 def _point_label(row: dict[str, Any], controls: Mapping[str, str]) -> str:
@@ -211,45 +197,40 @@ def _point_label(row: dict[str, Any], controls: Mapping[str, str]) -> str:
     donors = {column: column.removeprefix("effect_").replace("_", " ") for column in controls}
     others = "".join(f"; {name} {row[c]:+.3f}" for c, name in donors.items() if not np.isnan(row[c]))
     effect = format_interval(row["effect"], row["effect_low"], row["effect_high"])
-    return f"{place_words(row['layer'], row['series'])}: {effect}{others}"
+    return f"{style.place_words(row['layer'], row['series'])}: {effect}{others}"
 
 
 def _draw_controls(
     axes: Axes,
     rows: pd.DataFrame,
     references: References,
-    styles: Sequence[tuple[str, str, str]],
+    looks: Sequence[Mapping[str, str]],
     within: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
     """Each control a line, with intervals of the means ``within`` these."""
     rows = rows.sort_values("layer")
-    for i, (style, (column, label)) in enumerate(zip(styles, references.controls.items(), strict=False)):
+    more = {"linewidth": 1.4, "markersize": 4.5, "zorder": 2.5, "bar_alpha": 0.7}
+    for i, (look, (column, label)) in enumerate(zip(looks, references.controls.items(), strict=False), start=1):
         ends = [f"{column}_low", f"{column}_high"]
         inside = rows.assign(**rows[ends].where(rows[column].between(*within)))
-        look = dict(
-            zip(("color", "marker", "linestyle"), style, strict=True), linewidth=1.4, markersize=4.5, zorder=2.5
-        )
-        draw_series(axes, rows["layer"] + 1.5 * APART * (i + 1), inside, column, bar_alpha=0.7, label=label, **look)
+        style.draw_series(axes, rows["layer"] + 1.5 * style.APART * i, inside, column, label=label, **look, **more)
 
 
-def _draw_whole(
-    axes: Axes, rows: pd.DataFrame, references: References, style: tuple[str, str], is_one_series: bool
-) -> None:
-    """All donors of one series, on an axis that holds them; ``style`` (colour, marker) of its own."""
-    name, rows, (colour, marker) = rows["series"].iloc[0], rows.sort_values("layer"), style
+def _draw_whole(axes: Axes, rows: pd.DataFrame, references: References, look: Mapping[str, str], title: str) -> None:
+    """All donors of one series, on an axis that holds them; ``look`` is the series' own."""
     axes.axhline(0, color="black", linewidth=0.8)
     if not np.isnan(references.total.mean):
-        axes.axhline(references.total.mean, color=ORANGE, linewidth=1.4, linestyle="--")
-    draw_series(axes, rows["layer"], rows, "effect", color=colour, marker=marker, linewidth=1.6, markersize=5, zorder=2)
-    _draw_controls(axes, rows, references, CONTROLS if is_one_series else GREY_CONTROLS)
-    axes.set_title(name or "the same, on an axis that holds all donors", fontsize=9, loc="left")
+        axes.axhline(references.total.mean, color=style.ORANGE, linewidth=1.4, linestyle="--")
+    style.draw_series(axes, rows["layer"], rows, "effect", linewidth=1.6, markersize=5, zorder=2, **look)
+    _draw_controls(axes, rows, references, GREY_CONTROLS if rows["series"].iloc[0] else CONTROLS)
+    axes.set_title(title, fontsize=9, loc="left")
 
 
 def label_axes(axes: Axes, rows: pd.DataFrame, y_label: str, most: int = 24) -> None:
     """Names the axes; at most so many layers are numbered."""
-    axes.set_xlabel(layer_words(set(rows["window"])))
+    axes.set_xlabel(style.layer_words(set(rows["window"])))
     axes.set_ylabel(y_label)
-    number_layers(axes, rows["layer"], most)
+    style.number_layers(axes, rows["layer"], most)
     axes.grid(axis="y", alpha=0.25)
 
 
@@ -268,14 +249,14 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
     axes = figure.add_subplot()
     for level in (0, 1):
         axes.axhline(level, color="black", linewidth=0.8)
-    for (colour, marker), tokens in zip(STYLES, ("cls", "patches"), strict=False):
-        rows = summary[summary["tokens"] == tokens].sort_values("layer")
+    groups = summary[summary["tokens"].isin(("cls", "patches"))].sort_values("tokens")
+    for tokens, rows, look, x in style.each_series(groups, "tokens", apart=0):
         label = f"{summary['site'].iloc[0]} at {tokens}"
-        draw_series(axes, rows["layer"], rows, "recovered", color=colour, marker=marker, label=label)
+        style.draw_series(axes, x, rows, "recovered", label=label, **look)
     label_axes(axes, summary, "share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     what = "handover: where the information moves to CLS"
-    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    style.headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
@@ -284,21 +265,19 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="black", linewidth=0.8)
-    series = list(dict.fromkeys(summary["series"]))
-    if len(series) > MOST_LINES // 2:
+    if summary["series"].nunique() > style.MOST_LINES // 2:
         _draw_direct_points(axes, summary)
-        legend_below(figure, [axes])
+        style.legend_below(figure, [axes])
     else:
-        for (colour, marker), name, aside in zip(STYLES, series, offsets(len(series)), strict=False):
-            rows = summary[summary["series"] == name].sort_values("layer")
-            look, prefix, x = {"color": colour, "marker": marker}, f"{name}: " * bool(name), rows["layer"] + aside
-            draw_series(axes, x, rows, "log_odds_effect", label=f"{prefix}whole effect", **look)
-            look |= {"linestyle": ":", "markerfacecolor": "white"}
-            draw_series(axes, x, rows, "direct_log_odds", label=f"{prefix}direct effect", **look)
+        for name, rows, look, x in style.each_series(summary):
+            prefix = f"{name}: " * bool(name)
+            style.draw_series(axes, x, rows, "log_odds_effect", label=f"{prefix}whole effect", **look)
+            dotted = look | {"linestyle": ":", "markerfacecolor": "white"}
+            style.draw_series(axes, x, rows, "direct_log_odds", label=f"{prefix}direct effect", **dotted)
         label_axes(axes, summary, "change of the log odds of the true class (nats)")
         axes.legend(loc="best", frameon=False, fontsize=9)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    style.headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
@@ -307,11 +286,55 @@ def _draw_direct_points(axes: Axes, summary: pd.DataFrame) -> None:
     points = axes.scatter(x, y, c=summary["layer"], cmap="viridis", s=18)
     axes.figure.colorbar(points, ax=axes, label="layer")
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--", label="whole = direct")
-    largest = summary.loc[y.abs().nlargest(NAMED).index].to_dict("records")
-    name_points(
-        axes, [(r["direct_log_odds"], r["log_odds_effect"], place_words(r["layer"], r["series"])) for r in largest]
+    axes.plot(ends, ends, color=style.GREY, linewidth=1, linestyle="--", label="whole = direct")
+    largest = summary.loc[y.abs().nlargest(style.NAMED).index].to_dict("records")
+    style.name_points(
+        axes,
+        [(r["direct_log_odds"], r["log_odds_effect"], style.place_words(r["layer"], r["series"])) for r in largest],
     )
     axes.set_xlabel("direct effect on the log odds of the true class (nats)")
     axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
     axes.grid(axis="y", alpha=0.25)
+
+
+def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
+    """Mean effect of windows of each size, dashed the sum of their layers' alone, and below the difference of the two.
+
+    ``sums`` have ``sum`` and ``synergy``, with its interval, in rows of the summary's index, for windows of several
+    layers; empty where single layers are not known. A column a token group.
+    """
+    groups = list(dict.fromkeys(summary["tokens"]))
+    width = min(style.width_for(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
+    rows = 2 if len(sums) else 1
+    figure = Figure(figsize=(width, 4.4 + 2.6 * (rows - 1)), layout="constrained")
+    shared = {"sharex": "col", "sharey": "row"}
+    grid = figure.subplots(rows, len(groups), squeeze=False, height_ratios=(4.4, 2.6)[:rows], **shared)
+    for i, (panels, tokens) in enumerate(zip(grid.T, groups, strict=True)):
+        rows_of_group = summary[summary["tokens"] == tokens]
+        draw_references(panels[0], References(total))
+        for j, window in enumerate(dict.fromkeys(rows_of_group["window"])):
+            _draw_window(panels, rows_of_group[rows_of_group["window"] == window].sort_values("layer"), sums, j)
+        for axes, words in zip(panels, (caption.effect, "window − sum"), strict=False):
+            axes.axhline(0, color="black", linewidth=0.8)
+            label_axes(axes, rows_of_group, words if i == 0 else "")
+        panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
+    more = conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
+    if len(sums):
+        label = "sum of the effects of the window's layers alone"
+        more.append(Line2D([], [], color=style.GREY, linestyle="--", label=label))
+    style.legend_below(figure, list(grid[0]), 2, more)
+    style.headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    return figure
+
+
+def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
+    """The windows of one size and what is known of their layers; ``at`` the size's place among them."""
+    window, look = rows["window"].iloc[0], style.STYLES[at % len(style.STYLES)]
+    layers = rows["layer"] + style.APART * (at - 1)
+    label = f"window {window}" if window > 0 else format_window(window)
+    style.draw_series(panels[0], layers, rows, "effect", hollow=is_clipped(rows), label=label, **look)
+    known = sums.loc[[row for row in rows.index if row in sums.index]]
+    if len(known):
+        layers = layers[known.index]
+        panels[0].plot(layers, known["sum"], "--", color=look["color"], linewidth=1.5, zorder=2.8)
+        style.draw_series(panels[1], layers, known, "synergy", linewidth=1.5, markersize=5, **look)

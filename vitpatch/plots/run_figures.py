@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from vitpatch.formatting import counted
+from vitpatch.plots import style
+from vitpatch.plots.classes import class_effects, class_heatmap, class_profiles
 from vitpatch.plots.examples import ExamplePage, image_pages
-from vitpatch.plots.heatmaps import ClassEffects, class_heatmap, effect_maps, head_heatmap, rows_over_image
+from vitpatch.plots.heatmaps import effect_maps, head_heatmap, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
-from vitpatch.plots.profile import References, direct_effects, handover, layer_profile
-from vitpatch.plots.small_multiples import classes, windows
-from vitpatch.plots.style import FEW_CLUSTERS, Caption, doubt_words, label_words, layer_words
+from vitpatch.plots.profile import References, direct_effects, handover, layer_profile, windows
+from vitpatch.plots.style import Caption
 from vitpatch.stats.inference import Resamples
 from vitpatch.stats.result import RunResult, is_handover, series_names
 from vitpatch.stats.summary import in_layer_order, single_rows, synergy
@@ -25,8 +25,7 @@ from vitpatch.types import Direction, Donor
 
 Drawn = dict[str, dict[str, Figure]]
 """Figures by the name that they have in the tracker, and by their files'."""
-MOST_GROUPS = 4
-"""Token groups side by side in the heatmap of heads, and with windows."""
+MOST_GROUPS = 4  # token groups side by side in the heatmap of heads, and with windows
 CONTROL_WORDS = {
     Donor.SAME_CLASS: "donor: another image of its class, clean",
     Donor.OTHER_CLASS: "donor: an image of another class, clean",
@@ -41,7 +40,7 @@ def draw(outcome: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str
     where there is one.
     """
     study, run = outcome.study, manifest["title"]
-    doubt = doubt_words(outcome.total, study.donor, study.direction)
+    doubt = style.doubt_words(outcome.total, study.donor, study.direction)
     title = f"{run}\n{doubt}" if doubt else run
     cause = f"{study.donor} ablation" if study.donor.is_constant else ""
     images = len(outcome.examples)
@@ -116,26 +115,11 @@ def _class_figures(outcome: RunResult, summary: pd.DataFrame, caption: Caption) 
     """Class × layer, and a profile a class, of the series that the peak is in."""
     series = summary["series"].iloc[0] if outcome.peak is None else outcome.peak_series
     rows = in_layer_order(summary, np.flatnonzero(summary["series"] == series))
-    effects, means = list(_class_effects(outcome, rows)), summary["effect"].iloc[rows].tolist()
+    effects, means = list(class_effects(outcome, rows)), summary["effect"].iloc[rows].tolist()
     if series:
         caption = caption.extended(f": {series}")
-    layers, axis = summary["layer"].iloc[rows].tolist(), layer_words(set(summary["window"].iloc[rows]))
+    layers, axis = summary["layer"].iloc[rows].tolist(), style.layer_words(set(summary["window"].iloc[rows]))
     return {
         "heatmap": class_heatmap(effects, layers, axis, caption),
-        "classes": classes(effects, layers, means, axis, caption),
+        "classes": class_profiles(effects, layers, means, axis, caption),
     }
-
-
-def _class_effects(outcome: RunResult, rows: NDArray[np.intp]) -> Iterator[ClassEffects]:
-    """Effects at some rows of the summary on the images of each class; few clusters have no interval."""
-    examples, study = outcome.examples, outcome.study
-    labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
-    names = {row["label"]: label_words(row) for row in examples.drop_duplicates("label").to_dict("records")}
-    effects = outcome.effects[:, rows]
-    for label in np.unique(labels):
-        images = labels == label
-        resamples = Resamples(clusters[images], study.seed)
-        table = pd.DataFrame(resamples.spread(effects[images], method=study.interval).columns("effect"))
-        if resamples.n < FEW_CLUSTERS:
-            table[["effect_low", "effect_high"]] = np.nan
-        yield ClassEffects(names[label], int(images.sum()), resamples.n, table, float(total[images].mean()))

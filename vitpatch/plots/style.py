@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,32 +21,20 @@ from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 MOST_CLASSES = 40
-MOST_LINES = 8
-"""More series than these are drawn as dots."""
-APART = 0.07
-"""How far series are drawn apart, in layers."""
-NAMED = 5
-"""Of dots, how many are named."""
-FEW_CLUSTERS = 5
-"""A class of fewer has no interval to speak of."""
-LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2
-"""Inches of a heatmap that a title and a colour bar have room in."""
-LEAST_LIMIT = 1e-6
-"""Effects below are what rounding leaves: no colour scale ends before."""
-LONGEST_NAME = 32
-"""Letters of a class's name."""
-STYLES = tuple(
-    zip((BLUE, "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288"), "os^DvPX*", strict=True)
-)
-"""(colour, marker) of the lines of a figure; green and orange are the clean and the corrupted run's."""
-CHARACTERS_AN_INCH = 13.0
-"""Of a title."""
-LEGEND_ROW = 0.21
-"""Inches."""
-LABEL_CHARACTERS_AN_INCH = 15
-"""Of a colour bar's label."""
-LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8
-"""Of a legend's label; characters that a handle takes the room of."""
+MOST_LINES = 8  # more series than these are drawn as dots
+APART = 0.07  # how far series are drawn apart, in layers
+NAMED = 5  # of dots, how many are named
+FEW_CLUSTERS = 5  # a class of fewer has no interval to speak of
+LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
+LEAST_LIMIT = 1e-6  # effects below are what rounding leaves: no colour scale ends before
+LONGEST_NAME = 32  # letters of a class's name
+COLOURS = (BLUE, "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288")
+STYLES = tuple({"color": colour, "marker": marker} for colour, marker in zip(COLOURS, "os^DvPX*", strict=True))
+"""Of the lines of a figure; green and orange are the clean and the corrupted run's."""
+CHARACTERS_AN_INCH = 13.0  # of a title
+LEGEND_ROW = 0.21  # inches
+LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
+LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8  # of a legend's label; characters that a handle takes the room of
 
 
 def headline(figure: Figure, *lines: str) -> None:
@@ -65,8 +53,7 @@ METRIC_NAMES = {
 }
 
 
-PREDICTED = " (predicted)"
-"""After the name of a label that the image does not have."""
+PREDICTED = " (predicted)"  # after the name of a label that the image does not have
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not shown to move the model"
 DOES_NOT_DIFFER = (
     "the total effect's interval holds 0: on average another image says as much for a label as the image itself, as a "
@@ -214,9 +201,17 @@ def draw_series(
         axes.plot(x[hollow], rows[column][hollow], **style | blank)
 
 
-def offsets(series: int) -> NDArray[np.floating]:
-    """How far each series is drawn beside its layers, so that their intervals do not hide each other."""
-    return APART * (np.arange(series) - (series - 1) / 2)
+def each_series(
+    summary: pd.DataFrame, column: str = "series", apart: float = APART
+) -> Iterator[tuple[str, pd.DataFrame, dict[str, str], NDArray[np.floating]]]:
+    """The first ``MOST_LINES`` values of a column: each with its rows by layer, the style of its line, and its x.
+
+    x (rows,) are the layers, moved aside so that the intervals of several series do not hide each other.
+    """
+    names = list(dict.fromkeys(summary[column]))
+    for i, (name, look) in enumerate(zip(names, STYLES, strict=False)):
+        rows = summary[summary[column] == name].sort_values("layer")
+        yield name, rows, look, rows["layer"].to_numpy() + apart * (i - (len(names) - 1) / 2)
 
 
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
