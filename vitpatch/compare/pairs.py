@@ -68,29 +68,16 @@ class RunEffects:
             if patches.to_numpy().tolist() != run.summary[list(PATCH_COLUMNS)].to_numpy().tolist():
                 raise ValueError("summary.csv and effects.parquet are not of the same patches")
             included = examples["included"].to_numpy(bool)
-            effects = _read_effects(run, included, len(patches))
+            effects = pq.read_table(run.folder.effects, columns=["effect"])["effect"].to_numpy()
+            effects = effects.reshape(-1, len(patches))
+            if len(effects) != len(included):
+                raise ValueError(f"{len(effects)} images have effects, {len(included)} have base runs")
             donor, config = Donor(run.manifest["donors"][0]), run.manifest["config"]
             total = total_effects(examples, donor, Direction(config["direction"]), Metric(config["metric"]))
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise broken_run(run.folder, "a file is broken", error) from error
         ids, clusters = (examples[name].to_numpy(np.int64)[included] for name in ("example_id", "cluster"))
-        return cls(ids, clusters, total[included], effects)
-
-
-def _read_effects(run: FinishedRun, included: NDArray[np.bool_], patches: int) -> Array:
-    """``effect`` of the included images (images, patches), read a row group at a time."""
-    effects = np.empty((int(included.sum()), patches), dtype=np.float32)
-    image = row = 0
-    with pq.ParquetFile(run.folder.effects) as file:
-        for group in range(file.num_row_groups):
-            values = file.read_row_group(group, columns=["effect"])["effect"].to_numpy().reshape(-1, patches)
-            values = values[included[image : image + len(values)]]
-            image += file.metadata.row_group(group).num_rows // patches
-            effects[row : row + len(values)] = values
-            row += len(values)
-    if image != len(included):
-        raise ValueError(f"{image} images have effects, {len(included)} have base runs")
-    return effects
+        return cls(ids, clusters, total[included], effects[included])
 
 
 def subtract_effects(
