@@ -9,7 +9,7 @@ from drawn import cut_off
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from vitpatch.cli.compare import read_outcome, redraw
+from vitpatch.cli.compare import read_result, redraw
 from vitpatch.plots import classes, heatmaps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs import batches
@@ -297,34 +297,34 @@ def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
 
 def test_figures_have_the_numbers_of_the_run(patched):
     run = RunFolder(patched("window=[1,3]", "synergy=true"))
-    outcome, manifest = read_outcome(run)
-    drawn = {name: figures.get(name) for name, figures in draw(outcome, read_pages(run.pages), manifest).items()}
-    wide = outcome.summary[outcome.summary["window"] == 3]
+    result, manifest = read_result(run)
+    drawn = {name: figures.get(name) for name, figures in draw(result, read_pages(run.pages), manifest).items()}
+    wide = result.summary[result.summary["window"] == 3]
     above, below = drawn["windows"].axes
-    singles = outcome.summary[outcome.summary["window"] == 1].set_index("layer")["effect"]
+    singles = result.summary[result.summary["window"] == 1].set_index("layer")["effect"]
     sums = [singles[row.first_layer : row.last_layer + 1].sum() for row in wide.itertuples()]
     assert any(np.allclose(line.get_ydata(), sums) for line in above.get_lines() if len(line.get_xdata()) == len(sums))
     assert whiskers_of(below, wide.rename(columns=lambda c: c.replace("synergy_prob", "s")), "s")
-    for axes, group in zip(drawn["peak"].axes, outcome.peaks, strict=True):
+    for axes, group in zip(drawn["peak"].axes, result.peaks, strict=True):
         assert np.array_equal([p.get_height() for p in axes.patches if p.get_width() < 1], group.stability)
-    examples, rows = outcome.examples, np.flatnonzero(outcome.summary["window"] == outcome.peak["window"])
+    examples, rows = result.examples, np.flatnonzero(result.summary["window"] == result.peak["window"])
     for axes in (axes for axes in drawn["classes"].axes if axes.get_visible()):
         of_class = (examples["label_name"] == axes.get_title().split("\n")[0]).to_numpy()
-        assert np.allclose(y_of(axes, "class"), outcome.effects[of_class][:, rows].mean(0), atol=1e-7)
+        assert np.allclose(y_of(axes, "class"), result.effects[of_class][:, rows].mean(0), atol=1e-7)
         assert np.allclose(y_of(axes, "total effect of the class"), examples["total_effect"][of_class].mean())
     assert "strength" not in drawn
 
 
 def test_each_row_says_the_images_effect_at_the_peak(patched):
     run = RunFolder(patched("window=[1,3]"))
-    outcome, manifest = read_outcome(run)
+    result, manifest = read_result(run)
     shown = read_pages(run.pages)
-    page = draw(outcome, shown, manifest)["examples"]["examples_sorted"]
+    page = draw(result, shown, manifest)["examples"]["examples_sorted"]
     said = [axes.get_ylabel() for axes in page.axes[::3]]
     (images,) = [page.images for page in shown if page.name == "sorted"]
-    row = {i: n for n, i in enumerate(outcome.examples["example_id"])}
-    effects = [outcome.effects[row[image.example_id], outcome.peak.name] for image in images]
-    place = style.place_words(outcome.peak_layer, outcome.peak_series)
-    assert outcome.peak_series in ("w1", "w3") and place == f"layer {outcome.peak_layer}, {outcome.peak_series}"
+    row = {i: n for n, i in enumerate(result.examples["example_id"])}
+    effects = [result.effects[row[image.example_id], result.peak.name] for image in images]
+    place = style.place_words(result.peak_layer, result.peak_series)
+    assert result.peak_series in ("w1", "w3") and place == f"layer {result.peak_layer}, {result.peak_series}"
     assert said == [f"effect {effect:+.3f}\nat {place}" for effect in effects]
-    assert list(effects) == sorted(effects, key=lambda effect: -outcome.total_sign * effect)
+    assert list(effects) == sorted(effects, key=lambda effect: -result.total_sign * effect)

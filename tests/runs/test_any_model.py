@@ -12,7 +12,7 @@ from conftest import NAMES, ROOT, pictures, write_parquet
 from families import NAMES as FAMILY_NAMES
 from families import ZERO_SHOT, Brute, checkpoint_of
 
-from vitpatch.cli.compare import read_outcome
+from vitpatch.cli.compare import read_result
 from vitpatch.compare.load import find_runs, load_run
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.folder import RunFolder
@@ -137,7 +137,7 @@ def test_a_label_that_ends_in_predicted_is_a_label(patched, made, tmp_path):
     assert not examples["label_is_predicted"].any() and manifest["label_is_predicted"] is False
     assert not any("no labels" in note for note in manifest["notes"])
     examples.drop(columns="label_is_predicted").to_parquet(run / "examples.parquet")
-    outcome, _ = read_outcome(RunFolder(run))
+    outcome, _ = read_result(RunFolder(run))
     assert not outcome.labels_are_predicted and len(outcome.examples) == 13
     assert load_run(*find_runs([run])).examples()["label_name"].tolist() == examples["label_name"].tolist()
 

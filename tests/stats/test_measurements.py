@@ -10,7 +10,7 @@ import torch
 from conftest import CLASSES, DEPTH, pictures, write_parquet
 
 import vitpatch
-from vitpatch.cli.compare import read_outcome
+from vitpatch.cli.compare import read_result
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.plots.run_figures import profile_references
@@ -287,7 +287,7 @@ def strictly(folder):
 def test_a_manifest_is_json_also_where_nothing_is_known(patched):
     folder = patched("donor=zero", "include='min_total_effect:0.01'", "window=1")
     manifest = strictly(folder)
-    outcome = read_outcome(RunFolder(folder))[0]
+    outcome = read_result(RunFolder(folder))[0]
     assert "nan" not in profile_references(outcome).unselected
     assert manifest["unselected"]["total_effect"]["mean"] is None and "nan" not in str(manifest["notes"]).lower()
     reduced = patched("donor=same_class", "data.limit=8", "model.dtype=bfloat16", "window=2", folder="reduced")

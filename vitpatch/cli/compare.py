@@ -147,7 +147,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
-def read_outcome(run: RunFolder) -> tuple[RunResult, dict[str, Any]]:
+def read_result(run: RunFolder) -> tuple[RunResult, dict[str, Any]]:
     """The results of a finished run as they were drawn from, and its manifest."""
     from omegaconf import OmegaConf
 
@@ -174,8 +174,8 @@ def redraw(run: RunFolder, folder: Path) -> list[Path]:
     from vitpatch.runs.results import read_pages
 
     try:
-        outcome, manifest = read_outcome(run)
-        figures = draw(outcome, read_pages(run.pages), manifest)
+        result, manifest = read_result(run)
+        figures = draw(result, read_pages(run.pages), manifest)
     except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
         raise broken_run(run, "of another version, or a file is broken", error) from error
     folder.mkdir(parents=True, exist_ok=True)

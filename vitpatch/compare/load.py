@@ -42,16 +42,19 @@ EXAMPLES_COLUMNS = "example_id label included cluster prob_clean prob_corrupt pr
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run that is compared: its folder, manifest and ``summary.csv``.
-
-    ``name`` is unique among the runs compared; ``group`` is the name of the folder on the command line that the run is
-    in.
-    """
+class RunLocation:
+    """A run's folder, its name, which no other run of the comparison has, and ``group``, the name of the folder on the
+    command line that it is in."""
 
     name: str
     group: str
     folder: RunFolder
+
+
+@dataclass(frozen=True)
+class FinishedRun(RunLocation):
+    """A run that is compared, with its manifest and ``summary.csv``."""
+
     manifest: Mapping[str, Any]
     summary: pd.DataFrame
 
@@ -117,15 +120,6 @@ class Comparison:
             name: table if table.index.name is None else table.reset_index(allow_duplicates=True)
             for name, table in tables.items()
         }
-
-
-@dataclass(frozen=True)
-class RunLocation:
-    """A run's folder, its name in a comparison, and the name of the folder on the command line that it is in."""
-
-    name: str
-    group: str
-    folder: RunFolder
 
 
 def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
@@ -213,7 +207,7 @@ def load_run(location: RunLocation) -> FinishedRun:
         for part, keys in MANIFEST_KEYS.items():
             file = f"manifest.json, {part}," if part else "manifest.json"
             _check_names(file, keys.split(), manifest[part] if part else manifest)
-        run = FinishedRun(location.name, location.group, folder, manifest, pd.read_csv(folder.summary))
+        run = FinishedRun(**vars(location), manifest=manifest, summary=pd.read_csv(folder.summary))
         _check_names("summary.csv", SUMMARY_COLUMNS, run.summary)
         _check_names("examples.parquet", EXAMPLES_COLUMNS, run.examples())
         _check_names("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(folder.effects).names)

@@ -19,6 +19,7 @@ from vitpatch.plots.heatmaps import draw_numbers
 from vitpatch.plots.style import Caption
 from vitpatch.stats.inference import Resamples
 from vitpatch.stats.result import RunResult
+from vitpatch.stats.summary import in_layer_order
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,26 @@ def with_most_images(classes: Sequence[ClassEffects]) -> tuple[list[ClassEffects
     return [classes[i] for i in sorted(largest)], words
 
 
-def class_effects(outcome: RunResult, rows: NDArray[np.intp]) -> Iterator[ClassEffects]:
+def class_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
+    """Class × layer, and a profile a class, of the series that the peak is in."""
+    series = summary["series"].iloc[0] if result.peak is None else result.peak_series
+    rows = in_layer_order(summary, np.flatnonzero(summary["series"] == series))
+    effects, means = list(_class_effects(result, rows)), summary["effect"].iloc[rows].tolist()
+    if series:
+        caption = caption.extended(f": {series}")
+    layers, axis = summary["layer"].iloc[rows].tolist(), style.layer_words(set(summary["window"].iloc[rows]))
+    return {
+        "heatmap": class_heatmap(effects, layers, axis, caption),
+        "classes": class_profiles(effects, layers, means, axis, caption),
+    }
+
+
+def _class_effects(result: RunResult, rows: NDArray[np.intp]) -> Iterator[ClassEffects]:
     """Effects at some rows of the summary on the images of each class; few clusters have no interval."""
-    examples, study = outcome.examples, outcome.study
+    examples, study = result.examples, result.study
     labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
     names = {row["label"]: style.label_words(row) for row in examples.drop_duplicates("label").to_dict("records")}
-    effects = outcome.effects[:, rows]
+    effects = result.effects[:, rows]
     for label in np.unique(labels):
         images = labels == label
         resamples = Resamples(clusters[images], study.seed)

@@ -60,21 +60,21 @@ class Trace:
 
 
 def image_pages(
-    outcome: RunResult, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
+    result: RunResult, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
 ) -> dict[str, Figure]:
     """The figure of each page by its name; ``summary`` has a column ``series``."""
     at, cls, panels, numbers = rows_over_image(summary), [], [], None
     if at is not None:
         cls, panels = cls_rows(summary, at), [f"layer {layer}" for layer in summary["layer"].iloc[at[:, 0, 0]]]
         caption = caption.extended(displayed_part(summary, at.flat[0]))
-    elif outcome.study.target.one_head_at_a_time:
+    elif result.study.target.one_head_at_a_time:
         first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
         at = in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
         panels, numbers = ["layer × head"], (list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
         caption = caption.extended(displayed_part(summary, 0, heads=False))
     figures = {}
     for page in pages:
-        traces = [_trace(outcome, image, summary, at, cls) for image in page.images]
+        traces = [_trace(result, image, summary, at, cls) for image in page.images]
         if at is None:
             axis = style.layer_words(set(summary["window"]))
             figures[page.name] = example_page(traces, axis, page.chosen, caption)
@@ -84,13 +84,13 @@ def image_pages(
 
 
 def _trace(
-    outcome: RunResult, image: ExampleImage, summary: pd.DataFrame, at: NDArray[np.intp] | None, cls: Sequence[int]
+    result: RunResult, image: ExampleImage, summary: pd.DataFrame, at: NDArray[np.intp] | None, cls: Sequence[int]
 ) -> Trace:
     """What is drawn of an image; ``at``: rows of the summary as maps, ``cls``: those of the CLS token."""
-    effects, label = image.patched - image.base[outcome.study.direction.recipient], ""
-    if outcome.peak is not None:
-        place = style.place_words(outcome.peak_layer, outcome.peak_series)
-        label = f"effect {effects[outcome.peak.name]:+.3f}\nat {place}"
+    effects, label = image.patched - image.base[result.study.direction.recipient], ""
+    if result.peak is not None:
+        place = style.place_words(result.peak_layer, result.peak_series)
+        label = f"effect {effects[result.peak.name]:+.3f}\nat {place}"
     by_series = {name: rows.sort_values("layer") for name, rows in summary.groupby("series", sort=False)}
     curves = {name: (rows["layer"].to_numpy(), image.patched[rows.index]) for name, rows in by_series.items()}
     below = [f"CLS {effect:+.2f}" for effect in effects[list(cls)]]
