@@ -6,7 +6,7 @@ import pytest
 from hand_made import NOISE, rows, save_run
 
 from vitpatch.compare.compare import compare
-from vitpatch.compare.pairs import same_clusters, same_patches
+from vitpatch.compare.pairs import common_patches, same_clusters
 from vitpatch.stats.inference import RESAMPLES, sign_flip_p
 
 pytestmark = pytest.mark.usefixtures("tables_only")
@@ -180,15 +180,15 @@ def test_with_one_corruption_donors_may_differ(save, compared, rng):
 def test_patches_are_joined_by_what_they_replace_not_by_the_window_asked_for():
     """Window 2 at layer 0 is clipped to layer 0, as window 1 is; of several windows each meets its own."""
     one, two = rows(range(3), window=1), rows(range(3), window=2)
-    joined = same_patches(one, two)
+    joined = common_patches(one, two)
     assert joined[["layer", "window_a", "window_b", "row_a", "row_b"]].values.tolist() == [[0, 1, 2, 0, 0]]
     both = pd.concat([one, two], ignore_index=True)
-    joined = same_patches(both, both)
+    joined = common_patches(both, both)
     assert joined["row_a"].tolist() == joined["row_b"].tolist() == [0, 3, 1, 2, 4, 5]
-    assert same_patches(both, two)[["row_a", "row_b"]].values.tolist() == [[3, 0], [4, 1], [5, 2]]
+    assert common_patches(both, two)[["row_a", "row_b"]].values.tolist() == [[3, 0], [4, 1], [5, 2]]
     # a suffix from layer 1 has three layers as window 3 has there, and they are others
     suffix = pd.DataFrame([("attn_out", 1, -1, "all", -2, 1, 3, 3)], columns=one.columns)
-    assert same_patches(suffix, rows([1], window=3, depth=4)).empty
+    assert common_patches(suffix, rows([1], window=3, depth=4)).empty
 
 
 def test_several_windows_and_heads_are_each_subtracted(save, compared, rng):

@@ -117,7 +117,7 @@ def _profile_figures(comparison: Comparison) -> Iterator[Figure]:
     for number, grid in enumerate(grids, start=1):
         end, columns = f"_{number}" if len(grids) > 1 else "", len(grid.windows)
         scale, title = layout.effect_range(comparison, grid.metric), layout.effect_title(grid.metric)
-        sample = layout.sample_words(overview.loc[list(pd.concat(grid.panels.values())["run"].unique())])
+        sample = layout.describe_sample(overview.loc[list(pd.concat(grid.panels.values())["run"].unique())])
         places = [(corruption, window) for corruption in grid.corruptions for window in grid.windows]
         charts = [
             _panel_chart(grid.panels[place], overview, place, scale) if place in grid.panels else None
@@ -145,7 +145,7 @@ def _panel_chart(
     panel: pd.DataFrame, overview: pd.DataFrame, place: tuple[str, str], scale: tuple[float, float]
 ) -> Chart:
     runs = overview.loc[list(panel["run"].unique())].to_dict("records")
-    rows, n_lines, note = layout.short_lines(panel), panel["line"].nunique(), ""
+    rows, n_lines, note = layout.shorten_line_names(panel), panel["line"].nunique(), ""
     if n_lines > layout.MAX_SERIES and len(rows) > MAX_DOTS:
         note = f"; the {MAX_DOTS} of {len(rows)} patches with the largest effects"
         rows = rows.loc[rows["effect"].abs().nlargest(MAX_DOTS).index].sort_index()
@@ -160,7 +160,7 @@ def _panel_chart(
         for run in runs
         for link in tables.run_links(run)
     ]
-    sample = layout.sample_words(pd.DataFrame(runs))
+    sample = layout.describe_sample(pd.DataFrame(runs))
     label = f"{corruption}, {words}: mean effect by layer, {sample}"
     return Chart(profile, label, f"{corruption}, {words} ({sample}{note})", links)
 
@@ -201,10 +201,10 @@ def _heatmap_figures(comparison: Comparison, addresses: Mapping[str, str]) -> It
     """Run × layer, a figure a metric."""
     table = layout.lines_table(comparison)
     for metric, runs, end in _runs_by_metric(comparison):
-        rows = layout.short_lines(table[table["run"].isin(runs["run"])])
+        rows = layout.shorten_line_names(table[table["run"].isin(runs["run"])])
         first = rows["line"].unique()[:MAX_FILE_ROWS]
         in_file = rows[rows["line"].isin(first)]
-        lines = [f"{layout.sample_words(runs)}; dot: 95 % interval without 0"]
+        lines = [f"{layout.describe_sample(runs)}; dot: 95 % interval without 0"]
         lines += [f"the first {MAX_FILE_ROWS} rows"] * (len(in_file) < len(rows))
         width = max(MIN_HEATMAP_WIDTH, LAYER_WIDTH * in_file["layer"].nunique())
         charts = [[_heatmap_chart(some, metric, addresses)] for some in (rows, in_file)]
@@ -251,7 +251,7 @@ def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Itera
         chart = Chart(intervals, f"Peak effect of each run on {metric}, with intervals")
         known = intervals.rows[intervals.rows["value"].notna()]
         in_file = [replace(chart, drawing=replace(intervals, rows=known[:MAX_FILE_ROWS]))] if len(known) else []
-        lines = [f"{layout.sample_words(runs)}; {INTERVALS}; orange: total effect"]
+        lines = [f"{layout.describe_sample(runs)}; {INTERVALS}; orange: total effect"]
         lines += [f"the first {MAX_FILE_ROWS} of {len(known)} runs"] * (len(known) > MAX_FILE_ROWS)
         yield Figure("peaks", f"peaks{end}", "peak of each run", lines, [chart], in_file, FIGURE_WIDTH)
 
@@ -292,7 +292,7 @@ def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str
         if pair in picks:
             lines = series_names(rows.assign(window=rows["window_a"]))
             rows_by_pair.append(rows.assign(line=lines, pick=picks[pair], clipped=False))
-    table = layout.short_lines(pd.concat(rows_by_pair, ignore_index=True))
+    table = layout.shorten_line_names(pd.concat(rows_by_pair, ignore_index=True))
     records = tables.with_interval_names(table).to_dict("records")
     columns = ["line", "pick", "layer", "difference", "low", "high", "clipped"]
     rows = table[columns].rename(columns={"difference": "value"})
@@ -358,5 +358,5 @@ def _relative_depth_figure(comparison: Comparison) -> Iterator[Figure]:
     charts = [
         Chart(Profile(rows, names, title, None, tooltips, x=x, height=300), "Share recovered by relative depth", more)
     ]
-    lines = [f"{layout.sample_words(comparison.overview)}; {INTERVALS}", more]
+    lines = [f"{layout.describe_sample(comparison.overview)}; {INTERVALS}", more]
     yield Figure("depth", "relative_depth", "runs by relative depth", lines, charts, charts, FIGURE_WIDTH)

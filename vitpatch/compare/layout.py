@@ -124,7 +124,7 @@ def effect_range(comparison: Comparison, metric: str) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def short_lines(rows: pd.DataFrame) -> pd.DataFrame:
+def shorten_line_names(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows whose lines have names that a legend has room for, no two the same."""
     return rows.assign(line=rows["line"].map(shorten_names(list(dict.fromkeys(rows["line"])), LONGEST)))
 
@@ -134,7 +134,7 @@ def legend_lines(rows: pd.DataFrame, with_depth: bool = False) -> tuple[pd.DataF
     what is left out."""
     lines = list(dict.fromkeys(rows["line"]))
     names = {}
-    rows = short_lines(rows[rows["line"].isin(lines[:MAX_LINES])])
+    rows = shorten_line_names(rows[rows["line"].isin(lines[:MAX_LINES])])
     for line, of_line in rows.groupby("line", sort=False):
         depth = f"{of_line['depth'].iloc[0]} blocks, " if with_depth else ""
         names[line] = f"{line} ({depth}n = {format_counts(of_line['n'])})".strip()
@@ -183,6 +183,6 @@ def count_words(counts: Iterable[int], noun: str) -> str:
     return f"{format_counts(counts)} {noun}{'s' * (max(counts) != 1)}"
 
 
-def sample_words(runs: pd.DataFrame) -> str:
+def describe_sample(runs: pd.DataFrame) -> str:
     """Images and clusters of rows of ``overview``: ``n = 4–6 images in 3 clusters``."""
     return f"n = {count_words(runs['n'], 'image')} in {count_words(runs['n_clusters'], 'cluster')}"

@@ -20,7 +20,7 @@ from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, broken_run
 from vitpatch.compare.settings import (
     RunSettings,
-    describe_differing,
+    describe_differing_settings,
     differing_settings,
     format_windows,
     runs_by_group,
@@ -139,7 +139,7 @@ def same_clusters(a: NDArray[np.integer], b: NDArray[np.integer]) -> bool:
     return len(together) == len(np.unique(a)) == len(np.unique(b))
 
 
-def same_patches(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+def common_patches(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """The patches that two summaries have in common: ``PATCH_IDENTITY``, the windows and the rows of both.
 
     Clipped, several windows of a run may be one patch: each is paired with its own window where the other run has it,
@@ -168,12 +168,12 @@ def choose_pairs(
 ) -> list[Pair]:
     """The pairs that are compared, in order of the first run: all of up to ``MAX_RUNS`` runs; of more those that differ
     in one setting at most, and ``matched``. ``settings`` by run's name."""
-    asked = {(a.name, b.name) for a, b in matched}
+    matched_names = {(a.name, b.name) for a, b in matched}
     return [
         (a, b)
         for a, b in combinations(runs, 2)
         if len(runs) <= MAX_RUNS
-        or (a.name, b.name) in asked
+        or (a.name, b.name) in matched_names
         or len(differing_settings(settings[a.name], settings[b.name])) <= 1
     ]
 
@@ -200,7 +200,7 @@ def subtract_pairs(pairs: Sequence[Pair], settings: Mapping[str, RunSettings]) -
     return differences, pd.DataFrame(reasons, columns=["a", "b", "reason"])
 
 
-def is_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
+def have_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
     """Whether two runs have one corruption of one strength, asked for or calibrated; of random ones with any seed."""
     one, other = (option_identity(run.manifest["config"]["corruption"]) for run in (a, b))
     return one == other
@@ -223,7 +223,7 @@ def check_comparable(a: FinishedRun, b: FinishedRun) -> None:
             raise VitPatchError(f"the {key} differs: {values}")
     if manifest_a["config"]["metric"] == Metric.LOGIT_DIFF:
         raise VitPatchError("logit_diff regresses under any disturbance: compare runs in prob or log_odds")
-    if not is_same_corruption(a, b):
+    if not have_same_corruption(a, b):
         donor_a, donor_b = manifest_a["donors"][0], manifest_b["donors"][0]
         if donor_a != donor_b:
             raise VitPatchError(
@@ -231,7 +231,7 @@ def check_comparable(a: FinishedRun, b: FinishedRun) -> None:
             )
         if Donor(donor_a).is_constant:
             raise VitPatchError(f"recovered has no meaning: donor {donor_a} is no run")
-    if not len(same_patches(a.summary, b.summary)):
+    if not len(common_patches(a.summary, b.summary)):
         raise VitPatchError(f"no patch in common: {_differing_patches(a, b)}")
 
 
@@ -261,17 +261,17 @@ def _subtract(a: FinishedRun, b: FinishedRun, effects_a: RunEffects, effects_b: 
     clusters = effects_a.clusters[at_a]
     if not same_clusters(clusters, effects_b.clusters[at_b]):
         raise VitPatchError("the images are in other clusters")
-    patches = same_patches(a.summary, b.summary)
+    patches = common_patches(a.summary, b.summary)
     values = effects_a.effects[np.ix_(at_a, patches["row_a"])], effects_b.effects[np.ix_(at_b, patches["row_b"])]
     how = {"seed": _common(a, b, "seed", 0), "method": _common(a, b, "interval", str(Interval.PERCENTILE))}
-    if is_same_corruption(a, b):
+    if have_same_corruption(a, b):
         quantity, result = "effect", subtract_effects(*values, clusters, **how)
     else:
         totals = (effects_a.total[at_a], effects_b.total[at_b])
         quantity, result = "recovered", subtract_recovered(*values, totals, clusters, (a.name, b.name), **how)
     n_clusters = len(np.unique(clusters))
     pair = {"a": a.name, "b": b.name, "quantity": quantity, "n": len(at_a), "n_clusters": n_clusters}
-    return patches.assign(**pair, **result, caution=caution(a, b, n_clusters))[COLUMNS]
+    return patches.assign(**pair, **result, caution=describe_caution(a, b, n_clusters))[COLUMNS]
 
 
 def _common(a: FinishedRun, b: FinishedRun, key: str, default: int | str) -> int | str:
@@ -280,13 +280,13 @@ def _common(a: FinishedRun, b: FinishedRun, key: str, default: int | str) -> int
     return values.pop() if len(values) == 1 else default
 
 
-def caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
+def describe_caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
     """Why to mistrust a pair's differences beyond their intervals: images chosen by an outcome, few clusters."""
     cautions, rules = [], [run.manifest["identity"]["include"] for run in (a, b)]
     by_outcome = [
         run.name for run, rule in zip((a, b), rules, strict=True) if read_inclusion(rule).selects_on_the_outcome
     ]
-    if by_outcome and not (is_same_corruption(a, b) and rules[0] == rules[1]):
+    if by_outcome and not (have_same_corruption(a, b) and rules[0] == rules[1]):
         cautions.append(f"the images are chosen by what the corruption does to them in {' and '.join(by_outcome)}")
     if clusters < FEW_CLUSTERS:
         cautions.append(f"the interval of {counted(clusters, 'cluster')} is too narrow")
@@ -310,7 +310,7 @@ def matched_table(
     not_subtracted: pd.DataFrame,
 ) -> pd.DataFrame:
     """The table ``matched`` of ``Comparison``, from its other tables: the pairs, then the runs without a match."""
-    rows = [(a.name, b.name, describe_differing(settings[a.name], settings[b.name])) for a, b in pairs]
+    rows = [(a.name, b.name, describe_differing_settings(settings[a.name], settings[b.name])) for a, b in pairs]
     table = pd.DataFrame(rows, columns=["a", "b", "differing"]).merge(not_subtracted, how="left", on=["a", "b"])
     table = pd.concat([table, _runs_without_match(runs, pairs)], ignore_index=True)
     numbers = overview.set_index("run")[["total_effect", "peak_layer", "peak_effect"]]

@@ -63,7 +63,7 @@ def differing_settings(a: RunSettings, b: RunSettings) -> list[str]:
     return [name for name in a if a[name].value != b[name].value]
 
 
-def describe_differing(a: RunSettings, b: RunSettings) -> str:
+def describe_differing_settings(a: RunSettings, b: RunSettings) -> str:
     """The settings that differ, in words; with a digest where the words are the same."""
     described = []
     for name in differing_settings(a, b):
@@ -134,9 +134,9 @@ def match_groups(
         shared = [name for name in values_a if values_a[name] & values_b[name]]
         by_settings = []
         for a in group_a:
-            alike = [b for b in group_b if all(settings[a.name][n].value == settings[b.name][n].value for n in shared)]
-            same_name = [b for b in alike if _name_below(b) == _name_below(a)]
-            by_settings += [(a, b) for b in same_name or alike]
+            equal = [b for b in group_b if all(settings[a.name][n].value == settings[b.name][n].value for n in shared)]
+            same_name = [b for b in equal if _name_below(b) == _name_below(a)]
+            by_settings += [(a, b) for b in same_name or equal]
         matched = {run.name for pair in by_settings for run in pair}
         rest_a, rest_b = ([run for run in group if run.name not in matched] for group in (group_a, group_b))
         pairs += by_settings + [(a, b) for a in rest_a for b in rest_b if _name_below(a) == _name_below(b)]
@@ -149,7 +149,7 @@ def _values_by_setting(runs: Sequence[FinishedRun], settings: Mapping[str, RunSe
 
 def runs_by_group(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """The runs of each group, in order."""
-    return {alike[0].group: alike for alike in _group(runs, lambda run: run.group)}
+    return {group[0].group: group for group in _group_by(runs, lambda run: run.group)}
 
 
 def _name_below(run: FinishedRun) -> str:
@@ -165,19 +165,19 @@ def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     differ.
     """
     warnings = []
-    for alike in _group(runs, _requested_weights):
-        path = short(alike[0].manifest["config"]["model"]["path"])
-        warnings += _warn(f"model {path}: one path, several weights", alike, _loaded_weights)
-    for alike in _group(runs, _requested_images):
-        data = alike[0].manifest["config"]["data"]
+    for group in _group_by(runs, _requested_weights):
+        path = short(group[0].manifest["config"]["model"]["path"])
+        warnings += _warn(f"model {path}: one path, several weights", group, _loaded_weights)
+    for group in _group_by(runs, _requested_images):
+        data = group[0].manifest["config"]["data"]
         what = f"data {data_words(data)}, split {data.get('split')}: one path, several contents"
-        warnings += _warn(what, alike, lambda run: run.manifest["identity"]["data"])
+        warnings += _warn(what, group, lambda run: run.manifest["identity"]["data"])
     numbers = "several numbers versions of vitpatch"
     warnings += _warn(numbers, runs, lambda run: str(run.manifest["identity"]["numbers_version"]))
     warnings += _warn("several versions of vitpatch", runs, lambda run: run.manifest["versions"]["vitpatch"])
-    for alike in _group(runs, lambda run: run.manifest["run_id"]):
-        if len(alike) > 1:
-            names, run_id = " and ".join(run.name for run in alike), alike[0].manifest["run_id"]
+    for group in _group_by(runs, lambda run: run.manifest["run_id"]):
+        if len(group) > 1:
+            names, run_id = " and ".join(run.name for run in group), group[0].manifest["run_id"]
             warnings.append(f"{names} are the same run (run_id {run_id}): their differences are 0")
     return tuple(warnings)
 
@@ -206,7 +206,7 @@ def _requested_images(run: FinishedRun) -> str:
     return digest([data, config["model"]])
 
 
-def _group(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], str]) -> list[list[FinishedRun]]:
+def _group_by(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], str]) -> list[list[FinishedRun]]:
     """Runs of one key together, both in order."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -216,5 +216,5 @@ def _group(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], str]) -> li
 
 def _warn(what: str, runs: Sequence[FinishedRun], value: Callable[[FinishedRun], str]) -> list[str]:
     """A line that names the runs of each value, where there are several values."""
-    groups = [f"{value(alike[0])} of {', '.join(run.name for run in alike)}" for alike in _group(runs, value)]
+    groups = [f"{value(group[0])} of {', '.join(run.name for run in group)}" for group in _group_by(runs, value)]
     return [f"{what}: {'; '.join(groups)}"] if len(groups) > 1 else []

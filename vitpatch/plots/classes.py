@@ -82,12 +82,12 @@ def class_heatmap(classes: Sequence[ClassEffects], layers: Sequence[int], layer_
     size = max(2.6 + 0.62 * len(layers), style.LEAST_WIDTH), max(1.9 + 0.36 * len(classes), style.LEAST_HEIGHT)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    names = [f"{style.cut(one.name)} (n = {one.images})" for one in classes]
+    names = [f"{style.shorten(one.name)} (n = {one.images})" for one in classes]
     image = draw_numbers(axes, [one.effects for one in classes], names, layers)
     axes.set_xlabel(layer_axis)
-    style.colour_bar(figure, image, [axes], f"mean {caption.effect}")
+    style.add_colour_bar(figure, image, [axes], f"mean {caption.effect}")
     bold = f"bold: 95 % interval without 0, of classes in {style.FEW_CLUSTERS} clusters or more"
-    style.headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
+    style.set_headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
     return figure
 
 
@@ -111,10 +111,10 @@ def class_profiles(
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("\n".join(textwrap.wrap(layer_axis, 30)), fontsize=8)
     figure.supylabel(f"mean {caption.effect}", fontsize=9)
-    style.legend_below(figure, panels[: len(drawn)], 3)
+    style.add_legend_below(figure, panels[: len(drawn)], 3)
     some_few = caption.clusters > 1 and any(one.clusters < style.FEW_CLUSTERS for one in drawn)
     few = f"; none of fewer than {style.FEW_CLUSTERS}" if some_few else ""
-    style.headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
+    style.set_headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
     return figure
 
 
@@ -132,7 +132,7 @@ def _draw_class(axes: Axes, one: ClassEffects, layers: Sequence[int], means: Seq
     look = {"color": style.BLUE, "markersize": 3, "linewidth": 1.4, "label": "class"}
     style.draw_series(axes, layers, one.effects, "effect", bar_alpha=0.7, **look)
     sample = f"{counted(one.images, 'image')} in {counted(one.clusters, 'cluster')}"
-    axes.set_title(f"{style.cut(one.name, 26)}\n{sample}", fontsize=8)
+    axes.set_title(f"{style.shorten(one.name, 26)}\n{sample}", fontsize=8)
     style.number_layers(axes, layers, most=7)
     axes.tick_params(labelsize=7)
     axes.grid(axis="y", alpha=0.25)

@@ -113,7 +113,7 @@ def example_page(traces: Sequence[Trace], layer_axis: str, chosen: str, caption:
     number, what = len(traces[0].curves), f"{style.METRIC_NAMES[caption.metric]}; {chosen}"
     if number > style.MOST_LINES:
         what += f"; the first {style.MOST_LINES} of {number} series"
-    style.headline(figure, caption.title, what, f"of {caption.sample}")
+    style.set_headline(figure, caption.title, what, f"of {caption.sample}")
     return figure
 
 
@@ -122,7 +122,7 @@ def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
     for axes, run in zip(row[:2], BaseRun, strict=True):
         axes.imshow(image.pictures[run], interpolation="nearest")
         axes.set_xticks([]), axes.set_yticks([])
-        axes.set_xlabel(f"{run}, {image.base[run]:.2f}\n“{style.cut(image.predicted[run], 24)}”", fontsize=8)
+        axes.set_xlabel(f"{run}, {image.base[run]:.2f}\n“{style.shorten(image.predicted[run], 24)}”", fontsize=8)
     row[0].set_title("\n".join(textwrap.wrap(image.name, 24)[:2]), fontsize=8, loc="left")
     row[0].set_ylabel(trace.label, fontsize=7)
 
@@ -171,7 +171,7 @@ def map_page(
         bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
         bar.ax.tick_params(labelsize=7)
     what = f"effect on the {style.METRIC_NAMES[caption.metric]}, each image on its own scale"
-    style.headline(figure, caption.title, what, chosen, f"of {caption.sample}")
+    style.set_headline(figure, caption.title, what, chosen, f"of {caption.sample}")
     return figure
 
 

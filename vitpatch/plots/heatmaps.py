@@ -31,8 +31,8 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
         image = draw_numbers(axes, cells, [str(layer) for layer in layers], heads, limit)
         axes.set_xlabel("head" if len(groups) == 1 else f"head, at {tokens}")
     panels[0].set_ylabel("layer")
-    style.colour_bar(figure, image, panels, f"mean {caption.effect}")
-    style.headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
+    style.add_colour_bar(figure, image, panels, f"mean {caption.effect}")
+    style.set_headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
     return figure
 
 
@@ -115,8 +115,8 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
     what = "token" if summary["tokens"].iloc[at.flat[0]].startswith("each") else "block of patches"
-    style.colour_bar(figure, image, panels, f"mean effect of a {what} on the {style.METRIC_NAMES[caption.metric]}")
-    style.headline(figure, caption.extended(displayed_part(summary, at.flat[0])).title, caption.sample)
+    style.add_colour_bar(figure, image, panels, f"mean effect of a {what} on the {style.METRIC_NAMES[caption.metric]}")
+    style.set_headline(figure, caption.extended(displayed_part(summary, at.flat[0])).title, caption.sample)
     return figure
 
 

@@ -58,9 +58,9 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
         Patch(facecolor=style.GREY, label="shown to be below the peak"),
         Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images"),
     ]
-    style.legend_below(figure, [], 3, key)
+    style.add_legend_below(figure, [], 3, key)
     what = "stability of the peak over resamples of clusters; split halves: chosen on one half, measured on the other"
-    style.headline(figure, caption.title, what, caption.sample)
+    style.set_headline(figure, caption.title, what, caption.sample)
     return figure
 
 
@@ -123,10 +123,10 @@ def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
     axes.set_ylabel(DAMAGE.get(calibration["damage"], calibration["damage"]))
     axes.xaxis.set_major_locator(MaxNLocator(9))
     axes.grid(alpha=0.25)
-    style.legend_below(figure, [axes], 2)
+    style.add_legend_below(figure, [axes], 2)
     shape = "rises all along the grid" if calibration["monotone"] else "does not rise all along the grid"
     sample = f"{counted(calibration['images'], 'training image')} in {counted(calibration['clusters'], 'cluster')}"
-    style.headline(
+    style.set_headline(
         figure, title, f"calibrate={calibration['asked']}: damage {shape}; n = {sample}; intervals over clusters"
     )
     return figure

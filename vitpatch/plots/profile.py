@@ -59,7 +59,7 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
     several series have a panel each.
     """
     series = list(dict.fromkeys(summary["series"]))
-    figure = Figure(figsize=(style.width_for(summary["layer"].nunique()), 4.4), layout="constrained")
+    figure = Figure(figsize=(style.figure_width(summary["layer"].nunique()), 4.4), layout="constrained")
     below = _series_below(summary, series, references)
     axes, panels = _stacked(figure, len(below))
     draw_references(axes, references)
@@ -81,8 +81,8 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
         label_axes(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
     columns = 1 if len(series) > style.MOST_LINES else 2
-    style.legend_below(figure, [axes, *panels], columns, conventions(summary, len(series)))
-    style.headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    style.add_legend_below(figure, [axes, *panels], columns, conventions(summary, len(series)))
+    style.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
@@ -138,7 +138,7 @@ def _draw_lines(axes: Axes, summary: pd.DataFrame, references: References) -> No
         colour, is_member = look["color"], _may_be_peak(rows)
         label = name or references.own
         style.draw_series(axes, x, rows, "effect", hollow=is_clipped(rows), label=label, **look)
-        style.whiskers(axes, x, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
+        style.draw_whiskers(axes, x, rows, "effect_sim", thick=False, color=colour, alpha=0.8)
         axes.plot(x[is_member], rows["effect"][is_member], "o", zorder=4, **_ring(colour))
         if references.unselected:
             grey = {"color": style.GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": references.unselected}
@@ -187,7 +187,7 @@ def _draw_points(axes: Axes, summary: pd.DataFrame, references: References) -> N
     label = f"mean effect, {number} a layer; the {style.NAMED} largest, with 95 % interval:"
     axes.plot(summary["layer"], summary["effect"], "o", color=style.BLUE, markersize=4, alpha=0.35, label=label)
     largest = summary.loc[summary["effect"].abs().nlargest(style.NAMED).index]
-    style.whiskers(axes, largest["layer"].to_numpy(float), largest, "effect", color=style.BLUE, alpha=0.5)
+    style.draw_whiskers(axes, largest["layer"].to_numpy(float), largest, "effect", color=style.BLUE, alpha=0.5)
     rows = largest.to_dict("records")
     style.name_points(axes, [(row["layer"], row["effect"], _point_label(row, references.controls)) for row in rows])
 
@@ -256,7 +256,7 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
     label_axes(axes, summary, "share of the total effect recovered")
     axes.legend(loc="best", frameon=False, fontsize=9)
     what = "handover: where the information moves to CLS"
-    style.headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    style.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
@@ -267,7 +267,7 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
     axes.axhline(0, color="black", linewidth=0.8)
     if summary["series"].nunique() > style.MOST_LINES // 2:
         _draw_direct_points(axes, summary)
-        style.legend_below(figure, [axes])
+        style.add_legend_below(figure, [axes])
     else:
         for name, rows, look, x in style.each_series(summary):
             prefix = f"{name}: " * bool(name)
@@ -277,7 +277,7 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
         label_axes(axes, summary, "change of the log odds of the true class (nats)")
         axes.legend(loc="best", frameon=False, fontsize=9)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    style.headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    style.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
@@ -304,7 +304,7 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
     layers; empty where single layers are not known. A column a token group.
     """
     groups = list(dict.fromkeys(summary["tokens"]))
-    width = min(style.width_for(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
+    width = min(style.figure_width(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
     rows = 2 if len(sums) else 1
     figure = Figure(figsize=(width, 4.4 + 2.6 * (rows - 1)), layout="constrained")
     shared = {"sharex": "col", "sharey": "row"}
@@ -322,8 +322,8 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
     if len(sums):
         label = "sum of the effects of the window's layers alone"
         more.append(Line2D([], [], color=style.GREY, linestyle="--", label=label))
-    style.legend_below(figure, list(grid[0]), 2, more)
-    style.headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    style.add_legend_below(figure, list(grid[0]), 2, more)
+    style.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 

@@ -37,7 +37,7 @@ LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
 LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8  # of a legend's label; characters that a handle takes the room of
 
 
-def headline(figure: Figure, *lines: str) -> None:
+def set_headline(figure: Figure, *lines: str) -> None:
     """The figure's title, each line broken where the figure ends."""
     width = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
     parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
@@ -131,7 +131,7 @@ def layer_words(windows: set[int]) -> str:
     return f"layer ({', '.join(words)})" if words else "layer"
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
+def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
     """The legend of some axes, each label once, and ``more`` entries, below the figure, which grows by as much.
 
     In as many columns as there is room for, ``columns`` at most; what is wider than the figure is broken.
@@ -149,14 +149,14 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: S
     figure.legend(by_label.values(), labels, **place)
 
 
-def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
+def add_colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
     """The colour bar of some axes, its name broken where the figure ends."""
     bar = figure.colorbar(image, ax=list(axes), pad=0.02)
     room = max(int((figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
     bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
 
 
-def width_for(layers: int) -> float:
+def figure_width(layers: int) -> float:
     """Inches that a profile of so many layers is wide."""
     return float(np.clip(2.5 + 0.28 * layers, 8, 16))
 
@@ -168,7 +168,7 @@ def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
 
 
-def whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
+def draw_whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
     """Intervals of a column as bars at ``x`` (rows,), with caps where ``thick``; nothing where there is none."""
     low, high = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
     known = ~np.isnan(low)
@@ -194,7 +194,7 @@ def draw_series(
     ``hollow``: which markers, (rows,) bool, have no filling; ``style``: ``color`` and what else ``Axes.plot`` takes.
     """
     x, style = np.asarray(x, dtype=float), {"marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 3} | style
-    whiskers(axes, x, rows, column, color=style["color"], alpha=bar_alpha)
+    draw_whiskers(axes, x, rows, column, color=style["color"], alpha=bar_alpha)
     axes.plot(x, rows[column], **style)
     if hollow is not None:
         blank = {"linestyle": "", "label": None, "markerfacecolor": "white", "zorder": style["zorder"] + 0.1}
@@ -222,6 +222,6 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         axes.plot([], [], " ", label=f"{i}: {name}")
 
 
-def cut(name: str, longest: int = LONGEST_NAME) -> str:
+def shorten(name: str, longest: int = LONGEST_NAME) -> str:
     """A class's name, of so many letters at most."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
