@@ -1,4 +1,8 @@
-"""The figures of a run, from its result and the few images that were kept of it; no model, no data."""
+"""The figures of a finished run, from its result and the few images that were kept of it; no model, no data.
+
+To add one: write a function that returns a ``Figure`` in the file of its subject (``profile``, ``heatmaps``, …), and
+give it a name in ``draw``. ``python -m vitpatch.compare RUN --redraw`` then draws it as ``figures/NAME.png``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from vitpatch.stats.summary import single_rows, synergy
 from vitpatch.types import Direction, Donor
 
 Figures = dict[str, dict[str, Figure]]
-"""Figures by the name that they have in the tracker, and by their files'."""
+"""By the name in the tracker, and within it by the name of the file: ``{"peak": {"peak": …}}``."""
 MOST_GROUPS = 4  # token groups side by side in the heatmap of heads, and with windows
 CONTROL_WORDS = {
     Donor.SAME_CLASS: "donor: another image of its class, clean",
@@ -34,10 +38,10 @@ CONTROL_WORDS = {
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
 def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> Figures:
-    """Draws a run's figures, by the names that they have in the tracker, each with the names of its files.
+    """Draws all figures of a run that it has numbers for.
 
-    All is drawn from what the run's files hold; of the ``manifest`` ``title``, the run in a line, and ``calibration``,
-    where there is one.
+    All is drawn from what the run's files hold; of the ``manifest`` are read ``title``, the run in a line, and
+    ``calibration``, where there is one.
     """
     study, run = result.study, manifest["title"]
     doubt = style.doubt_words(result.total, study.donor, study.direction)

@@ -90,7 +90,10 @@ class RunResult:
 
     @cached_property
     def peak(self) -> pd.Series | None:
-        """The row of ``summary`` that goes furthest; ``None`` where the total effect has no direction."""
+        """The row of ``summary`` that goes furthest; its ``name`` is its number, which is its column of ``effects``.
+
+        ``None`` where the total effect has no direction.
+        """
         row = peak_row(self.summary["layer"], self.summary["effect"].to_numpy(), self.total_sign)
         return None if row is None else self.summary.iloc[row]
 
