@@ -47,7 +47,7 @@ def spec_of(chart: Any) -> Spec:
 
 
 def save_figure(chart: Any, path: Path) -> None:
-    """Writes a chart as ``path`` with .svg and .png after it, by rename. Text of the SVG is text."""
+    """Writes a chart as ``path``.svg and ``path``.png, by rename. The SVG keeps its text as text."""
     text = json.dumps(spec_of(chart), ensure_ascii=False)
     options: Spec = {"config": FILE_CONFIG, "allowed_base_urls": []}
     svg = vl_convert.vegalite_to_svg(text, **options).encode()
@@ -58,7 +58,7 @@ def save_figure(chart: Any, path: Path) -> None:
 
 
 def _drawable(text: str) -> str:
-    """JSON in which letters that no font here has are their code points, else all would be the same box."""
+    """JSON in which letters that no installed font has are written as code points, else all were the same box."""
     return re.sub(
         "[^\x00-\u024f]", lambda match: match[0] if _has_glyph(match[0]) else rf"\\u{ord(match[0]):04x}", text
     )
@@ -76,7 +76,7 @@ def _picture(letter: str) -> bytes:
 
 
 def inline_data(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> alt.InlineData:
-    """Rows as they are embedded: numbers of five digits, null where not known."""
+    """Rows as a chart embeds them: numbers of five digits, null where not known."""
     records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else rows
     return alt.InlineData(values=[{key: _rounded(value) for key, value in row.items()} for row in records])
 
@@ -92,30 +92,30 @@ def _rounded(value: Any) -> Any:
 
 
 def _layered(layers: Sequence[alt.Chart], rows: Any, height: int, width: int | None) -> alt.LayerChart:
-    """``width`` in pixels; ``None`` = of the box on the page that the chart is in."""
+    """The layers as one chart, ``width`` pixels wide; ``None`` = as wide as its box on the page."""
     chart = alt.layer(*layers, data=inline_data(rows), height=height, width="container" if width is None else width)
     return chart if width else chart.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
 
 
 def _tooltips(titles: Mapping[str, str]) -> list[alt.Tooltip]:
-    """Text fields by name with their titles."""
+    """Tooltips that show text fields, given as title by field."""
     return [alt.Tooltip(field=name, type="nominal", title=title) for name, title in titles.items()]
 
 
 def _hover_and_click(titles: Mapping[str, str], width: int | None) -> Spec:
-    """Channels of marks on the page; in a file, which has a width, none."""
+    """Tooltip and link of marks on the page; nothing in a file, which has a ``width``."""
     click = alt.Href(field="href", type="nominal")
     return {"tooltip": _tooltips(titles), "href": click} if width is None else {}
 
 
 def _rule(channel: str, value: float = 0, **mark: Any) -> alt.Chart:
-    """A line across the chart, at a value of x or y."""
+    """A line across the chart at a value of the channel x or y."""
     rule = alt.Chart(inline_data([{}])).mark_rule(**({"color": GREY, "strokeWidth": 1} | mark))
     return rule.encode(**{channel: alt.datum(_rounded(value))})
 
 
 def _level_rules(rows: Sequence[Mapping[str, Any]], quantity: str, **mark: Any) -> alt.Chart:
-    """Lines across at the field ``value``, which say ``run`` and, as the ``quantity``, ``words``."""
+    """Lines across at the field ``value``; their tooltip has ``run`` and, titled ``quantity``, ``words``."""
     rules, tooltips = alt.Chart(inline_data(rows)).mark_rule(**mark), _tooltips({"run": "run", "words": quantity})
     return rules.encode(y=alt.Y(field="value", type="quantitative"), tooltip=tooltips)
 
@@ -201,8 +201,7 @@ class Profile:
         return alt.Color(**self._by_line()) if self.names else alt.value(BLUE)
 
     def _by_line(self, **scale: Any) -> Spec:
-        """Colour or shape by the field ``line``, with a legend where there are several; a line without a name is in
-        none."""
+        """Colour or shape by the field ``line``, with a legend of named lines where there are several."""
         legend = None
         if len(self.names) > 1:
             values = {} if all(self.names) else {"values": [name for name in self.names if name]}
@@ -287,7 +286,7 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Intervals:
-    """A point with its interval a row, under the row's name: ``rows`` have ``row, value, low, high``, ``total`` (a tick
+    """A row a point with its interval, below the row's name: ``rows`` have ``row, value, low, high``, ``total`` (a tick
     where it is known), ``href`` and the text fields of ``tooltips``."""
 
     rows: pd.DataFrame
@@ -313,7 +312,7 @@ class Intervals:
         return _layered(layers, self.rows, NAMED_ROW_HEIGHT * len(self.rows), width)
 
     def _x(self, name: str) -> alt.X:
-        """Numbers on an axis that holds 0 and numbers it: as many ticks as there is room for."""
+        """The x channel of a field, on an axis that includes 0 and has as many ticks as there is room for."""
         axis = alt.Axis(tickCount={"expr": "max(2, width / 80)"})
         scale = alt.Scale(zero=True, nice=True)
         return alt.X(field=name, type="quantitative", title=self.title, scale=scale, axis=axis)

@@ -31,7 +31,7 @@ class ComparisonResult:
 def compare(folders: Sequence[Path], output: Path | None = None) -> ComparisonResult:
     """Compares all finished runs in and below folders and writes tables, figures and page.
 
-    They go to ``output``; without one, to ``comparison/`` in the one folder, of several folders in the working folder.
+    They go to ``output``; without it to ``comparison/``, in the folder if it is one, else in the working folder.
     A run that is broken or of another version is left out and is one of ``problems``. Raises ``VitPatchError`` where no
     run can be compared. Prints nothing.
     """

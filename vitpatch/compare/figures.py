@@ -1,4 +1,8 @@
-"""Comparison → its figures: charts for the page, with captions and links, and the same for PNG and SVG files."""
+"""Comparison → its figures: charts for the page, with captions and links, and the same for PNG and SVG files.
+
+To add one: a function that yields a ``Figure``, called in ``make_figures``; for a section of its own also a line in
+``page.make_sections`` and the section's title and text in ``assets/page/page.html.jinja``.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +52,7 @@ class Chart:
 
     @property
     def spec(self) -> Spec:
-        """As Vega-Lite, for the page."""
+        """The chart of the page as a Vega-Lite specification."""
         return spec_of(self.drawing.chart())
 
 
@@ -72,7 +76,7 @@ class Figure:
     columns: tuple[int, int] = (0, 0)
 
     def draw(self, comparison: Comparison) -> alt.Chart:
-        """As files have it: with a title, and of what all runs share."""
+        """The figure of the files: its charts, a title, and below it what all runs share."""
         if self.columns[1]:
             figure = alt.concat(*map(self._draw_panel, self.in_file), columns=self.columns[1])
         else:
@@ -109,7 +113,7 @@ def make_figures(comparison: Comparison) -> list[Figure]:
 
 
 def _profile_figures(comparison: Comparison) -> Iterator[Figure]:
-    """For each grid its panels, corruption × window; and a chart a window with all corruptions, if there are several.
+    """For each grid its panels, corruption × window, and for each window with several corruptions a chart of them all.
 
     The panels of a file have lines in the same colours; the first of each row has the title of the axis.
     """
@@ -230,7 +234,7 @@ def _heatmap_chart(rows: pd.DataFrame, metric: str, addresses: Mapping[str, str]
 
 
 def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
-    """The peak effect of each run with its interval, a figure a metric; without a file where no run has a peak."""
+    """The peak effect of each run with its interval, a figure a metric; no file where no run has a peak."""
     labels = short_labels(list(comparison.overview["run"]))
     tooltips = {"run": "run", "peak": "peak", "words": "peak effect [95 %]", "total_words": "total effect"}
     for metric, runs, end in _runs_by_metric(comparison):
@@ -257,8 +261,8 @@ def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Itera
 
 
 def _difference_figures(comparison: Comparison) -> Iterator[Figure]:
-    """A figure a quantity: on the page by layer, of a pair that is picked from a list; in a file the largest of each
-    pair."""
+    """A figure a quantity. On the page: differences by layer, of a pair picked from a list. In a file: the largest
+    difference of each pair."""
     labels, largest = short_labels(list(comparison.overview["run"])), largest_differences(comparison.differences)
     for quantity, pairs in largest.groupby("quantity"):
         words = "difference in the share recovered" if quantity == "recovered" else "difference in effect"

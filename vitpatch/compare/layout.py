@@ -48,7 +48,7 @@ class Grid:
 
 
 def make_grids(comparison: Comparison) -> list[Grid]:
-    """All profiles, each in one panel, which has several runs where these differ in what makes no facet."""
+    """Grids that hold every profile, each in one panel. Runs that differ only outside ``FACETS`` share a panel."""
     overview = comparison.overview
     differing = [name for name in FACETS if overview[name].nunique(dropna=False) > 1]
     grids = []
@@ -125,13 +125,13 @@ def effect_range(comparison: Comparison, metric: str) -> tuple[float, float]:
 
 
 def shorten_line_names(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose lines have names that a legend has room for, no two the same."""
+    """The rows with names of lines that are short enough for a legend, no two the same."""
     return rows.assign(line=rows["line"].map(shorten_names(list(dict.fromkeys(rows["line"])), LONGEST)))
 
 
 def legend_lines(rows: pd.DataFrame, with_depth: bool = False) -> tuple[pd.DataFrame, str]:
-    """Rows of the first ``MAX_LINES`` lines, their names short, with the number of images (and of blocks); and in words
-    what is left out."""
+    """Rows of the first ``MAX_LINES`` lines, their names short and with the number of images (and of blocks); and in
+    words how many lines are left out."""
     lines = list(dict.fromkeys(rows["line"]))
     names = {}
     rows = shorten_line_names(rows[rows["line"].isin(lines[:MAX_LINES])])
@@ -168,7 +168,7 @@ def effect_title(metric: str) -> str:
 
 
 def window_heading(window: str) -> str:
-    """A window's name in a grid as the heading of its panels."""
+    """The heading of a window's panels: ``window 3``, or the name of the window where it is not a number."""
     return f"window {window}" if window.isdigit() else window
 
 

@@ -59,7 +59,7 @@ class FinishedRun(RunLocation):
     summary: pd.DataFrame
 
     def examples(self) -> pd.DataFrame:
-        """Its ``examples.parquet``."""
+        """The rows of ``examples.parquet``."""
         return pd.read_parquet(self.folder.examples)
 
     def example_pages(self) -> list[ExamplePage]:
@@ -113,7 +113,7 @@ class Comparison:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables by the names of their csv files, an index as the first column."""
+        """The tables by the names of their csv files; an index becomes the first column."""
         names = "overview profiles differences not_subtracted settings rank_correlation matched".split()
         tables = {name: getattr(self, name) for name in names}
         return {  # a run may have the index's name
@@ -150,7 +150,7 @@ def list_unfinished(folders: Sequence[Path]) -> list[str]:
 
 
 def _files_of_runs(folder: Path, file: str) -> list[Path]:
-    """Files so called in and below a folder, but for those in ``NOT_RUNS``."""
+    """Files with this name in and below a folder, without those inside folders of ``NOT_RUNS``."""
     levels = len(Path(file).parts)
     return [
         path for path in natural_sort(folder.rglob(file)) if not NOT_RUNS & {*path.relative_to(folder).parts[:-levels]}
@@ -158,7 +158,7 @@ def _files_of_runs(folder: Path, file: str) -> list[Path]:
 
 
 def _is_run(manifest: Path) -> bool:
-    """Whether a manifest is a patching run's, or cannot be read; others are not ours, or training's."""
+    """Whether a manifest is of a patching run, or cannot be read; others are of training or of another program."""
     try:
         return "run_id" in _read_json(manifest)
     except ValueError:
@@ -166,7 +166,7 @@ def _is_run(manifest: Path) -> bool:
 
 
 def _is_unfinished(hydra: Path) -> bool:
-    """Whether Hydra's own config is a patching run's without a manifest."""
+    """Whether a ``hydra.yaml`` is of a patching run that has no manifest."""
     if (hydra.parents[1] / "manifest.json").exists():
         return False
     try:
@@ -197,7 +197,7 @@ def _group_names(folders: Sequence[Path]) -> Iterator[str]:
 
 
 def load_run(location: RunLocation) -> FinishedRun:
-    """A finished run with its manifest and summary; that its effects are whole is seen from the end of their file.
+    """Reads a finished run. Of its effects only the end of the file is read, which shows that the file is complete.
 
     Raises ``VitPatchError`` where a file is of another version, or broken.
     """
@@ -236,7 +236,7 @@ def _check_names(file: str, expected: Iterable[str], present: Container[str]) ->
 
 
 def number_or_nan(value: float | None) -> float:
-    """A number of a manifest, whose null is NaN here."""
+    """A number of a manifest; null becomes NaN."""
     return np.nan if value is None else float(value)
 
 

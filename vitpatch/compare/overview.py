@@ -67,7 +67,7 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
 
 
 def _corruption_columns(run: FinishedRun) -> dict[str, str]:
-    """Corruption, strength and calibration in words; that there is none where the corrupted run plays no part."""
+    """Corruption, strength and calibration in words; no corruption where the corrupted run plays no part."""
     manifest, identity, donor = run.manifest, run.manifest["identity"], Donor(run.manifest["donors"][0])
     direction, metric, rival = Direction(identity["direction"]), Metric(identity["metric"]), BaseRun(identity["rival"])
     if not depends_on_corruption(donor, direction, metric, rival, read_inclusion(identity["include"])):
@@ -103,7 +103,7 @@ def _peak_columns(run: FinishedRun) -> dict[str, Any]:
 
 
 def relative_depth(layer: Any, depth: int) -> Any:
-    """Where in a model of ``depth`` blocks a layer is: the middle of its block, in 0 … 1."""
+    """The place of a layer in a model of ``depth`` blocks, in 0 … 1: the middle of its block."""
     return (layer + 0.5) / depth
 
 
@@ -125,8 +125,8 @@ def profiles_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
 def rank_correlation_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """Spearman's correlation of profiles, runs × runs.
 
-    Of two profiles at the depths of the one with fewer layers, to which the other is interpolated where it has layers
-    on both sides. NaN where a profile is constant, or fewer than ``MIN_LAYERS`` layers remain.
+    Two profiles are compared at the relative depths of the one with fewer layers; the other is interpolated to them,
+    where it has layers on both sides. NaN where a profile is constant, or fewer than ``MIN_LAYERS`` layers remain.
     """
     profiles, at_depths = [_peak_profile(run) for run in runs], {}
     for depths, _ in profiles:

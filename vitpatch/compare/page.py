@@ -73,7 +73,7 @@ class Album:
 
 @dataclass(frozen=True)
 class Section:
-    """What a part of the page shows, whose title and words are the template's; ``folded`` tables are behind a click."""
+    """What a section of the page shows; its title and text are in the template. ``folded`` tables open by a click."""
 
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
@@ -84,7 +84,7 @@ class Section:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to be seen."""
+        """Whether there is nothing to show."""
         filled = [table for table in (*self.tables, *self.folded) if table.rows]
         return not (self.figures or filled or self.albums or self.facts)
 
@@ -138,7 +138,7 @@ def page_scripts() -> list[str]:
 
 
 def vega_bundle() -> str:
-    """``vl_convert.javascript_bundle()``, which takes seconds to make: kept in the user's cache folder, by version."""
+    """``vl_convert.javascript_bundle()``. It takes seconds, so it is kept in the user's cache folder, by version."""
     with suppress(OSError, RuntimeError):  # no such folder, or not to be written
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitpatch"
         file = folder / f"vega-{vl_convert.__version__}.js"
@@ -151,7 +151,7 @@ def vega_bundle() -> str:
 
 
 def embedded(value: Any) -> Markup:
-    """A value as JSON in which no text can end the script element that it is in."""
+    """A value as JSON for a script element, which no text in it can end."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -159,7 +159,7 @@ def embedded(value: Any) -> Markup:
 
 
 def breakable(text: str) -> Markup:
-    """A run's name, escaped, that may be broken after its commas and slashes."""
+    """A run's name, escaped, with places for line breaks after its commas and slashes."""
     return Markup(re.sub("([,/])", r"\1<wbr>", str(escape(text))))
 
 
@@ -237,7 +237,7 @@ def first_page(run: FinishedRun) -> ExamplePage | None:
 
 
 def _image_chart(run: FinishedRun, row: dict[str, Any], image: ExampleImage) -> Chart:
-    """The metric of an image as each patch is made; of many series the one with the peak."""
+    """The metric of an image by patched layer; where there are many series, of the one with the peak."""
     rows = run.summary.assign(line=series_names(run.summary), value=image.patched, clipped=is_clipped(run.summary))
     rows = peak_series(rows, "line", row).assign(low=np.nan, high=np.nan)
     rows, names = rows.assign(words=rows["value"].map("{:.3f}".format)), list(rows["line"].unique())
@@ -259,7 +259,7 @@ def _image_chart(run: FinishedRun, row: dict[str, Any], image: ExampleImage) -> 
 
 
 def data_url(picture: NDArray[np.uint8]) -> str:
-    """``picture`` (height, width, 3) as a ``data:`` address: PNG of a small one, else a smaller JPEG."""
+    """``picture`` (height, width, 3) as a ``data:`` address: a small one as PNG, others as a smaller JPEG."""
     image, file = Image.fromarray(picture), io.BytesIO()
     kind = "png" if max(image.size) <= LOSSLESS_SIDE else "jpeg"
     if kind == "png":

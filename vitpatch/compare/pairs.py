@@ -103,7 +103,7 @@ def subtract_recovered(
     seed: int,
     method: str = "percentile",
 ) -> dict[str, Array | float]:
-    """Differences of mean effect / mean total effect, both ratios on one resample of clusters: columns as above.
+    """Differences of mean effect / mean total effect, both ratios on the same resamples of clusters; the same columns.
 
     ``totals`` are the total effects of a and b, (images,) each, ``names`` those of the runs. Raises ``VitPatchError``
     where a mean total effect is within ``MIN_STANDARD_ERRORS`` standard errors of 0.
@@ -129,7 +129,7 @@ def _columns(value_a: Array, value_b: Array, difference: Spread) -> dict[str, Ar
 
 @lru_cache(maxsize=2)
 def _resamples(clusters: bytes, seed: int) -> Resamples:
-    """The resamples of clusters (int64, as bytes): the same for most pairs of a sweep, and drawn once."""
+    """The resamples of clusters (int64, as bytes), kept because most pairs of a sweep have the same."""
     return Resamples(np.frombuffer(clusters, dtype=np.int64), seed)
 
 
@@ -142,8 +142,8 @@ def same_clusters(a: NDArray[np.integer], b: NDArray[np.integer]) -> bool:
 def common_patches(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """The patches that two summaries have in common: ``PATCH_IDENTITY``, the windows and the rows of both.
 
-    Clipped, several windows of a run may be one patch: each is paired with its own window where the other run has it,
-    else the first of one run with the first of the other.
+    Windows that are clipped may be the same patch. Each is paired with the same window of the other run; where the
+    other has none of these windows, its first is paired with the first.
     """
     rows_a, rows_b = _rows_by_patch(a), _rows_by_patch(b)
     both = []
@@ -207,7 +207,7 @@ def have_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
 
 
 def check_comparable(a: FinishedRun, b: FinishedRun) -> None:
-    """Raises ``VitPatchError`` where manifests and summaries tell that two runs cannot be subtracted.
+    """Raises ``VitPatchError`` where manifests and summaries show that two runs cannot be subtracted.
 
     With one corruption the donors may differ: the effects are then against one base run. The ratios that are compared
     across corruptions are of one donor only.
@@ -281,7 +281,7 @@ def _common(a: FinishedRun, b: FinishedRun, key: str, default: int | str) -> int
 
 
 def describe_caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
-    """Why to mistrust a pair's differences beyond their intervals: images chosen by an outcome, few clusters."""
+    """Why a pair's differences are less certain than their intervals say: images chosen by an outcome, few clusters."""
     cautions, rules = [], [run.manifest["identity"]["include"] for run in (a, b)]
     by_outcome = [
         run.name for run, rule in zip((a, b), rules, strict=True) if read_inclusion(rule).selects_on_the_outcome

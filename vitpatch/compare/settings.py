@@ -24,7 +24,7 @@ ZERO_SHOT = "ZeroShotCheckpoint"
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that runs may differ in: ``value`` is equal exactly where it is the same; and in words."""
+    """One thing that runs may differ in: ``value`` is for comparing, ``words`` for people."""
 
     value: str
     words: str
@@ -34,7 +34,7 @@ RunSettings = Mapping[str, Setting]
 
 
 def run_settings(run: FinishedRun) -> dict[str, Setting]:
-    """What a run's effects depend on, by name. Controls, synergy and how p is taken only add columns: left out."""
+    """What a run's effects depend on, by name. Controls, synergy and the test of p only add columns: left out."""
     identity, config = run.manifest["identity"], run.manifest["config"]
     target, model_keys = identity["target"], ("weights", "architecture", "readout", "row", "preprocessing")
     calibrated = {key: identity.get(key) for key in ("calibrate", "matched", "corruption_code")}
@@ -88,7 +88,7 @@ def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 
 def _flat_settings(run: FinishedRun) -> dict[str, str]:
-    """By key what is written of it; keys of groups are dotted."""
+    """A run's settings as text, by key; nested keys are joined by dots."""
     config = run.manifest["config"]
     identity = run.manifest["identity"] | {"corruption": config["corruption"]}  # with the calibrated strength
     settings = {f"options.{group}": config.get("options", {}).get(group) for group in OPTION_GROUPS}
@@ -107,7 +107,7 @@ def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def format_setting(value: Any) -> str:
-    """A setting as it would be typed; of a list its items; "" = none."""
+    """A setting as text; a list by its items; "" = none."""
     if value is None:
         return ""
     if isinstance(value, list | tuple):
@@ -124,9 +124,9 @@ def match_groups(
 ) -> list[tuple[FinishedRun, FinishedRun]]:
     """The matching runs of every two groups; ``settings`` by run's name.
 
-    A setting that two groups have no value of in common is what they differ in, and is left aside. Runs match that are
-    equal in all others; of several such the ones with the same name below their folders. Runs that then have no match
-    are matched by that name alone.
+    A setting of which two groups share no value is what the groups differ in, and is not compared. Runs match that are
+    equal in all other settings; of several such runs, those with the same name below their folders. Runs that are then
+    without a match are matched by that name alone.
     """
     pairs = []
     for group_a, group_b in combinations(runs_by_group(runs).values(), 2):
@@ -183,7 +183,7 @@ def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
 
 
 def _requested_weights(run: FinishedRun) -> str:
-    """What the config says of which weights are loaded.
+    """A digest of the keys that choose weights.
 
     A zero-shot head is made from the data's label names. Manifests of earlier versions have no digest of the checkpoint
     without it, so that runs on other data cannot be compared.
@@ -200,14 +200,14 @@ def _loaded_weights(run: FinishedRun) -> str:
 
 
 def _requested_images(run: FinishedRun) -> str:
-    """What the config says of which images are read, and the model."""
+    """A digest of the keys that choose images, and of the model."""
     config = run.manifest["config"]
     data = {key: value for key, value in config["data"].items() if key not in KEYS_WITHOUT_IMAGES}
     return digest([data, config["model"]])
 
 
 def _group_by(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], str]) -> list[list[FinishedRun]]:
-    """Runs of one key together, both in order."""
+    """Runs with the same key together, in order."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)

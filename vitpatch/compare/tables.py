@@ -34,7 +34,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Link:
-    """A word that leads to an address, and what it is in full."""
+    """A word that links to an address; ``title`` says what is there."""
 
     word: str
     address: str
@@ -68,7 +68,7 @@ Column = tuple[str, Callable[[Row], Cell]]
 def make_table(
     caption: str, columns: Sequence[Column], rows: pd.DataFrame, file: str = "", keep_empty: bool = False
 ) -> Table:
-    """The first ``MAX_ROWS`` rows, ``file`` having all; without columns that are empty throughout."""
+    """A table of the first ``MAX_ROWS`` rows (``file`` has all), without columns that are empty in every row."""
     records = rows[:MAX_ROWS].to_dict("records")
     cells = [(heading, [make(row) for row in records]) for heading, make in columns]
     kept = [one for one in cells if keep_empty or any(cell.text != UNKNOWN for cell in one[1])]
@@ -119,8 +119,8 @@ def format_number(value: Any, spec: str) -> str:
 
 
 def difference_format(quantity: str) -> str:
-    """The format of differences and of what is subtracted. Shares are no percentages here, which could be read as of
-    one another."""
+    """The format of differences and of the values subtracted. Shares are not shown as percentages: a difference of two
+    could be read as a percentage of one of them."""
     return "+.2f" if quantity == "recovered" else "+.3f"
 
 
@@ -130,7 +130,7 @@ def difference_cell(row: Row, key: str) -> Cell:
 
 
 def with_interval_names(differences: pd.DataFrame, name: str = "difference", prefix: str = "") -> pd.DataFrame:
-    """Rows whose difference and interval are called as ``make_cell`` reads them: ``name``, ``name_low``, …"""
+    """The rows with the names that ``make_cell`` reads an interval by: ``name_low``, ``name_high``."""
     return differences.rename(columns={f"{prefix}{end}": f"{name}_{end}" for end in ("low", "high")})
 
 
@@ -153,7 +153,7 @@ def relative_address(path: str) -> str:
 
 
 def run_columns(comparison: Comparison, *headings: tuple[str, str]) -> list[Column]:
-    """Columns that name a run by its short name, with its links: (heading, key) each; a dash where there is no run."""
+    """A column with the short name of a run and its links for each (heading, key); a dash where there is none."""
     overview = comparison.overview
     labels = run_labels(list(overview["run"]))
     cells = {row["run"]: Cell(labels[row["run"]], None, run_links(row)) for row in overview.to_dict("records")}
@@ -163,7 +163,7 @@ def run_columns(comparison: Comparison, *headings: tuple[str, str]) -> list[Colu
     ]
 
 
-PAIR = (("run a", "a"), ("run b", "b"))
+PAIR = (("run a", "a"), ("run b", "b"))  # headings and keys of the two runs of a pair
 
 
 def shared_facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -220,7 +220,7 @@ def peaks_table(comparison: Comparison) -> Table:
 
 
 def _place_cell(words: str, layer: Any) -> Cell:
-    """A place in words, which sorts by its layer."""
+    """A place in words that sorts by its layer."""
     return Cell(words, f"{layer:g}", is_number=True) if is_known(layer) else Cell(UNKNOWN, "")
 
 
@@ -280,8 +280,9 @@ def matched_table(comparison: Comparison) -> Table:
 
 
 def profiles_table(comparison: Comparison, columns: Mapping[str, str], caption: str) -> Table:
-    """A row a run and patch, of those that have one of ``columns`` of ``profiles`` (by column its name) beside
-    ``effect``, with intervals; without rows where no run has such a column."""
+    """A row a run and patch that has a value in one of ``columns`` of ``profiles`` other than ``effect``.
+
+    ``columns`` has the heading of each column; they are shown with their intervals."""
     profiles = comparison.profiles
     present = {name: heading for name, heading in columns.items() if name in profiles}
     rows = profiles[profiles[[name for name in present if name != "effect"]].notna().any(axis=1)]

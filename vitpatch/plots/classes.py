@@ -34,8 +34,8 @@ class ClassEffects:
     total: float
 
 
-def with_most_images(classes: Sequence[ClassEffects]) -> tuple[list[ClassEffects], str]:
-    """At most ``MOST_CLASSES`` classes, in their order, and in words for a title which."""
+def largest_classes(classes: Sequence[ClassEffects]) -> tuple[list[ClassEffects], str]:
+    """The ``MOST_CLASSES`` classes with the most images, in their order; and words for a title that say so."""
     if len(classes) <= style.MOST_CLASSES:
         return list(classes), ""
     largest = sorted(range(len(classes)), key=lambda i: -classes[i].images)[: style.MOST_CLASSES]
@@ -44,12 +44,12 @@ def with_most_images(classes: Sequence[ClassEffects]) -> tuple[list[ClassEffects
 
 
 def class_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
-    """Class × layer, and a profile a class, of the series that the peak is in."""
+    """The heatmap of class × layer and the profile of each class, of the series that the peak is in."""
     series = summary["series"].iloc[0] if result.peak is None else result.peak_series
     rows = in_layer_order(summary, np.flatnonzero(summary["series"] == series))
     effects, means = list(_class_effects(result, rows)), summary["effect"].iloc[rows].tolist()
     if series:
-        caption = caption.extended(f": {series}")
+        caption = caption.add_to_title(f": {series}")
     layers, axis = summary["layer"].iloc[rows].tolist(), style.layer_words(set(summary["window"].iloc[rows]))
     return {
         "heatmap": class_heatmap(effects, layers, axis, caption),
@@ -58,7 +58,7 @@ def class_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) ->
 
 
 def _class_effects(result: RunResult, rows: NDArray[np.intp]) -> Iterator[ClassEffects]:
-    """Effects at some rows of the summary on the images of each class; few clusters have no interval."""
+    """Effects on the images of each class, at some rows of the summary; no interval of few clusters."""
     examples, study = result.examples, result.study
     labels, clusters, total = (examples[name].to_numpy() for name in ("label", "cluster", "total_effect"))
     names = {row["label"]: style.label_words(row) for row in examples.drop_duplicates("label").to_dict("records")}
@@ -78,7 +78,7 @@ def class_heatmap(classes: Sequence[ClassEffects], layers: Sequence[int], layer_
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so. ``layer_axis`` names the
     axis.
     """
-    classes, some = with_most_images(classes)
+    classes, some = largest_classes(classes)
     size = max(2.6 + 0.62 * len(layers), style.LEAST_WIDTH), max(1.9 + 0.36 * len(classes), style.LEAST_HEIGHT)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -98,7 +98,7 @@ def class_profiles(
 
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
     """
-    drawn, some = with_most_images(effects)
+    drawn, some = largest_classes(effects)
     columns = _columns(len(drawn))
     rows = ceil(len(drawn) / columns)
     figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
@@ -119,7 +119,7 @@ def class_profiles(
 
 
 def _columns(panels: int) -> int:
-    """How many panels side by side: about as many as below each other, with few gaps."""
+    """How many panels stand side by side: about as many as below each other, with few gaps."""
     near = ceil(sqrt(1.3 * panels))
     return min(range(max(near - 1, 1), near + 2), key=lambda columns: (-panels % columns, abs(columns - near)))
 

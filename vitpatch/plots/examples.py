@@ -37,7 +37,7 @@ class ExampleImage:
 
 @dataclass(frozen=True)
 class ExamplePage:
-    """A page's name, how its images were picked in words, and these."""
+    """A page's name, in words how its images were chosen, and the images."""
 
     name: str
     chosen: str
@@ -66,12 +66,12 @@ def image_pages(
     at, cls, panels, numbers = rows_over_image(summary), [], [], None
     if at is not None:
         cls, panels = cls_rows(summary, at), [f"layer {layer}" for layer in summary["layer"].iloc[at[:, 0, 0]]]
-        caption = caption.extended(displayed_part(summary, at.flat[0]))
+        caption = caption.add_to_title(displayed_part(summary, at.flat[0]))
     elif result.study.target.one_head_at_a_time:
         first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
         at = in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
         panels, numbers = ["layer × head"], (list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
-        caption = caption.extended(displayed_part(summary, 0, heads=False))
+        caption = caption.add_to_title(displayed_part(summary, 0, heads=False))
     figures = {}
     for page in pages:
         traces = [_trace(result, image, summary, at, cls) for image in page.images]
@@ -86,7 +86,7 @@ def image_pages(
 def _trace(
     result: RunResult, image: ExampleImage, summary: pd.DataFrame, at: NDArray[np.intp] | None, cls: Sequence[int]
 ) -> Trace:
-    """What is drawn of an image; ``at``: rows of the summary as maps, ``cls``: those of the CLS token."""
+    """What is drawn of an image; ``at``: rows of the summary as maps, ``cls``: its rows of the CLS token."""
     effects, label = image.patched - image.base[result.study.direction.recipient], ""
     if result.peak is not None:
         place = style.place_words(result.peak_layer, result.peak_series)

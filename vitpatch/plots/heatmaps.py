@@ -116,12 +116,12 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
         axes.set_visible(False)
     what = "token" if summary["tokens"].iloc[at.flat[0]].startswith("each") else "block of patches"
     style.add_colour_bar(figure, image, panels, f"mean effect of a {what} on the {style.METRIC_NAMES[caption.metric]}")
-    style.set_headline(figure, caption.extended(displayed_part(summary, at.flat[0])).title, caption.sample)
+    style.set_headline(figure, caption.add_to_title(displayed_part(summary, at.flat[0])).title, caption.sample)
     return figure
 
 
 def colour_limit(maps: NDArray[np.floating]) -> float:
-    """The colours' end on both sides of 0."""
+    """Where the colours end on both sides of 0: the largest effect."""
     return max(float(np.nanmax(np.abs(maps))), style.LEAST_LIMIT)
 
 

@@ -36,7 +36,7 @@ PANELS_A_ROW = 4
 
 @dataclass(frozen=True)
 class References:
-    """What effects are drawn with, and its labels.
+    """What effects are compared with in a profile, and the labels of these lines.
 
     ``total`` is the total effect, its mean NaN where there is none; ``all_layers`` the effect of all layers at once;
     ``own`` the label of the run's own donor, ``controls`` those of others by their columns; ``unselected`` that of the
@@ -61,7 +61,7 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
     series = list(dict.fromkeys(summary["series"]))
     figure = Figure(figsize=(style.figure_width(summary["layer"].nunique()), 4.4), layout="constrained")
     below = _series_below(summary, series, references)
-    axes, panels = _stacked(figure, len(below))
+    axes, panels = _add_panels(figure, len(below))
     draw_references(axes, references)
     if len(series) > style.MOST_LINES:
         _draw_points(axes, summary, references)
@@ -81,13 +81,13 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
         label_axes(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
     columns = 1 if len(series) > style.MOST_LINES else 2
-    style.add_legend_below(figure, [axes, *panels], columns, conventions(summary, len(series)))
+    style.add_legend_below(figure, [axes, *panels], columns, marker_legend(summary, len(series)))
     style.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
 def _series_below(summary: pd.DataFrame, series: Sequence[str], references: References) -> list[str]:
-    """The series whose donors have a panel of their own."""
+    """The series that have a panel of their own for all their donors."""
     if not references.controls or len(series) > style.MOST_LINES:
         return []
     own = _axis_length(summary, ["effect", "effect_sim"], references.total)
@@ -103,8 +103,8 @@ def _axis_length(summary: pd.DataFrame, columns: Sequence[str], total: Estimate)
     return float(np.nanmax(ends) - np.nanmin(ends))
 
 
-def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
-    """A wide panel, and so many below it, side by side."""
+def _add_panels(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
+    """Adds a wide panel, and ``number`` panels below it, side by side."""
     if not number:
         return figure.add_subplot(), []
     columns = min(number, PANELS_A_ROW)
@@ -119,7 +119,7 @@ def _stacked(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
 
 
 def draw_references(axes: Axes, references: References) -> None:
-    """0, the total effect with its interval, and the effect of all layers at once, where there are such."""
+    """Draws lines at 0, at the total effect with its interval, and at the effect of all layers at once, where known."""
     axes.axhline(0, color="black", linewidth=0.8)
     total, all_layers = references.total, references.all_layers
     if not np.isnan(total.mean):
@@ -151,7 +151,7 @@ def is_clipped(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _may_be_peak(rows: pd.DataFrame) -> np.ndarray:
-    """Members of the peak set, where there are resamples to say so."""
+    """Which rows are in the peak set, as far as there are resamples, (rows,) bool."""
     if "peak_share" not in rows:
         return np.zeros(len(rows), dtype=bool)
     return (rows["in_peak_set"] & rows["peak_share"].notna()).to_numpy(bool)
@@ -161,8 +161,8 @@ def _ring(colour: str) -> dict[str, Any]:
     return {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.0}
 
 
-def conventions(summary: pd.DataFrame, series: int) -> list[Line2D]:
-    """Legend entries for what markers and bars mean, of those that are drawn."""
+def marker_legend(summary: pd.DataFrame, series: int) -> list[Line2D]:
+    """Legend entries that explain the markers and bars that are drawn."""
     if series > style.MOST_LINES:
         return []
     bar = {"color": style.GREY, "linestyle": "", "marker": "|", "markersize": 11}
@@ -298,7 +298,7 @@ def _draw_direct_points(axes: Axes, summary: pd.DataFrame) -> None:
 
 
 def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
-    """Mean effect of windows of each size, dashed the sum of their layers' alone, and below the difference of the two.
+    """Mean effect of windows of each size, the sum of the effects of their layers (dashed), and below the difference.
 
     ``sums`` have ``sum`` and ``synergy``, with its interval, in rows of the summary's index, for windows of several
     layers; empty where single layers are not known. A column a token group.
@@ -318,7 +318,7 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
             axes.axhline(0, color="black", linewidth=0.8)
             label_axes(axes, rows_of_group, words if i == 0 else "")
         panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
-    more = conventions(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
+    more = marker_legend(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
     if len(sums):
         label = "sum of the effects of the window's layers alone"
         more.append(Line2D([], [], color=style.GREY, linestyle="--", label=label))
@@ -328,7 +328,7 @@ def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption:
 
 
 def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
-    """The windows of one size and what is known of their layers; ``at`` the size's place among them."""
+    """Draws the windows of one size, and the sums of their layers where known; ``at`` is the number of the size."""
     window, look = rows["window"].iloc[0], style.STYLES[at % len(style.STYLES)]
     layers = rows["layer"] + style.APART * (at - 1)
     label = f"window {window}" if window > 0 else format_window(window)

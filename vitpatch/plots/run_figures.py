@@ -69,7 +69,7 @@ def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str,
 
 
 def profile_references(result: RunResult) -> References:
-    """What the profile is drawn with; without controls that no included image has a partner for."""
+    """What the profile is compared with; without controls for which no included image has a partner."""
     run = "clean" if result.study.direction is Direction.DENOISE else "corrupted"
     controls, unselected = {}, ""
     for donor in result.controls:
@@ -86,7 +86,7 @@ def profile_references(result: RunResult) -> References:
 
 
 def _target_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
-    """What some targets have besides the profile."""
+    """The figures that only some targets have."""
     drawn = {}
     if result.study.target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
         drawn["heads"] = head_heatmap(summary, caption)
@@ -100,7 +100,7 @@ def _target_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) 
 
 
 def _window_sums(result: RunResult, summary: pd.DataFrame) -> pd.DataFrame:
-    """By window of several layers the sum of their own mean effects, and what it has beyond, with interval."""
+    """For each window of several layers the sum of its layers' mean effects, and the effect beyond it with interval."""
     columns = ["sum", "synergy", "synergy_low", "synergy_high"]
     parts = single_rows(summary)
     if not parts:

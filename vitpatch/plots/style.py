@@ -38,7 +38,7 @@ LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8  # of a legend's label; chara
 
 
 def set_headline(figure: Figure, *lines: str) -> None:
-    """The figure's title, each line broken where the figure ends."""
+    """Sets the figure's title, each line broken at the figure's width."""
     width = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
     parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
     figure.suptitle("\n".join(parts), fontsize=10)
@@ -68,9 +68,9 @@ INTERVALS = {"percentile": "percentile", "bca": "BCa"}
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands on every figure of a run: a title of a line or two, the metric, images and clusters.
+    """The words on every figure of a run: a title of a line or two, the metric, how many images and clusters.
 
-    ``interval`` is the method of its intervals; ``cause`` whose effect is measured, where it is no base run's.
+    ``interval`` is the method of the intervals; ``cause`` what has the effect, where it is not a base run.
     """
 
     title: str
@@ -80,8 +80,8 @@ class Caption:
     interval: str = "percentile"
     cause: str = ""
 
-    def extended(self, words: str) -> Caption:
-        """The same with words more in the first line of its title."""
+    def add_to_title(self, words: str) -> Caption:
+        """The caption with words added to the first line of its title."""
         first, newline, rest = self.title.partition("\n")
         return replace(self, title=f"{first}{words}{newline}{rest}")
 
@@ -92,7 +92,7 @@ class Caption:
 
     @property
     def intervals(self) -> str:
-        """In words, what intervals are."""
+        """In words, what the intervals are."""
         if self.clusters < 2:
             return "one cluster: no intervals"
         return f"95 % {INTERVALS[self.interval]} bootstrap intervals over clusters"
@@ -114,7 +114,7 @@ def place_words(layer: int, series: str) -> str:
 
 
 def doubt_words(total: Estimate, donor: Donor, direction: Direction) -> str:
-    """What to say of a total effect whose interval holds 0; else nothing."""
+    """What a total effect means whose interval holds 0; "" for others."""
     if not total.holds_zero:
         return ""
     if donor is Donor.PAIR:
@@ -123,7 +123,7 @@ def doubt_words(total: Estimate, donor: Donor, direction: Direction) -> str:
 
 
 def layer_words(windows: set[int]) -> str:
-    """What the layer on an axis is of windows of these numbers of layers, ``PREFIX`` or ``SUFFIX``."""
+    """Names the layer axis for windows of these sizes (or ``PREFIX``, ``SUFFIX``): which layer a window stands at."""
     counted = [window for window in windows if window > 1]
     centre = f"the centre of a window of {counted[0]}" if len(counted) == 1 else "a window's centre"
     words = [centre] * bool(counted) + ["the last of a prefix"] * (PREFIX in windows)
@@ -132,9 +132,9 @@ def layer_words(windows: set[int]) -> str:
 
 
 def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
-    """The legend of some axes, each label once, and ``more`` entries, below the figure, which grows by as much.
+    """Adds the legend of some axes, each label once, and ``more`` entries below the figure, which grows by as much.
 
-    In as many columns as there is room for, ``columns`` at most; what is wider than the figure is broken.
+    It has as many columns as there is room for, ``columns`` at most; labels wider than the figure are broken.
     """
     entries = [pair for one in axes for pair in zip(*one.get_legend_handles_labels(), strict=True)]
     by_label = {label: handle for handle, label in entries} | {str(one.get_label()): one for one in more}
@@ -150,26 +150,26 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, mor
 
 
 def add_colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
-    """The colour bar of some axes, its name broken where the figure ends."""
+    """Adds the colour bar of some axes, its label broken at the figure's height."""
     bar = figure.colorbar(image, ax=list(axes), pad=0.02)
     room = max(int((figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
     bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
 
 
 def figure_width(layers: int) -> float:
-    """Inches that a profile of so many layers is wide."""
+    """The width in inches of a profile of so many layers."""
     return float(np.clip(2.5 + 0.28 * layers, 8, 16))
 
 
 def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
-    """Ticks at the layers, of many at every second, third, …; half a layer is left beside the first and the last."""
+    """Sets ticks at the layers (of many at every second, third, …), limits half a layer beyond the ends."""
     layers = sorted(set(layers))
     axes.set_xticks(layers[:: -(-len(layers) // most)])
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
 
 
 def draw_whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
-    """Intervals of a column as bars at ``x`` (rows,), with caps where ``thick``; nothing where there is none."""
+    """Draws intervals of a column as bars at ``x`` (rows,), with caps where ``thick``; nothing where there is none."""
     low, high = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
     known = ~np.isnan(low)
     if not known.any():
@@ -189,7 +189,7 @@ def draw_series(
     bar_alpha: float | None = None,
     **style: Any,
 ) -> None:
-    """One series: a column's means (rows,) at ``x`` as markers joined by a line, their intervals as whiskers below.
+    """Draws a series: a column's means (rows,) at ``x`` as markers joined by a line, their intervals as whiskers.
 
     ``hollow``: which markers, (rows,) bool, have no filling; ``style``: ``color`` and what else ``Axes.plot`` takes.
     """
@@ -204,7 +204,7 @@ def draw_series(
 def each_series(
     summary: pd.DataFrame, column: str = "series", apart: float = APART
 ) -> Iterator[tuple[str, pd.DataFrame, dict[str, str], NDArray[np.floating]]]:
-    """The first ``MOST_LINES`` values of a column: each with its rows by layer, the style of its line, and its x.
+    """The first ``MOST_LINES`` values of a column: each with its rows in order of layer, the style of its line, its x.
 
     x (rows,) are the layers, moved aside so that the intervals of several series do not hide each other.
     """
@@ -215,7 +215,7 @@ def each_series(
 
 
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Numbers points from the largest on; the legend has their names."""
+    """Writes a number at each point; the legend has their names."""
     for i, (x, y, name) in enumerate(points, start=1):
         side = {"ha": "left", "xytext": (5, -3)} if i % 2 else {"ha": "right", "xytext": (-5, -3)}
         axes.annotate(str(i), (x, y), textcoords="offset points", fontsize=8, **side)
@@ -223,5 +223,5 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 def shorten(name: str, longest: int = LONGEST_NAME) -> str:
-    """A class's name, of so many letters at most."""
+    """A class's name, cut to ``longest`` letters."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
