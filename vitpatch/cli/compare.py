@@ -14,7 +14,7 @@ from vitpatch.formatting import format_interval
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from vitpatch.compare.compare import ComparisonResult
+    from vitpatch.compare.compare import SavedComparison
     from vitpatch.runs.folder import RunFolder
     from vitpatch.stats.result import RunResult
 
@@ -72,7 +72,7 @@ def _redraw_and_print(folders: Sequence[Path], output: Path | None) -> Sequence[
     return problems
 
 
-def summary_lines(compared: ComparisonResult) -> list[str]:
+def summary_lines(compared: SavedComparison) -> list[str]:
     """The lines that end a comparison: warnings, runs, matched runs of groups, and where the files are."""
     from vitpatch.formatting import counted
 

@@ -20,15 +20,15 @@ PAGE = "index.html"
 
 
 @dataclass(frozen=True)
-class ComparisonResult:
-    """A comparison, the folder that its files are in, and the errors of runs that are left out, a line each."""
+class SavedComparison:
+    """A comparison with the folder that its files are in, and the errors of runs that are left out, a line each."""
 
     comparison: Comparison
     folder: Path
     problems: tuple[str, ...]
 
 
-def compare(folders: Sequence[Path], output: Path | None = None) -> ComparisonResult:
+def compare(folders: Sequence[Path], output: Path | None = None) -> SavedComparison:
     """Compares all finished runs in and below folders and writes tables, figures and page.
 
     They go to ``output``; without it to ``comparison/``, in the folder if it is one, else in the working folder.
@@ -57,7 +57,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> ComparisonRe
         if figure.in_file:
             save_figure(figure.draw(comparison), place / figure.name)
     write_page(comparison, figures, place / PAGE)
-    return ComparisonResult(comparison, place, tuple(problems))
+    return SavedComparison(comparison, place, tuple(problems))
 
 
 def compare_runs(runs: Sequence[FinishedRun], place: Path, left_out: Sequence[str] = ()) -> Comparison:
