@@ -102,7 +102,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
 
 @dataclass(frozen=True)
 class CheckedConfig:
-    """What a config asks for, nothing of it loaded: either a new ``architecture`` or a ``checkpoint``."""
+    """A config as objects, nothing loaded yet; it has either a new ``architecture`` or a ``checkpoint``."""
 
     cfg: DictConfig
     recipe: Recipe
@@ -115,7 +115,7 @@ class CheckedConfig:
 
 
 def check_config(cfg: DictConfig) -> CheckedConfig:
-    """Raises ``VitPatchError`` for what is wrong with a composed config whatever the data are."""
+    """A composed config as objects. Raises ``VitPatchError`` for what is wrong with it, whatever the data are."""
     check_keys(cfg, TrainKeys, TRAIN_GROUPS)
     recipe, augment = construct_option(cfg, "recipe", Recipe), construct_option(cfg, "augment", Augment)
     source = construct_option(cfg, "data", ImageSource)
@@ -130,7 +130,7 @@ def check_config(cfg: DictConfig) -> CheckedConfig:
 
 
 class ArchitectureKeys(TypedDict, total=False):
-    """Sizes that all families have; other keys are for the class of ``transformers`` to check."""
+    """Sizes that all families have; other keys are checked by the class of ``transformers``."""
 
     image_size: Size | tuple[Size, Size]
     patch_size: Size | tuple[Size, Size]
@@ -147,7 +147,10 @@ def check_architecture(sizes: Mapping[str, Any]) -> None:
 
 
 def _architecture(cfg: DictConfig) -> Any:
-    """The config of a new model, of which it is tried here, without memory, that a model can be built and run."""
+    """The config of a new model. Raises ``VitPatchError`` where such a model cannot be built and run.
+
+    That is tried on torch's device ``meta``, which takes no memory.
+    """
     from transformers import AutoModelForImageClassification, PreTrainedConfig
 
     check_option(cfg, "architecture", PreTrainedConfig)
@@ -166,7 +169,7 @@ def _architecture(cfg: DictConfig) -> Any:
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """What makes a training another one; how many epochs it has and when it stops do not."""
+    """The settings that tell one training from another; its number of epochs and when it stops are none of them."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     own_keys = ("architecture", "model", "data", "train_split", "train_limit", "recipe", "augment", "seed")
     settings = {key: settings.get(key) for key in own_keys}
@@ -224,7 +227,10 @@ def fit(
     recipe: Recipe,
     augment: Augment,
 ) -> tuple[torch.nn.Module, torch.device]:
-    """The trained model and where it was trained; of the best epoch where images are held back, else of the last."""
+    """Trains a model; returns it, and the device that it was trained on.
+
+    Its weights are those of the best epoch where images are held back, else of the last.
+    """
     training, validation = _loaders(images, preprocessing, recipe)
     model.train()  # from_pretrained leaves dropout off
     model.set_attn_implementation(recipe.attention)
@@ -256,9 +262,10 @@ def fit(
 def _loaders(
     images: LabelledImages, preprocessing: Preprocessing, recipe: Recipe
 ) -> tuple[DataLoader, DataLoader | None]:
-    """Batches to train on, in random order, and those held back, if any: (bytes (batch, 3, height, width), labels).
+    """Batches to train on, in random order, and batches held back, if any: bytes (batch, 3, height, width), labels.
 
-    All images are decoded once; an unreadable one stops the training. Balanced, a class is drawn as often as any other.
+    All images are decoded once; one that cannot be read stops the training. Where the recipe is balanced, each class is
+    drawn equally often.
     """
     rows, validation_rows = _split(images, recipe.validation)
     decoded = DecodedImages(images, preprocessing.to_input, masks=False)
@@ -281,7 +288,7 @@ def _loaders(
 
 
 def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held back, whole clusters each; fixed by the data alone."""
+    """Rows to train on and rows held back, in whole clusters; the same in every training on the same data."""
     is_held_back = np.random.default_rng(0).random(int(images.clusters.max()) + 1) < share
     return np.flatnonzero(~is_held_back[images.clusters]), np.flatnonzero(is_held_back[images.clusters])
 

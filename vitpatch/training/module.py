@@ -23,12 +23,14 @@ Part = Annotated[float, Interval(ge=0, lt=1)]
 class Recipe:
     """How a classifier is trained: AdamW, linear warm-up, cosine decay to 0, averaged weights.
 
-    ``learning_rate`` at its highest; ``weight_decay`` on matrices only; ``warmup`` in shares of all steps;
-    ``label_smoothing`` in [0, 1); ``average`` is the decay of the exponential moving average of the weights
-    (0 = none); ``balanced`` draws every class equally often; ``validation`` is the share of the training clusters held
-    back to choose the best epoch (0 = the last epoch is kept); ``patience`` in epochs without a better one, ``None`` =
-    to the end; ``attention`` is how Hugging Face computes it meanwhile: ``sdpa``, or ``eager``, which is twice as fast
-    in bfloat16 on a CPU.
+    - ``learning_rate``: at its highest. ``weight_decay``: of matrices only. ``warmup``: as a share of all steps.
+    - ``label_smoothing``: in [0, 1).
+    - ``average``: decay of the exponential moving average of the weights, which is what is kept; 0: none.
+    - ``balanced``: every class is drawn equally often.
+    - ``validation``: share of the training clusters that is held back to choose the best epoch; 0: the last is kept.
+    - ``patience``: epochs without a better one after which the training stops; ``None``: it does not.
+    - ``attention``: how Hugging Face computes attention in training: ``sdpa``, or ``eager``, which is twice as fast in
+      bfloat16 on a CPU.
     """
 
     epochs: Count
@@ -51,10 +53,10 @@ class Recipe:
 class Augment:
     """Random changes of training images, each image by itself; all zeros change nothing.
 
-    ``rotate`` in degrees, ``scale`` and ``shear`` as shares, ``shift`` in shares of the image's size: each drawn
-    evenly from −x to x. ``jitter``: brightness and contrast as shares, saturation twice that. ``gray`` and ``erase``
-    are probabilities; an erased rectangle measures an eighth to a half of the image. What comes in from outside the
-    image is white.
+    - ``rotate`` in degrees, ``scale`` and ``shear`` as shares, ``shift`` in shares of the image's size: each drawn
+      evenly from −x to x. What comes in from outside the image is white.
+    - ``jitter``: brightness and contrast as shares, saturation twice that.
+    - ``gray``, ``erase``: probabilities; the edges of an erased rectangle are an eighth to a half of the image's.
     """
 
     rotate: Annotated[float, Interval(ge=0, le=180), "in degrees"] = 0.0
