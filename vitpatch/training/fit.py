@@ -59,7 +59,7 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     """
     check_names_are_text(cfg)
     checked = check_config(cfg)
-    recipe, source, cfg = checked.recipe, checked.source, checked.cfg
+    source, cfg = checked.source, checked.cfg
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
     for corruption in checked.corruptions.values():
         if corruption.needs_masks and test.columns.mask is None:
@@ -85,11 +85,12 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
             reason = why_new_head or "has none of this size"
             log.info("the head is a new one, for %s: the checkpoint %s", first_names(classes.names), reason)
     _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is reported before the training
-    trained, device = fit(model, preprocessing, train, folder, checked.make_trainer, recipe, checked.augment)
+    trained, device = fit(model, preprocessing, train, folder, checked)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
     trained.save_pretrained(target)
     preprocessing.processor.save_pretrained(target)
-    table = evaluate(Checkpoint(str(target)).load().to(device), test, checked.corruptions, cfg.seed, recipe.batch_size)
+    saved, batch_size = Checkpoint(str(target)).load().to(device), checked.recipe.batch_size
+    table = evaluate(saved, test, checked.corruptions, cfg.seed, batch_size)
     text = f"{len(test)} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
     for path in (folder, target):
         write_csv(path / "evaluation.csv", table)
@@ -219,23 +220,18 @@ def _partners(
 
 
 def fit(
-    model: torch.nn.Module,
-    preprocessing: Preprocessing,
-    images: LabelledImages,
-    folder: Path,
-    make_trainer: Any,
-    recipe: Recipe,
-    augment: Augment,
+    model: torch.nn.Module, preprocessing: Preprocessing, images: LabelledImages, folder: Path, checked: CheckedConfig
 ) -> tuple[torch.nn.Module, torch.device]:
     """Trains a model; returns it, and the device that it was trained on.
 
     Its weights are those of the best epoch where images are held back, else of the last.
     """
+    recipe = checked.recipe
     training, validation = _loaders(images, preprocessing, recipe)
     model.train()  # from_pretrained leaves dropout off
     model.set_attn_implementation(recipe.attention)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    module = ClassifierTraining(model, mean, std, recipe, augment)
+    module = ClassifierTraining(model, mean, std, recipe, checked.augment)
     best = {} if validation is None else {"monitor": "balanced_accuracy", "mode": "max"}
     keeper = ModelCheckpoint(
         folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best
@@ -246,7 +242,7 @@ def fit(
     if recipe.patience is not None and best:
         callbacks.append(EarlyStopping(patience=recipe.patience, **best))
     trainer = build_trainer(
-        make_trainer,
+        checked.make_trainer,
         max_epochs=recipe.epochs, callbacks=callbacks, logger=False, gradient_clip_val=1.0,
         enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
     )  # fmt: skip
