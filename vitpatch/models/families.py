@@ -38,6 +38,11 @@ class Readout:
         """The paths a model must have."""
         return {*self.heads, *filter(None, (self.norm, self.pool, self.pooled_norm))}
 
+    @property
+    def parts(self) -> set[str]:
+        """What its heads read."""
+        return {part for parts in self.heads.values() for part in parts}
+
 
 @dataclass(frozen=True)
 class Family:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -74,29 +74,18 @@ def replace_first_argument(args: tuple, kwargs: dict[str, Any], new: Tensor) -> 
 
 
 class _Stopped(Exception):
-    """Ends a forward pass at a module, with the value that is wanted of it."""
-
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = value
+    """Ends a forward pass."""
 
 
-def run_until(model: nn.Module, pixels: Tensor, module: nn.Module, is_input: bool) -> Tensor | None:
-    """The input (else the output) of a module in a forward pass, which ends there; ``None`` if it is never run."""
+def run_until(model: nn.Module, pixels: Tensor, point: HookPoint) -> Tensor | None:
+    """The value that passes a hook point in a forward pass, which ends there; ``None`` if none passes."""
+    values: list[Tensor] = []
 
-    def stop_before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        raise _Stopped(first_argument(args, kwargs))
+    def keep(value: Tensor) -> None:
+        values.append(value)
+        if len(values) == 2:  # after all other hooks of the module
+            raise _Stopped
 
-    def stop_after(module: nn.Module, args: tuple, output: Tensor) -> None:
-        raise _Stopped(output)
-
-    if is_input:
-        handle = module.register_forward_pre_hook(stop_before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(stop_after)
-    with handle:
-        try:
-            model(pixel_values=pixels)
-        except _Stopped as stopped:
-            return stopped.value
-    return None
+    with attached(keep, point), suppress(_Stopped):
+        model(pixel_values=pixels)
+    return values[-1] if values else None

@@ -226,9 +226,8 @@ class Reader:
     def __init__(self, model: nn.Module, readout: Readout, special: tuple[str, ...], tokens: int) -> None:
         self.readout, self._special = readout, special
         self._submodule = model.get_submodule
-        parts = {part for parts in readout.heads.values() for part in parts}
-        pooled = parts & {PATCHES, EVERYTHING, POOLED}
-        self.reads = tokens if pooled else max(map(special.index, parts)) + 1
+        pooled = readout.parts & {PATCHES, EVERYTHING, POOLED}
+        self.reads = tokens if pooled else max(map(special.index, readout.parts)) + 1
         """The classifier reads this many tokens, the first ones."""
 
     def __call__(self, stream: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import digest, one_line
 from vitpatch.models.classes import class_names, number_of_classes, probability_notes
-from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family, Readout
-from vitpatch.models.hooks import Act, attached, first_argument, run_until
+from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family
+from vitpatch.models.hooks import Act, HookPoint, attached, first_argument, run_until
 from vitpatch.models.parts import Block, CallArguments, Reader
 from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, pair, vision_config
 from vitpatch.types import Site, Sizes
@@ -96,7 +96,8 @@ class PatchableViT(nn.Module):
             modules = list(self.model.get_submodule(self.family.blocks))
             if not modules:
                 raise AttributeError(f"{self.family.blocks} has no block")
-            self.family = _in_installed_version(self.family, modules[0])
+            versions = [self.family, *(replace(self.family, **names) for names in self.family.versions)]
+            self.family = next((row for row in versions if Block(modules[0], row, 0).has(Site.Z)), self.family)
             self._heads = self._number_of_heads(modules[0])
             return [Block(module, self.family, self._heads) for module in modules]
         except (AttributeError, TypeError) as error:
@@ -115,13 +116,9 @@ class PatchableViT(nn.Module):
 
     def _find_readers(self) -> list[Reader]:
         """The family's readouts that the model has all modules and tokens of, reduced to the head asked for."""
-        present = {name for name, _ in self.model.named_modules()}
-        tokens = {*self._special, PATCHES, EVERYTHING, POOLED}
-
-        def fits(readout: Readout) -> bool:
-            return present >= readout.modules and tokens >= {part for parts in readout.heads.values() for part in parts}
-
-        readouts = list(filter(fits, self.family.readouts))
+        modules = {name for name, _ in self.model.named_modules(remove_duplicate=False)}
+        parts = {*self._special, PATCHES, EVERYTHING, POOLED}
+        readouts = [r for r in self.family.readouts if r.modules <= modules and r.parts <= parts]
         if not readouts:
             heads = " or ".join(" + ".join(readout.heads) for readout in self.family.readouts)
             raise VitPatchError(f"{type(self.model).__name__}: an image classifier of {self.family.name} has {heads}")
@@ -227,7 +224,7 @@ class PatchableViT(nn.Module):
 
     def patch_embeddings(self, pixels: Tensor) -> Tensor:
         """Normalised pixels → patch embeddings before positions are added, (batch, patches, width), row by row."""
-        output = run_until(self.model, pixels, self.patch_embedding, is_input=False)
+        output = run_until(self.model, pixels, HookPoint(self.patch_embedding, is_input=False))
         if output is None:
             raise VitPatchError(f"{self._name}: the convolution that fits its patches is never run")
         return output.flatten(2).transpose(1, 2)
@@ -257,7 +254,7 @@ class PatchableViT(nn.Module):
     def _logits(self, pixels: Tensor) -> Tensor:
         if self.head is None:
             return self.model(pixel_values=pixels).logits
-        return run_until(self.model, pixels, self.model.get_submodule(self.head), is_input=False)
+        return run_until(self.model, pixels, HookPoint(self.model.get_submodule(self.head), is_input=False))
 
     # --- by parts ---
 
@@ -266,7 +263,7 @@ class PatchableViT(nn.Module):
         if self._recorded_on != self.device:
             self._record_calls()
         with self._adding(noise):
-            stream = run_until(self.model, pixels, self.blocks[0].module, is_input=True)
+            stream = run_until(self.model, pixels, self.blocks[0].hook_point(Site.RESID_PRE))
         if stream is None:
             raise VitPatchError(f"{self._name}: its first block is never run")
         return stream
@@ -279,11 +276,12 @@ class PatchableViT(nn.Module):
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any, key: Any) -> None:
             calls[key] = (args, kwargs, output.clone() if isinstance(output, Tensor) else output)  # a bias is changed
 
+        modules = dict(self.model.named_modules(remove_duplicate=False))
         watched: dict[Any, nn.Module | None] = {"stream": self.blocks[0].module}
-        watched["shared bias"] = _submodule(self.model, self.family.shared_bias)
+        watched["shared bias"] = modules.get(self.family.shared_bias)
         for number, block in enumerate(self.blocks):
-            watched["attention", number] = block.module.get_submodule(self.family.attention)
-            watched["bias", number] = _submodule(block.module, self.family.bias)
+            watched["attention", number] = block.hook_point(Site.ATTN_OUT).module
+            watched["bias", number] = modules.get(f"{self.family.blocks}.{number}.{self.family.bias}")
         with ExitStack() as hooks:
             for key, module in watched.items():
                 if module is not None:
@@ -352,20 +350,6 @@ class PatchableViT(nn.Module):
         with self.reading(places) as values:
             self(pixels)
         return next((layer for (_, layer), value in values.items() if not value.isfinite().all()), None)
-
-
-def _submodule(module: nn.Module, path: str | None) -> nn.Module | None:
-    """The module at a path, or ``None`` where there is none."""
-    try:
-        return None if path is None else module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _in_installed_version(family: Family, block: nn.Module) -> Family:
-    """The family's row with the names that the attention's modules have in the installed version of transformers."""
-    rows = (family, *(replace(family, **names) for names in family.versions))
-    return next((r for r in rows if _submodule(block, f"{r.attention}.{r.output}") is not None), family)
 
 
 def digest_of_weights(model: nn.Module, without: Collection[str] = ()) -> str:
