@@ -22,7 +22,7 @@ from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.result import RunResult, analyze, is_handover
-from vitpatch.stats.summary import Measured
+from vitpatch.stats.summary import MIN_STANDARD_ERRORS, Measured
 from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Study, Tested, TokenGroup
 
 
@@ -156,7 +156,11 @@ def notes(outcome: RunResult) -> list[str]:
     if not outcome.total.known:
         texts.append("no interval: all images are of one cluster")
     if summary["recovered"].isna().all():
-        texts.append("recovered is empty: the mean total effect is within 3 standard errors of 0, or has none")
+        total, least = outcome.total, f"{MIN_STANDARD_ERRORS:g} standard errors"
+        because = f"it is {total.mean:+.3g} with a standard error of {total.se:.2g}, which falls with more images"
+        if not total.known:
+            because = "of one cluster there is no standard error"
+        texts.append(f"recovered is empty: a mean total effect within {least} of 0 is no denominator; {because}")
         if is_handover(summary):
             texts.append("there is no picture of the handover: nothing is known of what is recovered")
     if is_handover(summary) and summary["window"].nunique() > 1:

@@ -25,7 +25,7 @@ SPLITS = 500
 TIE = 1e-6
 """Means closer than this are of one size where the furthest is looked for."""
 MIN_STANDARD_ERRORS = 3.0
-"""A mean total effect within this many standard errors of 0 is no denominator."""
+"""A mean total effect within this many standard errors of 0 is no denominator: ``recovered`` is empty then."""
 
 
 @dataclass(frozen=True)
