@@ -11,9 +11,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import hydra.utils
 import numpy as np
 import torch
+from hydra.utils import get_class
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -76,12 +76,9 @@ def displayed_options() -> list[str]:
     """The options that have a row: without variants in strength, the null, and what leaves the pixels alone."""
     names = corruption_options()
     variants = {f"{name}{suffix}" for name in names for suffix in VARIANTS}
-    options = [name for name in names if name not in variants | {"none"}]
-    return [name for name in options if not getattr(_class_of(name), "is_inside_model", False)]
-
-
-def _class_of(name: str) -> type:
-    return hydra.utils.get_class(corruption_option(name, "corruption")._target_)
+    rows = [name for name in names if name not in variants | {"none"}]
+    classes = [get_class(corruption_option(name, "corruption")._target_) for name in rows]
+    return [name for name, one in zip(rows, classes, strict=True) if not getattr(one, "is_inside_model", False)]
 
 
 def scenes(seed: int) -> ImageBatch:

@@ -48,7 +48,7 @@ class Corruption:
 
     ``is_inside_model``: it leaves pixels alone and adds ``embedding_noise`` inside the model, of which each image has
     ``draws`` independent draws, whose probabilities are averaged. ``needs_training``: it needs statistics of training
-    images.
+    images. ``n_steps``: how many steps a chain counts it as, those of a chain in the chain.
     """
 
     strength_key: str | None = None
@@ -58,6 +58,7 @@ class Corruption:
     is_inside_model: bool = False
     needs_training: bool = False
     draws: int = 1
+    n_steps: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self, "corruption")
@@ -207,7 +208,7 @@ class Chain(Blend):
         self.steps = tuple(map(as_corruption, steps))
         if inside := [step for step in self.steps if step.is_inside_model]:
             raise VitPatchError(USE_ALONE.format(inside[0].option_name))
-        self.length = sum(_length(step) for step in self.steps)
+        self.n_steps = sum(step.n_steps for step in self.steps)
         self.needs_masks = any(step.needs_masks for step in self.steps)
         self.needs_training = any(step.needs_training for step in self.steps)
         kinds = sorted({step.partner for step in self.steps} - {None})
@@ -219,7 +220,7 @@ class Chain(Blend):
         images, number = batch.images, 0
         for step in self.steps:
             images = step.pixels(replace(batch, images=images), seed_of_step(seed, number))
-            number += _length(step)
+            number += step.n_steps
         return images
 
     def with_statistics(self, moments: Any) -> Chain:
@@ -227,11 +228,6 @@ class Chain(Blend):
         new = copy.copy(self)
         new.steps = tuple(step.with_statistics(moments) for step in self.steps)
         return new
-
-
-def _length(step: Corruption) -> int:
-    """The number of steps in a step: 1, of a chain those of all its steps."""
-    return step.length if isinstance(step, Chain) else 1
 
 
 def seed_of_step(seed: int, number: int) -> int:

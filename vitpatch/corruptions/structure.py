@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitpatch.checks import Ge, Interval
+from vitpatch.checks import Ge, Interval, Share
 from vitpatch.corruptions.base import Amount, Blend, Corruption, uniform
 from vitpatch.corruptions.pixels import luma
 from vitpatch.errors import VitPatchError
@@ -117,7 +117,7 @@ class PatchShuffle(Corruption):
     """
 
     grid: Annotated[int, Ge(2), "of cells a side"] = 4
-    amount: Amount = 1.0
+    amount: Annotated[Share, "the share of cells that move"] = 1.0
     strength_key = "amount"
 
     def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
