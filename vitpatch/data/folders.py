@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +132,7 @@ class Listing:
 
         return cls(_as_images(pyarrow.table({IMAGE: pyarrow.array(map(str, files), "string")}), [IMAGE]))
 
-    @property
+    @cached_property
     def images(self) -> list[Path]:
         """The file of each row's image: other columns of files hold masks and counterparts."""
         return self.files(IMAGE if IMAGE in self.image_columns else self.image_columns[0])

@@ -142,10 +142,11 @@ def matched_by_place(data_names: Sequence[str] | None, model_names: Sequence[str
 def place_note(names: Sequence[str]) -> str:
     """The note for a reader where labels are matched to classes by their order."""
     order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
-    first = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:MOST_NAMES]))
+    some = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:MOST_NAMES]))
+    some += ", …" * (len(names) > MOST_NAMES)
     return (
-        f"the model has no names for its classes: the data's labels are taken in their order{order}: {first}"
-        f"{', …' * (len(names) > MOST_NAMES)}; data.label_map={{label: number}} says otherwise"
+        f"the model has no names for its classes: the data's labels are taken in their order{order}: {some}; "
+        "data.label_map={label: number} says otherwise"
     )
 
 
