@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class BackboneClassifier(nn.Module):
     """A backbone and a linear head on its CLS token, or on it and the mean of its patches where it is twice as wide.
 
-    Its config has the backbone's names of classes where they are as many as the head's; else ``path``, the model's,
-    stands in a warning.
+    Its classes have the names of the backbone's config where these are as many as the head's outputs; else they have
+    none, and a warning that names the model's ``path`` says why.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, path: str) -> None:

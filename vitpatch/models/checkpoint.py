@@ -1,7 +1,4 @@
-"""``Checkpoint``: a hub id or a folder → a verified model with named sites, or a classifier to train.
-
-What is wrong with one becomes one line.
-"""
+"""``Checkpoint``: a hub id or a folder → a verified model with named sites, or a classifier to train."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ class Checkpoint:
     - ``dtype``: the type of the weights.
     - ``random_init``: the same architecture untrained, its weights drawn anew.
     - ``allow_bin``: where there are no safetensors, ``pytorch_model.bin`` may be read (``weights_only``).
-    - ``readout``: one of several heads (DeiT with teacher); ``None`` is all of them, as the model averages them.
+    - ``readout``: one of several heads (DeiT with teacher); ``None`` is all of them, as the model combines them.
     - ``head_path``: a safetensors file with ``weight`` (classes, width or twice it) and ``bias``, for a backbone alone.
     - ``anatomy``: a YAML file that describes a family of the user's own.
     - ``image_size`` (one edge, or height and width), ``crop_share``, ``resample``, ``mean``, ``std``: where one of them
@@ -128,7 +125,7 @@ class Checkpoint:
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit on the hub that all files are taken from; ``None`` of a local folder, or where it is not known."""
+        """The commit on the hub that all files are taken from; ``None`` for a local folder, and if it is not known."""
         return None if Path(self.location).is_dir() else commit_of(self.location, self.revision, "model")
 
     @property
@@ -165,7 +162,7 @@ class Checkpoint:
         return config
 
     def model(self, config: Any, kind: str) -> Any:
-        """The model of a kind of ``Auto`` class with all its weights, or untrained."""
+        """The model with all its weights, or untrained; ``kind`` names a class of transformers that loads it."""
         import transformers
 
         if self.random_init:
@@ -248,7 +245,7 @@ class Checkpoint:
             return AutoTokenizer.from_pretrained(self.location, **self._at_commit)
 
     def preprocessing(self, config: Any) -> Preprocessing:
-        """What the keys of ``IMAGE_KEYS`` say where one is given, else the checkpoint's own image processor."""
+        """That of the keys ``IMAGE_KEYS`` where one is given, else that of the checkpoint's own image processor."""
         vision = vision_config(config)
         if any(getattr(self, key) is not None for key in IMAGE_KEYS):
             return self._explicit_preprocessing(getattr(vision, "image_size", None))
@@ -306,7 +303,7 @@ class Checkpoint:
 
 @lru_cache(maxsize=2)
 def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, file_states: tuple[Any, ...]) -> PatchableViT:
-    """``file_states`` tells apart what lies at one path at different times."""
+    """What ``Checkpoint.load`` keeps; by ``file_states`` too, since a path may have other files later."""
     config = checkpoint.config()
     if checkpoint.anatomy:
         family = family_from_yaml(checkpoint.anatomy)
@@ -335,9 +332,9 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, file_states: tu
 def pretrained_classifier(
     checkpoint: Checkpoint, names: Sequence[str], keeps_head: bool
 ) -> tuple[Any, Preprocessing, bool]:
-    """A checkpoint to fine-tune to the classes ``names``, and whether its head is the checkpoint's own or a new one.
+    """A checkpoint to fine-tune to the classes ``names``, and whether its head is the checkpoint's own, or a new one.
 
-    ``keeps_head``: its own classes are these, in this order; the head is kept where the checkpoint has one.
+    ``keeps_head``: its own classes are these, in this order, so that the head is kept where the checkpoint has one.
     """
     from transformers import AutoModelForImageClassification
 

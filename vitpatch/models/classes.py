@@ -80,7 +80,10 @@ def label_by_classes(
 def label_notes(
     images: LabelledImages, classes: Classes, label_map: Sequence[tuple[Any, Any]] | None
 ) -> tuple[str, ...]:
-    """What a reader must know of how these images, whose labels are still the data's, come to their classes."""
+    """Lines on classes without sure names, and on labels that come to them by their place alone.
+
+    ``images`` have their labels as the data have them.
+    """
     if classes.doubt is not None:
         return (f"classes are called by their numbers, they have no sure names: {classes.doubt}",)
     names = images.label_names
@@ -189,16 +192,16 @@ def number_of_classes(model: nn.Module, heads: Collection[str]) -> int:
 
 
 def probability_notes(model: nn.Module) -> tuple[str, ...]:
-    """What a reader of a model's probabilities must know."""
+    """Lines on what a model's probabilities are, where they are no softmax over classes that exclude each other."""
     is_multi_label = getattr(model.config, "problem_type", None) == MULTI_LABEL
     return (NOT_EXCLUSIVE,) * is_multi_label + tuple(getattr(model, "notes", ()))
 
 
 def class_names(config: Any) -> tuple[tuple[str, ...] | None, str | None]:
-    """The names of a config's classes by index, and what speaks against them; ``None`` where there is none.
+    """The names of a config's classes by index, or ``None``; and why there are none although it has some, or ``None``.
 
     The name of a class is that of ``id2label``, or else of ``label2id``; LABEL_0, LABEL_1, … and blanks are no names.
-    Where the two contradict, or name classes that the model has not, there are no names; the second value says why.
+    The names are not used where the two contradict each other, or name classes that the model does not have.
     """
     number = config.num_labels
     by_id = _names_by_index((config.id2label or {}).items())
@@ -238,8 +241,8 @@ def _is_generic(name: str) -> bool:
 def keep_labels(config: Any, file: Mapping[str, Any]) -> None:
     """Gives a config the labels that its ``file`` (config.json, as read) has, where transformers dropped them.
 
-    It keeps ``label2id`` only together with ``id2label``, and neither where ``num_labels`` is another number. Raises
-    ``VitPatchError`` where they are of a form that names no class.
+    transformers keeps ``label2id`` only together with ``id2label``, and neither where ``num_labels`` is another number.
+    Raises ``VitPatchError`` as ``config_labels`` does.
     """
     by_id, by_name = config_labels(file)
     if not by_id and not by_name:

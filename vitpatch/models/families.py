@@ -1,4 +1,4 @@
-"""One row a model family: where its blocks, attention, MLP, tokens and readout are. No torch at import."""
+"""Model families as data: where the blocks, attention, MLP, tokens and readouts of each are. Does not import torch."""
 
 from __future__ import annotations
 
@@ -54,11 +54,10 @@ class Family:
     numbers, or absent. ``bias`` is a module of the block, ``shared_bias`` one of the model, whose output is added to
     the attention scores; ``rotary`` the attention's argument (cos, sin) for the patches' queries and keys.
 
-    ``special`` names the tokens before the image patches, ``registers`` what counts more of them: a key of the config,
-    or an attribute of timm's model.
-    ``readouts`` are the ways to classify that models of the family have. ``any_size`` says that positions are
-    interpolated, so that images need not have the config's size. ``versions`` are names of the same modules in other
-    versions of transformers, {field: name} each.
+    ``special`` names the tokens before the image patches; ``registers`` is the key of the config, or the attribute of
+    timm's model, that says how many more there are. ``readouts`` are the ways to classify that models of the family
+    have. ``any_size`` says that positions are interpolated, so that images need not have the config's size.
+    ``versions`` are names of the same modules in other versions of transformers, {field: name} each.
 
     ``Family`` is data: that it is true of a model is verified when the model is loaded (``vitpatch.models.verify``).
     """

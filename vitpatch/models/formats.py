@@ -1,4 +1,4 @@
-"""Models in forms that are not taken as they are – wrapped, prefixed, adapters, files – : what to do with each."""
+"""Models in forms that are not taken as they are, such as adapters and pickles: what to do with each; conversion."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def check_names(missing: Sequence[str], unexpected: Sequence[str], path: str) ->
 
 
 def save_copy(checkpoint: Any, folder: Path) -> list[str]:
-    """Writes a ``Checkpoint`` into a new folder as ``save_pretrained`` does, in safetensors; what was written."""
+    """Writes a ``Checkpoint`` into a new folder as ``save_pretrained`` does, in safetensors; names what it wrote."""
     config = checkpoint.config()
     parts = {"model": _whole_model(checkpoint, config), "image processor": _or_none(checkpoint.processor)}
     if hasattr(config, "text_config"):

@@ -221,7 +221,7 @@ class Change:
 
 
 class Reader:
-    """A ``Readout`` of a model with these ``special`` tokens before its patches, ``tokens`` in all."""
+    """Runs a ``Readout`` on the modules of a model that has so many ``tokens``, the ``special`` ones first."""
 
     def __init__(self, model: nn.Module, readout: Readout, special: tuple[str, ...], tokens: int) -> None:
         self.readout, self._special = readout, special

@@ -146,8 +146,8 @@ def vision_config(config: Any) -> Any:
     return getattr(config, "vision_config", None) or config
 
 
-def geometry(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int]]:
-    """(height, width) of the pixels where the model says it, and of a patch."""
+def image_and_patch_size(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """(height, width) of images in pixels, where the model says it, and of a patch."""
     embedding = getattr(getattr(model, "timm_model", None), "patch_embed", None)
     size = config_value(model, "image_size") or getattr(embedding, "img_size", None)
     patch = config_value(model, "patch_size") or getattr(embedding, "patch_size", None)

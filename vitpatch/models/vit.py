@@ -23,7 +23,7 @@ from vitpatch.models.classes import class_names, number_of_classes, probability_
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family
 from vitpatch.models.hooks import Act, HookPoint, attached, first_argument, run_until
 from vitpatch.models.parts import Block, CallArguments, Reader
-from vitpatch.models.preprocessing import Preprocessing, config_value, geometry, pair, vision_config
+from vitpatch.models.preprocessing import Preprocessing, config_value, image_and_patch_size, pair, vision_config
 from vitpatch.types import Site, Sizes
 
 Place = tuple[Site, int]
@@ -72,7 +72,7 @@ class PatchableViT(nn.Module):
         self.label_names, _ = class_names(model.config)
         self.notes = probability_notes(model)
         self.blocks = self._find_blocks()
-        size, self._patch = geometry(model)
+        size, self._patch = image_and_patch_size(model)
         if not family.any_size and size is not None:
             input_size = size
         self.input_size = input_size or size or (224, 224)

@@ -120,7 +120,7 @@ class ZeroShotCheckpoint(Checkpoint):
 
     @torch.no_grad()
     def _embed_texts(self, model: Any, names: tuple[str, ...]) -> Tensor:
-        """Of each class the mean direction of its texts, (classes, width), of length 1.
+        """The mean direction of each class's texts, (classes, width), of length 1.
 
         Raises ``VitPatchError`` where the tokenizer reads two labels as the same text.
         """
