@@ -23,11 +23,13 @@ from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, execute
 from vitpatch.patching.inputs import token_masks
-from vitpatch.patching.metrics import Columns, join_columns, to_columns, total_effect
+from vitpatch.patching.metrics import Columns, join_columns, to_columns
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.inference import Resamples
-from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Metric, Site, Target, TokenGroup
+from vitpatch.stats.result import total_effects
+from vitpatch.stats.summary import Measured, summary_table
+from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Donor, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +49,8 @@ def load(model: nn.Module | str | Path, input_size: tuple[int, int] | None = Non
         if input_size is not None:
             raise VitPatchError(f"input_size {input_size}: is of a loaded model; a checkpoint says its own")
         return Checkpoint(str(model)).load_unshared()
-    if not isinstance(model, nn.Module):
-        raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    _check_bare(model)
-    config = getattr(model, "config", None)
-    if not hasattr(config, "model_type"):
-        raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    family = family_of(config.model_type, type(model).__name__)
+    _check_is_classifier(model)
+    family = family_of(model.config.model_type, type(model).__name__)
     if family.blocks.startswith("backbone.") and not hasattr(model, "backbone"):
         raise VitPatchError(f"model: {type(model).__name__} is a backbone; patch.py takes it with model.head_path")
     with _in_eval_mode(model):
@@ -180,8 +177,6 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
 
     ``method`` of the intervals: ``percentile`` or ``bca``.
     """
-    from vitpatch.stats.summary import Measured, summary_table
-
     if not isinstance(table, pd.DataFrame) or table.empty:
         raise VitPatchError(f"summarize: got {type(table).__name__} without rows; give what vitpatch.patch returned")
     needed = {"example_id", "cluster", "label", "total_effect", "log_odds_recipient", "prob_recipient", *PATCH_COLUMNS}
@@ -220,17 +215,23 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
     return summary_table(patches, measured, examples, resamples, total_sign, method=method)[0]
 
 
-def _check_bare(model: Any) -> None:
-    """Raises ``VitPatchError`` where something wraps a Hugging Face model, which then is to be given itself."""
+def _check_is_classifier(model: Any) -> None:
+    """Raises ``VitPatchError`` for what is no Hugging Face model, or wraps one, which then is to be given itself."""
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
         raise VitPatchError("model: is compiled; give the model as it was before torch.compile (model._orig_mod)")
     if type(model).__module__.startswith("peft."):
         raise VitPatchError(f"model: {kind} is peft's; give model.merge_and_unload(), or model.get_base_model()")
-    if not hasattr(getattr(model, "config", None), "model_type"):
-        held = [name for name, of in model.named_children() if hasattr(getattr(of, "config", None), "model_type")]
-        if held:
-            raise VitPatchError(f"model: got {kind}; give the Hugging Face model that it holds (model.{held[0]})")
+
+    def is_of_hugging_face(module: Any) -> bool:
+        return isinstance(module, nn.Module) and hasattr(getattr(module, "config", None), "model_type")
+
+    if not is_of_hugging_face(model):
+        parts = model.named_children() if isinstance(model, nn.Module) else ()
+        for name, part in parts:
+            if is_of_hugging_face(part):
+                raise VitPatchError(f"model: got {kind}; give the Hugging Face model that it holds (model.{name})")
+        raise VitPatchError(f"model: got {kind}; expected a Hugging Face image classifier")
 
 
 def _input_size(images: Any) -> tuple[int, int] | None:
@@ -253,15 +254,13 @@ def _integers(name: str, values: Any) -> tuple[int, ...]:
 
 def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: Tensor, masks: Tensor | None) -> None:
     number = len(labels)
-    channels = {"clean": 3, "corrupt": 3} | ({} if masks is None else {"masks": 1})
-    for name, images in (("clean", clean), ("corrupt", corrupt), ("masks", masks)):
-        if name not in channels:
-            continue
+    tensors = {"clean": (clean, 3), "corrupt": (corrupt, 3)} | ({} if masks is None else {"masks": (masks, 1)})
+    for name, (images, channels) in tensors.items():
         if not isinstance(images, Tensor):
             raise VitPatchError(f"{name}: got {type(images).__name__}; expected a tensor")
         if not images.is_floating_point():
             raise VitPatchError(f"{name}: got {images.dtype}; expected normalised pixels, floating-point numbers")
-        want = (number, channels[name], *model.input_size)
+        want = (number, channels, *model.input_size)
         if tuple(images.shape) != want:
             raise VitPatchError(f"{name}: shape {tuple(images.shape)}; expected {want} for {number} labels")
         if not images.isfinite().all():
@@ -308,13 +307,9 @@ def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[
         {field.name: measured.effects[field.name].astype(field.type.to_pandas_dtype()) for field in EFFECTS_SCHEMA}
     )
     base = {name: measured.examples[name] for name in EXAMPLES_SCHEMA.names if name in measured.examples}
-    clean, corrupt = (
-        base.get(f"{metric}_{run}", np.zeros(len(clusters)))  # the clean run's KL from itself is 0 and not stored
-        for run in (BaseRun.CLEAN, BaseRun.CORRUPT)
-    )
     of_image = base | {
         "cluster": np.asarray(clusters),
-        "total_effect": total_effect(clean, corrupt, plan.direction),
+        "total_effect": total_effects(pd.DataFrame(base), Donor.PAIR, plan.direction, metric),
         "log_odds_recipient": base[f"log_odds_{plan.recipient}"],
         "prob_recipient": base[f"prob_{plan.recipient}"],
     }

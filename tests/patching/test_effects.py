@@ -1,11 +1,13 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 
-from vitpatch.patching.metrics import metrics, runner_up, total_effect
-from vitpatch.types import Direction
+from vitpatch.patching.metrics import metrics, runner_up
+from vitpatch.stats.result import total_effects
+from vitpatch.types import Direction, Donor, Metric
 
 
 def test_metrics_are_their_definitions():
@@ -40,6 +42,6 @@ def test_the_runner_up_is_never_the_label():
 
 
 def test_the_total_effect_is_donor_minus_recipient():
-    clean, corrupt = torch.tensor([0.9]), torch.tensor([0.2])
-    assert float(total_effect(clean, corrupt, Direction.DENOISE)) == pytest.approx(0.7)
-    assert float(total_effect(clean, corrupt, Direction.NOISE)) == pytest.approx(-0.7)
+    examples = pd.DataFrame({"prob_clean": [0.9], "prob_corrupt": [0.2]})
+    assert total_effects(examples, Donor.PAIR, Direction.DENOISE, Metric.PROB).tolist() == pytest.approx([0.7])
+    assert total_effects(examples, Donor.PAIR, Direction.NOISE, Metric.PROB).tolist() == pytest.approx([-0.7])

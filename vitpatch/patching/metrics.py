@@ -13,7 +13,7 @@ from torch import Tensor
 from vitpatch.patching.executor import Outputs
 from vitpatch.patching.plan import Plan
 from vitpatch.schema import CONTROLLED, patch_columns
-from vitpatch.types import BaseRun, Direction, Donor, Metric, Patch
+from vitpatch.types import BaseRun, Donor, Metric, Patch
 
 LOGITS_AT_ONCE = 4_000_000
 """Bounds what the metrics take in memory: logits in float64 times a few."""
@@ -53,12 +53,6 @@ def metrics(logits: Tensor, labels: Tensor, rivals: Tensor, clean_logits: Tensor
         Metric.KL: (clean.exp() * (clean - log_probs)).sum(-1),
         "pred": logits.argmax(-1),
     }
-
-
-def total_effect(clean: Tensor, corrupt: Tensor, direction: Direction) -> Tensor:
-    """A metric of the donor's base run minus that of the recipient's, any shape."""
-    runs = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
-    return runs[direction.donor] - runs[direction.recipient]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkabl
 import pandas as pd
 from omegaconf import DictConfig
 
-from vitpatch.checks import Interval, check_arguments
+from vitpatch.checks import Interval, check_fields
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import construct_option
 from vitpatch.types import Donor
@@ -115,6 +115,7 @@ def make_tracker(cfg: DictConfig) -> Tracker:
     return NoTracker() if cfg.get("logger") is None else construct_option(cfg, "logger", Tracker)
 
 
+@dataclass
 class WandbTracker:
     """``logger=wandb``: a Weights & Biases run in the project ``project``, its group the sweep.
 
@@ -124,17 +125,14 @@ class WandbTracker:
     seconds that a run's end waits for its upload; what is left then is uploaded by ``wandb sync``.
     """
 
+    mode: Literal["auto", "offline", "online"] = "auto"
+    project: str = "vitpatch"
+    entity: str | None = None
+    finish_timeout: Annotated[float, Interval(gt=0, le=86_400), "in seconds"] = 60.0
     unreachable: ClassVar[bool] = False
 
-    @check_arguments("logger")
-    def __init__(
-        self,
-        mode: Literal["auto", "offline", "online"] = "auto",
-        project: str = "vitpatch",
-        entity: str | None = None,
-        finish_timeout: Annotated[float, Interval(gt=0, le=86_400), "in seconds"] = 60.0,
-    ) -> None:
-        self.mode, self.project, self.entity, self.finish_timeout = mode, project, entity, float(finish_timeout)
+    def __post_init__(self) -> None:
+        check_fields(self, "logger")
 
     @contextmanager
     def run(self, info: RunInfo) -> Iterator[UntrackedRun]:
