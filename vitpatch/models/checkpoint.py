@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -61,6 +61,9 @@ class Checkpoint:
       is given, they replace the checkpoint's image processor.
     """
 
+    needs_names: ClassVar[bool] = False
+    """Whether the model's classes are the data's labels."""
+
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -84,11 +87,6 @@ class Checkpoint:
             if is_list(value):
                 object.__setattr__(self, key, tuple(value))  # Hydra gives its own kind of list, which has no hash
         check_fields(self, "model")
-
-    @property
-    def needs_names(self) -> bool:
-        """Whether the model's classes are the data's labels."""
-        return False
 
     def load(self, names: Sequence[str] | None = None) -> PatchableViT:
         """The verified model, loaded once per process while its files stay as they are.

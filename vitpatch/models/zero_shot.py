@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -82,23 +82,16 @@ class ZeroShotCheckpoint(Checkpoint):
     ``prompts`` are templates, ``{}`` standing for a label's name; a class is the mean of its texts' directions.
     """
 
+    needs_names: ClassVar[bool] = True
+
     prompts: Annotated[str | tuple[str, ...], Expected("templates such as 'a photo of a {}.'")] = ("a photo of a {}.",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(prompt.count("{}") == 1 for prompt in self._templates):
-            raise VitPatchError(
-                f"model.prompts {list(self._templates)}: expected templates such as 'a photo of a {{}}.'"
-            )
-
-    @property
-    def _templates(self) -> tuple[str, ...]:
-        return self.prompts if isinstance(self.prompts, tuple) else (self.prompts,)
-
-    @property
-    def needs_names(self) -> bool:
-        """The classes are the data's labels."""
-        return True
+        if isinstance(self.prompts, str):
+            object.__setattr__(self, "prompts", (self.prompts,))
+        if not all(prompt.count("{}") == 1 for prompt in self.prompts):
+            raise VitPatchError(f"model.prompts {list(self.prompts)}: expected templates such as 'a photo of a {{}}.'")
 
     def _classifier(self, config: Any, family: Family, names: tuple[str, ...] | None) -> ZeroShot:
         if names is None:
@@ -133,7 +126,7 @@ class ZeroShotCheckpoint(Checkpoint):
         name_of_tokens: dict[tuple[int, ...], str] = {}
         for name in names:
             words = readable_name(name)
-            texts = [template.replace("{}", words) for template in self._templates]
+            texts = [template.replace("{}", words) for template in self.prompts]
             tokens = tokenizer(texts, return_tensors="pt", **options)
             other = name_of_tokens.setdefault(tuple(tokens["input_ids"].flatten().tolist()), name)
             if fold_name(readable_name(other)) != fold_name(words):  # ImageNet has a Cardigan, the dog, and a cardigan
