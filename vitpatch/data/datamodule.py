@@ -118,7 +118,7 @@ def start_method(workers: int) -> str | None:
 
 
 def collate(images: Sequence[ImageBatch | BadImage]) -> tuple[ImageBatch | None, list[BadImage]]:
-    """The readable images as one batch (``None`` where there is none), and the others."""
+    """The readable images as one batch (``None`` where there is none), and the unreadable ones."""
     readable = [image for image in images if isinstance(image, ImageBatch)]
     return (_join(readable) if readable else None), [image for image in images if isinstance(image, BadImage)]
 

@@ -105,9 +105,9 @@ class FolderImages(ImageSource):
         if not files or any(file.parent == folder for file in files):
             what = "a loose image?" if files else "no image is below it"
             others = [name for name in listing.rows.features if name not in listing.image_columns]
-            says = f"; data.label_column names the column of {listing.names} with labels: {', '.join(others)}"
+            hint = f"; data.label_column names the column of {listing.names} with labels: {', '.join(others)}"
             raise VitPatchError(
-                f"data.path {self.path}: its images are not in one folder a class ({what}){says if others else ''}; "
+                f"data.path {self.path}: its images are not in one folder a class ({what}){hint if others else ''}; "
                 "without labels: data.label_column=null"
             )
         empty = [] if listing.names else [inside.name for inside in _folders_in(folder) if not files_below(inside)]
@@ -161,9 +161,9 @@ def read_metadata(folder: Path, top: Path) -> Listing | None:
     from datasets import concatenate_datasets
 
     above = [parent for parent in folder.parents if parent == top or top in parent.parents]
-    there = [*(file for parent in above for file in sorted(filter(is_visible, parent.iterdir()))), *files_below(folder)]
+    files = [*(file for parent in above for file in sorted(filter(is_visible, parent.iterdir()))), *files_below(folder)]
     parts: list[Listing] = []
-    for file in there:
+    for file in files:
         if file.stem.lower() != "metadata" or not file.is_file():
             continue
         if file.name not in METADATA:
@@ -226,29 +226,29 @@ def _check_files(listing: Listing, folder: Path, missing: bool, twice: bool) -> 
     Raises ``VitPatchError`` for files that are not there (``missing``), and for images that have two rows (``twice``).
     """
     listed = {file for column in listing.image_columns for file in listing.files(column) if file is not None}
-    gone = sorted(file for file in listed if not file.exists())
-    if missing and gone:
+    absent = sorted(file for file in listed if not file.exists())
+    if missing and absent:
         raise VitPatchError(
-            f"{listing.names} lists {len(gone)} files that are not there: {_list_files(gone, folder)}; "
+            f"{listing.names} lists {len(absent)} files that are not there: {_list_files(absent, folder)}; "
             "data.on_error=skip leaves them out"
         )
-    again = [file for file, number in Counter(listing.images).items() if number > 1]
-    if twice and again:
+    repeated = [file for file, number in Counter(listing.images).items() if number > 1]
+    if twice and repeated:
         raise VitPatchError(
-            f"{listing.names} lists {len(again)} images more than once: {_list_files(again, folder)}; leave one row of "
-            "each, or name a column with data.cluster_column whose value such rows share"
+            f"{listing.names} lists {len(repeated)} images more than once: {_list_files(repeated, folder)}; leave one "
+            "row of each, or name a column with data.cluster_column whose value such rows share"
         )
-    if rest := [file for file in images_below(folder) if file not in listed]:
+    if unlisted := [file for file in images_below(folder) if file not in listed]:
         log.warning(
             "data.path %s: %d images are in no row of %s and are left out: %s",
-            folder, len(rest), listing.names, _list_files(rest, folder),
+            folder, len(unlisted), listing.names, _list_files(unlisted, folder),
         )  # fmt: skip
 
 
 def _with_folders_names(listing: Listing, folder: Path, where: str) -> datasets.Dataset:
     """Labels that are numbers from 0 on, one for each folder, get the names of the folders.
 
-    Raises ``VitPatchError`` where an image lies in a folder that is called like another label than its own.
+    Raises ``VitPatchError`` where an image lies in a folder with the name of another label.
     """
     from datasets import ClassLabel, Value
 
@@ -256,9 +256,9 @@ def _with_folders_names(listing: Listing, folder: Path, where: str) -> datasets.
     names = getattr(kind, "names", None)
     texts = [None if v is None else names[v] if names and 0 <= v < len(names) else str(v) for v in labels]
     files = [file.relative_to(folder) for file in listing.images]
-    called = {fold_name(text) for text in texts if text is not None}
+    all_labels = {fold_name(text) for text in texts if text is not None}
     for file, text in zip(files, texts, strict=True):
-        if text is not None and len(file.parts) > 1 and fold_name(file.parts[0]) in called - {fold_name(text)}:
+        if text is not None and len(file.parts) > 1 and fold_name(file.parts[0]) in all_labels - {fold_name(text)}:
             raise VitPatchError(
                 f"{where} calls {file} {text!r}, its folder {file.parts[0]!r}; mend one of them, or say "
                 "data.label_column=label for what the file says"

@@ -115,13 +115,13 @@ class LabelledImages:
         kept = np.flatnonzero(of_label[self.labels] != LEFT_OUT)
         if not len(kept):
             raise VitPatchError("data.label_map: leaves all images out")
-        own: list[list[str]] = [[] for _ in range(number)]
+        label_names: list[list[str]] = [[] for _ in range(number)]  # by class
         for label in np.unique(self.labels[kept]) if self.label_names is not None else ():
-            own[classes[label]].append(self.label_names[label])
-        theirs = names or [" / ".join(of_class) or str(index) for index, of_class in enumerate(own)]
+            label_names[classes[label]].append(self.label_names[label])
+        class_names = names or [" / ".join(of_class) or str(index) for index, of_class in enumerate(label_names)]
         new = copy.copy(self)
         new.label_names = tuple(
-            of_class[0] if len(of_class) == 1 else name for of_class, name in zip(own, theirs, strict=True)
+            of_class[0] if len(of_class) == 1 else name for of_class, name in zip(label_names, class_names, strict=True)
         )
         new.labels, new.ids, new._kept = of_label[self.labels[kept]], self.ids[kept], self._kept[kept]
         new.left_out = len(self) - len(kept)

@@ -121,16 +121,16 @@ def match_labels(
     labels = list(map(str, range(1 + max(numbers)))) if data_names is None else list(data_names)
     mapped = _classes_by_map(label_map, labels, model_names, classes)
     used = range(len(labels)) if used is None else used
-    rest = [at for at in range(len(labels)) if at in used and at not in mapped]
-    if matched_by_place(data_names, model_names) and rest:
-        _check_places([labels[at] for at in rest], len(labels), classes, mapped, doubt)
+    unmapped = [at for at in range(len(labels)) if at in used and at not in mapped]
+    if matched_by_place(data_names, model_names) and unmapped:
+        _check_places([labels[at] for at in unmapped], len(labels), classes, mapped, doubt)
     by_name = _have_words(data_names, model_names)
     matched = _by_name(labels, model_names) if by_name else _by_number(labels, model_names, classes)
     matched = [mapped.get(at, index) for at, index in enumerate(matched)]
     if missing := [labels[at] for at, index in enumerate(matched) if index is None and at in used]:
         raise VitPatchError(_no_class(missing, labels, model_names or list(map(str, range(classes)))))
     matched = [LEFT_OUT if index is None else index for index in matched]  # of these there is no image
-    _check_once({at: matched[at] for at in rest}, labels, model_names)
+    _check_once({at: matched[at] for at in unmapped}, labels, model_names)
     return None if matched == list(range(classes)) else matched
 
 
@@ -190,10 +190,12 @@ def _classes_by_map(
     return mapped
 
 
-def _check_places(rest: Sequence[str], labels: int, classes: int, mapped: Mapping[int, int], doubt: str | None) -> None:
-    """Raises ``VitPatchError`` where the order of the ``rest`` of the labels is not enough to tell their classes."""
+def _check_places(
+    unmapped: Sequence[str], labels: int, classes: int, mapped: Mapping[int, int], doubt: str | None
+) -> None:
+    """Raises ``VitPatchError`` where the order of labels is not enough to tell the classes of those ``unmapped``."""
     remedy = "data.label_map={label: number} says which is which"
-    some = _list_names(rest)
+    some = _list_names(unmapped)
     if doubt is not None:
         raise VitPatchError(f"the model's classes have no sure names: {doubt}; {remedy}, of each of {some}")
     if any(index != LEFT_OUT for index in mapped.values()):

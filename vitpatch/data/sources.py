@@ -1,4 +1,4 @@
-"""Sources of images: what each is asked for, which columns are used, and which rows are taken."""
+"""Sources of images: their keys, and which columns and rows of the data these take."""
 
 from __future__ import annotations
 
@@ -164,12 +164,12 @@ def _clusters(values: Sequence[Any], ids: Numbers, columns: ColumnNames) -> list
     """The values by which the images that are taken are clustered; logs what is unusual in them."""
     by_row = cluster_values(values)
     clusters = [by_row[row] for row in ids]
-    where, single = f"data.cluster_column {columns.cluster!r}", clusters.count(None)
-    if single:
-        log.warning("%s: %d of %d images have no value; each is a cluster of its own", where, single, len(ids))
+    where, missing = f"data.cluster_column {columns.cluster!r}", clusters.count(None)
+    if missing:
+        log.warning("%s: %d of %d images have no value; each is a cluster of its own", where, missing, len(ids))
     if columns.cluster == columns.label:
         log.warning("%s is the label column: each class is one cluster, no image has a partner of its class", where)
-    elif len(ids) > 1 and not single and len(set(clusters)) == 1:
+    elif len(ids) > 1 and not missing and len(set(clusters)) == 1:
         log.warning("%s: all %d images are one cluster; there is no interval and no p of one", where, len(ids))
     return clusters
 
@@ -185,13 +185,13 @@ def resolve_columns(source: ImageSource, features: Mapping[str, Any]) -> ColumnN
     for key, column in named.items():
         if column not in (None, AUTO) and column not in features:
             raise VitPatchError(f"data.{key}_column {column!r}: the data have the columns {', '.join(features)}")
-    rest = [name for name in features if name not in (named["mask"], named["cluster"], named["pair"])]
+    unnamed = [name for name in features if name not in (named["mask"], named["cluster"], named["pair"])]
     if named["image"] == AUTO:
-        of_images = [name for name in rest if isinstance(features[name], datasets.Image)]
-        named["image"] = _choose_column(of_images, rest, "image")
+        of_images = [name for name in unnamed if isinstance(features[name], datasets.Image)]
+        named["image"] = _choose_column(of_images, unnamed, "image")
     if named["label"] == AUTO:
         classes = [name for name in features if isinstance(features[name], datasets.ClassLabel)]
-        named["label"] = _choose_column([name for name in classes if name in rest] or classes, rest, "label")
+        named["label"] = _choose_column([name for name in classes if name in unnamed] or classes, unnamed, "label")
     columns = ColumnNames(**named, name="name" if "name" in features else None)
     for column in columns.of_images:
         kind = features[column]
