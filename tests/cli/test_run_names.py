@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from vitpatch.cli import sweep_record
-from vitpatch.cli.sweep import as_value, with_quotes
+from vitpatch.cli.sweep import as_value, quote_names
 from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
@@ -177,7 +177,7 @@ def test_keys_that_are_swept_are_in_the_name_and_where_none_is_all_are(tmp_path)
     ],
 )
 def test_a_name_is_what_was_typed(override, read):
-    value = OverridesParser.create().parse_override(with_quotes(override)).value()
+    value = OverridesParser.create().parse_override(quote_names(override)).value()
     assert value == read and type(value) is type(read)
 
 
@@ -193,15 +193,15 @@ def test_a_name_is_what_was_typed(override, read):
 )
 def test_names_that_are_swept_are_what_was_typed(override, jobs):
     parser = OverridesParser.create()
-    override = parser.parse_override(with_quotes(override))
+    override = parser.parse_override(quote_names(override))
     key = override.get_key_element()
     assert [parser.parse_override(f"{key}={one}").value() for one in override.sweep_string_iterator()] == jobs
 
 
 def test_what_hydra_cannot_be_told_is_a_line():
     with pytest.raises(VitPatchError, match=r"data.label_map: Hydra reads its key 1_000 as 1000; write"):
-        with_quotes("data.label_map={1_000:cat}")
-    assert with_quotes("data.path=[") == "data.path=["  # Hydra says so
+        quote_names("data.label_map={1_000:cat}")
+    assert quote_names("data.path=[") == "data.path=["  # Hydra says so
 
 
 @pytest.mark.parametrize("text", ["path: 2024_11_28", "path: yes", "path: 0x10", "path: 1.5", "path: 1:30"])

@@ -89,7 +89,7 @@ def test_the_table_is_aligned_and_short(sweep):
     assert states.count_finished(found, sweep) == f"2 of 4 runs finished in {sweep}"
     first, second = states.list_shortcomings(found)
     assert first == "failed: c: window 9: the model has 4 layers; " + "x" * 60 and second.startswith("unfinished: d: ")
-    states.write(found, sweep)
+    states.write_states(found, sweep)
     table = pd.read_csv(sweep / "states.csv")
     assert list(table.columns[:3]) == ["run", "state", "reason"]
     assert list(table["run"]) == ["a", "b", "c", "d"] and table["effect"].dropna().tolist() == [0.2]
@@ -113,7 +113,7 @@ def test_runs_are_sorted_by_their_numbers(tmp_path):
 
 def test_runs_that_never_began_are_named(sweep):
     found = states.read_statuses(sweep, SINCE)
-    found += states.not_started(["a", "x", "x", "d", "y"], found)
+    found += states.list_not_started(["a", "x", "x", "d", "y"], found)
     assert [state.run for state in found] == [*"abcdxy"] and states.list_shortcomings(found)[
         -1
     ] == "not started: x and y"
@@ -171,11 +171,11 @@ def test_a_full_disk_does_not_hide_the_end(told, sweep, monkeypatch):
 
 
 def test_the_time_left_is_by_the_runs_that_were_made(sweep):
-    line = states.progress(sweep, SINCE, now=SINCE + 60, total=5)
+    line = states.describe_progress(sweep, SINCE, now=SINCE + 60, total=5)
     assert line == "sweep: 3 of 5 runs are through, about 2 min left"  # one made in 60 s, two to go
-    assert states.progress(sweep, SINCE, now=SINCE + 60, total=3) is None
+    assert states.describe_progress(sweep, SINCE, now=SINCE + 60, total=3) is None
     (sweep / "a" / "manifest.json").unlink()
-    assert states.progress(sweep, SINCE, now=SINCE + 60, total=5) == "sweep: 2 of 5 runs are through"
+    assert states.describe_progress(sweep, SINCE, now=SINCE + 60, total=5) == "sweep: 2 of 5 runs are through"
 
 
 def test_a_row_is_no_other_runs(tmp_path):

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationResolutionError
 
-from vitpatch.cli.sweep import STOPPED, SweepCallback, exit_on_error, with_quotes
+from vitpatch.cli.sweep import STOPPED, SweepCallback, exit_on_error, quote_names
 from vitpatch.errors import SIGNALS, Interrupted, VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.io import describe_disk_error
@@ -68,7 +68,7 @@ def run_command(main: Callable[[], None]) -> None:
     with exit_on_error():
         if launched() is not None and _assists():
             return
-        sys.argv[1:] = map(with_quotes, sys.argv[1:])
+        sys.argv[1:] = map(quote_names, sys.argv[1:])
     try:
         main()
     except KeyboardInterrupt:  # outside of a job, which answers for itself

@@ -23,12 +23,12 @@ def read_statuses(root: Path, since: float) -> list[RunStatus]:
     which are their paths below it."""
     return [
         replace(read_status(folder, since), run=folder.path.relative_to(root).as_posix())
-        for folder in _started(root, since)
+        for folder in _find_started(root, since)
     ]
 
 
-def _started(root: Path, since: float) -> list[RunFolder]:
-    """Hydra writes ``.hydra/`` anew for every job it starts, with every launcher, also for one that is then skipped."""
+def _find_started(root: Path, since: float) -> list[RunFolder]:
+    """The folders of the jobs that were started since: Hydra then writes ``.hydra/`` anew, with every launcher."""
     jobs = []
     for folder, inside, _ in os.walk(root):
         if ".hydra" in inside:
@@ -41,7 +41,7 @@ def _is_new(file: Path, since: float) -> bool:
     return file.exists() and file.stat().st_mtime >= since
 
 
-def not_started(folders: Sequence[str], runs: Sequence[RunStatus]) -> list[RunStatus]:
+def list_not_started(folders: Sequence[str], runs: Sequence[RunStatus]) -> list[RunStatus]:
     """Those of a sweep's ``folders`` that have no status."""
     known = {run.run for run in runs}
     return [RunStatus(name, "not started") for name in dict.fromkeys(folders) if name not in known]
@@ -73,7 +73,7 @@ def format_table(runs: Sequence[RunStatus]) -> list[str]:
 
 
 def list_shortcomings(runs: Sequence[RunStatus]) -> list[str]:
-    """A line for each reason why runs fell short, with their names."""
+    """A line for each reason why runs are not done, with their names."""
     names: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if run.fell_short:
@@ -89,9 +89,9 @@ def count_finished(runs: Sequence[RunStatus], root: Path) -> str:
     return f"{finished} of {len(runs)} runs finished in {root}{dry}"
 
 
-def progress(root: Path, since: float, now: float, total: int) -> str | None:
-    """How far a sweep of ``total`` runs is, with the time left by the runs made so far; ``None`` = it is through."""
-    folders = _started(root, since)
+def describe_progress(root: Path, since: float, now: float, total: int) -> str | None:
+    """How many of a sweep's ``total`` runs have ended, and the time left as runs took so far; ``None`` = all have."""
+    folders = _find_started(root, since)
     ended = [folder for folder in folders if folder.manifest.exists() or _is_new(folder.failed, since)]
     made = [folder for folder in ended if _is_new(folder.manifest, since)]
     left = total - len(ended)
@@ -101,7 +101,7 @@ def progress(root: Path, since: float, now: float, total: int) -> str | None:
     return f"sweep: {len(ended)} of {total} runs are through{about}"
 
 
-def write(runs: Sequence[RunStatus], root: Path) -> None:
+def write_states(runs: Sequence[RunStatus], root: Path) -> None:
     """Writes ``states.csv`` into the sweep's folder."""
     table = pd.DataFrame([asdict(run) for run in runs]).astype({"peak_layer": "Int64"})
     write_csv(root / "states.csv", table.rename(columns={"status": "state"}))

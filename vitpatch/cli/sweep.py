@@ -61,9 +61,9 @@ PATIENCE_S = 10.0
 
 
 class SweepCallback(Callback):
-    """Refuses a folder that cannot be written before Hydra fails in it; logs the progress of a sweep and its end.
+    """Refuses what cannot work before Hydra writes anything; logs the progress of a sweep, and its end.
 
-    Other processes, in which launchers run jobs, have a copy of what the launching one knew at the sweep's start.
+    A process in which a launcher runs jobs has a copy of the callback as it was at the sweep's start.
     """
 
     launched: ClassVar[SweepCallback | None] = None
@@ -118,16 +118,16 @@ class SweepCallback(Callback):
         record.write(self._root)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Another process that runs a job may have an environment of its own."""
+        """Removes the variables here too: another process that runs a job may have an environment of its own."""
         if config.hydra.mode == RunMode.MULTIRUN:
             _remove_wandb_variables()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Logs how far the sweep is."""
         if config.hydra.mode == RunMode.MULTIRUN and self._folders is not None:
-            from vitpatch.cli.status import progress
+            from vitpatch.cli.status import describe_progress
 
-            line = progress(self._root, self._since, _disk_time(self._root), len(self._folders))
+            line = describe_progress(self._root, self._since, _disk_time(self._root), len(self._folders))
             if line is not None:
                 log.info("%s", line)
 
@@ -152,9 +152,9 @@ class SweepCallback(Callback):
         runs = status.read_statuses(self._root, self._since)
         if not runs:
             return []
-        runs += status.not_started(self._folders or (), runs)
+        runs += status.list_not_started(self._folders or (), runs)
         try:
-            status.write(runs, self._root)
+            status.write_states(runs, self._root)
         except OSError as error:  # a disk that takes no more does not hide how the sweep ended
             log.warning("%s", describe_disk_error(error, self._root))
         for line in status.format_table(runs):
@@ -180,7 +180,7 @@ class SweepCallback(Callback):
 
 
 def _compare(root: Path, config: DictConfig, track: bool) -> None:
-    """Compares the sweep's runs; these are what they are, also where that goes wrong."""
+    """Compares the sweep's runs; where that goes wrong it is logged, and the runs stay as they are."""
     from vitpatch.cli.compare import report_sweep
 
     try:
@@ -219,7 +219,7 @@ def _run_folders(config: DictConfig, jobs: Sequence[Sequence[str]], naming: Mapp
 
 
 def _run_folder(config: DictConfig, number: int, overrides: Sequence[str], naming: Mapping[str, Any]) -> str:
-    """The folder of one job; of one that cannot be composed, of which Hydra says why, its overrides."""
+    """The folder of one job; of one that cannot be composed, for which Hydra gives the reason, its overrides."""
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]
     if subdir.startswith("${run_name:${hydra.overrides.task},"):  # as conf has it
         return run_name(overrides, naming)
@@ -302,7 +302,7 @@ def _check_writable(folder: Path) -> None:
         raise VitPatchError(f"output folder {folder}: {error.strerror}; {remedy}") from error
 
 
-def with_quotes(override: str) -> str:
+def quote_names(override: str) -> str:
     """An override with quotes around values that are names; other overrides, and invalid ones, as they are.
 
     Raises ``VitPatchError`` for a name that cannot have quotes: a mapping's key.
@@ -341,8 +341,10 @@ def _parse(override: str) -> Any:
 
 
 def _find_non_texts(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """The nodes of a parsed override that Hydra reads as a number or a boolean, in order, each with its token; a node
-    includes the spaces around the token."""
+    """The nodes of a parsed override that Hydra reads as a number or a boolean, in order, each with its token.
+
+    A node includes the spaces around the token.
+    """
     if isinstance(tree, OverrideParser.FunctionContext) and tree.ID().getText() != "choice":
         return
     if isinstance(tree, OverrideParser.DictKeyContext | OverrideParser.PrimitiveContext):
@@ -359,7 +361,7 @@ def quote_swept_names(config: DictConfig) -> None:
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     for key, value in params.items():
         if isinstance(value, str):
-            params[key] = with_quotes(f"{key}={value}").partition("=")[2]
+            params[key] = quote_names(f"{key}={value}").partition("=")[2]
 
 
 def as_value(value: Any) -> str:

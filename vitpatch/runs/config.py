@@ -169,16 +169,16 @@ Head = Annotated[int, Ge(0), Expected("all, joint, a head, or a list of heads su
 def read_target(target: DictConfig) -> Target:
     """The site, layers, tokens and heads of the group ``target``. Raises ``VitPatchError``."""
     layers, heads, grid = target.layers, target.heads, target.grid
+    if heads not in (None, EVERY_HEAD, JOINT):
+        heads = tuple(dict.fromkeys(_as_list("target.heads", heads, Head)))
     if grid is not None and not (OmegaConf.is_list(grid) and len(grid) == 2):
         raise VitPatchError(f"target.grid {grid!r}: expected [rows,columns], for instance [4,4]")
     result = Target(
         site=one_of("target.site", target.site, Site),
-        layers=None if layers == "all" else tuple(dict.fromkeys(_listed("target.layers", layers, Layer))),
-        tokens=tuple(map(TokenGroup, _listed("target.tokens", target.tokens, TokenGroup))),
-        heads=heads
-        if heads in (None, EVERY_HEAD, JOINT)
-        else tuple(dict.fromkeys(_listed("target.heads", heads, Head))),
-        grid=grid if grid is None else tuple(_listed("target.grid", grid, Count)),
+        layers=None if layers == "all" else tuple(dict.fromkeys(_as_list("target.layers", layers, Layer))),
+        tokens=tuple(map(TokenGroup, _as_list("target.tokens", target.tokens, TokenGroup))),
+        heads=heads,
+        grid=grid if grid is None else tuple(_as_list("target.grid", grid, Count)),
     )
     if TokenGroup.GRID in result.tokens and grid is None:
         raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
@@ -187,7 +187,7 @@ def read_target(target: DictConfig) -> Target:
 
 def read_windows(value: Any) -> tuple[int, ...]:
     """The windows, each once, as ``Patch.window`` has them. Raises ``VitPatchError``."""
-    return tuple(dict.fromkeys(map(parse_window, _listed("window", value))))
+    return tuple(dict.fromkeys(map(parse_window, _as_list("window", value))))
 
 
 def _check_donor(study: Study) -> None:
@@ -202,7 +202,7 @@ def _check_donor(study: Study) -> None:
         raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
 
 
-def _listed(key: str, value: Any, declared: Any = Any) -> list[Any]:
+def _as_list(key: str, value: Any, declared: Any = Any) -> list[Any]:
     """A list's values, or the one value, each of the ``declared`` type."""
     if OmegaConf.is_list(value) and not value:
         raise VitPatchError(f"{key}: an empty list; expected at least one")
@@ -223,7 +223,7 @@ def check_option(cfg: DictConfig, group: str, kind: type) -> None:
         expected = in_file if group in ("recipe", "augment") else f"an option of conf/{group}: {group}=NAME"
         got = "is missing" if option is None else "has no _target_" if OmegaConf.is_dict(option) else repr(option)
         raise VitPatchError(f"{group} {got}: expected {expected}")
-    option_class = _class_of(option, group, kind)
+    option_class = _import_class(option, group, kind)
     parameters = inspect.signature(option_class).parameters
     if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         for key in option:
@@ -241,8 +241,8 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 """Kinds of parameters that a key can be."""
 
 
-def _class_of(option: DictConfig, group: str, kind: type) -> type:
-    """The class that ``_target_`` names; nothing of another kind is called."""
+def _import_class(option: DictConfig, group: str, kind: type) -> type:
+    """The class that ``_target_`` names. Raises ``VitPatchError`` for what is no class of this ``kind``."""
     target = option._target_
     try:
         named = pkgutil.resolve_name(target)
@@ -256,7 +256,7 @@ def _class_of(option: DictConfig, group: str, kind: type) -> type:
 
 
 def with_defaults(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
-    """A copy in which keys that an option leaves out have the defaults of its class: what depends on them is in it."""
+    """A copy in which keys that an option leaves out have the defaults of its class."""
     new = cfg.copy()
     with open_dict(new):
         for group in groups:
@@ -282,41 +282,40 @@ def construct(cfg: DictConfig) -> Any:
 
 
 def resolve_steps(cfg: DictConfig) -> DictConfig:
-    """A copy of a whole config in which no step of ``corruption`` is an option's name: all that it depends on is in it.
+    """A copy of a whole config in which the options that steps of ``corruption`` name stand in their place.
 
     Raises ``VitPatchError`` for a name that is no option, and for a chain that holds itself.
     """
     new = cfg.copy()
     if OmegaConf.is_dict(new.get("corruption")):
-        new.corruption = _with_steps(new.corruption, ())
+        new.corruption = _resolve_steps(new.corruption, ())
     return new
 
 
-def _with_steps(corruption: DictConfig, inside: tuple[str, ...]) -> DictConfig:
-    """A corruption, of a chain with the options that its steps name in their place; ``inside`` are names around it."""
+def _resolve_steps(corruption: DictConfig, around: tuple[str, ...]) -> DictConfig:
+    """A corruption; of a chain with the options that its steps name in their place. ``around``: names it stands in."""
     raw = OmegaConf.to_container(corruption, resolve=False)
     if raw.get("_target_") != CHAIN or raw.get("steps") in (None, "???"):
         return corruption
-    steps = raw["steps"] if isinstance(raw["steps"], list) else [raw["steps"]]
-    return OmegaConf.create(raw | {"steps": [_step(step, inside) for step in steps]})
-
-
-def _step(step: Any, inside: tuple[str, ...]) -> DictConfig:
-    if isinstance(step, str):
-        if step in inside:
-            raise VitPatchError(f"corruption.steps {step!r}: is a chain that holds itself")
-        inside = (*inside, step)
-        step = OmegaConf.to_container(_composed(step, "corruption.steps").corruption, resolve=False)
-    if not isinstance(step, dict) or "_target_" not in step:
-        raise VitPatchError(
-            f"corruption.steps {step!r}: expected names of options of conf/corruption, or mappings with _target_"
-        )
-    return _with_steps(OmegaConf.create(step), inside)
+    steps = []
+    for step in raw["steps"] if isinstance(raw["steps"], list) else [raw["steps"]]:
+        names = around
+        if isinstance(step, str):
+            if step in around:
+                raise VitPatchError(f"corruption.steps {step!r}: is a chain that holds itself")
+            names = (*around, step)
+            step = OmegaConf.to_container(_compose_with(step, "corruption.steps").corruption, resolve=False)
+        if not isinstance(step, dict) or "_target_" not in step:
+            raise VitPatchError(
+                f"corruption.steps {step!r}: expected names of options of conf/corruption, or mappings with _target_"
+            )
+        steps.append(_resolve_steps(OmegaConf.create(step), names))
+    return OmegaConf.create(raw | {"steps": steps})
 
 
 def corruption_option(name: str, key: str) -> DictConfig:
     """What ``patch.py corruption=NAME`` takes, steps resolved; ``key`` is where it is named, for errors."""
-    return resolve_steps(_composed(name, key)).corruption
+    return resolve_steps(_compose_with(name, key)).corruption
 
 
 def corruption_options() -> list[str]:
@@ -326,7 +325,7 @@ def corruption_options() -> list[str]:
         return loader.get_group_options("corruption", config_name="patch", overrides=searched)
 
 
-def _composed(name: str, key: str) -> DictConfig:
+def _compose_with(name: str, key: str) -> DictConfig:
     """The whole config with one option of conf/corruption."""
     options = corruption_options()
     if name not in options:

@@ -30,8 +30,8 @@ def run_name(overrides: Iterable[str], naming: Mapping[str, Any] | None = None) 
     alike = naming.get("alike")
     if alike is None:
         is_whole = plain_name(parts) == (",".join(parts) or "default")
-        return plain_name(parts) if is_whole else with_digest(parts)
-    return with_digest(parts) if with_digest(parts) in alike else plain_name(parts)
+        return plain_name(parts) if is_whole else name_with_digest(parts)
+    return name_with_digest(parts) if name_with_digest(parts) in alike else plain_name(parts)
 
 
 def override_key(override: str) -> str:
@@ -54,32 +54,35 @@ def name_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[s
 
 def plain_name(parts: Sequence[str]) -> str:
     """A name of letters, digits and ``=,._-``, shortened where it is too long."""
-    return _cut(parts, LONGEST_NAME)
+    return _shorten(parts, LONGEST_NAME)
 
 
-def with_digest(parts: Sequence[str]) -> str:
+def name_with_digest(parts: Sequence[str]) -> str:
     """The name and a digest of what it was made of."""
     digest = hashlib.sha256(",".join(parts).encode()).hexdigest()[:DIGEST]
-    return f"{_cut(parts, LONGEST_NAME - DIGEST - 1)}-{digest}"
+    return f"{_shorten(parts, LONGEST_NAME - DIGEST - 1)}-{digest}"
 
 
 def name_runs(jobs: Iterable[Sequence[str]], before: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], str]:
-    """By the parts of each run of a sweep its name, like no other's, also where a disk takes no note of case.
+    """The name of each run of a sweep, by its parts; no two are alike, also where a disk does not tell a from A.
 
-    ``before``: by name the parts of the runs that the sweep had at earlier starts, whose names stay.
+    ``before``: the parts of the runs that the sweep had at earlier starts, by their names, which stay.
     """
     known = {tuple(parts): name for name, parts in before.items()}
     new = [parts for parts in dict.fromkeys(map(tuple, jobs)) if parts not in known]
     taken = Counter(name.casefold() for name in (*before, *map(plain_name, new)))
     for parts in new:
         is_alike = taken[plain_name(parts).casefold()] > 1
-        known[parts] = with_digest(parts) if is_alike else plain_name(parts)
+        known[parts] = name_with_digest(parts) if is_alike else plain_name(parts)
     return known
 
 
-def _cut(parts: Sequence[str], longest: int) -> str:
-    """The parts as a name of at most ``longest`` letters. First the longest values lose their beginnings, down to
-    ``SHORTEST_VALUE``; if that is not enough, the last parts are left out."""
+def _shorten(parts: Sequence[str], longest: int) -> str:
+    """The parts as a name of at most ``longest`` letters.
+
+    First the longest values lose their beginnings, down to ``SHORTEST_VALUE``; if that is not enough, the last parts
+    are left out.
+    """
     pairs = [_clean(part) for part in parts]
     name = ""
     while pairs:

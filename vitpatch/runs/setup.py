@@ -64,7 +64,7 @@ MOST_TRAINING_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
+class CheckedConfig:
     """A checked config with all its defaults; nothing is loaded. ``wanted``: the damage that ``calibrate`` asks for."""
 
     cfg: DictConfig
@@ -77,7 +77,7 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup(Checked):
+class Setup(CheckedConfig):
     """All that a run needs. What is in it can change a number, but for batch size, devices, tracker and folders.
 
     ``partners`` are those that donors and the corruption ask for. ``training`` are the training images, where something
@@ -190,7 +190,7 @@ class Setup(Checked):
         return entries | self.corruption.describe_statistics()
 
 
-def check_config(cfg: DictConfig) -> Checked:
+def check_config(cfg: DictConfig) -> CheckedConfig:
     """Raises ``VitPatchError`` for what is wrong with a composed config of ``patch.py`` whatever model and data are."""
     cfg = resolve_steps(cfg)
     if "seed" in cfg:
@@ -209,7 +209,7 @@ def check_config(cfg: DictConfig) -> Checked:
     if corruption.needs_masks and not cfg.data.mask_column:
         raise missing_masks(corruption)
     _check_precision(cfg, checkpoint)
-    return Checked(
+    return CheckedConfig(
         cfg=cfg,
         study=study,
         corruption=corruption,
@@ -236,7 +236,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
     opened, classes = source.open(), Classes.of(model.model.config)
     images = label_by_classes(opened, classes, source.label_map)
     partners = _find_all_partners(study, corruption, images, model.preprocessing)
-    donors = _donors(study, partners)
+    donors = _choose_donors(study, partners)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
         raise VitPatchError(
@@ -354,7 +354,7 @@ def _has_controls(study: Study) -> bool:
     return study.donor is Donor.PAIR and study.windows == (1,)
 
 
-def _donors(study: Study, positions: PartnerPositions) -> tuple[Donor, ...]:
+def _choose_donors(study: Study, positions: PartnerPositions) -> tuple[Donor, ...]:
     """The run's donor, and the controls that some image has a partner for."""
     controls = []
     for donor in CONTROLS if _has_controls(study) else ():

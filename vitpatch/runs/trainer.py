@@ -26,7 +26,12 @@ from typing import Annotated, Any, Literal, NoReturn, TypedDict, get_type_hints
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 
@@ -68,9 +73,8 @@ def quiet() -> None:
     """Turns off what Lightning says of itself on each run; warnings that concern the user stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+    for message in (".*does not have many workers", ".*LeafSpec", ".*have no `val_dataloader`"):
+        warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # we resume from it
 
 
@@ -99,7 +103,7 @@ def use_threads(number: int | None) -> Iterator[None]:
 
 
 def trainer_factory(cfg: DictConfig) -> Callable[..., lightning.Trainer]:
-    """The trainer that a config asks for, still without our arguments. Raises ``VitPatchError`` for its keys."""
+    """What makes the trainer that a config asks for, given our arguments. Raises ``VitPatchError`` for its keys."""
     option = cfg.get("trainer")
     if OmegaConf.is_dict(option):
         option = OmegaConf.masked_copy(option, [key for key in option if key != "timeout"])
@@ -117,18 +121,21 @@ class StartedProcesses(LightningEnvironment):
     creates_processes_externally = True
 
 
+def _find_environment() -> ClusterEnvironment:
+    """Who started the processes: torchrun, SLURM, or we."""
+    if launched() is None:
+        return StartedProcesses()
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else SLURMEnvironment(auto_requeue=False)
+
+
 def build_trainer(make_trainer: Callable[..., lightning.Trainer], **arguments: Any) -> lightning.Trainer:
-    """A trainer by the config and our ``arguments``. Raises ``VitPatchError`` for devices that it cannot use.
+    """The trainer with our ``arguments``. Raises ``VitPatchError`` for devices that it cannot use.
 
     Several processes need the strategy ``ddp``.
     """
     quiet()
-    environment = StartedProcesses()
-    if launched() is not None:
-        by_torchrun = TorchElasticEnvironment.detect()
-        environment = TorchElasticEnvironment() if by_torchrun else SLURMEnvironment(auto_requeue=False)
     try:
-        trainer = make_trainer(**{"plugins": [environment], "use_distributed_sampler": False} | arguments)
+        trainer = make_trainer(**{"plugins": [_find_environment()], "use_distributed_sampler": False} | arguments)
     except Exception as error:  # Lightning's, of any class: what the user said is not checked before it is used
         raise VitPatchError(f"trainer: {one_line(error)}") from error
     if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
@@ -210,7 +217,7 @@ class StopAfterBatch:
 
 @dataclass
 class Group:
-    """The processes of a run, seen by the one with this ``rank`` of ``size``, from 0; ``children``: started by it.
+    """The processes of a run, as the one with this ``rank``, from 0, of ``size`` sees them; it started ``children``.
 
     All that is exchanged goes through ``share``, so a process that fails is never waited for in another call.
     """
@@ -221,7 +228,7 @@ class Group:
     _channel: Any = None
 
     def begin(self, order: Any = None, timeout_s: float = 0.0) -> Any:
-        """Rank 0's ``order``, for which others wait as long as it takes; after that they wait ``timeout_s``."""
+        """The ``order`` that rank 0 gives, for which the others wait without a limit; from then on ``timeout_s``."""
         if self.size == 1:
             return order
         before, self._channel = self._channel, None
@@ -232,9 +239,10 @@ class Group:
         return order
 
     def share(self, value: Any = None, problem: str | None = None) -> Any:
-        """What rank 0 gave as ``value``, once all are here. Raises, in all, where one has a ``problem``.
+        """The ``value`` that rank 0 gives, once all processes have called this.
 
-        ``Interrupted`` for ``STOP``, else ``SharedFailure`` with the reason; also where a process is gone.
+        Where one of them gives a ``problem``, all raise: ``Interrupted`` for ``STOP``, else ``SharedFailure`` with the
+        problem as its text. Raises ``ProcessLost`` where a process is gone.
         """
         shared = [(value, problem)] * self.size
         if self.size > 1:
@@ -255,9 +263,9 @@ class Group:
 
     @contextmanager
     def sharing_failures(self) -> Iterator[None]:
-        """What is raised in the block is raised in all processes, at their next ``share``.
+        """An error that is raised in the block is raised in the other processes too, at their next ``share``.
 
-        Not so a second CTRL-C, which ends this process, and by its closed connections the others.
+        A second CTRL-C is not shared: it ends this process, and the others because the connection is closed.
         """
         try:
             yield
@@ -294,9 +302,9 @@ class Group:
 
 @contextmanager
 def processes(size: int, threads: int | None, stop: StopAfterBatch) -> Iterator[Group]:
-    """This process as rank 0 of ``size``, of which a launcher or else this function starts the others.
+    """The group of ``size`` processes with this one as rank 0; the others are a launcher's, or started here.
 
-    Those that are started here compute by ``threads``, and are gone at the end of the block.
+    Those that are started here compute by ``threads`` each, and have ended at the end of the block.
     """
     if size > 1 and launched() is not None:
         yield launched_group()
@@ -364,9 +372,8 @@ def launched_group() -> Group:
     """The processes that a launcher started with this one; waits until all are there."""
     rank, size = launched()
     try:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            slurm = SLURMEnvironment(auto_requeue=False)
-            os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+        environment = _find_environment()
+        os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
         url = f"env://?rank={rank}&world_size={size}"
         store, _, _ = next(torch.distributed.rendezvous(url, timeout=START_TIMEOUT))
     except (RuntimeError, ValueError) as error:
