@@ -1,4 +1,4 @@
-"""A batch of images, corrupted and patched as a run's setup says → the columns of its tables, and example pages."""
+"""Batches of images, corrupted and patched as a run's setup says: the rows of its tables, and its example pages."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from vitpatch.data.datamodule import DecodedImages, ImageDataModule, training_ba
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted, duration
-from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.cost import ComputeLimits, Cost, describe_cost, estimate_cost, memory_limit
+from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, average_draws, execute
 from vitpatch.patching.inputs import AblationValues, mean_values, token_masks, zero_values
 from vitpatch.patching.metrics import Columns, join_columns, to_columns
@@ -53,29 +52,31 @@ class BatchPatcher:
     """Patches batches by a run's plan, some images at a time, where its model is now.
 
     ``draws`` of noise on embeddings an image, whose probabilities are averaged; ``None`` = as the corruption says.
-    ``before``: images and rows of a call of an earlier start, kept to where they fit. ``cost_line`` says what the plan
-    costs, once that was logged. Raises ``VitPatchError`` where one image does not fit the memory.
+    ``before``: images and rows of a call of an earlier start, used again where they fit. ``ablation_values`` of a donor
+    that is no run, where they are known. ``cost_line`` says what the plan costs, once that was logged. Raises
+    ``VitPatchError`` where one image does not fit the memory.
     """
 
     def __init__(
-        self, setup: Setup, batch_size: int, draws: int | None = None, before: tuple[int, int] | None = None
+        self,
+        setup: Setup,
+        batch_size: int,
+        draws: int | None = None,
+        before: tuple[int, int] | None = None,
+        ablation_values: AblationValues | None = None,
     ) -> None:
         self.setup, self.plan, self.model = setup, setup.plan, setup.model
-        self._batch = min(batch_size, len(setup.images))
+        self._batch_size = min(batch_size, len(setup.images))
         self.draws = setup.corruption.draws if draws is None else draws
         self.cost = estimate_cost(self.plan, self.model, len(setup.partners))
-        self.limits = self.limits_for(self.cost, before)
-        self._ablation_values = self._make_ablation_values()
+        device = self.model.device
+        limit = memory_limit(setup.cfg.memory_gb, device)
+        self.limits = self.cost.limits(self._batch_size, limit, self.plan.sizes.tokens, device, before=before)
+        self._ablation_values = self._make_ablation_values() if ablation_values is None else ablation_values
         self.cost_line: str | None = None
 
-    def limits_for(self, cost: Cost, before: tuple[int, int] | None = None) -> ComputeLimits:
-        """How much of a plan of this cost fits the model's device."""
-        device = self.model.device
-        limit = memory_limit(self.setup.cfg.memory_gb, device)
-        return cost.limits(self._batch, limit, self.plan.sizes.tokens, device, before=before)
-
     def _make_ablation_values(self) -> AblationValues | None:
-        """The values of a donor that is no run."""
+        """The values of a donor that is no run; ``None`` for one that is."""
         site, training = self.plan.target.site, self.setup.training
         if self.plan.donors[0] is Donor.ZERO:
             return zero_values(self.model, site)
@@ -86,15 +87,14 @@ class BatchPatcher:
 
     def _training_pixels(self) -> Iterator[Tensor]:
         decoded = DecodedImages(self.setup.training, self.model.preprocessing.to_input, masks=False)
-        for batch, _ in training_batches(decoded, self._batch):
+        for batch, _ in training_batches(decoded, self._batch_size):
             for part in self.parts(batch) if batch is not None else ():
                 yield self.model.normalize(part.images.to(self.model.device))
 
-    def parts(self, images: ImageBatch, limits: ComputeLimits | None = None) -> Iterator[ImageBatch]:
-        """As many images at a time as are computed at once."""
-        number = (limits or self.limits).images
-        for first in range(0, len(images), number):
-            yield images.part(slice(first, first + number))
+    def parts(self, images: ImageBatch) -> Iterator[ImageBatch]:
+        """A batch in parts of as many images as are computed at once."""
+        for first in range(0, len(images), self.limits.images):
+            yield images.part(slice(first, first + self.limits.images))
 
     def columns(self, images: ImageBatch, logs_cost: bool = False) -> Columns:
         """The columns of a batch; the first part of the first batch is timed for ``cost_line``, if ``logs_cost``.
@@ -104,14 +104,14 @@ class BatchPatcher:
         measured = []
         for part in self.parts(images):
             started = time.perf_counter()
-            measured.append(self.part(part, self.model, self.limits))
+            measured.append(self.part(part))
             if logs_cost and self.cost_line is None:
                 self.cost_line = self._log_cost(len(part), time.perf_counter() - started)
         return join_columns(measured)
 
-    def part(self, images: ImageBatch, model: PatchableViT, limits: ComputeLimits) -> Columns:
+    def part(self, images: ImageBatch) -> Columns:
         """The columns of as many images as are computed at once."""
-        setup, plan, seed = self.setup, self.plan, self.setup.study.seed
+        setup, plan, model, seed = self.setup, self.plan, self.model, self.setup.study.seed
         others = {d: images.partners[d.partner] for d in plan.base_runs if isinstance(d, Donor)}
         pixels: dict[Run, Tensor] = {
             BaseRun.CLEAN: model.normalize(images.images),
@@ -121,7 +121,7 @@ class BatchPatcher:
         images = images.to("cpu")
         blocks, ids = plan.target.grid, images.ids.tolist()
         masks = token_masks(plan.token_groups, plan.sizes, blocks, model.crop_to_patches(images.masks), ids, seed)
-        outputs = average_draws(self._draws(model, pixels, masks, limits, images.ids))
+        outputs = average_draws(self._draws(pixels, masks, images.ids))
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
         labels = images.labels.where(images.labels != UNKNOWN, predicted)
@@ -131,17 +131,15 @@ class BatchPatcher:
             measured.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
         return measured
 
-    def _draws(
-        self, model: PatchableViT, pixels: Mapping[Run, Tensor], masks: Tensor, limits: ComputeLimits, ids: Tensor
-    ) -> Iterator[Outputs]:
+    def _draws(self, pixels: Mapping[Run, Tensor], masks: Tensor, ids: Tensor) -> Iterator[Outputs]:
         """What the plan gives, once for each draw of noise on embeddings."""
-        corruption, device = self.setup.corruption, model.device
+        corruption, model = self.setup.corruption, self.model
         for draw in range(self.draws):
             noise = None
             if corruption.is_inside_model:
                 noise = corruption.embedding_noise(ids, self.setup.study.seed, model.embedding_shape, draw)
-                noise = noise.to(device, model.dtype)
-            yield execute(self.plan, model, pixels, masks, limits, self._ablation_values, noise).cpu()
+                noise = noise.to(model.device, model.dtype)
+            yield execute(self.plan, model, pixels, masks, self.limits, self._ablation_values, noise).cpu()
 
     def _check_finite(self, outputs: Outputs, pixels: dict[BaseRun, Tensor], images: ImageBatch) -> None:
         for run in self.plan.base_runs:
@@ -178,10 +176,10 @@ class BatchPatcher:
         device = self.model.device
         checkpoint = replace(self.setup.checkpoint, dtype="float32")
         model = checkpoint.load(self.model.label_names).to(device)
-        limits = self.limits_for(estimate_cost(self.plan, model, len(self.setup.partners)))
+        setup = replace(self.setup, model=model)
+        patcher = BatchPatcher(setup, self._batch_size, self.draws, ablation_values=self._ablation_values)
         with torch.autocast(device.type, enabled=False), use_matmul_precision("highest"):
-            measured = join_columns([self.part(part, model, limits) for part in self.parts(images, limits)])
-        exact = measured.effects["effect"]
+            exact = patcher.columns(images).effects["effect"]
         if model is not self.model:  # whose place on the device is needed
             model.to("cpu")
         known = ~np.isnan(exact)  # of images that have a partner, where another image is the donor
@@ -236,10 +234,13 @@ def choose_examples(setup: Setup, outcome: RunResult, data: ImageDataModule) -> 
     On the trainer's device where the model is needed again.
     """
     also = f", means of {EXAMPLE_DRAWS} draws" if _is_drawn_again(setup) else ""
-    pages = _choices(outcome)
+    pages = _choose_rows(outcome)
     where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:
-        return [ExamplePage(name, words + also, list(_images(setup, outcome, data, at))) for name, words, at in pages]
+        return [
+            ExamplePage(name, words + also, list(_example_images(setup, outcome, data, at)))
+            for name, words, at in pages
+        ]
 
 
 def _is_drawn_again(setup: Setup) -> bool:
@@ -247,7 +248,7 @@ def _is_drawn_again(setup: Setup) -> bool:
     return setup.corruption.is_inside_model and setup.corruption.draws < EXAMPLE_DRAWS
 
 
-def _choices(outcome: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
+def _choose_rows(outcome: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     """(name of the page, how they were picked, positions among the included images)."""
     total, number = outcome.examples["total_effect"].to_numpy(), min(IMAGES_A_PAGE, len(outcome.examples))
     images = counted(number, "image")
@@ -263,7 +264,9 @@ def _choices(outcome: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     yield "random", f"{images} drawn by lot", np.sort(lot)
 
 
-def _images(setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Sequence[int]) -> Iterator[ExampleImage]:
+def _example_images(
+    setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Sequence[int]
+) -> Iterator[ExampleImage]:
     """The images at ``rows`` of the outcome: decoding and corruption are functions of the image's id."""
     examples = outcome.examples.iloc[rows]
     batch = data.batch_of(examples["example_id"].tolist())
@@ -272,7 +275,7 @@ def _images(setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Seque
         run: (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for run, x in images.items()
     }
     names = setup.label_names
-    base, patched, predictions = _numbers(setup, outcome, examples, rows, batch)
+    base, patched, predictions = _example_values(setup, outcome, examples, rows, batch)
     for i, example in enumerate(examples.to_dict("records")):
         metric = {run: float(values[i]) for run, values in base.items()}
         predicted = {run: int(predictions[run][i]) for run in BaseRun}
@@ -286,7 +289,7 @@ def _images(setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Seque
         )
 
 
-def _numbers(
+def _example_values(
     setup: Setup, outcome: RunResult, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
 ) -> tuple[dict[BaseRun, NDArray], NDArray, dict[BaseRun, NDArray]]:
     """The headline metric of the base runs (images,) and of the patched ones (images, patches), and predictions.

@@ -1,4 +1,4 @@
-"""One run, from the composed config to the sealed folder."""
+"""One run, from the composed config to the finished folder."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def _make(
     started: float,
     options: Mapping[str, str],
 ) -> None:
-    """Makes a run that has begun, up to its sealed folder."""
+    """Makes a run that has begun, up to its finished folder."""
     cfg, path, trainer = setup.cfg, folder.path, setup.trainer
     config = OmegaConf.to_container(setup.cfg, resolve=True) | {"options": dict(options), "run_id": setup.run_id}
     info = RunInfo(path, str(cfg.sweep), config)
-    with ExitStack() as last, tracker.run(info) as tracked:  # last: the manifest's rename, after the tracker's end
+    with ExitStack() as after_tracker, tracker.run(info) as tracked:
         data = data_module(setup, cfg.batch_size)
         patching_started = time.monotonic()
         done = predict(setup, data, shards)
@@ -93,10 +93,10 @@ def _make(
             write_csv(folder.marginals, outcome.marginals)
         pages = choose_examples(setup, outcome, data)
         write_pages(folder.pages, pages)
-        known = {"title": setup.title, **setup.describe_training()}  # what pictures take from the manifest
-        pictures = folder.save_figures(draw(outcome, pages, known))
+        described = {"title": setup.title, **setup.describe_training()}  # what pictures take from the manifest
+        pictures = folder.save_figures(draw(outcome, pages, described))
         manifest = (
-            known
+            described
             | _manifest(setup, config, outcome, done)
             | {
                 "files": folder.checksums(),
@@ -111,7 +111,7 @@ def _make(
             }
         )
         files = {file.name: file for file in folder.tables}
-        files[folder.manifest.name] = last.enter_context(folder.writing_manifest(manifest))
+        files[folder.manifest.name] = after_tracker.enter_context(folder.writing_manifest(manifest))
         by_layer = history(outcome.summary, series_names(outcome.summary))
         tables = {"effects": outcome.summary}
         tracked.log(Results("effects", tables, pictures, files, by_layer, tracker_values(outcome)))
@@ -125,8 +125,8 @@ def _make(
 
 
 def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: PredictionResult) -> dict[str, Any]:
-    """What the manifest says, but for times."""
-    cfg, found = setup.cfg, manifest_entries(outcome)
+    """The manifest's entries, but for those on files, devices, tracking and times."""
+    cfg, entries = setup.cfg, manifest_entries(outcome)
     return {
         "run_id": setup.run_id,
         "donors": [str(donor) for donor in outcome.donors],
@@ -144,8 +144,8 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: Pr
         "identity": setup.identity,
         "data": {"digest": setup.images.digest},
         "counts": _counts(setup, outcome, done.skipped),
-        **found,
-        "notes": [*setup.notes, *found["notes"]],
+        **entries,
+        "notes": [*setup.notes, *entries["notes"]],
         "plan": {"line": done.line, "stepwise": setup.model.runs_by_parts(setup.study.target.site)},
         "precision_error": done.precision_error,
     }
@@ -162,8 +162,8 @@ def _is_finished(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
             f"{folder.path} holds a finished run with other {difference}; choose another folder or sweep name, or "
             "overwrite=true"
         )
-    there = folder.checksums()
-    changed = [name for name, of in manifest.get("files", {}).items() if there.get(name) != of]
+    checksums = folder.checksums()
+    changed = [name for name, expected in manifest.get("files", {}).items() if checksums.get(name) != expected]
     if changed:
         raise VitPatchError(
             f"{folder.path}: {', '.join(changed)} of the finished run: gone, or not as written; overwrite=true runs it "
@@ -174,7 +174,7 @@ def _is_finished(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
 
 
 def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
-    """Makes room for the run, or takes up what there is of it; what ``overwrite`` replaces is gone after."""
+    """Prepares the folder, or resumes the run that is in it; removes what ``overwrite`` replaces."""
     replaced = folder.read_manifest() is not None
     there = shards.begun()
     if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
@@ -190,12 +190,12 @@ def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
 
 
 def batch_size_for(asked: int, images: int, processes: int) -> int:
-    """Images of a batch, so few that every process has one, where there are as many images."""
+    """How many images a batch has: ``asked``, or fewer, so that every process has a batch."""
     return min(asked, math.ceil(images / processes)) if processes > 1 else asked
 
 
 def _threads(setup: Setup) -> int | None:
-    """The threads that each process computes by, which sums are rounded by: as many as one alone; ``None``: no CPU."""
+    """How many threads each process computes by, since sums are rounded by them; ``None`` where it is not on a CPU."""
     return torch.get_num_threads() if setup.trainer.strategy.root_device.type == "cpu" else None
 
 
