@@ -40,7 +40,7 @@ T = TypeVar("T")
 DPI = 130
 """Of figures."""
 SKIPS = {"selection.on_error": "skip"}
-"""Of an identity: unreadable images are left out."""
+"""The entry of a flat identity by which unreadable images are left out."""
 
 
 class FolderLocked(VitPatchError):
@@ -48,7 +48,7 @@ class FolderLocked(VitPatchError):
 
 
 class RunFolder:
-    """One run's files below ``path``."""
+    """The files of one run, in the folder ``path``; not all of them need to be there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,13 +101,16 @@ class RunFolder:
 
     def locked_by(self) -> str | None:
         """Which process is running in the folder, in words; ``None`` = none."""
-        lock = self._acquire() if self._lock.exists() else FileLock(self._lock)
+        if not self._lock.exists():
+            return None
+        lock = self._acquire()
         if lock is None:
             return self._describe_process()
         lock.release()
         return None
 
     def _acquire(self) -> FileLock | None:
+        """The lock, acquired; ``None`` where another process has it."""
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._lock, blocking=False)
         try:
@@ -131,7 +134,7 @@ class RunFolder:
         self.figures.mkdir(parents=True)
 
     def save_figures(self, figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
-        """Writes ``figures``, by a name and then by file name, as ``figures/FILE.png``; the paths by the outer name."""
+        """Writes figures, given by group and file name, as ``figures/FILE.png``; their paths, by group."""
         return {name: [self._save(figure, file) for file, figure in group.items()] for name, group in figures.items()}
 
     def _save(self, figure: Figure, name: str) -> Path:
@@ -143,7 +146,7 @@ class RunFolder:
 
     @contextmanager
     def writing_manifest(self, manifest: dict[str, Any]) -> Iterator[Path]:
-        """The manifest under a passing name for the length of the block; its end, by rename, finishes the run."""
+        """Writes the manifest under a temporary name; the end of the block renames it, and so finishes the run."""
         with atomic_write(self.manifest) as temporary:
             write_json(temporary, manifest)
             yield temporary
@@ -154,10 +157,9 @@ class RunFolder:
         write_json(self.start, {"state": "planned", "reason": plan})
 
     def restore_config(self) -> None:
-        """Makes ``.hydra/config.yaml`` that of the run which is finished here, if there is one.
+        """Writes the config of the run that is finished here, if there is one, to ``.hydra/config.yaml`` again.
 
-        Hydra writes each start's there before anything else: also that of one which is refused, or finds another at
-        work.
+        Hydra writes each start's config there before anything else, also where the start is then refused.
         """
         config = (self.read_manifest() or {}).get("config")
         if config is not None:
@@ -192,10 +194,11 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a run began with: its ``identity`` and digest, the images a batch, the calls' sizes once they are known.
+    """What a run began with: its ``identity`` and the digest of that, and how many images a batch has.
 
-    ``images`` and ``rows`` of a call follow from the memory that was free, ``threads`` of a process (``None``: not on a
-    CPU) from the machine; a run that goes on keeps to them, since products are rounded differently by others.
+    How many ``images`` and ``rows`` a call has follows from the memory that was free (``None``: not known yet), how
+    many ``threads`` a process has (``None``: not on a CPU) from the machine. A run that is resumed uses the same
+    numbers, since others round products differently.
     """
 
     run_id: str

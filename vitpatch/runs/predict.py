@@ -97,10 +97,10 @@ class PatchingModule(lightning.LightningModule):
         return tables_of(self.setup, columns), bad
 
     def on_predict_batch_end(self, outputs: Rows, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Moves the bar on, and writes one shard.
+        """Moves the bar, and writes the batch's shard.
 
-        Raises ``VitPatchError`` for an unreadable image unless they are skipped; once the shard is on the disk it
-        raises what ends the run: ``Interrupted``, or another process's failure.
+        Raises ``VitPatchError`` for an unreadable image unless these are skipped; after the shard is written, raises
+        what ends the run: ``Interrupted``, or another process's failure.
         """
         self._move_bar(batch_idx)
         tables, bad = outputs
@@ -117,7 +117,7 @@ class PatchingModule(lightning.LightningModule):
         self.meet()
 
     def _move_bar(self, batch: int) -> None:
-        """Shows the images of all processes that are done, where nobody watches every 10 s only."""
+        """Shows how many images are done by all processes: every 1 s in a terminal, else every 10 s."""
         if self._bar is None:  # from the first batch on, so that the time left is known
             often = 1.0 if sys.stderr.isatty() else 10.0
             name, total = self._shards.path.parent.name, len(self._data.images)
@@ -137,7 +137,7 @@ class PatchingModule(lightning.LightningModule):
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What predicting gives in addition to shards: ``images`` read by this start, those ``skipped`` by any.
+    """What predicting gives in addition to shards: how many ``images`` this start read, how many any start skipped.
 
     ``line`` says what the plan costs; ``precision_error`` how far effects are from float32, of a run below it.
     """
@@ -150,10 +150,10 @@ class PredictionResult:
 
 @dataclass(frozen=True)
 class Order:
-    """What rank 0 found for the other processes of a run: the batches ``numbers`` are to be done.
+    """What rank 0 sends the other processes of a run: its folder and config, and the batches that are to be done.
 
-    ``corruption`` is the one that was fitted to training images, where there are any; ``calibrations`` the sweep's
-    folder of these.
+    ``numbers`` are those of the batches; ``corruption`` is the one that was fitted to training images, where there are
+    any; ``calibrations`` the folder of the sweep's calibrations.
     """
 
     folder: Path
@@ -217,7 +217,7 @@ def _within_memory(setup: Setup) -> Setup:
 
 
 def _result(batches: Sequence[BatchDone], images: int) -> PredictionResult:
-    """What all batches have together; of what is about the whole run the first that is known."""
+    """The images that were skipped in any batch, and of what is about the whole run the first that is known."""
     known = [
         next((batch.about_run[name] for batch in batches if batch.about_run.get(name)), None)
         for name in ("line", "precision_error")
@@ -226,7 +226,7 @@ def _result(batches: Sequence[BatchDone], images: int) -> PredictionResult:
 
 
 def assist(group: Group) -> None:
-    """This process's shares of the runs that rank 0 begins and reports on, until that process ends."""
+    """Computes this process's share of each run that rank 0 begins, until rank 0 ends."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     with StopAfterBatch() as stop, suppress(KeyboardInterrupt):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -261,7 +261,7 @@ def _assist(order: Order, group: Group, stop: StopAfterBatch) -> None:
 def _predict_share(
     setup: Setup, data: ImageDataModule, shards: Shards, numbers: Sequence[int], group: Group, stop: StopAfterBatch
 ) -> None:
-    """This process's part of the batches ``numbers``; ends when all are done."""
+    """Computes this process's share of the batches ``numbers``; returns when all processes are done."""
     data.numbers = group.part(numbers)
     with use_matmul_precision(setup.cfg.matmul_precision):
         patcher = _make_patcher(setup, data, shards, group)
