@@ -52,7 +52,7 @@ def test_states_and_the_effect_at_the_peak(sweep):
     assert {run: state.status for run, state in found.items()} == {
         "a": "finished", "b": "finished before", "c": "failed", "d": "unfinished",
     }  # fmt: skip
-    assert [run for run, state in found.items() if state.fell_short] == ["c", "d"]
+    assert [run for run, state in found.items() if not state.is_done] == ["c", "d"]
     a = found["a"]
     assert (a.seconds, a.peak_layer, a.effect, a.effect_low, a.effect_high) == (3.21, 1, 0.2, 0.1, 0.3)
     assert found["b"].peak_layer is None
@@ -71,7 +71,7 @@ def test_a_run_that_another_process_has_is_running(sweep):
     try:
         assert entered.wait(20)
         state = next(s for s in states.read_statuses(sweep, SINCE) if s.run == "d")
-        assert state.status == "running" and f"process {os.getpid()} on" in state.reason and state.fell_short
+        assert state.status == "running" and f"process {os.getpid()} on" in state.reason and not state.is_done
     finally:
         leave.set()
         thread.join()
@@ -87,7 +87,7 @@ def test_the_table_is_aligned_and_short(sweep):
     assert len({line.index("finished" if "finished" in line else "failed") for line in (a, b, c)}) == 1
     assert d.endswith("it left neither manifest.json nor failed.json")
     assert states.count_finished(found, sweep) == f"2 of 4 runs finished in {sweep}"
-    first, second = states.list_shortcomings(found)
+    first, second = states.list_unfinished(found)
     assert first == "failed: c: window 9: the model has 4 layers; " + "x" * 60 and second.startswith("unfinished: d: ")
     states.write_states(found, sweep)
     table = pd.read_csv(sweep / "states.csv")
@@ -114,9 +114,7 @@ def test_runs_are_sorted_by_their_numbers(tmp_path):
 def test_runs_that_never_began_are_named(sweep):
     found = states.read_statuses(sweep, SINCE)
     found += states.list_not_started(["a", "x", "x", "d", "y"], found)
-    assert [state.run for state in found] == [*"abcdxy"] and states.list_shortcomings(found)[
-        -1
-    ] == "not started: x and y"
+    assert [state.run for state in found] == [*"abcdxy"] and states.list_unfinished(found)[-1] == "not started: x and y"
 
 
 @pytest.fixture

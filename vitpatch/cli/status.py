@@ -72,11 +72,11 @@ def format_table(runs: Sequence[RunStatus]) -> list[str]:
     return [line.rstrip() for line in text.splitlines()]
 
 
-def list_shortcomings(runs: Sequence[RunStatus]) -> list[str]:
+def list_unfinished(runs: Sequence[RunStatus]) -> list[str]:
     """A line for each reason why runs are not done, with their names."""
     names: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        if run.fell_short:
+        if not run.is_done:
             names.setdefault((run.status, run.reason), []).append(run.run)
     return [": ".join(filter(None, (status, " and ".join(some), reason))) for (status, reason), some in names.items()]
 
@@ -84,7 +84,7 @@ def list_shortcomings(runs: Sequence[RunStatus]) -> list[str]:
 def count_finished(runs: Sequence[RunStatus], root: Path) -> str:
     """How many finished, in a line."""
     planned = sum(run.status == "planned" for run in runs)
-    finished = sum(not run.fell_short for run in runs) - planned
+    finished = sum(run.is_done for run in runs) - planned
     dry = f" ({planned} only planned, dry_run=true)" if planned else ""
     return f"{finished} of {len(runs)} runs finished in {root}{dry}"
 

@@ -138,7 +138,7 @@ class SweepCallback(Callback):
         except Exception:  # our own mistake, of which Hydra would warn and exit with 0
             log.exception("the sweep's end: a bug in vitpatch; please report it. The runs are what they are")
             sys.exit(1)
-        if not runs or any(run.fell_short for run in runs):
+        if not runs or not all(run.is_done for run in runs):
             sys.exit(1)
 
     def report(self, config: DictConfig | None = None) -> list[RunStatus]:
@@ -162,7 +162,7 @@ class SweepCallback(Callback):
         if config is not None and any(run.metric for run in runs):  # of a patching run that is finished
             _compare(self._root, config, track=any(run.status == "finished" for run in runs))
         log.info("%s", status.count_finished(runs, self._root))
-        for line in status.list_shortcomings(runs):
+        for line in status.list_unfinished(runs):
             log.error("%s", line)
         return runs
 

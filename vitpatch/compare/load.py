@@ -146,7 +146,7 @@ def list_unfinished(folders: Sequence[Path]) -> list[str]:
         for folder in folders
     ]
     states = [(run.name, read_status(run.folder)) for run in _locate(folders, paths)]
-    return [f"{name}: {state.status}: {state.reason}" for name, state in states if state.fell_short]
+    return [f"{name}: {state.status}: {state.reason}" for name, state in states if not state.is_done]
 
 
 def _files_of_runs(folder: Path, file: str) -> list[Path]:

@@ -286,9 +286,11 @@ def _with_interval(estimate: Estimate) -> str:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run of a sweep. ``status``: finished, ``finished before`` this start, planned, failed, interrupted, running,
-    unfinished (killed), not started (the sweep ended before). ``seconds`` of a finished run, its peak's layer, and the
-    effect there, on ``metric``; what is not known is ``None``.
+    """How a run of a sweep stands; what is not known is ``None``.
+
+    ``status``: finished, ``finished before`` this start, planned, failed, interrupted, running, unfinished (killed), or
+    not started (the sweep ended before). Of a finished run its ``seconds``, the layer of its peak, and the effect there,
+    on ``metric``.
     """
 
     run: str
@@ -302,9 +304,9 @@ class RunStatus:
     metric: str = ""
 
     @property
-    def fell_short(self) -> bool:
-        """Whether the run is not done."""
-        return self.status not in ("finished", "finished before", "planned")
+    def is_done(self) -> bool:
+        """Whether a sweep has nothing left to do for the run."""
+        return self.status in ("finished", "finished before", "planned")
 
 
 def read_status(folder: RunFolder, since: float = 0.0) -> RunStatus:
