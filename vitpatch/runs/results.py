@@ -289,8 +289,8 @@ class RunStatus:
     """How a run of a sweep stands; what is not known is ``None``.
 
     ``status``: finished, ``finished before`` this start, planned, failed, interrupted, running, unfinished (killed), or
-    not started (the sweep ended before). Of a finished run its ``seconds``, the layer of its peak, and the effect there,
-    on ``metric``.
+    not started (the sweep ended before). Of a finished run its ``seconds``, the layer of its peak, and the effect
+    there, on ``metric``.
     """
 
     run: str

@@ -235,8 +235,7 @@ def prepare(cfg: DictConfig, calibrations: Path | None = None) -> Setup:
         check_target(study.target, study.windows, model.sizes)  # before data are read
     opened, classes = source.open(), Classes.of(model.model.config)
     images = label_by_classes(opened, classes, source.label_map)
-    partners = _find_all_partners(study, corruption, images, model.preprocessing)
-    donors = _choose_donors(study, partners)
+    donors, partners = _find_donors(study, corruption, images, model.preprocessing)
     plan = make_plan(study.target, study.windows, study.direction, model.sizes, donors, study.synergy)
     if needs_masks(plan.token_groups) and not cfg.data.get("mask_column"):
         raise VitPatchError(
@@ -299,25 +298,36 @@ def take_from_training(setup: Setup) -> Setup:
     return replace(setup, cfg=cfg, corruption=corruption, calibration=calibration)
 
 
-def _find_all_partners(
+def _find_donors(
     study: Study, corruption: Corruption, images: LabelledImages, preprocessing: Preprocessing
-) -> PartnerPositions:
-    """Where each image's partners are, of the kinds that the corruption, the donor or its controls ask for.
+) -> tuple[tuple[Donor, ...], PartnerPositions]:
+    """The run's donor, then its controls; and where each image's partners for these and for the corruption are.
 
-    Raises ``VitPatchError`` where there cannot be any.
+    There are controls where they are asked for, or cost little: where window is 1. One that no image has a partner for
+    is left out, with a line. Raises ``VitPatchError`` where what is asked for cannot be had.
     """
-    wanted, donor = corruption.partner, study.donor.partner
+    wanted, donor, has_controls = corruption.partner, study.donor.partner, study.controls
+    if has_controls is None:
+        has_controls = study.donor is Donor.PAIR and study.windows == (1,)
     by_label = {wanted, donor} - {None, Partner.PAIR} or ({Partner.OTHER_CLASS} if study.controls else set())
     if by_label and not images.has_labels:
         raise VitPatchError(f"{' and '.join(sorted(by_label))} images: the data have no labels to go by")
-    controls = {control.partner for control in CONTROLS} if _has_controls(study) and images.has_labels else set()
+    controls = {control.partner for control in CONTROLS} if has_controls and images.has_labels else set()
     positions = {}
     for kind in sorted(({wanted, donor} | controls) - {None}):
         needed_by = corruption.class_name if kind == wanted else None
         positions[kind] = find_partners(kind, images, study.seed, preprocessing, needed_by)
     if donor is not None and (positions[donor] < 0).all():
         raise VitPatchError(f"donor {study.donor}: no image has a {donor} partner in another cluster; use more images")
-    return positions
+    donors = [study.donor]
+    for control in CONTROLS if has_controls else ():
+        if control.partner in positions and (positions[control.partner] >= 0).any():
+            donors.append(control)
+        elif study.controls:
+            raise VitPatchError(f"controls true: no image has a {control} partner in another cluster; use more images")
+        else:
+            log.info("note: no image has a %s partner in another cluster; the run is without this control", control)
+    return tuple(donors), positions
 
 
 def find_partners(
@@ -345,26 +355,6 @@ def find_partners(
             f"{images.ids[alone[0]]}, have no {kind} partner in another cluster; choose another kind or more images"
         )
     return positions
-
-
-def _has_controls(study: Study) -> bool:
-    """Whether controls are asked for, or cost little: where window is 1."""
-    if study.controls is not None:
-        return study.controls
-    return study.donor is Donor.PAIR and study.windows == (1,)
-
-
-def _choose_donors(study: Study, positions: PartnerPositions) -> tuple[Donor, ...]:
-    """The run's donor, and the controls that some image has a partner for."""
-    controls = []
-    for donor in CONTROLS if _has_controls(study) else ():
-        if donor.partner in positions and (positions[donor.partner] >= 0).any():
-            controls.append(donor)
-        elif study.controls:
-            raise VitPatchError(f"controls true: no image has a {donor} partner in another cluster; use more images")
-        else:
-            log.info("note: no image has a %s partner in another cluster; the run is without this control", donor)
-    return (study.donor, *controls)
 
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
