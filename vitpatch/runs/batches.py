@@ -228,18 +228,17 @@ def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(columns[f.name]).cast(f.type, safe=False) for f in schema], schema=schema)
 
 
-def choose_examples(setup: Setup, outcome: RunResult, data: ImageDataModule) -> list[ExamplePage]:
+def choose_examples(setup: Setup, result: RunResult, data: ImageDataModule) -> list[ExamplePage]:
     """Pages of the images that the corruption moves most, of images by their effect at the peak, and drawn by lot.
 
     On the trainer's device where the model is needed again.
     """
     also = f", means of {EXAMPLE_DRAWS} draws" if _is_drawn_again(setup) else ""
-    pages = _choose_rows(outcome)
+    pages = _choose_rows(result)
     where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:
         return [
-            ExamplePage(name, words + also, list(_example_images(setup, outcome, data, at)))
-            for name, words, at in pages
+            ExamplePage(name, words + also, list(_example_images(setup, result, data, at))) for name, words, at in pages
         ]
 
 
@@ -248,34 +247,34 @@ def _is_drawn_again(setup: Setup) -> bool:
     return setup.corruption.is_inside_model and setup.corruption.draws < EXAMPLE_DRAWS
 
 
-def _choose_rows(outcome: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
+def _choose_rows(result: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     """(name of the page, how they were picked, positions among the included images)."""
-    total, number = outcome.examples["total_effect"].to_numpy(), min(IMAGES_A_PAGE, len(outcome.examples))
+    total, number = result.examples["total_effect"].to_numpy(), min(IMAGES_A_PAGE, len(result.examples))
     images = counted(number, "image")
     if not np.isnan(total).any():
-        most = np.argsort(-(outcome.total_sign or 1) * total, kind="stable")[:number]
+        most = np.argsort(-(result.total_sign or 1) * total, kind="stable")[:number]
         yield "largest", f"the {images} with the largest total effect", most
-    if outcome.peak is not None:
-        by_effect = np.argsort(-outcome.total_sign * outcome.effects[:, outcome.peak.name], kind="stable")
+    if result.peak is not None:
+        by_effect = np.argsort(-result.total_sign * result.effects[:, result.peak.name], kind="stable")
         spread = by_effect[np.linspace(0, len(by_effect) - 1, number).round().astype(int)]
-        place = place_words(outcome.peak_layer, outcome.peak_series)
+        place = place_words(result.peak_layer, result.peak_series)
         yield "sorted", f"{images} from the largest to the smallest effect at {place}", spread
-    lot = np.random.default_rng(outcome.study.seed).choice(len(total), number, replace=False)
+    lot = np.random.default_rng(result.study.seed).choice(len(total), number, replace=False)
     yield "random", f"{images} drawn by lot", np.sort(lot)
 
 
 def _example_images(
-    setup: Setup, outcome: RunResult, data: ImageDataModule, rows: Sequence[int]
+    setup: Setup, result: RunResult, data: ImageDataModule, rows: Sequence[int]
 ) -> Iterator[ExampleImage]:
-    """The images at ``rows`` of the outcome: decoding and corruption are functions of the image's id."""
-    examples = outcome.examples.iloc[rows]
+    """The images at ``rows`` of the result: decoding and corruption are functions of the image's id."""
+    examples = result.examples.iloc[rows]
     batch = data.batch_of(examples["example_id"].tolist())
     images = {BaseRun.CLEAN: batch.images, BaseRun.CORRUPT: setup.corruption.pixels(batch, setup.study.seed)}
     as_bytes = {
         run: (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy() for run, x in images.items()
     }
     names = setup.label_names
-    base, patched, predictions = _example_values(setup, outcome, examples, rows, batch)
+    base, patched, predictions = _example_values(setup, result, examples, rows, batch)
     for i, example in enumerate(examples.to_dict("records")):
         metric = {run: float(values[i]) for run, values in base.items()}
         predicted = {run: int(predictions[run][i]) for run in BaseRun}
@@ -290,7 +289,7 @@ def _example_images(
 
 
 def _example_values(
-    setup: Setup, outcome: RunResult, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
+    setup: Setup, result: RunResult, examples: pd.DataFrame, rows: Sequence[int], batch: ImageBatch
 ) -> tuple[dict[BaseRun, NDArray], NDArray, dict[BaseRun, NDArray]]:
     """The headline metric of the base runs (images,) and of the patched ones (images, patches), and predictions.
 
@@ -303,7 +302,7 @@ def _example_values(
         examples = pd.DataFrame({name: values for name, values in measured.examples.items() if values.ndim == 1})
         effects = measured.effects["effect"].reshape(len(rows), -1)
     else:
-        effects = outcome.effects[rows]
+        effects = result.effects[rows]
     base = {run: base_metric(examples, run, metric) for run in BaseRun}
     predictions = {run: examples[f"pred_{run}"].to_numpy() for run in BaseRun}
     return base, base[recipient][:, None] + effects, predictions

@@ -115,13 +115,13 @@ def _image(row: Mapping[str, Any]) -> ExampleImage:
     return ExampleImage(row["example_id"], row["name"], pictures, predicted, base, np.array(row["patched"]))
 
 
-def notes(outcome: RunResult) -> list[str]:
+def notes(result: RunResult) -> list[str]:
     """What a reader of the means must know."""
-    study, summary, selected = outcome.study, outcome.summary, outcome.unselected
+    study, summary, selected = result.study, result.summary, result.unselected
     texts = []
-    if outcome.labels_are_predicted:
+    if result.labels_are_predicted:
         texts.append("the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1")
-    if empty := int(outcome.examples["has_empty_group"].sum()):
+    if empty := int(result.examples["has_empty_group"].sum()):
         where = f"images in which a token group has no token: {empty}"
         texts.append(f"{where}; their effect there is 0, and they are in the means")
     if selected is not None:
@@ -136,7 +136,7 @@ def notes(outcome: RunResult) -> list[str]:
             f"p is of effects on {study.metric}: a patch that is neutral in log odds has a mean there that is not 0, "
             "and may be called"
         )
-    if outcome.controls and study.direction is Direction.NOISE:
+    if result.controls and study.direction is Direction.NOISE:
         texts.append(
             "controls take clean activations of other images, the own donor is the corrupted run: they are not compared"
         )
@@ -151,9 +151,9 @@ def notes(outcome: RunResult) -> list[str]:
             "the whole residual stream is replaced, so the run is the donor's from there: every layer's effect is the "
             "total effect, and the peak says nothing; target.tokens=[cls,patches] says where it lies"
         )
-    if doubt := doubt_words(outcome.total, study.donor, study.direction):
+    if doubt := doubt_words(result.total, study.donor, study.direction):
         texts.append(doubt)
-    if not outcome.total.known:
+    if not result.total.known:
         texts.append("no interval: all images are of one cluster")
     if summary["recovered"].isna().all():
         total, least = outcome.total, f"{MIN_STANDARD_ERRORS:g} standard errors"
@@ -168,56 +168,56 @@ def notes(outcome: RunResult) -> list[str]:
     return texts
 
 
-def manifest_entries(outcome: RunResult) -> dict[str, Any]:
+def manifest_entries(result: RunResult) -> dict[str, Any]:
     """The result as entries of the manifest; what is not known is null, with the reason in ``notes``."""
-    study, selected, group, peak = outcome.study, outcome.unselected, outcome.peak_group, _peak(outcome)
+    study, selected, group, peak = result.study, result.unselected, result.peak_group, _peak(result)
     entries = {
-        "total_effect": asdict(outcome.total),
-        "peak_layer": outcome.peak_layer,
+        "total_effect": asdict(result.total),
+        "peak_layer": result.peak_layer,
         "peak_effect": peak["effect"],
-        "label_is_predicted": outcome.labels_are_predicted,
+        "label_is_predicted": result.labels_are_predicted,
         "peak": {name: peak[name] for name in ("layer", "head", "tokens", "window")},
-        "peak_set": None if group is None else _peak_layers(outcome),
+        "peak_set": None if group is None else _peak_layers(result),
         "peak_stability": None if group is None else peak["peak_share"],
         "peak_effect_split_halves": None if group is None else group.size,
     }
     if selected is not None:
         total = asdict(selected.total)
         entries["unselected"] = {"n": selected.images, "total_effect": total, "peak_layer": selected.peak_layer}
-    if outcome.needed is not None:
-        width, clusters = outcome.needed
-        entries["planning"] = {"interval_width": width, "clusters": clusters, "has": outcome.clusters}
+    if result.needed is not None:
+        width, clusters = result.needed
+        entries["planning"] = {"interval_width": width, "clusters": clusters, "has": result.clusters}
     entries["statistics"] = {
         "interval": study.interval,
         "resamples": RESAMPLES,
         "sign_flips": FLIPS,
         "tests": study.metric if study.test is Tested.HEADLINE else Metric.LOG_ODDS,
-        "images": len(outcome.examples),
-        "clusters": outcome.clusters,
+        "images": len(result.examples),
+        "clusters": result.clusters,
     }
     no_peak = "peak_layer is null: the mean total effect is 0 and has no direction"
-    return entries | {"notes": notes(outcome) + [no_peak] * (outcome.peak is None)}
+    return entries | {"notes": notes(result) + [no_peak] * (result.peak is None)}
 
 
-def _peak(outcome: RunResult) -> dict[str, Any]:
+def _peak(result: RunResult) -> dict[str, Any]:
     """The row of the peak, as Python's own numbers; all ``None`` where there is no peak."""
-    if outcome.peak is None:
-        return dict.fromkeys(outcome.summary)
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in outcome.peak.items()}
+    if result.peak is None:
+        return dict.fromkeys(result.summary)
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in result.peak.items()}
 
 
-def _peak_layers(outcome: RunResult) -> list[int]:
+def _peak_layers(result: RunResult) -> list[int]:
     """The layers that may be the peak."""
-    return sorted({int(layer) for layer in outcome.summary["layer"].to_numpy()[outcome.peak_group.members]})
+    return sorted({int(layer) for layer in result.summary["layer"].to_numpy()[result.peak_group.members]})
 
 
-def tracker_values(outcome: RunResult) -> dict[str, Any]:
+def tracker_values(result: RunResult) -> dict[str, Any]:
     """The tracker's summary values."""
-    examples, total = outcome.examples, outcome.total.mean
+    examples, total = result.examples, result.total.mean
     values = {
         "total_effect": None if np.isnan(total) else total,
-        "peak_layer": outcome.peak_layer,
-        "peak_effect": _peak(outcome)["effect"],
+        "peak_layer": result.peak_layer,
+        "peak_effect": _peak(result)["effect"],
     }
     for base_run in BaseRun:
         values[f"prob_{base_run}"] = float(examples[f"prob_{base_run}"].mean())
@@ -225,49 +225,49 @@ def tracker_values(outcome: RunResult) -> dict[str, Any]:
     return values
 
 
-def closing_lines(outcome: RunResult, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
+def closing_lines(result: RunResult, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
     """The few lines that end a run; ``more_notes`` are those on its labels and probabilities."""
-    values, images = tracker_values(outcome), len(outcome.examples)
-    corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * outcome.study.depends_on_corruption
-    clusters = f" in {counted(outcome.clusters, 'cluster')}" * (outcome.clusters < images)
-    total = f"{_with_interval(outcome.total)} on {outcome.study.metric}"
-    if np.isnan(outcome.total.mean):
-        total = f"none on {outcome.study.metric} (donor {outcome.study.donor})"
+    values, images = tracker_values(result), len(result.examples)
+    corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * result.study.depends_on_corruption
+    clusters = f" in {counted(result.clusters, 'cluster')}" * (result.clusters < images)
+    total = f"{_with_interval(result.total)} on {result.study.metric}"
+    if np.isnan(result.total.mean):
+        total = f"none on {result.study.metric} (donor {result.study.donor})"
     lines = [
         f"{folder.path}",
         f"  run           {title}",
         f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
         f"  total effect  {total}, n = {counted(images, 'image')}{clusters}",
-        *(f"  note          {note}" for note in [*more_notes, *notes(outcome)]),
-        *_peak_lines(outcome),
+        *(f"  note          {note}" for note in [*more_notes, *notes(result)]),
+        *_peak_lines(result),
     ]
-    if outcome.needed is not None:
-        width, needed = outcome.needed
+    if result.needed is not None:
+        width, needed = result.needed
         takes = counted(needed, "cluster")
         lines.append(f"  planning      an interval {width:.2g} wide at the peak takes about {takes}")
     pictures = ", ".join(sorted(path.name for path in folder.figures.iterdir()))
     return [*lines, f"  pictures      {pictures} in figures/"]
 
 
-def _peak_lines(outcome: RunResult) -> list[str]:
-    peak, series, group = outcome.peak, outcome.peak_series, outcome.peak_group
+def _peak_lines(result: RunResult) -> list[str]:
+    peak, series, group = result.peak, result.peak_series, result.peak_group
     if peak is None:
         return ["  peak layer    none: the mean total effect is 0"]
     share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
-    where = f"{outcome.peak_layer} ({series})" if series else str(outcome.peak_layer)
+    where = f"{result.peak_layer} ({series})" if series else str(result.peak_layer)
     lines = [f"  peak layer    {where}: {_with_interval(_estimate(peak, 'effect'))}{share}"]
     if group is not None and not np.isnan(peak["peak_share"]):
-        layers = _peak_layers(outcome)
+        layers = _peak_layers(result)
         places = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-        if not outcome.summary["layer"].iloc[group.rows].is_unique:
+        if not result.summary["layer"].iloc[group.rows].is_unique:
             places = f"{len(group.members)} of {len(group.rows)} places, in {places}"
         lines.append(
             f"  peak set      {places}; in {peak['peak_share']:.0%} of resamples the peak is this one; "
             f"{group.size:+.3f} from split halves"
         )
-    for donor in outcome.controls:
+    for donor in result.controls:
         images = int(peak[f"n_{donor}"])
-        some = f", n = {counted(images, 'image')}" * (images < len(outcome.examples))
+        some = f", n = {counted(images, 'image')}" * (images < len(result.examples))
         lines.append(f"  control       {donor} there: {_with_interval(_estimate(peak, f'effect_{donor}'))}{some}")
     return lines
 

@@ -87,17 +87,17 @@ def _make(
             shards.remove()
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
         shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
-        outcome = analyze_files(folder, setup.study, setup.plan.donors)
-        write_csv(folder.summary, outcome.summary)
-        if outcome.marginals is not None:
-            write_csv(folder.marginals, outcome.marginals)
-        pages = choose_examples(setup, outcome, data)
+        result = analyze_files(folder, setup.study, setup.plan.donors)
+        write_csv(folder.summary, result.summary)
+        if result.marginals is not None:
+            write_csv(folder.marginals, result.marginals)
+        pages = choose_examples(setup, result, data)
         write_pages(folder.pages, pages)
         described = {"title": setup.title, **setup.describe_training()}  # what pictures take from the manifest
-        pictures = folder.save_figures(draw(outcome, pages, described))
+        pictures = folder.save_figures(draw(result, pages, described))
         manifest = (
             described
-            | _manifest(setup, config, outcome, done)
+            | _manifest(setup, config, result, done)
             | {
                 "files": folder.checksums(),
                 "devices": {
@@ -112,11 +112,11 @@ def _make(
         )
         files = {file.name: file for file in folder.tables}
         files[folder.manifest.name] = after_tracker.enter_context(folder.writing_manifest(manifest))
-        by_layer = history(outcome.summary, series_names(outcome.summary))
-        tables = {"effects": outcome.summary}
-        tracked.log(Results("effects", tables, pictures, files, by_layer, tracker_values(outcome)))
+        by_layer = history(result.summary, series_names(result.summary))
+        tables = {"effects": result.summary}
+        tracked.log(Results("effects", tables, pictures, files, by_layer, tracker_values(result)))
     shards.remove()
-    for line in closing_lines(outcome, folder, setup.title, setup.notes):
+    for line in closing_lines(result, folder, setup.title, setup.notes):
         log.info("%s", line)
     if done.skipped:
         log.info("  skipped       %d of %d images could not be read", done.skipped, len(setup.images))
@@ -124,12 +124,12 @@ def _make(
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
-def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: PredictionResult) -> dict[str, Any]:
+def _manifest(setup: Setup, config: dict[str, Any], result: RunResult, done: PredictionResult) -> dict[str, Any]:
     """The manifest's entries, but for those on files, devices, tracking and times."""
-    cfg, entries = setup.cfg, manifest_entries(outcome)
+    cfg, entries = setup.cfg, manifest_entries(result)
     return {
         "run_id": setup.run_id,
-        "donors": [str(donor) for donor in outcome.donors],
+        "donors": [str(donor) for donor in result.donors],
         "config": config,
         "versions": _versions(),
         "model": {
@@ -143,7 +143,7 @@ def _manifest(setup: Setup, config: dict[str, Any], outcome: RunResult, done: Pr
         },
         "identity": setup.identity,
         "data": {"digest": setup.images.digest},
-        "counts": _counts(setup, outcome, done.skipped),
+        "counts": _counts(setup, result, done.skipped),
         **entries,
         "notes": [*setup.notes, *entries["notes"]],
         "plan": {"line": done.line, "stepwise": setup.model.runs_by_parts(setup.study.target.site)},
@@ -204,20 +204,20 @@ def _versions() -> dict[str, str]:
     return own | {name: version(name) for name in PACKAGES}
 
 
-def _counts(setup: Setup, outcome: RunResult, skipped: int) -> dict[str, Any]:
+def _counts(setup: Setup, result: RunResult, skipped: int) -> dict[str, Any]:
     read, include, donor = len(setup.images) - skipped, setup.study.include, setup.study.donor
-    alone = outcome.without_partner
+    alone = result.without_partner
     dropped = {
         "unreadable": skipped,
         "left out by label_map": setup.images.left_out,
         f"no {donor} partner": alone,
-        f"not {include}": read - alone - len(outcome.examples),
+        f"not {include}": read - alone - len(result.examples),
     }
     return {
         "images": len(setup.images) + setup.images.left_out,
         "read": read,
-        "included": len(outcome.examples),
+        "included": len(result.examples),
         "dropped": {why: number for why, number in dropped.items() if number},
-        "clusters": outcome.clusters,
+        "clusters": result.clusters,
         "patches": len(setup.plan.patches),
     }
