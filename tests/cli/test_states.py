@@ -162,7 +162,7 @@ def test_a_full_disk_does_not_hide_the_end(told, sweep, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", str(sweep / "states.csv"))
 
-    monkeypatch.setattr(states, "write", full)
+    monkeypatch.setattr(states, "write_states", full)
     run_command(lambda: None)
     assert f"No space left on device: {sweep / 'states.csv'}" in told.messages
     assert f"2 of 4 runs finished in {sweep}" in told.messages
