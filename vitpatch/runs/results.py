@@ -156,7 +156,7 @@ def notes(result: RunResult) -> list[str]:
     if not result.total.known:
         texts.append("no interval: all images are of one cluster")
     if summary["recovered"].isna().all():
-        total, least = outcome.total, f"{MIN_STANDARD_ERRORS:g} standard errors"
+        total, least = result.total, f"{MIN_STANDARD_ERRORS:g} standard errors"
         because = f"it is {total.mean:+.3g} with a standard error of {total.se:.2g}, which falls with more images"
         if not total.known:
             because = "of one cluster there is no standard error"
