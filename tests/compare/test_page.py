@@ -3,6 +3,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.metadata import version
 from xml.etree import ElementTree
 
 import numpy as np
@@ -500,7 +501,7 @@ def test_vega_is_made_once_and_wherever_nothing_can_be_kept(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert vega_bundle() == "made"
     (kept,) = (tmp_path / "cache" / "vitpatch").iterdir()
-    assert kept.name == f"vega-{vl_convert.__version__}.js"
+    assert kept.name == f"vega-{version('vl-convert-python')}.js"
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: "made again")
     assert vega_bundle() == "made"
     (tmp_path / "file").touch()

@@ -129,17 +129,17 @@ class Profile:
     """Values by layer: lines with ribbons, full markers, and hollow ones where ``clipped``.
 
     ``rows`` have ``line, layer, value, low, high, clipped`` and the text fields of ``tooltips`` (titles by field).
-    ``names`` are the lines that a legend lists; without any, points have one colour and no lines. ``totals`` have
-    ``run, line, value, words``: dashed, several in the colours of their lines. ``levels``: (value, name, colour,
-    dashes) of lines across, instead of one at 0. ``x`` is a field with its title, in 0 … 1 where it is not the layer.
-    ``picks``: a list picks which rows are seen, by their field ``pick``.
+    ``names`` are the lines that a legend lists, by default all; where it is empty, points have one colour and no lines.
+    ``totals`` have ``run, line, value, words``: dashed, several in the colours of their lines. ``levels``: (value,
+    name, colour, dashes) of lines across, instead of one at 0. ``x`` is a field with its title, in 0 … 1 where it is not the
+    layer. ``picks``: a list picks which rows are seen, by their field ``pick``.
     """
 
     rows: pd.DataFrame
-    names: Sequence[str]
     title: str | list[str] | None
     domain: Sequence[float] | None
     tooltips: Mapping[str, str]
+    names: Sequence[str] | None = None
     totals: Sequence[Mapping[str, Any]] = ()
     levels: Sequence[tuple[float, str, str, list[int]]] = ()
     x: tuple[str, str] = ("layer", "layer")
@@ -149,24 +149,29 @@ class Profile:
         default_factory=lambda: alt.selection_point(name="picked", fields=["line"], bind="legend")
     )
 
+    @property
+    def lines(self) -> list[str]:
+        """The names of the lines that are drawn, in order."""
+        return list(self.rows["line"].unique() if self.names is None else self.names)
+
     def chart(self, width: int | None = None) -> alt.LayerChart:
         """For the page, where hovering shows numbers and a click in the legend picks a line; with a ``width`` in pixels
         for a file."""
         in_page, rows = width is None, self.rows
-        picks_line = in_page and len(self.names) > 1
+        picks_line = in_page and len(self.lines) > 1
         opacity = self._opacity if picks_line else alt.value
         layers = [self._level(*level) for level in self.levels] or [_rule("y")]
         if self.totals:
             layers.append(self._total_effects().encode(opacity=opacity(1)))
         ends = {"x": self._x, "y": self._y("low"), "y2": alt.Y2("high"), "color": self._colour}
         has_intervals = bool(_all_known(rows, "low", "high").any())
-        if self.names:
+        if self.lines:
             if has_intervals:
-                faint = opacity(0.12 if len(self.names) > 1 else 0.2)
+                faint = opacity(0.12 if len(self.lines) > 1 else 0.2)
                 layers.append(alt.Chart().mark_area(line=False).encode(**ends, opacity=faint))
             line = alt.Chart().mark_line(strokeWidth=2)
             layers.append(line.encode(x=self._x, y=self._y(), color=self._colour, opacity=opacity(1)))
-        if has_intervals and (not self.names or rows["line"].value_counts().min() < 2):
+        if has_intervals and (not self.lines or rows["line"].value_counts().min() < 2):
             layers.append(alt.Chart().mark_rule().encode(**ends, opacity=opacity(0.5)))
         points = self._points(clipped=False).encode(opacity=opacity(1))
         layers.append(points.add_params(self._picked) if picks_line else points)
@@ -198,24 +203,24 @@ class Profile:
 
     @property
     def _colour(self) -> alt.Color | Any:
-        return alt.Color(**self._by_line()) if self.names else alt.value(BLUE)
+        return alt.Color(**self._by_line()) if self.lines else alt.value(BLUE)
 
     def _by_line(self, **scale: Any) -> Spec:
         """Colour or shape by the field ``line``, with a legend of named lines where there are several."""
         legend = None
-        if len(self.names) > 1:
-            values = {} if all(self.names) else {"values": [name for name in self.names if name]}
+        if len(self.lines) > 1:
+            values = {} if all(self.lines) else {"values": [name for name in self.lines if name]}
             legend = alt.Legend(
                 title=None, orient="bottom", columns=1, labelLimit=0, symbolLimit=60, symbolOpacity=1, **values
             )
-        domain = alt.Scale(domain=list(self.names), **scale)
+        domain = alt.Scale(domain=self.lines, **scale)
         return {"field": "line", "type": "nominal", "scale": domain, "legend": legend}
 
     def _opacity(self, full: float) -> Any:
         return alt.when(self._picked).then(alt.value(full)).otherwise(alt.value(full / 8))
 
     def _total_effects(self) -> alt.Chart:
-        has_colours = len(self.totals) > 1 and len(self.names) > 1
+        has_colours = len(self.totals) > 1 and len(self.lines) > 1
         rules = _level_rules(self.totals, "total effect", strokeDash=[6, 4], strokeWidth=1.6)
         return rules.encode(color=self._colour if has_colours else alt.value(ORANGE))
 
@@ -227,7 +232,7 @@ class Profile:
         """Markers; those of clipped windows hollow."""
         points = alt.Chart(name="hollow" if clipped else "points")
         points = points.mark_point(filled=not clipped, size=45, strokeWidth=1.6)
-        shape = alt.Shape(**self._by_line(range=SHAPES)) if self.names else alt.value("circle")
+        shape = alt.Shape(**self._by_line(range=SHAPES)) if self.lines else alt.value("circle")
         filtered = points.transform_filter(f"datum.clipped === {str(clipped).lower()}")
         return filtered.encode(x=self._x, y=self._y(), color=self._colour, shape=shape)
 

@@ -127,12 +127,12 @@ def _profile_figures(comparison: Comparison) -> Iterator[Figure]:
             _panel_chart(grid.panels[place], overview, place, scale) if place in grid.panels else None
             for place in places
         ]
-        names = list(dict.fromkeys(name for chart in charts if chart for name in chart.drawing.names))
+        names = list(dict.fromkeys(name for chart in charts if chart for name in chart.drawing.lines))
         in_file = []
         for at, chart in enumerate(charts):
             if chart is not None:
                 axis = None if at % columns else textwrap.wrap(title, 28)
-                drawing = replace(chart.drawing, title=axis, names=names if chart.drawing.names else [])
+                drawing = replace(chart.drawing, title=axis, names=names if chart.drawing.lines else [])
                 chart = replace(chart, drawing=drawing)
             in_file.append(chart)
         line = f"{sample}; {INTERVALS}; dashed: total effect; hollow: window clipped at the network's end"
@@ -153,10 +153,14 @@ def _panel_chart(
     if n_lines > layout.MAX_SERIES and len(rows) > MAX_DOTS:
         note = f"; the {MAX_DOTS} of {len(rows)} patches with the largest effects"
         rows = rows.loc[rows["effect"].abs().nlargest(MAX_DOTS).index].sort_index()
-    names = list(rows["line"].unique()) if n_lines <= layout.MAX_SERIES or len(runs) > 1 else []
+    names = None if n_lines <= layout.MAX_SERIES or len(runs) > 1 else []
     tooltips = {key: title for key, title in layout.TOOLTIPS.items() if key != "line" or set(panel["line"]) != {""}}
-    totals = _total_effects(runs, dict(zip(rows["run"][::-1], rows["line"][::-1], strict=True)))
-    profile = Profile(layout.profile_rows(rows), names, None, scale, tooltips, totals=totals)
+    totals = [  # each in the colour of its run's first line
+        {"run": name, "line": line, "value": total, "words": tables.format_value(overview.loc[name], "total_effect")}
+        for name, line in rows.drop_duplicates("run").set_index("run")["line"].items()
+        if np.isfinite(total := overview.loc[name, "total_effect"])
+    ]
+    profile = Profile(layout.profile_rows(rows), None, scale, tooltips, names, totals)
     corruption, words = place[0], layout.window_heading(place[1])
     labels = run_labels([run["run"] for run in runs]) if len(runs) > 1 else {}
     links = [
@@ -169,28 +173,12 @@ def _panel_chart(
     return Chart(profile, label, f"{corruption}, {words} ({sample}{note})", links)
 
 
-def _total_effects(runs: Sequence[Mapping[str, object]], first_lines: Mapping[str, str]) -> list[dict[str, object]]:
-    """Total effects of the runs of a panel, each in the colour of the run's first line."""
-    return [
-        {
-            "run": run["run"],
-            "line": first_lines[run["run"]],
-            "value": run["total_effect"],
-            "words": tables.format_value(run, "total_effect"),
-        }
-        for run in runs
-        if np.isfinite(run["total_effect"]) and run["run"] in first_lines
-    ]
-
-
 def _overlay_charts(grid: Grid, scale: tuple[float, float], title: str) -> Iterator[Chart]:
     for window in grid.windows:
         if sum((corruption, window) in grid.panels for corruption in grid.corruptions) > 1:
             rows, more = layout.legend_lines(layout.overlay_rows(grid, window))
             words = layout.window_heading(window)
-            profile = Profile(
-                layout.profile_rows(rows), list(rows["line"].unique()), title, scale, layout.TOOLTIPS, height=280
-            )
+            profile = Profile(layout.profile_rows(rows), title, scale, layout.TOOLTIPS, height=280)
             yield Chart(profile, f"All corruptions by layer, {words}", f"{words}; {more}" if more else words)
 
 
@@ -304,10 +292,10 @@ def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str
     for name, key in (("words", "difference"), ("a", "value_a"), ("b", "value_b")):
         rows[name] = [tables.difference_cell(row, key).text for row in records]
     limit = 1.05 * max(float(np.nanmax(np.abs(rows[["value", "low", "high"]].to_numpy(float)))), 0.01)
-    lines = list(rows["line"].unique())
-    names = lines if len(lines) <= layout.MAX_SERIES else []
+    names = None if rows["line"].nunique() <= layout.MAX_SERIES else []
     tooltips = {"pick": "pair", "place": "place", "words": "a − b [95 %]", "a": "a", "b": "b"}
-    return Profile(rows, names, words, (-limit, limit), tooltips, height=240, picks=list(dict.fromkeys(picks.values())))
+    options = list(dict.fromkeys(picks.values()))
+    return Profile(rows, words, (-limit, limit), tooltips, names, height=240, picks=options)
 
 
 def _rank_correlation_figure(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
@@ -357,10 +345,8 @@ def _relative_depth_figure(comparison: Comparison) -> Iterator[Figure]:
         return
     table, more = layout.legend_lines(table, with_depth=True)
     rows = layout.profile_rows(table, "recovered").assign(relative_depth=table["relative_depth"].to_numpy())
-    names, x = list(table["line"].unique()), ("relative_depth", "relative depth, (layer + ½) / blocks")
+    x = ("relative_depth", "relative depth, (layer + ½) / blocks")
     title, tooltips = "share of the total effect recovered", layout.TOOLTIPS | {"relative_depth": "relative depth"}
-    charts = [
-        Chart(Profile(rows, names, title, None, tooltips, x=x, height=300), "Share recovered by relative depth", more)
-    ]
+    charts = [Chart(Profile(rows, title, None, tooltips, x=x, height=300), "Share recovered by relative depth", more)]
     lines = [f"{layout.describe_sample(comparison.overview)}; {INTERVALS}", more]
     yield Figure("depth", "relative_depth", "runs by relative depth", lines, charts, charts, FIGURE_WIDTH)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def render_page(comparison: Comparison, sections: Mapping[str, Section], without
     )
     environment.filters |= {"embedded": embedded, "breakable": breakable}
     scripts, number = page_scripts(), len(comparison.runs)
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     more = len(comparison.left_out) - MAX_LEFT_OUT
     return environment.get_template("page.html.jinja").render(
         title=f"Comparison of {number} runs" if number > 1 else comparison.overview["title"].iloc[0],
@@ -126,7 +128,7 @@ def render_page(comparison: Comparison, sections: Mapping[str, Section], without
         images_left_out=sections["gallery"].images_left_out if "gallery" in sections else 0,
         without=", ".join(without),
         scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        hashes=" ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests),
         css=Markup(_read_asset("page.css")),
     )
 
@@ -141,7 +143,7 @@ def vega_bundle() -> str:
     """``vl_convert.javascript_bundle()``. It takes seconds, so it is kept in the user's cache folder, by version."""
     with suppress(OSError, RuntimeError):  # no such folder, or not to be written
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitpatch"
-        file = folder / f"vega-{vl_convert.__version__}.js"
+        file = folder / f"vega-{version('vl-convert-python')}.js"
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(file) as temporary:
@@ -165,10 +167,6 @@ def breakable(text: str) -> Markup:
 
 def _read_asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def make_sections(comparison: Comparison, figures: Sequence[Figure]) -> dict[str, Section]:
@@ -244,7 +242,6 @@ def _image_chart(run: FinishedRun, row: dict[str, Any], image: ExampleImage) -> 
     tooltips = {"line": "line"} if len(names) > 1 else {}
     profile = Profile(
         rows[["line", "layer", "value", "low", "high", "clipped", "words"]],
-        names,
         row["metric"],
         (-0.03, 1.03) if row["metric"] == Metric.PROB else None,
         tooltips | {"layer": "layer", "words": row["metric"]},

@@ -118,15 +118,12 @@ def format_number(value: Any, spec: str) -> str:
     return format(value, spec).replace("-", "−")
 
 
-def difference_format(quantity: str) -> str:
-    """The format of differences and of the values subtracted. Shares are not shown as percentages: a difference of two
-    could be read as a percentage of one of them."""
-    return "+.2f" if quantity == "recovered" else "+.3f"
-
-
 def difference_cell(row: Row, key: str) -> Cell:
-    """A cell of a row of ``differences`` or ``matched``, in the format of its quantity."""
-    return make_cell(row, key, difference_format(row["quantity"]))
+    """A cell of a row of ``differences`` or ``matched``, in the format of its quantity.
+
+    Shares are not shown as percentages: a difference of two could be read as a percentage of one of them.
+    """
+    return make_cell(row, key, "+.2f" if row["quantity"] == "recovered" else "+.3f")
 
 
 def with_interval_names(differences: pd.DataFrame, name: str = "difference", prefix: str = "") -> pd.DataFrame:
