@@ -131,8 +131,8 @@ class Profile:
     ``rows`` have ``line, layer, value, low, high, clipped`` and the text fields of ``tooltips`` (titles by field).
     ``names`` are the lines that a legend lists, by default all; where it is empty, points have one colour and no lines.
     ``totals`` have ``run, line, value, words``: dashed, several in the colours of their lines. ``levels``: (value,
-    name, colour, dashes) of lines across, instead of one at 0. ``x`` is a field with its title, in 0 … 1 where it is not the
-    layer. ``picks``: a list picks which rows are seen, by their field ``pick``.
+    name, colour, dashes) of lines across, instead of one at 0. ``x`` is a field with its title; its values are in 0 … 1
+    where it is not the layer. ``picks``: a list picks which rows are seen, by their field ``pick``.
     """
 
     rows: pd.DataFrame
