@@ -22,6 +22,7 @@ from vitpatch.plots.examples import ExamplePage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import read_pages, read_status
 from vitpatch.schema import PATCH_COLUMNS
+from vitpatch.types import Donor
 
 COMPARISON = "comparison"  # the folder inside a sweep's that comparisons are written to
 NOT_RUNS = {COMPARISON, "wandb", ".hydra"}  # folders that hold copies, in which nothing is a run of its own
@@ -57,6 +58,26 @@ class FinishedRun(RunLocation):
 
     manifest: Mapping[str, Any]
     summary: pd.DataFrame
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What can change the run's numbers, as its manifest has it."""
+        return self.manifest["identity"]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The composed config."""
+        return self.manifest["config"]
+
+    @property
+    def donor(self) -> Donor:
+        """The donor of the run's effects."""
+        return Donor(self.manifest["donors"][0])
+
+    @property
+    def depth(self) -> int:
+        """How many blocks the model has."""
+        return self.manifest["model"]["layers"]
 
     def examples(self) -> pd.DataFrame:
         """The rows of ``examples.parquet``."""

@@ -18,7 +18,7 @@ from vitpatch.formatting import corruption_name, data_words, short, strength_wor
 from vitpatch.plots.style import place_words
 from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
-from vitpatch.types import BaseRun, Direction, Donor, Metric, depends_on_corruption
+from vitpatch.types import BaseRun, Direction, Metric, depends_on_corruption
 
 MIN_LAYERS = 3  # ranks of fewer layers are not correlated
 
@@ -29,7 +29,7 @@ def overview_table(runs: Sequence[FinishedRun], place: Path) -> pd.DataFrame:
 
 
 def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
-    manifest, config, identity = run.manifest, run.manifest["config"], run.manifest["identity"]
+    manifest, config, identity = run.manifest, run.config, run.identity
     target, summary, total = identity["target"], run.summary, manifest["total_effect"]
     composed = run.folder.path / ".hydra" / "config.yaml"
     return {
@@ -44,7 +44,7 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
         "heads": format_setting(target["heads"]),
         "windows": format_windows(identity["window"]),
         "direction": identity["direction"],
-        "donor": manifest["donors"][0],
+        "donor": str(run.donor),
         "metric": identity["metric"],
         "include": identity["include"],
         "n": int(summary["n"].iloc[0]),
@@ -54,7 +54,7 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
         "total_effect_low": number_or_nan(total["low"]),
         "total_effect_high": number_or_nan(total["high"]),
         **_peak_columns(run),
-        "depth": manifest["model"]["layers"],
+        "depth": run.depth,
         "seconds": manifest["seconds"],
         "weights": manifest["model"]["weights"],
         "data_digest": identity["data"],
@@ -68,12 +68,12 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
 
 def _corruption_columns(run: FinishedRun) -> dict[str, str]:
     """Corruption, strength and calibration in words; no corruption where the corrupted run plays no part."""
-    manifest, identity, donor = run.manifest, run.manifest["identity"], Donor(run.manifest["donors"][0])
+    identity, donor = run.identity, run.donor
     direction, metric, rival = Direction(identity["direction"]), Metric(identity["metric"]), BaseRun(identity["rival"])
     if not depends_on_corruption(donor, direction, metric, rival, read_inclusion(identity["include"])):
         return {"corruption": f"none: {donor} as donor", "strength": "", "calibrated": ""}
-    corruption, calibrated = manifest["config"]["corruption"], ""
-    if found := manifest.get("calibration"):
+    corruption, calibrated = run.config["corruption"], ""
+    if found := run.manifest.get("calibration"):
         damage = f"{found['damage']} {number_or_nan(found['drop']['drop']):.3f}"
         calibrated = f"{found['asked']}: {found['key']}={found['strength']:.4g}, {damage}"
     words = {"corruption": corruption_name(corruption), "strength": strength_words(corruption)}
@@ -96,7 +96,7 @@ def _peak_columns(run: FinishedRun) -> dict[str, Any]:
     if peak is not None:
         layer, series = int(peak["layer"]), series_names(run.summary)[run.summary.index.get_loc(peak.name)]
         row["peak_layer"], row["peak_place"] = layer, place_words(layer, series)
-        row["peak_relative_depth"] = relative_depth(layer, manifest["model"]["layers"])
+        row["peak_relative_depth"] = relative_depth(layer, run.depth)
     layers = manifest.get("peak_set") or []
     row["peak_set"] = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
     return row | {name: number_or_nan(manifest.get(name)) for name in ("peak_stability", "peak_effect_split_halves")}
@@ -115,7 +115,7 @@ def profiles_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
     """The table ``profiles`` of ``Comparison``; NaN in columns that a run does not have."""
     tables = []
     for run in runs:
-        depth, summary = run.manifest["model"]["layers"], run.summary
+        depth, summary = run.depth, run.summary
         names = pd.DataFrame({"run": run.name, "series": series_names(summary)}, index=summary.index)
         depths = {"depth": depth, "relative_depth": relative_depth(summary["layer"], depth)}
         tables.append(pd.concat([names, summary.assign(**depths)], axis=1))
@@ -152,8 +152,8 @@ def _peak_profile(run: FinishedRun) -> tuple[Array, Array]:
     like: Mapping[str, Any] = summary.iloc[0] if peak is None else peak
     in_series = [summary[name] == like[name] for name in ("site", "tokens", "head", "window")]
     rows = summary[np.logical_and.reduce(in_series)].sort_values("layer")
-    depths = relative_depth(rows["layer"].to_numpy(float), run.manifest["model"]["layers"])
+    depths = relative_depth(rows["layer"].to_numpy(float), run.depth)
     total = number_or_nan(run.manifest["total_effect"]["mean"])
     if np.isnan(total):
-        total = 1.0 if run.manifest["config"]["metric"] == Metric.KL else -1.0
+        total = 1.0 if run.config["metric"] == Metric.KL else -1.0
     return depths, rows["effect"].to_numpy(float) * (1.0 if total >= 0 else -1.0)

@@ -32,7 +32,7 @@ from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.inference import Array, Resamples, Spread, sign_flip_p
 from vitpatch.stats.result import total_effects
 from vitpatch.stats.summary import MIN_STANDARD_ERRORS
-from vitpatch.types import Direction, Donor, Interval, Metric
+from vitpatch.types import Direction, Interval, Metric
 
 MAX_RUNS = 60
 """Of more runs only pairs that differ in one setting are subtracted: the number of pairs grows with the square."""
@@ -72,8 +72,8 @@ class RunEffects:
             effects = effects.reshape(-1, len(patches))
             if len(effects) != len(included):
                 raise ValueError(f"{len(effects)} images have effects, {len(included)} have base runs")
-            donor, config = Donor(run.manifest["donors"][0]), run.manifest["config"]
-            total = total_effects(examples, donor, Direction(config["direction"]), Metric(config["metric"]))
+            direction, metric = Direction(run.config["direction"]), Metric(run.config["metric"])
+            total = total_effects(examples, run.donor, direction, metric)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise broken_run(run.folder, "a file is broken", error) from error
         ids, clusters = (examples[name].to_numpy(np.int64)[included] for name in ("example_id", "cluster"))
@@ -202,7 +202,7 @@ def subtract_pairs(pairs: Sequence[Pair], settings: Mapping[str, RunSettings]) -
 
 def have_same_corruption(a: FinishedRun, b: FinishedRun) -> bool:
     """Whether two runs have one corruption of one strength, asked for or calibrated; of random ones with any seed."""
-    one, other = (option_identity(run.manifest["config"]["corruption"]) for run in (a, b))
+    one, other = (option_identity(run.config["corruption"]) for run in (a, b))
     return one == other
 
 
@@ -212,25 +212,22 @@ def check_comparable(a: FinishedRun, b: FinishedRun) -> None:
     With one corruption the donors may differ: the effects are then against one base run. The ratios that are compared
     across corruptions are of one donor only.
     """
-    manifest_a, manifest_b = a.manifest, b.manifest
-    if manifest_a["identity"]["data"] != manifest_b["identity"]["data"]:
+    if a.identity["data"] != b.identity["data"]:
         raise VitPatchError("the data differ: not the same images, or their labels are other classes")
-    if (depths := (manifest_a["model"]["layers"], manifest_b["model"]["layers"]))[0] != depths[1]:
-        raise VitPatchError(f"the models have {depths[0]} and {depths[1]} layers: compare them by relative depth")
+    if a.depth != b.depth:
+        raise VitPatchError(f"the models have {a.depth} and {b.depth} layers: compare them by relative depth")
     for key in ("direction", "metric"):
-        if manifest_a["config"][key] != manifest_b["config"][key]:
-            values = f"{manifest_a['config'][key]} and {manifest_b['config'][key]}"
-            raise VitPatchError(f"the {key} differs: {values}")
-    if manifest_a["config"]["metric"] == Metric.LOGIT_DIFF:
+        if a.config[key] != b.config[key]:
+            raise VitPatchError(f"the {key} differs: {a.config[key]} and {b.config[key]}")
+    if a.config["metric"] == Metric.LOGIT_DIFF:
         raise VitPatchError("logit_diff regresses under any disturbance: compare runs in prob or log_odds")
     if not have_same_corruption(a, b):
-        donor_a, donor_b = manifest_a["donors"][0], manifest_b["donors"][0]
-        if donor_a != donor_b:
+        if a.donor != b.donor:
             raise VitPatchError(
-                f"corruption and donor differ ({donor_a} and {donor_b}): recovered is compared for one donor"
+                f"corruption and donor differ ({a.donor} and {b.donor}): recovered is compared for one donor"
             )
-        if Donor(donor_a).is_constant:
-            raise VitPatchError(f"recovered has no meaning: donor {donor_a} is no run")
+        if a.donor.is_constant:
+            raise VitPatchError(f"recovered has no meaning: donor {a.donor} is no run")
     if not len(common_patches(a.summary, b.summary)):
         raise VitPatchError(f"no patch in common: {_differing_patches(a, b)}")
 
@@ -276,13 +273,13 @@ def _subtract(a: FinishedRun, b: FinishedRun, effects_a: RunEffects, effects_b: 
 
 def _common(a: FinishedRun, b: FinishedRun, key: str, default: int | str) -> int | str:
     """The value of a config key that both runs have, ``default`` where they differ."""
-    values = {run.manifest["config"][key] for run in (a, b)}
+    values = {run.config[key] for run in (a, b)}
     return values.pop() if len(values) == 1 else default
 
 
 def describe_caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
     """Why a pair's differences are less certain than their intervals say: images chosen by an outcome, few clusters."""
-    cautions, rules = [], [run.manifest["identity"]["include"] for run in (a, b)]
+    cautions, rules = [], [run.identity["include"] for run in (a, b)]
     by_outcome = [
         run.name for run, rule in zip((a, b), rules, strict=True) if read_inclusion(rule).selects_on_the_outcome
     ]

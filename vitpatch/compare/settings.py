@@ -35,7 +35,7 @@ RunSettings = Mapping[str, Setting]
 
 def run_settings(run: FinishedRun) -> dict[str, Setting]:
     """What a run's effects depend on, by name. Controls, synergy and the test of p only add columns: left out."""
-    identity, config = run.manifest["identity"], run.manifest["config"]
+    identity, config = run.identity, run.config
     target, model_keys = identity["target"], ("weights", "architecture", "readout", "row", "preprocessing")
     calibrated = {key: identity.get(key) for key in ("calibrate", "matched", "corruption_code")}
     images = counted(run.manifest["counts"]["images"], "image")
@@ -89,8 +89,8 @@ def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
 
 def _flat_settings(run: FinishedRun) -> dict[str, str]:
     """A run's settings as text, by key; nested keys are joined by dots."""
-    config = run.manifest["config"]
-    identity = run.manifest["identity"] | {"corruption": config["corruption"]}  # with the calibrated strength
+    config = run.config
+    identity = run.identity | {"corruption": config["corruption"]}  # with the calibrated strength
     settings = {f"options.{group}": config.get("options", {}).get(group) for group in OPTION_GROUPS}
     settings["model.path"] = config["model"]["path"]
     settings |= {f"data.{key}": config["data"].get(key) for key in ("path", "split", "limit")}
@@ -166,14 +166,14 @@ def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     """
     warnings = []
     for group in _group_by(runs, _requested_weights):
-        path = short(group[0].manifest["config"]["model"]["path"])
+        path = short(group[0].config["model"]["path"])
         warnings += _warn(f"model {path}: one path, several weights", group, _loaded_weights)
     for group in _group_by(runs, _requested_images):
-        data = group[0].manifest["config"]["data"]
+        data = group[0].config["data"]
         what = f"data {data_words(data)}, split {data.get('split')}: one path, several contents"
-        warnings += _warn(what, group, lambda run: run.manifest["identity"]["data"])
+        warnings += _warn(what, group, lambda run: run.identity["data"])
     numbers = "several numbers versions of vitpatch"
-    warnings += _warn(numbers, runs, lambda run: str(run.manifest["identity"]["numbers_version"]))
+    warnings += _warn(numbers, runs, lambda run: str(run.identity["numbers_version"]))
     warnings += _warn("several versions of vitpatch", runs, lambda run: run.manifest["versions"]["vitpatch"])
     for group in _group_by(runs, lambda run: run.manifest["run_id"]):
         if len(group) > 1:
@@ -188,9 +188,9 @@ def _requested_weights(run: FinishedRun) -> str:
     A zero-shot head is made from the data's label names. Manifests of earlier versions have no digest of the checkpoint
     without it, so that runs on other data cannot be compared.
     """
-    model = run.manifest["config"]["model"]
+    model = run.config["model"]
     if class_name(str(model.get("_target_"))) == ZERO_SHOT and "checkpoint" not in run.manifest["model"]:
-        return digest([model, run.manifest["identity"]["data"]])
+        return digest([model, run.identity["data"]])
     return digest({key: value for key, value in model.items() if key not in KEYS_WITHOUT_WEIGHTS})
 
 
@@ -201,7 +201,7 @@ def _loaded_weights(run: FinishedRun) -> str:
 
 def _requested_images(run: FinishedRun) -> str:
     """A digest of the keys that choose images, and of the model."""
-    config = run.manifest["config"]
+    config = run.config
     data = {key: value for key, value in config["data"].items() if key not in KEYS_WITHOUT_IMAGES}
     return digest([data, config["model"]])
 
