@@ -60,8 +60,7 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
     """
     series = list(dict.fromkeys(summary["series"]))
     figure = Figure(figsize=(style.figure_width(summary["layer"].nunique()), 4.4), layout="constrained")
-    below = _series_below(summary, series, references)
-    axes, panels = _add_panels(figure, len(below))
+    axes, panels = _add_panels(figure, len(series) if _need_panels(summary, series, references) else 0)
     draw_references(axes, references)
     if len(series) > style.MOST_LINES:
         _draw_points(axes, summary, references)
@@ -69,14 +68,13 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
         _draw_lines(axes, summary, references)
     if len(series) == 1:
         limits = axes.get_ylim()
-        _draw_controls(axes, summary, references, CONTROLS, limits if below else (-np.inf, np.inf))
-        if below:
+        _draw_controls(axes, summary, references, CONTROLS, limits if panels else (-np.inf, np.inf))
+        if panels:
             axes.set_ylim(limits)
     label_axes(axes, summary, caption.effect)
     if summary["recovered"].notna().any():
         _share_of_total(axes, references.total)
-    drawn = [one for one in style.each_series(summary) if one[0] in below]
-    for panel, (name, rows, look, _) in zip(panels, drawn, strict=True):
+    for panel, (name, rows, look, _) in zip(panels, style.each_series(summary), strict=False):
         _draw_whole(panel, rows, references, look, name or "the same, on an axis that holds all donors")
         label_axes(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
@@ -86,13 +84,13 @@ def layer_profile(summary: pd.DataFrame, references: References, caption: Captio
     return figure
 
 
-def _series_below(summary: pd.DataFrame, series: Sequence[str], references: References) -> list[str]:
-    """The series that have a panel of their own for all their donors."""
+def _need_panels(summary: pd.DataFrame, series: Sequence[str], references: References) -> bool:
+    """Whether each series needs a panel of its own to show all its donors."""
     if not references.controls or len(series) > style.MOST_LINES:
-        return []
+        return False
     own = _axis_length(summary, ["effect", "effect_sim"], references.total)
     whole = _axis_length(summary, ["effect", "effect_sim", *references.controls], references.total)
-    return list(series) if len(series) > 1 or whole > STRETCH * own else []
+    return len(series) > 1 or whole > STRETCH * own
 
 
 def _axis_length(summary: pd.DataFrame, columns: Sequence[str], total: Estimate) -> float:
