@@ -16,7 +16,6 @@ from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.models.checkpoint import Checkpoint, _load, pretrained_classifier
 from vitpatch.models.classes import (
     Classes,
-    class_names,
     classes_of_training,
     label_by_classes,
     label_notes,
@@ -74,7 +73,8 @@ def config_of(tmp_path):
     ],
 )
 def test_names_are_what_either_map_of_a_config_says(config_of, labels, names):
-    assert class_names(config_of(**labels)) == (names and tuple(names), None)
+    classes = Classes.of(config_of(**labels))
+    assert (classes.names, classes.doubt) == (names and tuple(names), None)
 
 
 @pytest.mark.parametrize(

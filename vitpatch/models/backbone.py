@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.models.classes import class_names, set_labels
+from vitpatch.models.classes import Classes, set_labels
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class BackboneClassifier(nn.Module):
     def __init__(self, backbone: nn.Module, head: nn.Linear, path: str) -> None:
         super().__init__()
         self.backbone, self.classifier, self.config = backbone, head, backbone.config
-        names, doubt = class_names(self.config)
+        own = Classes.of(self.config)
+        names, doubt = own.names, own.doubt
         if names is not None and len(names) != head.out_features:
             doubt = f"its config names {len(names)} classes, model.head_path has {head.out_features}"
         if doubt is not None:

@@ -42,8 +42,28 @@ class Classes:
 
     @classmethod
     def of(cls, config: Any) -> Classes:
-        """The classes of a model's config."""
-        return cls(config.num_labels, *class_names(config))
+        """The classes of a model's config.
+
+        The name of a class is that of ``id2label``, or else of ``label2id``; LABEL_0, LABEL_1, … and blanks are no
+        names. Names are not used where the two contradict each other, or name classes that the model does not have.
+        """
+        number = config.num_labels
+        by_id = _names_by_index((config.id2label or {}).items())
+        by_name = _names_by_index((index, name) for name, index in (config.label2id or {}).items())
+        names: list[str] = []
+        for index in range(number):
+            name, others = by_id.get(index, [None])[0], by_name.get(index, [])
+            if name is None or (_is_generic(name) and others and not _is_generic(others[0])):
+                name = ", ".join(others) or f"LABEL_{index}"
+            elif others and _is_generic(name) == _is_generic(others[0]) and fold_name(name) not in map(fold_name, others):
+                return cls(number, None, f"id2label calls class {index} {name!r}, label2id {others[0]!r}")
+            names.append(name)
+        for key, names_by_index in (("id2label", by_id), ("label2id", by_name)):
+            if beyond := sorted(set(names_by_index) - set(range(number))):
+                name, last = names_by_index[beyond[0]][0], number - 1
+                doubt = f"{key} names a class {beyond[0]} ({name!r}), the model has classes 0 to {last}"
+                return cls(number, None, doubt)
+        return cls(number, None if names == [f"LABEL_{index}" for index in range(number)] else tuple(names))
 
 
 # --- the labels of images ---
@@ -195,30 +215,6 @@ def probability_notes(model: nn.Module) -> tuple[str, ...]:
     """Lines on what a model's probabilities are, where they are no softmax over classes that exclude each other."""
     is_multi_label = getattr(model.config, "problem_type", None) == MULTI_LABEL
     return (NOT_EXCLUSIVE,) * is_multi_label + tuple(getattr(model, "notes", ()))
-
-
-def class_names(config: Any) -> tuple[tuple[str, ...] | None, str | None]:
-    """The names of a config's classes by index, or ``None``; and why there are none although it has some, or ``None``.
-
-    The name of a class is that of ``id2label``, or else of ``label2id``; LABEL_0, LABEL_1, … and blanks are no names.
-    The names are not used where the two contradict each other, or name classes that the model does not have.
-    """
-    number = config.num_labels
-    by_id = _names_by_index((config.id2label or {}).items())
-    by_name = _names_by_index((index, name) for name, index in (config.label2id or {}).items())
-    names: list[str] = []
-    for index in range(number):
-        name, others = by_id.get(index, [None])[0], by_name.get(index, [])
-        if name is None or (_is_generic(name) and others and not _is_generic(others[0])):
-            name = ", ".join(others) or f"LABEL_{index}"
-        elif others and _is_generic(name) == _is_generic(others[0]) and fold_name(name) not in map(fold_name, others):
-            return None, f"id2label calls class {index} {name!r}, label2id {others[0]!r}"
-        names.append(name)
-    for key, names_by_index in (("id2label", by_id), ("label2id", by_name)):
-        if beyond := sorted(set(names_by_index) - set(range(number))):
-            name = names_by_index[beyond[0]][0]
-            return None, f"{key} names a class {beyond[0]} ({name!r}), the model has classes 0 to {number - 1}"
-    return None if names == [f"LABEL_{index}" for index in range(number)] else tuple(names), None
 
 
 def _names_by_index(pairs: Iterable[tuple[Any, Any]]) -> dict[int, list[str]]:

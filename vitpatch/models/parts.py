@@ -225,18 +225,19 @@ class Reader:
 
     def __init__(self, model: nn.Module, readout: Readout, special: tuple[str, ...], tokens: int) -> None:
         self.readout, self._special = readout, special
-        self._submodule = model.get_submodule
+        self._norm, self._pool, self._pooled_norm = (
+            nn.Identity() if path is None else model.get_submodule(path)
+            for path in (readout.norm, readout.pool, readout.pooled_norm)
+        )
+        self._heads = {head: model.get_submodule(head) for head in readout.heads}
         pooled = readout.parts & {PATCHES, EVERYTHING, POOLED}
         self.reads = tokens if pooled else max(map(special.index, readout.parts)) + 1
         """The classifier reads this many tokens, the first ones."""
 
     def __call__(self, stream: Tensor) -> Tensor:
         """The last stream at the tokens that are read, (rows, reads, width) → logits (rows, classes)."""
-        normed, pooled_norm = self._module(self.readout.norm)(stream), self._module(self.readout.pooled_norm)
-        return self._logits({head: pooled_norm(self._parts(normed, head)) for head in self.readout.heads})
-
-    def _module(self, path: str | None) -> nn.Module:
-        return nn.Identity() if path is None else self._submodule(path)
+        normed = self._norm(stream)
+        return self._logits({head: self._pooled_norm(self._parts(normed, head)) for head in self._heads})
 
     def _parts(self, normed: Tensor, head: str) -> Tensor:
         """What a head reads of (rows, reads, width): its parts side by side."""
@@ -244,13 +245,13 @@ class Reader:
 
     def _part(self, normed: Tensor, part: str) -> Tensor:
         if part == POOLED:
-            return self._module(self.readout.pool)(normed)
+            return self._pool(normed)
         if part in (PATCHES, EVERYTHING):
             return normed[:, len(self._special) if part == PATCHES else 0 :].mean(1)
         return normed[:, self._special.index(part)]
 
     def _logits(self, by_head: dict[str, Tensor]) -> Tensor:
-        logits = [self._submodule(head)(parts) for head, parts in by_head.items()]
+        logits = [self._heads[head](parts) for head, parts in by_head.items()]
         return logits[0] if len(logits) == 1 else sum(logits) / len(logits)
 
     def direct(self, stream: Tensor, changes: Iterable[Change]) -> Tensor:
@@ -259,18 +260,17 @@ class Reader:
         The scale of the norms stays that of ``stream``, so that the way is linear up to the classifier (the direct
         effect of Elhage et al. 2021, with a frozen layer norm). NaN where a norm is of an unknown kind.
         """
-        norm, pooled_norm = self._module(self.readout.norm), self._module(self.readout.pooled_norm)
-        normed = norm(stream)
-        unmoved = {head: self._parts(normed, head) for head in self.readout.heads}
-        carry = frozen_norm(norm, stream)
-        carry_pooled = {head: frozen_norm(pooled_norm, parts) for head, parts in unmoved.items()}
+        normed = self._norm(stream)
+        before = {head: self._parts(normed, head) for head in self._heads}
+        carry = frozen_norm(self._norm, stream)
+        carry_pooled = {head: frozen_norm(self._pooled_norm, parts) for head, parts in before.items()}
         logits = []
         for change in changes:
             moved = carry(change.values, change.tokens)
             by_head = {}
-            for head, before in unmoved.items():
+            for head, parts in before.items():
                 added = carry_pooled[head](self._change_of_parts(normed, change.tokens, moved, head), slice(None))
-                by_head[head] = (pooled_norm(before) + added).to(stream.dtype)
+                by_head[head] = (self._pooled_norm(parts) + added).to(stream.dtype)
             logits.append(self._logits(by_head))
         return torch.stack(logits)
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import digest, one_line
-from vitpatch.models.classes import class_names, number_of_classes, probability_notes
+from vitpatch.models.classes import Classes, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family
 from vitpatch.models.hooks import Act, HookPoint, attached, first_argument, run_until
 from vitpatch.models.parts import Block, CallArguments, Reader
-from vitpatch.models.preprocessing import Preprocessing, config_value, image_and_patch_size, pair, vision_config
+from vitpatch.models.preprocessing import Preprocessing, config_value, image_and_patch_size, pair
 from vitpatch.types import Site, Sizes
 
 Place = tuple[Site, int]
@@ -69,7 +69,7 @@ class PatchableViT(nn.Module):
         self.model = model.eval()
         self.family, self.preprocessing, self.head = family, preprocessing, readout
         self.classes = number_of_classes(model, {head for readout in family.readouts for head in readout.heads})
-        self.label_names, _ = class_names(model.config)
+        self.label_names = Classes.of(model.config).names
         self.notes = probability_notes(model)
         self.blocks = self._find_blocks()
         size, self._patch = image_and_patch_size(model)
@@ -98,21 +98,18 @@ class PatchableViT(nn.Module):
                 raise AttributeError(f"{self.family.blocks} has no block")
             versions = [self.family, *(replace(self.family, **names) for names in self.family.versions)]
             self.family = next((row for row in versions if Block(modules[0], row, 0).has(Site.Z)), self.family)
-            self._heads = self._number_of_heads(modules[0])
-            return [Block(module, self.family, self._heads) for module in modules]
+            attention = modules[0].get_submodule(self.family.attention)
+            self._heads = config_value(self.model, "num_attention_heads") or getattr(attention, "num_heads", None)
+            blocks = [Block(module, self.family, self._heads) for module in modules]
         except (AttributeError, TypeError) as error:
             raise VitPatchError(f"{self._name}: its blocks are not where the row says ({error})") from error
+        if self._heads is None:
+            raise VitPatchError(f"{self._name}: neither its config nor its attention says the number of heads")
+        return blocks
 
     @property
     def _name(self) -> str:
         return f"{type(self.model).__name__} as {self.family.name}"
-
-    def _number_of_heads(self, block: nn.Module) -> int:
-        for owner in (vision_config(self.model.config), block.get_submodule(self.family.attention)):
-            for name in ("num_attention_heads", "num_heads"):
-                if isinstance(number := getattr(owner, name, None), int):
-                    return number
-        raise VitPatchError(f"{self._name}: neither its config nor its attention says the number of heads")
 
     def _find_readers(self) -> list[Reader]:
         """The family's readouts that the model has all modules and tokens of, reduced to the head asked for."""
