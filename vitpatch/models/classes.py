@@ -53,9 +53,10 @@ class Classes:
         names: list[str] = []
         for index in range(number):
             name, others = by_id.get(index, [None])[0], by_name.get(index, [])
+            folded = {fold_name(other) for other in others}
             if name is None or (_is_generic(name) and others and not _is_generic(others[0])):
                 name = ", ".join(others) or f"LABEL_{index}"
-            elif others and _is_generic(name) == _is_generic(others[0]) and fold_name(name) not in map(fold_name, others):
+            elif others and _is_generic(name) == _is_generic(others[0]) and fold_name(name) not in folded:
                 return cls(number, None, f"id2label calls class {index} {name!r}, label2id {others[0]!r}")
             names.append(name)
         for key, names_by_index in (("id2label", by_id), ("label2id", by_name)):
