@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vitpatch.checks import one_of, parse_window, whole_number
+from vitpatch.checks import Index, check, one_of, parse_window
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
@@ -120,7 +120,7 @@ def patch(
             raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
         if len(clusters) != len(labels):
             raise VitPatchError(f"clusters: {len(clusters)} of them, {len(labels)} images")
-        whole_number("seed", seed, least=0)
+        check("seed", seed, Index)
         what = _target(target, tokens, layers, heads, grid)
         vit.require(what.site)
         windows = _windows(window, what, vit.sizes.depth)

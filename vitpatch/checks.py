@@ -56,7 +56,7 @@ WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@|://(hf_|gh[pousr]_|github_pat
 
 @dataclass(frozen=True)
 class Expected:
-    """Stands in ``Annotated`` for the words that the type itself would be described by."""
+    """In ``Annotated``: what an error says is expected, instead of a description of the type."""
 
     words: str
 
@@ -91,18 +91,13 @@ def _types_of(declaring: Any) -> dict[str, Any]:
         return {}
 
 
-def whole_number(key: str, value: Any, least: int) -> int:
-    """``value`` where it is an integer of at least ``least``."""
-    return check(key, value, Annotated[int, Ge(least)])
-
-
 def one_of(key: str, value: Any, kind: type[E]) -> E:
     """``value`` as a member of ``kind``."""
     return kind(check(key, value, kind))
 
 
 def suggest(key: Any, known: Collection[str]) -> str:
-    """What to say of an unknown key: the nearest of those that are known, or all of them."""
+    """The hint in an error about an unknown key: the nearest known one, or some of them."""
     near = difflib.get_close_matches(str(key), list(known), n=1)
     some = [*known][:12] + ["…"] * (len(known) > 12)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(some) or 'none'}"

@@ -1,6 +1,6 @@
 """How values are written: numbers, counts, errors and titles for a reader; options and digests for a run's identity.
 
-Titles are made from a run's config alone. Light: compares and ``--help`` need no torch.
+Titles are made from a run's config alone. Light: neither a comparison nor ``--help`` needs torch.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def duration(seconds: float) -> str:
 
 
 def class_name(target: str) -> str:
-    """What a ``_target_`` is known by: the bare name of a class of this package, the full path of a user's own."""
+    """How a ``_target_`` is named: by the bare name of a class of this package, by the full path of a user's own."""
     return target.rpartition(".")[2] if target.startswith("vitpatch.") else target
 
 
@@ -125,8 +125,8 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def short(path: str) -> str:
-    """The last part of a path; of a folder in the hub's cache the repository's name."""
+def path_title(path: str) -> str:
+    """The last part of a path, without ``.parquet``; of a folder in the hub's cache the repository's name."""
     at = Path(str(path))
     if at.parent.name == "snapshots":
         return at.parent.parent.name.rpartition("--")[2]
@@ -135,7 +135,7 @@ def short(path: str) -> str:
 
 def data_words(data: Mapping[str, Any]) -> str:
     """The data by the last part of their path, and what is made of them."""
-    return short(data["path"]) + " scenes" * (class_name(data["_target_"]) == "TexturedScenes")
+    return path_title(data["path"]) + " scenes" * (class_name(data["_target_"]) == "TexturedScenes")
 
 
 def corruption_words(corruption: Mapping[str, Any]) -> str:
@@ -203,7 +203,7 @@ def run_labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def short_labels(names: Sequence[str]) -> dict[str, str]:
-    """By run's name what stands at an axis or in a legend, no two the same."""
+    """By run's name its label at an axis or in a legend, no two the same."""
     labels = run_labels(names)
     short = shorten_names(list(labels.values()), LONGEST)
     return {name: short[label] for name, label in labels.items()}
@@ -221,8 +221,10 @@ def _without(name: str, shared: Container[str]) -> str:
 
 
 def shorten_names(names: Sequence[str], longest: int) -> dict[str, str]:
-    """By name one of about so many letters at most, shortened in the middle where no two are then the same; else
-    elsewhere, or by less."""
+    """By name a short one of about ``longest`` letters at most, no two the same.
+
+    The middle is left out; where two would then be the same, another part, or less.
+    """
     if max(map(len, names), default=0) <= longest:
         return {name: name for name in names}
     for most in range(longest, max(map(len, names)), 8):

@@ -12,8 +12,11 @@ from vitpatch.formatting import one_line
 TIMEOUT_S = 3.0
 
 
-def resolve(path: str, key: str) -> str:
-    """A local folder as it is, expanded; a hub id after a short try of the hub. Else raises ``VitPatchError``."""
+def resolve_path(path: str, key: str) -> str:
+    """``path`` as loaders take it: an existing local folder, expanded, or a hub id. Else raises ``VitPatchError``.
+
+    For a hub id the hub is tried first, so that loaders do not wait where it does not answer.
+    """
     for client in ("httpx", "httpx2"):  # each logs every request
         logging.getLogger(client).setLevel(logging.WARNING)
     local = Path(path).expanduser()
@@ -40,7 +43,7 @@ def go_offline_if_unreachable() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def explain(error: BaseException, path: str, key: str, download: str) -> str:
+def explain_failure(error: BaseException, path: str, key: str, download: str) -> str:
     """One line on why ``path`` did not load; ``download`` are options of ``hf download`` that stand before the id."""
     if Path(path).expanduser().exists() or not _is_of_the_network(error):
         return one_line(error)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and paths in the order in which people sort them."""
+"""Files that are written whole or not at all, and paths in the order in which people sort them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PART = ".part"
-"""The end of a passing name: what a killed process left under one is nobody's."""
+"""How names of temporary files end: those that a killed process left may be deleted."""
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -91,10 +91,10 @@ def nan_to_none(value: Any) -> Any:
 
 def natural_sort(paths: Iterable[Path]) -> list[Path]:
     """Paths as people sort them: ``window=3`` before ``window=10``, ``std=0.05`` before ``std=0.1``."""
-    return sorted(paths, key=lambda path: [_numbers_apart(part) for part in path.parts])
+    return sorted(paths, key=lambda path: [_split_numbers(part) for part in path.parts])
 
 
-def _numbers_apart(text: str) -> list[tuple[float, str]]:
-    """Numbers and what is between them, which alternate."""
+def _split_numbers(text: str) -> list[tuple[float, str]]:
+    """Sort keys of the texts and numbers that a name alternates between."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if number % 2 else (0.0, part) for number, part in enumerate(parts)]

@@ -60,7 +60,7 @@ class TokenGroup(StrEnum):
 
 
 class BaseRun(StrEnum):
-    """The two runs every patch is made of."""
+    """The two runs of an image that patches are made from: without and with the corruption."""
 
     CLEAN = "clean"
     CORRUPT = "corrupt"
@@ -159,7 +159,7 @@ class Include(StrEnum):
 
 @dataclass(frozen=True)
 class Inclusion:
-    """A rule, and ``least`` of ``min_total_effect``, in the headline metric's unit."""
+    """Which images the means are over; ``least``: the bound of ``min_total_effect``, in the headline metric's unit."""
 
     rule: Include = Include.ALL
     least: float | None = None
@@ -174,7 +174,7 @@ class Inclusion:
 
 
 ALL_IMAGES = Inclusion()
-"""No image is left out."""
+"""The means are over all images."""
 
 ALL_HEADS = -1
 """``Patch.head`` of a patch of all heads together, or of a site that has none."""
@@ -183,12 +183,12 @@ EVERY_HEAD, JOINT = "all", "joint"
 PREFIX, SUFFIX = -1, -2
 """``Patch.window`` of the layers 0 … l, and of l … depth − 1."""
 WINDOW_WORDS = {"prefix": PREFIX, "suffix": SUFFIX}
-"""How a window that is no number is asked for."""
+"""The words for windows that are no number of layers."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is patched, as asked for.
+    """What the user asks to patch.
 
     ``layers`` are the windows' centres, ``None`` = all. ``tokens`` are groups, each patched by itself. ``heads``, of a
     site by head: numbers, or ``all`` – one head at a time – or ``joint`` – all together –; ``None`` of other sites.
@@ -209,7 +209,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a plan must know of a model, as numbers.
+    """The numbers of a model that a plan is made from.
 
     ``special`` are the names of the tokens before the image patches, ``cls`` first; ``grid`` the (rows, columns) of
     image patches; the classifier reads the first ``reads`` tokens.
@@ -275,12 +275,12 @@ def window_layers(centre: int, window: int, depth: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images on their way to a corruption and a model, still on the [0, 1] scale.
+    """Images before corruption and normalisation, on the [0, 1] scale.
 
     ``images`` float32 (batch, 3, height, width) at the model's input size; ``ids`` int64 (batch,), the row in the
     split; ``labels`` int64 (batch,); ``masks`` float32 (batch, 1, height, width) in [0, 1], 1 = object, where the
-    data have them; ``others`` the partner of each image, for corruptions that ask for one; ``partners`` all that are
-    there, by kind. An id of −1 means that there is no partner.
+    data have them; ``others`` the partner of each image, for corruptions that need one; ``partners`` the partners of
+    every kind that the run needs. An id of −1 means that an image has no partner.
     """
 
     images: Tensor
@@ -322,7 +322,7 @@ class Estimate:
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval."""
+        """Whether the interval is known."""
         return self.low == self.low  # not NaN
 
     @property
@@ -340,7 +340,7 @@ Run = BaseRun | Donor
 
 
 def base_run_of(donor: Donor, direction: Direction) -> Run | None:
-    """The base run that a donor's values are of; ``None`` where they are constants."""
+    """The base run that a donor's values are taken from; ``None`` where they are constants."""
     if donor.is_constant:
         return None
     return direction.donor if donor is Donor.PAIR else donor
@@ -371,14 +371,14 @@ class Study:
 
     @property
     def depends_on_corruption(self) -> bool:
-        """Whether the corrupted run plays a part in the effects."""
+        """Whether the corruption can change the effects."""
         return depends_on_corruption(self.donor, self.direction, self.metric, self.rival, self.include)
 
 
 def depends_on_corruption(
     donor: Donor, direction: Direction, metric: Metric, rival: BaseRun, include: Inclusion
 ) -> bool:
-    """Whether effects are of the corrupted run: it is recipient or donor, chooses images, or names the rival."""
+    """Whether the corruption can change the effects: its run is recipient or donor, chooses images or the rival."""
     is_patched = donor is Donor.PAIR or direction is Direction.DENOISE
     names_the_rival = metric is Metric.LOGIT_DIFF and rival is BaseRun.CORRUPT
     return is_patched or names_the_rival or include.selects_on_the_outcome

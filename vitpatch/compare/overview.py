@@ -14,7 +14,7 @@ import pandas as pd
 from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
 from vitpatch.compare.settings import format_setting, format_windows
-from vitpatch.formatting import corruption_name, data_words, short, strength_words
+from vitpatch.formatting import corruption_name, data_words, path_title, strength_words
 from vitpatch.plots.style import place_words
 from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
@@ -36,7 +36,7 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
         "run": run.name,
         "group": run.group,
         "title": manifest["title"],
-        "model": short(config["model"]["path"]),
+        "model": path_title(config["model"]["path"]),
         "data": data_words(config["data"]),
         **_corruption_columns(run),
         "site": target["site"],

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vitpatch.compare.load import FinishedRun
-from vitpatch.formatting import class_name, corruption_words, counted, data_words, digest, option_identity, short
+from vitpatch.formatting import class_name, corruption_words, counted, data_words, digest, option_identity, path_title
 from vitpatch.types import format_window
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")  # config groups whose options' names are shown
@@ -40,7 +40,7 @@ def run_settings(run: FinishedRun) -> dict[str, Setting]:
     calibrated = {key: identity.get(key) for key in ("calibrate", "matched", "corruption_code")}
     images = counted(run.manifest["counts"]["images"], "image")
     settings = {
-        "model": ([identity.get(key) for key in model_keys], short(config["model"]["path"])),
+        "model": ([identity.get(key) for key in model_keys], path_title(config["model"]["path"])),
         "precision": (identity["precision"], format_setting(identity["precision"])),
         "data": (identity["data"], f"{data_words(config['data'])}, {images}"),
         "corruption": ([option_identity(identity["corruption"]), calibrated], corruption_words(config["corruption"])),
@@ -166,7 +166,7 @@ def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     """
     warnings = []
     for group in _group_by(runs, _requested_weights):
-        path = short(group[0].config["model"]["path"])
+        path = path_title(group[0].config["model"]["path"])
         warnings += _warn(f"model {path}: one path, several weights", group, _loaded_weights)
     for group in _group_by(runs, _requested_images):
         data = group[0].config["data"]

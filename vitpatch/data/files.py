@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import ArgumentError, VitPatchError
-from vitpatch.hub import commit_of, local_copy, resolve
+from vitpatch.hub import commit_of, local_copy, resolve_path
 
 if TYPE_CHECKING:
     import datasets
@@ -114,7 +114,7 @@ class HubImages(ImageSource):
         """The rows of the split, downloaded or from the cache, or a stream of them."""
         from datasets import enable_progress_bars
 
-        where = resolve(self.path, "data.path")
+        where = resolve_path(self.path, "data.path")
         if self.split is None:
             raise ArgumentError("split is missing: name the split, such as split=test")
         if Path(where).is_dir():

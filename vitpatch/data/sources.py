@@ -19,7 +19,7 @@ from vitpatch.checks import Count, Expected, Index, Seed, argument_keys, check_f
 from vitpatch.data.images import ColumnNames, LabelledImages, StreamedRows
 from vitpatch.data.labels import TEXT, UNKNOWN, cluster_values, is_text, label_numbers, mapped_labels, number_labels
 from vitpatch.errors import VitPatchError
-from vitpatch.hub import explain
+from vitpatch.hub import explain_failure
 
 if TYPE_CHECKING:
     import datasets
@@ -105,7 +105,7 @@ def _open(source: ImageSource) -> LabelledImages:
     except VitPatchError:
         raise
     except Exception as error:  # datasets, pyarrow, fsspec and httpx share no class
-        reason = explain(error, source.path, "data.path", "--repo-type dataset ")
+        reason = explain_failure(error, source.path, "data.path", "--repo-type dataset ")
         raise VitPatchError(f"data {source.path}: {reason}") from error
     labels, names = np.full(number, UNKNOWN, dtype=np.int64), None
     if columns.label is not None:

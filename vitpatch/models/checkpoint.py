@@ -13,7 +13,7 @@ import torch
 
 from vitpatch.checks import Count, Expected, Interval, Share, check_fields, has_type, is_list
 from vitpatch.errors import VitPatchError
-from vitpatch.hub import commit_of, explain, model_files, resolve
+from vitpatch.hub import commit_of, explain_failure, model_files, resolve_path
 from vitpatch.models import formats
 from vitpatch.models.backbone import BackboneClassifier, load_head
 from vitpatch.models.classes import config_labels, keep_labels, name_classes
@@ -114,7 +114,7 @@ class Checkpoint:
         if not folder.is_dir() or (folder / "adapter_config.json").exists():  # which would be loaded with its base
             if (problem := formats.describe_path(self.path)) is not None:
                 raise VitPatchError(problem)
-            return resolve(self.path, "model.path")
+            return resolve_path(self.path, "model.path")
         if self.revision is not None:
             raise VitPatchError(
                 f"model.revision {self.revision}: model.path {self.path} is a local folder; leave it null"
@@ -255,7 +255,7 @@ class Checkpoint:
             if "custom code" in str(error):
                 raise VitPatchError(formats.describe_failure(error, self.path)) from error
             raise VitPatchError(
-                f"model {self.path}: no image processor ({explain(error, self.path, 'model.path', '')}); say "
+                f"model {self.path}: no image processor ({explain_failure(error, self.path, 'model.path', '')}); say "
                 "how images reach it: model.mean=[R,G,B] model.std=[R,G,B] on the [0, 1] scale, and where they differ "
                 "from the model's size and bicubic, model.image_size, model.crop_share, model.resample"
             ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitpatch.errors import VitPatchError
-from vitpatch.hub import explain
+from vitpatch.hub import explain_failure
 from vitpatch.io import natural_sort
 
 PICKLE = (
@@ -50,7 +50,7 @@ def describe_failure(error: Exception, path: str) -> str:
         )
     if "weights_only" in str(error):
         return f"model {path}: its pytorch_model.bin holds more than weights, or is damaged, and is not read"
-    return describe_path(path) or f"model {path} cannot be loaded: {explain(error, path, 'model.path', '')}"
+    return describe_path(path) or f"model {path} cannot be loaded: {explain_failure(error, path, 'model.path', '')}"
 
 
 def describe_path(path: str) -> str | None:

@@ -1,8 +1,8 @@
-"""What a plan costs on a model: floating-point operations, bytes, and how much may be done at once.
+"""What a plan costs on a model: floating-point operations, bytes, and how many images fit into memory at once.
 
-What is free: of a GPU's memory, or of the machine's within the limits of the control groups that a process is in.
-Linux' page cache counts as used in a control group, but is given back when memory is asked for: files that were read
-would otherwise fill a container. What psutil calls available is the machine's, whatever the group's limit is.
+Free memory is a GPU's, or the machine's within the limits of the process's control groups (containers, SLURM jobs).
+psutil knows no control groups: it reports the whole machine's. Page cache counts as used in a control group, but the
+kernel gives it back when memory is needed, so it is counted as free here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitpatch.types import Site
 
 GB = 1e9
 MARGIN = 0.8
-"""The share of what is free that may be taken without being asked."""
+"""The share of the free memory that is used where ``memory_gb`` is not given."""
 LIBRARIES = 30_000_000
 """Bytes that torch and its kernels take for themselves once a model runs."""
 KEPT = 2
@@ -31,7 +31,7 @@ KEPT = 2
 TOKENS_A_CALL = {"cpu": 4096, "other": 131072}
 """More in one call is not faster."""
 NOT_LINUX = 4e9
-"""Bytes that are taken for free where nothing says how many are."""
+"""Bytes assumed to be free where the system has no ``/proc/meminfo``."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class ComputeLimits:
 class Cost:
     """What a plan costs on a model, an image; FLOPs are of matrix products, multiply and add counted as two.
 
-    ``full_flops``: the same with a full forward pass a patch, which is what a model run whole costs. ``image_bytes``:
-    what an image takes while it and its states are on their way; ``row_bytes``: one row inside a call;
-    ``batch_bytes``: one image of a batch that waits.
+    ``full_flops``: the same with a full forward pass a patch. Memory: ``image_bytes`` of an image and its states while
+    they are computed, ``row_bytes`` of one row inside a call, ``batch_bytes`` of one image of a batch that waits.
     """
 
     flops: float
@@ -71,10 +70,10 @@ class Cost:
         waiting: int | None = None,
         before: tuple[int, int] | None = None,
     ) -> ComputeLimits:
-        """The most of a batch that fits ``limit`` bytes and is of use; ``waiting`` of its images (all) take room too.
+        """How much of a batch to compute at once: what fits ``limit`` bytes, and no more than makes a call faster.
 
-        As many ``(images, rows)`` as ``before``, where they still fit. Raises ``VitPatchError`` where one image does
-        not fit.
+        ``waiting``: how many of its images stay in memory meanwhile (default: all). ``before``: the (images, rows) that
+        the run began with, kept where they still fit. Raises ``VitPatchError`` where one image does not fit.
         """
         waiting = batch if waiting is None else waiting
 
@@ -125,7 +124,7 @@ def _mlp_weights(model: PatchableViT) -> list[torch.Tensor]:
 
 
 def _edits(plan: Plan, steps: tuple, width: int) -> float:
-    """Head edits of the recipient's attention: the heads' attention again, and their part of the projection."""
+    """FLOPs of edits of the recipient's heads: their attention again, and their part of the projection."""
     sizes, total = plan.sizes, 0.0
     for branch in (b for step in steps if step.state == RECIPIENT for b in step.branches):
         if branch.edit.site.by_head:
@@ -136,7 +135,7 @@ def _edits(plan: Plan, steps: tuple, width: int) -> float:
 
 
 def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, int]:
-    """(an image on its way, a row in a call, an image that waits), at most."""
+    """``image_bytes``, ``row_bytes`` and ``batch_bytes`` of ``Cost``: upper bounds."""
     sizes, width, size = plan.sizes, model.width, torch.finfo(model.dtype).bits // 8
     stream = sizes.tokens * width * size
     read = sizes.reads * width
@@ -162,7 +161,7 @@ def _bytes(plan: Plan, model: PatchableViT, partners: int) -> tuple[int, int, in
 
 
 def memory_limit(memory_gb: float | None, device: torch.device) -> float:
-    """Bytes that may be taken: what is asked for, or what is free less a margin."""
+    """Bytes that may be used: ``memory_gb``, or without it what is free less a margin."""
     if memory_gb is None:
         return MARGIN * free_bytes(device)
     return check("memory_gb", memory_gb, Annotated[Positive | None, "for what is free"]) * GB

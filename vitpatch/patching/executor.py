@@ -95,7 +95,7 @@ def execute(
 
 
 class _Walk:
-    """A few images on their way through the network, half by half.
+    """Runs some images through the network, half by half.
 
     ``base`` (base runs, images, tokens, width), the recipient first; ``states`` (states, images, tokens, width) the
     patched ones. From the last block's attention on ``states`` have only the tokens that are read, and so has ``base``
@@ -154,7 +154,7 @@ class _Walk:
         return constant[: values.shape[2]].expand_as(values[0])
 
     def _cut(self, tokens: Tensor) -> Tensor:
-        """The tokens that are still on their way, of (…, tokens, width)."""
+        """The tokens that the states still have, of (…, tokens, width)."""
         return tokens[..., : self.states.shape[2], :]
 
     def _chunks(self, states: Sequence[int]) -> Iterator[slice]:
@@ -167,7 +167,7 @@ class _Walk:
                 first = last
 
     def _by_rows(self, compute: Callable[[Tensor], Tensor], stream: Tensor) -> Tensor:
-        """The same in calls of at most so many rows as there is room for."""
+        """``compute(stream)`` in calls of at most ``limits.rows`` rows."""
         if len(stream) <= self._rows:
             return compute(stream)
         return torch.cat([compute(rows) for rows in stream.split(self._rows)])
@@ -179,7 +179,7 @@ class _Walk:
         return torch.where(self.masks[branch.edit.tokens][:, : own.shape[1], None], donor, own)
 
     def _mix(self, steps: Sequence[Step], half: int) -> None:
-        """States that part on the stream that enters a half: the donor's stream at a token group."""
+        """Makes the states that split off on the stream that enters a half: the donor's stream at a token group."""
         if not steps:
             return
         layer, base = (half - STREAM_HALF[self.plan.target.site]) // 2, self._cut(self.base)
@@ -229,7 +229,7 @@ class _Walk:
         self._heads = []
 
     def _branches_of_recipient(self, half: Half) -> list[Branch]:
-        """Branches of a half that part from the recipient itself."""
+        """Branches of a half that split off from the recipient itself."""
         return [b for step in half.steps if step.state == RECIPIENT for b in step.branches]
 
     def _advance(

@@ -4,7 +4,7 @@ A network of L blocks is 2 L **halves**, the attention of block 0, its MLP, the 
 the residual stream. A patch is a set of *edits*: inside a half (``attn_out``, ``mlp_out``, head sites) or on the stream
 that enters it (``resid_pre`` and ``resid_post`` of the block before are the same). Two patched runs whose edits up to
 some point are equal are one **state** there. The plan says for each half which states it is computed for and where
-states part, so that none is computed twice:
+states split, so that none is computed twice:
 
 - before its first edit a run is the recipient's own, and costs nothing;
 - the whole stream replaced makes it the donor's, which costs nothing from there on;
@@ -46,7 +46,7 @@ from vitpatch.types import (
 
 RECIPIENT, DONOR = -1, -2
 """States that are base runs: ``DONOR`` and below those of the plan's donors (``run_state``). Other states are numbered
-from 0 in the order in which they part from one."""
+from 0 in the order in which they split off."""
 
 
 def run_state(donor: int) -> int:
@@ -68,13 +68,13 @@ class Edit:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of what it replaces is left."""
+        """Whether all tokens and heads are replaced."""
         return self.tokens == "all" and self.head == ALL_HEADS
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A state that parts from another by an edit; its number may be the other's own, which it then takes over."""
+    """A state that splits off from another by an edit; it has the other's own number where that one ends here."""
 
     edit: Edit
     state: int
@@ -82,7 +82,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Step:
-    """A state in a half, and the states that part from it there; ``goes_on`` = it also lives on without an edit."""
+    """A state in a half, and the states that split off from it there; ``goes_on``: some run has no edit here."""
 
     state: int
     branches: tuple[Branch, ...]
@@ -108,7 +108,7 @@ RECOMPUTED = (Site.Q, Site.K, Site.V, Site.PATTERN)
 
 @dataclass(frozen=True)
 class Half:
-    """One half: ``mixes`` part states on the stream that enters it, ``steps`` are what it is then computed for."""
+    """One half: ``mixes`` split states on the stream that enters it, ``steps`` are what it is then computed for."""
 
     mixes: tuple[Step, ...]
     steps: tuple[Step, ...]
@@ -136,7 +136,7 @@ class Plan:
     ``donors`` are the run's donor, then controls, of which every patch is made too; ``leave_outs`` are windows without
     one of their layers, ``all_layers`` the patch of all layers at once (or nothing), both of the run's donor alone.
     ``runs`` are all of these, (patch, number of its donor): the patches of each donor in turn, ``leave_outs``,
-    ``all_layers``. ``halves`` are 2 · depth; ``last`` part states on the stream that leaves the last block. ``final``
+    ``all_layers``. ``halves`` are 2 · depth; ``last`` split states on the stream that leaves the last block. ``final``
     are the states that the classifier reads, one for each of ``runs``. States 0 … ``whole`` − 1 exist before the last
     block's attention and need all tokens; the other ``states`` − ``whole`` arise inside the last block.
     """
@@ -166,7 +166,7 @@ class Plan:
 
     @cached_property
     def base_runs(self) -> tuple[Run, ...]:
-        """The runs without a patch, each once: the recipient, those of the donors, and what is left of both own."""
+        """The runs without a patch, each once: the recipient, the donors', and of clean and corrupt what is left."""
         donors = [run for i in range(len(self.donors)) if (run := self.base_run_of(i)) is not None]
         return tuple(dict.fromkeys((self.recipient, *donors, *BaseRun)))
 

@@ -24,7 +24,7 @@ from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import choose_partners
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, short, users_code
+from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, path_title, users_code
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
@@ -115,7 +115,9 @@ class Setup(CheckedConfig):
         target, study, model = self.study.target, self.study, self.model
         also = ["untrained"] * self.checkpoint.random_init + [model.head] * (model.head is not None)
         also += ["multi-label"] * (model.model.config.problem_type == MULTI_LABEL)
-        first = short(self.cfg.model.path) + f" ({', '.join(also)})" * bool(also) + f" on {data_words(self.cfg.data)}"
+        first = (
+            path_title(self.cfg.model.path) + f" ({', '.join(also)})" * bool(also) + f" on {data_words(self.cfg.data)}"
+        )
         if study.depends_on_corruption:
             first += f", {corruption_words(self.cfg.corruption)}"
             first += f" calibrated to {self.wanted}" * (self.calibration is not None)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitpatch.errors import VitPatchError
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.inference import Array, Resamples, clusters_needed
-from vitpatch.stats.summary import GroupPeak, Measured, marginal, peak, summary_table, window_names
+from vitpatch.stats.summary import GroupPeak, Measured, join_differing, marginal, peak, summary_table, window_names
 from vitpatch.types import (
     BaseRun,
     Direction,
@@ -258,9 +258,7 @@ def peak_row(layers: pd.Series, effects: Array, total_sign: float) -> int | None
 
 def series_names(summary: pd.DataFrame) -> list[str]:
     """What tells apart patches of one layer, by row: window, head, tokens, as far as they differ; ``""`` = nothing."""
-    named = (window_names(summary), [f"h{head}" for head in summary["head"]], list(summary["tokens"]))
-    differ = [values for values in named if len(set(values)) > 1]
-    return ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
+    return join_differing(window_names(summary), [f"h{head}" for head in summary["head"]], list(summary["tokens"]))
 
 
 def is_handover(summary: pd.DataFrame) -> bool:

@@ -273,11 +273,15 @@ def window_names(summary: pd.DataFrame) -> list[str]:
     return [format_window(window) if window < 1 else f"w{window}" for window in summary["window"]]
 
 
+def join_differing(*columns: Sequence[str]) -> list[str]:
+    """Names by row: the values of those columns that differ between rows, joined by ``-``; ``""`` where none does."""
+    differ = [values for values in columns if len(set(values)) > 1]
+    return ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(columns[0])
+
+
 def group_rows(summary: pd.DataFrame) -> dict[str, NDArray[np.intp]]:
     """Rows that layers are compared in, by name: those of one window and one kind of tokens; ``""`` = all."""
-    kinds = [name.partition(":")[0] for name in summary["tokens"]]
-    differ = [values for values in (window_names(summary), kinds) if len(set(values)) > 1]
-    names = ["-".join(parts) for parts in zip(*differ, strict=True)] if differ else [""] * len(summary)
+    names = join_differing(window_names(summary), [name.partition(":")[0] for name in summary["tokens"]])
     return {name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)}
 
 
