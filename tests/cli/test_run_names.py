@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from vitpatch.cli import sweep_record
 from vitpatch.cli.sweep import as_value, quote_names
-from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record
+from vitpatch.cli.sweep_record import SweepRecord, check_same_settings, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
 from vitpatch.runs.config import check_names_are_text
@@ -115,7 +115,7 @@ def test_a_sweep_goes_on_with_more_or_fewer_values_in_any_order(tmp_path):
         ["data.limit=4", "model.path=choice(a/b)", "window=range(1,4)"],
     ):
         record, more = start(tmp_path, *again, before=first)
-        check_same(tmp_path, first, record)
+        check_same_settings(tmp_path, first, record)
         assert record.swept == ["model.path", "window"] and len(set(more)) == len(more)
         assert set(more) & set(names), more  # what is finished is found
         assert all(CLEAN.fullmatch(name) for name in more)
@@ -136,7 +136,7 @@ def test_a_sweep_goes_on_with_more_or_fewer_values_in_any_order(tmp_path):
 def test_a_start_with_other_fixed_settings_is_refused_in_a_line(tmp_path, overrides, says):
     first, _ = start(tmp_path, "window=1,3", "data.limit=4", "overwrite=true", "trainer.devices=2")
     with pytest.raises(VitPatchError, match=re.escape(says)):
-        check_same(tmp_path, first, start(tmp_path, *overrides, before=first)[0])
+        check_same_settings(tmp_path, first, start(tmp_path, *overrides, before=first)[0])
 
 
 def test_keys_that_are_swept_are_in_the_name_and_where_none_is_all_are(tmp_path):

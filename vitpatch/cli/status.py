@@ -19,8 +19,10 @@ LONGEST_RUN, LONGEST_REASON = 44, 60
 
 
 def read_statuses(root: Path, since: float) -> list[RunStatus]:
-    """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names,
-    which are their paths below it."""
+    """The runs of the sweep in ``root`` that were started since a time of the disk's clock, in order of their names.
+
+    A run's name is its path below ``root``.
+    """
     return [
         replace(read_status(folder, since), run=folder.path.relative_to(root).as_posix())
         for folder in _find_started(root, since)
@@ -42,7 +44,7 @@ def _is_new(file: Path, since: float) -> bool:
 
 
 def list_not_started(folders: Sequence[str], runs: Sequence[RunStatus]) -> list[RunStatus]:
-    """Those of a sweep's ``folders`` that have no status."""
+    """A status for each of a sweep's ``folders`` that is not among ``runs``."""
     known = {run.run for run in runs}
     return [RunStatus(name, "not started") for name in dict.fromkeys(folders) if name not in known]
 

@@ -34,7 +34,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from vitpatch.checks import check_no_secret
-from vitpatch.cli.sweep_record import SweepRecord, check_same, make_record, sweep_overrides, write_matched_corruptions
+from vitpatch.cli.sweep_record import (
+    SweepRecord,
+    check_same_settings,
+    make_record,
+    sweep_overrides,
+    write_matched_corruptions,
+)
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import counted
 from vitpatch.io import describe_disk_error
@@ -113,7 +119,7 @@ class SweepCallback(Callback):
         _check_one_model_a_folder(config, self._folders or ())
         is_replaced = config.get("overwrite") is True and before and set(before.runs) <= set(self._folders or ())
         if before and not is_replaced:
-            check_same(self._root, before, record)
+            check_same_settings(self._root, before, record)
         _check_writable(self._root)
         record.write(self._root)
 

@@ -32,8 +32,10 @@ DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """``swept``: keys that runs are named by, in order; ``fixed``: overrides that all runs share; ``command``: the last
-    start's; ``runs``: by name the overrides that it is made of, of all starts.
+    """What the runs of a sweep differ in and what they share, over all of its starts.
+
+    ``swept``: the keys that runs are named by, in order. ``fixed``: the overrides that all runs share. ``command``:
+    that of the last start. ``runs``: the overrides that a run's name is made of, by its name.
     """
 
     swept: Sequence[str]
@@ -43,7 +45,7 @@ class SweepRecord:
 
     @classmethod
     def read(cls, folder: Path) -> SweepRecord | None:
-        """That of the sweep in a folder; ``None`` where there is none, or no run of it has begun to compute."""
+        """The record in a sweep's folder; ``None`` where there is none, or none of its runs has begun to compute."""
         try:
             known = json.loads((folder / FILE).read_text(encoding="utf-8"))
             record = cls(**{key: known[key] for key in ("swept", "fixed", "command", "runs")})
@@ -65,9 +67,9 @@ class SweepRecord:
 def make_record(
     overrides: Sequence[Override], jobs: Sequence[Sequence[str]] | None, before: SweepRecord | None
 ) -> SweepRecord:
-    """The record of a sweep of these overrides, whose runs go on with those that were there ``before``.
+    """The record of a sweep with these overrides, which adds its runs to those of the record ``before``.
 
-    Where nothing is swept, each key is, over its one value. ``jobs``: the overrides of each run, ``None`` = not known.
+    ``jobs``: the overrides of each run, ``None`` = not known. Where nothing is swept, runs are named by all keys.
     """
     by_key = {override.get_key_element().lstrip("+~"): override for override in overrides}
     swept = list(before.swept) if before else []
@@ -89,8 +91,8 @@ def _command() -> str:
     return shlex.join(["python", *sys.argv] if program.suffix == ".py" else [program.name, *sys.argv[1:]])
 
 
-def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
-    """Raises ``VitPatchError`` where runs of another start share what those of this one do not."""
+def check_same_settings(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
+    """Raises ``VitPatchError`` where the runs of earlier starts share other settings than those of this one do."""
     was, new = (
         {key: override for override in record.fixed if not is_unnamed(key := override_key(override))}
         for record in (before, now)
@@ -109,7 +111,7 @@ def check_same(folder: Path, before: SweepRecord, now: SweepRecord) -> None:
 
 
 def sweep_overrides(config: DictConfig) -> list[Override]:
-    """The sweep's overrides as Hydra's own sweeper has them: the config's, then the command's."""
+    """The sweep's overrides in the order of Hydra's own sweeper: the config's, then the command's."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     texts = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     loader = GlobalHydra.instance().config_loader()
@@ -117,10 +119,10 @@ def sweep_overrides(config: DictConfig) -> list[Override]:
 
 
 def write_matched_corruptions(config: DictConfig, overrides: Sequence[Override]) -> None:
-    """Writes the corruptions of the jobs that ask for ``calibrate=match``, each once; nothing where none can ask.
+    """Writes the corruptions of the jobs that ask for ``calibrate=match``, each once; no file where no job can ask.
 
-    Only jobs that differ in ``DECIDES_CORRUPTION`` are composed. What cannot be composed is left to Hydra, which says
-    so for the job.
+    Of the jobs that are alike in the keys of ``DECIDES_CORRUPTION`` one is composed. One that cannot be composed is
+    skipped: Hydra reports that when it starts the job.
     """
     values = [str(config.get("calibrate")), *(str(o.input_line) for o in overrides if o.key_or_group == "calibrate")]
     sweeps_experiments = any(o.key_or_group == "experiment" and o.is_sweep_override() for o in overrides)

@@ -52,7 +52,8 @@ HALVINGS = 12
 MATCH, SHARE = "match", 0.8
 """``calibrate=match``: this share of the smallest of a sweep's corruptions' largest drops."""
 FOLDER, FILE = "calibration", "corruptions.json"
-"""In a sweep's folder: the curves that its runs measured, and the corruptions that they are matched with."""
+"""In a sweep's folder: the folder of the curves that its runs measured, and in it the file of the corruptions that are
+matched."""
 
 
 class Damage(StrEnum):
@@ -64,7 +65,7 @@ class Damage(StrEnum):
 
 @dataclass(frozen=True)
 class WantedDamage:
-    """What ``calibrate`` asks for; ``drop`` ``None`` = what all corruptions of a sweep can do."""
+    """What ``calibrate`` asks for; ``drop`` is ``None`` where it is to be one that all corruptions of a sweep reach."""
 
     damage: Damage
     drop: float | None

@@ -238,20 +238,20 @@ class Shards:
         A run that an unreadable image stopped may resume as one that leaves such images out: so far there were none.
         Raises ``VitPatchError`` where batches of another run are here.
         """
-        there = self.begun()
-        if there is not None and there.run_id == begun.run_id:
-            return there
-        if there is not None and flatten(there.identity) | SKIPS == flatten(begun.identity):
-            there = replace(there, run_id=begun.run_id, identity=begun.identity)
-            self.write_begun(there)
-            return there
-        if there is not None and self.records():
-            difference = describe_difference(there.identity, begun.identity)
+        earlier = self.begun()
+        if earlier is not None and earlier.run_id == begun.run_id:
+            return earlier
+        if earlier is not None and flatten(earlier.identity) | SKIPS == flatten(begun.identity):
+            earlier = replace(earlier, run_id=begun.run_id, identity=begun.identity)
+            self.write_begun(earlier)
+            return earlier
+        if earlier is not None and self.records():
+            difference = describe_difference(earlier.identity, begun.identity)
             raise VitPatchError(
                 f"{self.path.parent} holds an unfinished run with other {difference}; choose another folder or sweep "
                 "name, or overwrite=true"
             )
-        if there is None and any(self.path.glob("[!.]*")):  # nobody knows whose batches these are
+        if earlier is None and any(self.path.glob("[!.]*")):  # nobody knows whose batches these are
             log.warning("%s: missing or damaged on the disk; every batch is computed again", self._begun)
         self.remove()
         self.path.mkdir(parents=True)

@@ -20,10 +20,10 @@ DIGEST = 8
 def run_name(overrides: Iterable[str], naming: Mapping[str, Any] | None = None) -> str:
     """The folder name of a sweep's run, from its overrides: readable, stable, at most 120 characters.
 
-    ``naming`` is what the sweep's start knows: ``swept``, the keys that names are made of, in order; ``fixed``, the
-    keys that are in no name; ``alike``, the names that have a digest because without it two runs' would be alike. Where
-    nobody knows the other runs (``None``: a W&B agent's run, another sweeper's) all keys but ``UNNAMED`` are in the
-    name, and a digest wherever a letter was replaced or cut.
+    ``naming`` is what is known from the sweep's start: ``swept``, the keys that names are made of, in order; ``fixed``,
+    the keys that are in no name; ``alike``, the names that have a digest, since without it those of two runs would be
+    alike. Where the other runs are not known (a W&B agent's run, another sweeper's) ``naming`` or ``alike`` is
+    ``None``: then all keys but ``UNNAMED`` are in the name, and a digest where a letter was replaced or cut.
     """
     naming = naming or {}
     parts = name_parts(overrides, naming.get("swept") or (), naming.get("fixed") or ())
@@ -46,7 +46,7 @@ def is_unnamed(key: str) -> bool:
 
 
 def name_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[str] = ()) -> list[str]:
-    """The overrides that a name is made of: those of ``swept`` in that order, then others that are not ``fixed``."""
+    """The overrides that a name is made of: those of the keys ``swept``, in that order, then those not ``fixed``."""
     by_key = {override_key(override): override for override in overrides}
     others = [key for key in by_key if key not in (*swept, *fixed) and not is_unnamed(key)]
     return [by_key[key] for key in (*(key for key in swept if key in by_key), *others)]

@@ -176,8 +176,8 @@ def _is_finished(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
 def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:
     """Prepares the folder, or resumes the run that is in it; removes what ``overwrite`` replaces."""
     replaced = folder.read_manifest() is not None
-    there = shards.begun()
-    if replaced or (setup.cfg.overwrite and there is not None and there.run_id != setup.run_id):
+    earlier = shards.begun()
+    if replaced or (setup.cfg.overwrite and earlier is not None and earlier.run_id != setup.run_id):
         shards.remove()
     batch_size = batch_size_for(setup.cfg.batch_size, len(setup.images), setup.trainer.world_size)
     begun = shards.begin(Begun(setup.run_id, setup.identity, batch_size, threads=_threads(setup)))

@@ -107,7 +107,7 @@ class Tracker(Protocol):
     """What ``logger`` can be."""
 
     def run(self, info: RunInfo) -> AbstractContextManager[UntrackedRun]:
-        """A tracked run for the length of the block."""
+        """A tracked run, which ends with the block."""
 
 
 def make_tracker(cfg: DictConfig) -> Tracker:
