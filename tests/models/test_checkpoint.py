@@ -375,12 +375,12 @@ def test_code_of_a_repository_is_never_run_nor_asked_for(saved, tmp_path, monkey
     folder = tmp_path / "own_code"
     shutil.copytree(saved("vit"), folder)
     (folder / "own.py").write_text("raise SystemExit('code of a repository was run')\n")
-    said = json.loads((folder / file).read_text())
+    content = json.loads((folder / file).read_text())
     if file == "config.json":
-        said |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+        content |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     else:
-        said |= {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Processor"}}
-    (folder / file).write_text(json.dumps(said))
+        content |= {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Processor"}}
+    (folder / file).write_text(json.dumps(content))
     monkeypatch.setattr("builtins.input", lambda *question: pytest.fail("asked"))
     with pytest.raises(VitPatchError, match=r"run by code from its own repository, and vitpatch runs none") as error:
         Checkpoint(str(folder)).load()

@@ -37,8 +37,8 @@ def config_of(tmp_path):
     """A checkpoint's config.json with these labels, as it is read."""
 
     def make(**labels):
-        said = {"model_type": "vit", "hidden_size": 8, "num_attention_heads": 1} | labels
-        (tmp_path / "config.json").write_text(json.dumps(said))
+        content = {"model_type": "vit", "hidden_size": 8, "num_attention_heads": 1} | labels
+        (tmp_path / "config.json").write_text(json.dumps(content))
         return Checkpoint(str(tmp_path)).config()
 
     return make
@@ -89,17 +89,17 @@ def test_names_are_what_either_map_of_a_config_says(config_of, labels, names):
     ],
 )
 def test_maps_that_contradict_name_nothing_and_a_label_needs_the_users_map(config_of, labels, doubt):
-    found = Classes.of(config_of(**labels))
-    assert found.names is None and doubt in found.doubt
+    classes = Classes.of(config_of(**labels))
+    assert classes.names is None and doubt in classes.doubt
     data = images([0, 1, 1], ["a", "b"])
     with pytest.raises(VitPatchError, match=r"no sure names: .*data.label_map=\{label: number\}.*'a', 'b'") as error:
-        label_by_classes(data, found, None)
+        label_by_classes(data, classes, None)
     assert doubt in str(error.value) and "\n" not in str(error.value)
-    assert label_by_classes(data, found, [("a", 1), ("b", 0)]).labels.tolist() == [1, 0, 0]
+    assert label_by_classes(data, classes, [("a", 1), ("b", 0)]).labels.tolist() == [1, 0, 0]
     with pytest.raises(VitPatchError, match="no sure names"):
-        label_by_classes(data, found, [("a", None)])
-    assert label_by_classes(images([0, 1]), found, None).labels.tolist() == [0, 1]  # numbers need no names
-    assert doubt in label_notes(images([0, 1]), found, None)[0]
+        label_by_classes(data, classes, [("a", None)])
+    assert label_by_classes(images([0, 1]), classes, None).labels.tolist() == [0, 1]  # numbers need no names
+    assert doubt in label_notes(images([0, 1]), classes, None)[0]
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_maps_of_another_form_are_one_line(config_of, labels, says):
 def test_a_checkpoint_is_loaded_with_the_names_that_only_label2id_has(made, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(made / "vit", folder)
-    said = json.loads((folder / "config.json").read_text())
-    del said["id2label"]
-    said["label2id"] = {name: (index + 2) % 5 for index, name in enumerate(NAMES)}
-    (folder / "config.json").write_text(json.dumps(said))
+    content = json.loads((folder / "config.json").read_text())
+    del content["id2label"]
+    content["label2id"] = {name: (index + 2) % 5 for index, name in enumerate(NAMES)}
+    (folder / "config.json").write_text(json.dumps(content))
     model = Checkpoint(str(folder)).load()
     assert model.label_names == tuple(NAMES[3:] + NAMES[:3]) and model.classes == 5
     data = label_by_classes(images(range(5), NAMES), Classes.of(model.model.config), None)
@@ -150,8 +150,8 @@ def test_labels_taken_by_their_place_are_said():
 
 def test_a_map_may_name_a_label_that_only_the_other_split_has():
     train, test, classes = images([0, 1, 2], "abc"), images([0, 1], "ab"), Classes(2, tuple("ba"))
-    found = label_by_classes(test, classes, [("c", None)], other_split=train)
-    assert found.labels.tolist() == [1, 0]
+    labelled = label_by_classes(test, classes, [("c", None)], other_split=train)
+    assert labelled.labels.tolist() == [1, 0]
     assert label_by_classes(train, classes, [("c", None)], other_split=test).ids.tolist() == [0, 1]
     with pytest.raises(VitPatchError, match=r"data.label_map 'x': none of the data's labels"):
         label_by_classes(test, classes, [("x", None)], other_split=train)
@@ -203,12 +203,12 @@ def test_a_training_has_the_classes_that_its_labels_make():
 )
 def test_a_head_is_kept_for_its_own_classes_only(own, train, label_map, names, kept):
     label_map = list(label_map.items()) if isinstance(label_map, dict) else label_map
-    found, why = of_training(train, label_map, own)
-    assert found.names == tuple(names) and (why is None) == kept
-    labelled = label_by_classes(train, found, label_map)
+    classes, why = of_training(train, label_map, own)
+    assert classes.names == tuple(names) and (why is None) == kept
+    labelled = label_by_classes(train, classes, label_map)
     wanted = [dict(label_map or ()).get(name, name) for name in train.label_names or names]
     asked = [name for name in wanted if name is not None]
-    got = [found.names[label] for label in labelled.labels]
+    got = [classes.names[label] for label in labelled.labels]
     assert [str(name).casefold().replace(" ", "_") for name in asked] == [name.casefold() for name in got]
 
 
@@ -229,8 +229,8 @@ def test_what_is_fine_tuned_says_its_own_labels(tmp_path):
     config = AutoConfig.for_model("vit", problem_type="multi_label_classification", num_labels=3)
     name_classes(config, ["x", "y"])
     assert (config.id2label, config.problem_type) == ({0: "x", 1: "y"}, "single_label_classification")
-    said = {"model_type": "timm_wrapper", "num_classes": 2, "label_names": ["a", "b"], "pretrained_cfg": {}}
-    (tmp_path / "config.json").write_text(json.dumps(said))
+    content = {"model_type": "timm_wrapper", "num_classes": 2, "label_names": ["a", "b"], "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
     config = Checkpoint(str(tmp_path)).config()
     name_classes(config, ["x", "y", "z"])
     assert config.to_dict()["label_names"] == ["x", "y", "z"]  # timm's are saved under this name
@@ -289,8 +289,8 @@ def test_texts_that_are_one_to_the_model_are_said(saved):
 
 def test_names_of_a_backbone_are_its_heads_only_where_they_are_as_many(saved, tmp_path, caplog):
     folder = shutil.copytree(saved("dinov3"), tmp_path / "backbone")
-    said = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(said | {"id2label": ABC}))
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"id2label": ABC}))
     for classes, names in ((3, ("a", "b", "c")), (5, None)):
         save_file({"weight": torch.randn(classes, 32)}, tmp_path / "head.safetensors")
         model = Checkpoint(str(folder), head_path=str(tmp_path / "head.safetensors")).load()

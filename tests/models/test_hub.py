@@ -51,15 +51,15 @@ def test_every_named_model_and_data_set_of_the_hub_has_a_stand_in():
 )
 def test_a_named_model_is_loaded_as_its_files_say(cache, option):
     name = put_model(cache, option)
-    names, said = names_of(data_module(option)), MODELS[option][3]
+    names, processor = names_of(data_module(option)), MODELS[option][3]
     bin_too = ["model.allow_bin=true"] if option == "vit_b16_cifar10" else []
     checkpoint = construct(composed(f"model={option}", *bin_too).model)
     model = checkpoint.load(names if checkpoint.needs_names else None)
     assert model.stepwise and model.by_heads and model.input_size == (224, 224)
     assert checkpoint.commit == commit_of(name)
     assert match_labels(names, model.label_names, model.classes) is None and model.classes == len(names)
-    assert model.mean.flatten().tolist() == pytest.approx(said["image_mean"])
-    assert model.std.flatten().tolist() == pytest.approx(said["image_std"])
+    assert model.mean.flatten().tolist() == pytest.approx(processor["image_mean"])
+    assert model.std.flatten().tolist() == pytest.approx(processor["image_std"])
     pixels = torch.rand(2, 3, 224, 224)
     assert model(model.normalize(pixels)).shape == (2, len(names))
 

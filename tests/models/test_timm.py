@@ -36,8 +36,8 @@ def saved(tmp_path_factory):
     def get(variant):
         if variant not in made:
             architecture, arguments, *_ = VARIANTS[variant]
-            said = {"architecture": architecture, "num_classes": CLASSES, "label_names": NAMES}
-            said["pretrained_cfg"] = {
+            values = {"architecture": architecture, "num_classes": CLASSES, "label_names": NAMES}
+            values["pretrained_cfg"] = {
                 "input_size": [3, SIZE, SIZE],
                 "mean": [0.5] * 3,
                 "std": [0.5] * 3,
@@ -45,7 +45,7 @@ def saved(tmp_path_factory):
                 "crop_pct": 0.9,
             }
             torch.manual_seed(0)
-            config = TimmWrapperConfig.from_dict(said | {"model_args": SMALL | arguments})
+            config = TimmWrapperConfig.from_dict(values | {"model_args": SMALL | arguments})
             model = TimmWrapperForImageClassification(config).eval()
             for name, weight in model.named_parameters():
                 if weight.dim() == 2:
