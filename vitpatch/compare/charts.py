@@ -273,13 +273,13 @@ class Heatmap:
         x_axis, y_axis = alt.Axis(labelLimit=0, labelAngle=angle), alt.Axis(labelLimit=0)
         x = alt.X(field="column", type="nominal", sort=self.column_names, title=self.column_title, axis=x_axis)
         y = alt.Y(field="row", type="nominal", sort=self.row_names, title=None, axis=y_axis)
-        place = {"x": x, "y": y, **_hover_and_click(self.tooltips, width)}
+        shared = {"x": x, "y": y, **_hover_and_click(self.tooltips, width)}
         strong = alt.expr.abs(alt.datum.value) > 0.6 * limit
         ink = alt.when(strong).then(alt.value("#ffffff")).otherwise(alt.value("#444444"))
-        layers = [alt.Chart().mark_rect().encode(**place, color=colour)]
+        layers = [alt.Chart().mark_rect().encode(**shared, color=colour)]
         if self.rows["sure"].any():
             dots = alt.Chart().mark_point(filled=True, size=9, opacity=1).transform_filter("datum.sure")
-            layers.append(dots.encode(**place, color=ink))
+            layers.append(dots.encode(**shared, color=ink))
         if self.words and width:
             text = alt.Text(field=self.words, type="nominal")
             layers.append(alt.Chart().mark_text(fontSize=9).encode(x=x, y=y, text=text, color=ink))
@@ -302,10 +302,12 @@ class Intervals:
         """For the page; with a ``width`` in pixels for a file."""
         blue = alt.value(BLUE)
         y = alt.Y(field="row", type="nominal", sort=list(self.rows["row"]), title=None, axis=None)
-        place = {"y": y, **_hover_and_click(self.tooltips, width)}
-        interval = alt.Chart().mark_rule(strokeWidth=2).encode(x=self._x("low"), x2=alt.X2("high"), color=blue, **place)
-        tick = alt.Chart().mark_tick(thickness=2, color=ORANGE, size=14).encode(x=self._x("total"), **place)
-        point = alt.Chart().mark_point(filled=True, size=70, opacity=1).encode(x=self._x("value"), color=blue, **place)
+        shared = {"y": y, **_hover_and_click(self.tooltips, width)}
+        interval = alt.Chart().mark_rule(strokeWidth=2)
+        interval = interval.encode(x=self._x("low"), x2=alt.X2("high"), color=blue, **shared)
+        tick = alt.Chart().mark_tick(thickness=2, color=ORANGE, size=14).encode(x=self._x("total"), **shared)
+        point = alt.Chart().mark_point(filled=True, size=70, opacity=1)
+        point = point.encode(x=self._x("value"), color=blue, **shared)
         layers = [_rule("x")]
         for fields, layer in ((("low", "high"), interval), (("total",), tick), (("value",), point)):
             if _all_known(self.rows, *fields).any():  # a scale without any number has no ends
@@ -313,7 +315,7 @@ class Intervals:
         # the whole name is on hover where the page is narrower
         limit = {"expr": "width"} if width is None else 0
         name = alt.Chart().mark_text(align="left", baseline="bottom", dy=-9, limit=limit)
-        layers.append(name.encode(x=alt.value(5), text=alt.Text(field="row"), **place))
+        layers.append(name.encode(x=alt.value(5), text=alt.Text(field="row"), **shared))
         return _layered(layers, self.rows, NAMED_ROW_HEIGHT * len(self.rows), width)
 
     def _x(self, name: str) -> alt.X:

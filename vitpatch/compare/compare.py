@@ -44,31 +44,31 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> SavedCompari
             left_out.append(str(error).replace(str(location.folder.path), location.name))  # a page may be sent around
     if not runs:
         raise VitPatchError("; ".join(problems))
-    place = output or (folders[0] / COMPARISON if len(folders) == 1 else Path(COMPARISON))
-    comparison = compare_runs(runs, place, [*left_out, *list_unfinished(folders)])
-    place.mkdir(parents=True, exist_ok=True)
-    for file in place.iterdir():
+    folder = output or (folders[0] / COMPARISON if len(folders) == 1 else Path(COMPARISON))
+    comparison = compare_runs(runs, folder, [*left_out, *list_unfinished(folders)])
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
         if FILES.fullmatch(file.name):  # of an earlier comparison, of which this one may have fewer
             file.unlink()
     for name, table in comparison.tables.items():
-        write_csv(place / f"{name}.csv", table)
+        write_csv(folder / f"{name}.csv", table)
     figures = make_figures(comparison)
     for figure in figures:
         if figure.in_file:
-            save_figure(figure.draw(comparison), place / figure.name)
-    write_page(comparison, figures, place / PAGE)
-    return SavedComparison(comparison, place, tuple(problems))
+            save_figure(figure.draw(comparison), folder / figure.name)
+    write_page(comparison, figures, folder / PAGE)
+    return SavedComparison(comparison, folder, tuple(problems))
 
 
-def compare_runs(runs: Sequence[FinishedRun], place: Path, left_out: Sequence[str] = ()) -> Comparison:
-    """The comparison of runs, whose names differ; ``place`` is the folder that its paths are relative to.
+def compare_runs(runs: Sequence[FinishedRun], folder: Path, left_out: Sequence[str] = ()) -> Comparison:
+    """The comparison of runs, whose names differ; ``folder`` is the folder that its paths are relative to.
 
     ``left_out``: a line for each run that is not compared.
     """
     settings = {run.name: run_settings(run) for run in runs}
     matches = match_groups(runs, settings)
     differences, not_subtracted = subtract_pairs(choose_pairs(runs, settings, matches), settings)
-    overview, warnings = overview_table(runs, place), consistency_warnings(runs)
+    overview, warnings = overview_table(runs, folder), consistency_warnings(runs)
     if len(runs) > MAX_RUNS:
         bounded = f"{len(runs)} runs: of more than {MAX_RUNS} only pairs that differ in one setting are subtracted"
         warnings = (*warnings, bounded)

@@ -176,10 +176,11 @@ def _panel_chart(
 def _overlay_charts(grid: Grid, scale: tuple[float, float], title: str) -> Iterator[Chart]:
     for window in grid.windows:
         if sum((corruption, window) in grid.panels for corruption in grid.corruptions) > 1:
-            rows, more = layout.legend_lines(layout.overlay_rows(grid, window))
+            rows, truncation = layout.legend_lines(layout.overlay_rows(grid, window))
             words = layout.window_heading(window)
             profile = Profile(layout.profile_rows(rows), title, scale, layout.TOOLTIPS, height=280)
-            yield Chart(profile, f"All corruptions by layer, {words}", f"{words}; {more}" if more else words)
+            caption = f"{words}; {truncation}" if truncation else words
+            yield Chart(profile, f"All corruptions by layer, {words}", caption)
 
 
 def _runs_by_metric(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame, str]]:
@@ -199,7 +200,7 @@ def _heatmap_figures(comparison: Comparison, addresses: Mapping[str, str]) -> It
         lines = [f"{layout.describe_sample(runs)}; dot: 95 % interval without 0"]
         lines += [f"the first {MAX_FILE_ROWS} rows"] * (len(in_file) < len(rows))
         width = max(MIN_HEATMAP_WIDTH, LAYER_WIDTH * in_file["layer"].nunique())
-        charts = [[_heatmap_chart(some, metric, addresses)] for some in (rows, in_file)]
+        charts = [[_heatmap_chart(cells, metric, addresses)] for cells in (rows, in_file)]
         yield Figure("heatmap", f"heatmap{end}", "run × layer", lines, *charts, width)
 
 
@@ -302,10 +303,10 @@ def _rank_correlation_figure(comparison: Comparison, addresses: Mapping[str, str
     """Runs × runs, where there are several."""
     table = comparison.rank_correlation
     if len(table) > 1:
-        some = table.iloc[:MAX_FILE_ROWS, :MAX_FILE_ROWS]
-        charts = [[_rank_correlation_chart(part, list(table.index), addresses)] for part in (table, some)]
+        first = table.iloc[:MAX_FILE_ROWS, :MAX_FILE_ROWS]
+        charts = [[_rank_correlation_chart(part, list(table.index), addresses)] for part in (table, first)]
         words, lines = "rank correlation of layer profiles", ["Spearman's, of the series that has the peak"]
-        yield Figure("rank", "rank_correlation", words, lines, *charts, LAYER_WIDTH * len(some))
+        yield Figure("rank", "rank_correlation", words, lines, *charts, LAYER_WIDTH * len(first))
 
 
 def _rank_correlation_chart(table: pd.DataFrame, runs: Sequence[str], addresses: Mapping[str, str]) -> Chart:
@@ -343,10 +344,11 @@ def _relative_depth_figure(comparison: Comparison) -> Iterator[Figure]:
     table = table[table["recovered"].notna()]
     if comparison.overview["depth"].nunique() < 2 or table["run"].nunique() < 2:
         return
-    table, more = layout.legend_lines(table, with_depth=True)
+    table, truncation = layout.legend_lines(table, with_depth=True)
     rows = layout.profile_rows(table, "recovered").assign(relative_depth=table["relative_depth"].to_numpy())
     x = ("relative_depth", "relative depth, (layer + ½) / blocks")
     title, tooltips = "share of the total effect recovered", layout.TOOLTIPS | {"relative_depth": "relative depth"}
-    charts = [Chart(Profile(rows, title, None, tooltips, x=x, height=300), "Share recovered by relative depth", more)]
-    lines = [f"{layout.describe_sample(comparison.overview)}; {INTERVALS}", more]
+    profile = Profile(rows, title, None, tooltips, x=x, height=300)
+    charts = [Chart(profile, "Share recovered by relative depth", truncation)]
+    lines = [f"{layout.describe_sample(comparison.overview)}; {INTERVALS}", truncation]
     yield Figure("depth", "relative_depth", "runs by relative depth", lines, charts, charts, FIGURE_WIDTH)

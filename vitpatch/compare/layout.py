@@ -138,8 +138,8 @@ def legend_lines(rows: pd.DataFrame, with_depth: bool = False) -> tuple[pd.DataF
     for line, of_line in rows.groupby("line", sort=False):
         depth = f"{of_line['depth'].iloc[0]} blocks, " if with_depth else ""
         names[line] = f"{line} ({depth}n = {format_counts(of_line['n'])})".strip()
-    more = f"the first {MAX_LINES} of {len(lines)} lines" if len(lines) > MAX_LINES else ""
-    return rows.assign(line=rows["line"].map(names)), more
+    truncation = f"the first {MAX_LINES} of {len(lines)} lines" if len(lines) > MAX_LINES else ""
+    return rows.assign(line=rows["line"].map(names)), truncation
 
 
 def profile_rows(rows: pd.DataFrame, column: str = "effect") -> pd.DataFrame:

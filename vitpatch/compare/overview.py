@@ -23,12 +23,12 @@ from vitpatch.types import BaseRun, Direction, Metric, depends_on_corruption
 MIN_LAYERS = 3  # ranks of fewer layers are not correlated
 
 
-def overview_table(runs: Sequence[FinishedRun], place: Path) -> pd.DataFrame:
-    """The table ``overview`` of ``Comparison``; ``place`` is the folder that paths are relative to."""
-    return pd.DataFrame([_overview_row(run, place) for run in runs])
+def overview_table(runs: Sequence[FinishedRun], base: Path) -> pd.DataFrame:
+    """The table ``overview`` of ``Comparison``; ``base`` is the folder that paths are relative to."""
+    return pd.DataFrame([_overview_row(run, base) for run in runs])
 
 
-def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
+def _overview_row(run: FinishedRun, base: Path) -> dict[str, Any]:
     manifest, config, identity = run.manifest, run.config, run.identity
     target, summary, total = identity["target"], run.summary, manifest["total_effect"]
     composed = run.folder.path / ".hydra" / "config.yaml"
@@ -60,8 +60,8 @@ def _overview_row(run: FinishedRun, place: Path) -> dict[str, Any]:
         "data_digest": identity["data"],
         "code": f"{manifest['versions']['vitpatch']}, numbers {identity['numbers_version']}",
         "notes": "; ".join(manifest["notes"]),
-        "folder": _relative(run.folder.path, place),
-        "config": _relative(composed, place) if composed.exists() else "",
+        "folder": _relative(run.folder.path, base),
+        "config": _relative(composed, base) if composed.exists() else "",
         "wandb_url": (manifest.get("tracking") or {}).get("url") or "",
     }
 
@@ -107,8 +107,8 @@ def relative_depth(layer: Any, depth: int) -> Any:
     return (layer + 0.5) / depth
 
 
-def _relative(path: Path, place: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), place.resolve())).as_posix()
+def _relative(path: Path, base: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 
 def profiles_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:

@@ -53,12 +53,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """``caption`` says what the rows are; ``headings`` stand over the columns; ``more`` what is left out, in words."""
+    """``caption`` says what the rows are, ``truncation`` which of them are shown where not all are."""
 
     caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    more: str = ""
+    truncation: str = ""
 
 
 Column = tuple[str, Callable[[Row], Cell]]
@@ -72,8 +72,9 @@ def make_table(
     records = rows[:MAX_ROWS].to_dict("records")
     cells = [(heading, [make(row) for row in records]) for heading, make in columns]
     kept = [one for one in cells if keep_empty or any(cell.text != UNKNOWN for cell in one[1])]
-    more = f"{MAX_ROWS} of {len(rows)} rows; all are in {file}" if len(rows) > MAX_ROWS else ""
-    return Table(caption, tuple(heading for heading, _ in kept), tuple(zip(*(of for _, of in kept), strict=True)), more)
+    truncation = f"{MAX_ROWS} of {len(rows)} rows; all are in {file}" if len(rows) > MAX_ROWS else ""
+    headings, by_column = [heading for heading, _ in kept], [cells for _, cells in kept]
+    return Table(caption, tuple(headings), tuple(zip(*by_column, strict=True)), truncation)
 
 
 def column(heading: str, key: str, spec: str | None = None) -> Column:

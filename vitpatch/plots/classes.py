@@ -78,16 +78,16 @@ def class_heatmap(classes: Sequence[ClassEffects], layers: Sequence[int], layer_
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so. ``layer_axis`` names the
     axis.
     """
-    classes, some = largest_classes(classes)
+    classes, selection = largest_classes(classes)
     size = max(2.6 + 0.62 * len(layers), style.LEAST_WIDTH), max(1.9 + 0.36 * len(classes), style.LEAST_HEIGHT)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    names = [f"{style.shorten(one.name)} (n = {one.images})" for one in classes]
-    image = draw_numbers(axes, [one.effects for one in classes], names, layers)
+    names = [f"{style.shorten(group.name)} (n = {group.images})" for group in classes]
+    image = draw_numbers(axes, [group.effects for group in classes], names, layers)
     axes.set_xlabel(layer_axis)
     style.add_colour_bar(figure, image, [axes], f"mean {caption.effect}")
     bold = f"bold: 95 % interval without 0, of classes in {style.FEW_CLUSTERS} clusters or more"
-    style.set_headline(figure, caption.title, f"{caption.sample}{some}; {bold}")
+    style.set_headline(figure, caption.title, f"{caption.sample}{selection}; {bold}")
     return figure
 
 
@@ -98,13 +98,13 @@ def class_profiles(
 
     Of more than ``MOST_CLASSES`` those with the most images are shown, and the title says so.
     """
-    drawn, some = largest_classes(effects)
+    drawn, selection = largest_classes(effects)
     columns = _columns(len(drawn))
     rows = ceil(len(drawn) / columns)
     figure = Figure(figsize=(max(2.15 * columns + 0.8, 7), 1.75 * rows + 1.3), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, one in zip(panels, drawn, strict=False):
-        _draw_class(axes, one, layers, means)
+    for axes, group in zip(panels, drawn, strict=False):
+        _draw_class(axes, group, layers, means)
     for axes in panels[len(drawn) :]:
         axes.set_visible(False)
     for axes in panels[max(len(drawn) - columns, 0) : len(drawn)]:
@@ -112,9 +112,9 @@ def class_profiles(
         axes.set_xlabel("\n".join(textwrap.wrap(layer_axis, 30)), fontsize=8)
     figure.supylabel(f"mean {caption.effect}", fontsize=9)
     style.add_legend_below(figure, panels[: len(drawn)], 3)
-    some_few = caption.clusters > 1 and any(one.clusters < style.FEW_CLUSTERS for one in drawn)
-    few = f"; none of fewer than {style.FEW_CLUSTERS}" if some_few else ""
-    style.set_headline(figure, caption.title, f"{caption.sample}{some}; {caption.intervals}{few}")
+    has_small_classes = caption.clusters > 1 and any(group.clusters < style.FEW_CLUSTERS for group in drawn)
+    few = f"; none of fewer than {style.FEW_CLUSTERS}" if has_small_classes else ""
+    style.set_headline(figure, caption.title, f"{caption.sample}{selection}; {caption.intervals}{few}")
     return figure
 
 
@@ -124,15 +124,15 @@ def _columns(panels: int) -> int:
     return min(range(max(near - 1, 1), near + 2), key=lambda columns: (-panels % columns, abs(columns - near)))
 
 
-def _draw_class(axes: Axes, one: ClassEffects, layers: Sequence[int], means: Sequence[float]) -> None:
+def _draw_class(axes: Axes, group: ClassEffects, layers: Sequence[int], means: Sequence[float]) -> None:
     axes.axhline(0, color="black", linewidth=0.7)
-    if not np.isnan(one.total):
-        axes.axhline(one.total, color=style.ORANGE, linewidth=1.3, linestyle="--", label="total effect of the class")
+    if not np.isnan(group.total):
+        axes.axhline(group.total, color=style.ORANGE, linewidth=1.3, linestyle="--", label="total effect of the class")
     axes.plot(layers, means, color=style.GREY, linewidth=1.2, linestyle=":", label="all images")
     look = {"color": style.BLUE, "markersize": 3, "linewidth": 1.4, "label": "class"}
-    style.draw_series(axes, layers, one.effects, "effect", bar_alpha=0.7, **look)
-    sample = f"{counted(one.images, 'image')} in {counted(one.clusters, 'cluster')}"
-    axes.set_title(f"{style.shorten(one.name, 26)}\n{sample}", fontsize=8)
+    style.draw_series(axes, layers, group.effects, "effect", bar_alpha=0.7, **look)
+    sample = f"{counted(group.images, 'image')} in {counted(group.clusters, 'cluster')}"
+    axes.set_title(f"{style.shorten(group.name, 26)}\n{sample}", fontsize=8)
     style.number_layers(axes, layers, most=7)
     axes.tick_params(labelsize=7)
     axes.grid(axis="y", alpha=0.25)

@@ -75,8 +75,8 @@ def profile_references(result: RunResult) -> References:
     for donor in result.controls:
         if result.summary[f"effect_{donor}"].notna().any():
             images = int(result.summary[f"n_{donor}"].iloc[0])
-            some = f" (n = {images})" if images < len(result.examples) else ""
-            controls[f"effect_{donor}"] = CONTROL_WORDS[donor] + some
+            number = f" (n = {images})" if images < len(result.examples) else ""
+            controls[f"effect_{donor}"] = CONTROL_WORDS[donor] + number
     own = f"donor: the image itself, {run} (mean effect)" if controls else "mean effect"
     if result.unselected is not None:
         total = result.unselected.total.mean
