@@ -38,6 +38,7 @@ from vitpatch.cli.sweep_record import (
     SweepRecord,
     check_same_settings,
     make_record,
+    split_into_jobs,
     sweep_overrides,
     write_matched_corruptions,
 )
@@ -111,7 +112,8 @@ class SweepCallback(Callback):
 
         Raises ``VitPatchError`` where runs of other settings are in the sweep's folder, or two would be in one.
         """
-        jobs = _job_overrides(config, overrides)
+        has_own_sweeper = not str(config.hydra.sweeper._target_).endswith(".BasicSweeper")
+        jobs = None if has_own_sweeper else split_into_jobs(overrides)  # which only that sweeper knows
         before = SweepRecord.read(self._root)
         record = make_record(overrides, jobs, before)
         config.hydra.overrides.hydra.append(f"hydra.callbacks.sweep.naming={as_value(record.naming())}")
@@ -195,15 +197,6 @@ def _compare(root: Path, config: DictConfig, track: bool) -> None:
         log.warning("comparison: %s", error)
     except Exception:  # our own mistake: the traceback is for whoever reports it
         log.exception("comparison: a bug in vitpatch; please report it. The runs are complete")
-
-
-def _job_overrides(config: DictConfig, overrides: Sequence[Override]) -> list[list[str]] | None:
-    """The overrides of each job of the sweep, in order; ``None`` where only its sweeper knows."""
-    if not str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):
-        return None
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    return [job for chunk in BasicSweeper.split_arguments(overrides, None) for job in chunk]
 
 
 def _run_folders(config: DictConfig, jobs: Sequence[Sequence[str]], naming: Mapping[str, Any]) -> list[str]:

@@ -118,6 +118,13 @@ def sweep_overrides(config: DictConfig) -> list[Override]:
     return OverridesParser.create(config_loader=loader).parse_overrides(texts)
 
 
+def split_into_jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of each job that Hydra's own sweeper makes of a sweep's, in order."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return [job for chunk in BasicSweeper.split_arguments(overrides, None) for job in chunk]
+
+
 def write_matched_corruptions(config: DictConfig, overrides: Sequence[Override]) -> None:
     """Writes the corruptions of the jobs that ask for ``calibrate=match``, each once; no file where no job can ask.
 
@@ -128,13 +135,11 @@ def write_matched_corruptions(config: DictConfig, overrides: Sequence[Override])
     sweeps_experiments = any(o.key_or_group == "experiment" and o.is_sweep_override() for o in overrides)
     if not sweeps_experiments and not any("match" in value for value in values):
         return
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     from vitpatch.runs import calibration
 
     known = [o for o in overrides if not o.is_sweep_override() or o.is_discrete_sweep()]  # else another sweeper's
     jobs: dict[tuple[str, ...], list[str]] = {}
-    for job in (job for chunk in BasicSweeper.split_arguments(known, None) for job in chunk):
+    for job in split_into_jobs(known):
         jobs.setdefault(tuple(override for override in job if DECIDES_CORRUPTION.match(override_key(override))), job)
     corruptions: list[Any] = []
     for job in jobs.values():
