@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from vitpatch.types import BaseRun, Donor, Metric, Patch
 
-_OF_EACH_BASE_RUN = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
+_METRICS_OF_BASE_RUNS = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
 
 
 EXAMPLES_SCHEMA = pa.schema(
     [("example_id", pa.int64()), ("label", pa.int64()), ("label_name", pa.string()), ("rival", pa.int64())]
     + [("label_is_predicted", pa.bool_()), ("included", pa.bool_()), ("cluster", pa.int64())]
-    + [(f"{metric}_{run}", pa.float32()) for run in BaseRun for metric in _OF_EACH_BASE_RUN]
+    + [(f"{metric}_{run}", pa.float32()) for run in BaseRun for metric in _METRICS_OF_BASE_RUNS]
     + [(f"pred_{run}", pa.int64()) for run in BaseRun]
     + [("kl_corrupt", pa.float32())]
 )
@@ -26,7 +26,7 @@ EXAMPLES_SCHEMA = pa.schema(
 
 
 PATCH_COLUMNS = ("site", "layer", "head", "tokens", "window", "first_layer", "last_layer", "n_layers")
-"""What names a patch in ``effects.parquet`` and ``summary.csv``."""
+"""The columns that identify a patch in ``effects.parquet`` and ``summary.csv``."""
 
 
 EFFECTS_SCHEMA = pa.schema(
@@ -66,8 +66,8 @@ and, a value a patch, of the patched ones.
 """
 
 
-CONTROLLED = (Metric.PROB, Metric.LOG_ODDS, "effect")
-"""What is stored of a control."""
+CONTROL_METRICS = (Metric.PROB, Metric.LOG_ODDS, "effect")
+"""The metrics that are stored of a control: a patch with another image as donor, or of all layers at once."""
 
 
 OF_CORRUPTION = "partner_corruption"
@@ -86,21 +86,16 @@ def partner_fields(donors: Sequence[Donor], all_layers: bool) -> list[pa.Field]:
         for donor in others
         for name in ("partner", *Metric)
     ]
-    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROLLED if all_layers]
+    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROL_METRICS if all_layers]
 
 
 def control_fields(donors: Sequence[Donor]) -> list[pa.Field]:
     """Columns of ``effects.parquet`` for the donors after the first: the same patch with their activations."""
-    return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROLLED]
-
-
-def with_fields(schema: pa.Schema, fields: Iterable[pa.Field]) -> pa.Schema:
-    """A schema with columns more."""
-    return pa.schema([*schema, *fields])
+    return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROL_METRICS]
 
 
 def patch_columns(patches: Sequence[Patch]) -> dict[str, np.ndarray]:
-    """What names each patch, by column, (patches,) each; a window without a layer is named as the whole one is."""
+    """``PATCH_COLUMNS`` of patches, (patches,) each; those of a window without a layer are the whole window's."""
     rows = [(str(p.site), p.layer, p.head, str(p.tokens), p.window, *_ends(p)) for p in patches]
     return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
 

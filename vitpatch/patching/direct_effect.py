@@ -17,7 +17,7 @@ from vitpatch.types import ALL_HEADS, Patch, Site
 
 
 class DirectEffects:
-    """Collects, for the images of a batch, what is compared at each ``Comparison`` of a plan.
+    """Collects how far donor and recipient differ at each ``Comparison`` of a plan, for the images of a batch.
 
     ``masks`` bool (batch, tokens) by token group. Stored of each: the squared norms of donor − recipient and of the
     recipient over the patched tokens, (batch,), and the change of the stream at those of the tokens that the

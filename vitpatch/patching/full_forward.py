@@ -47,7 +47,7 @@ def full_forwards(
 
 
 def _constants(inputs: Inputs, received: Mapping[Place, Tensor], site: Site) -> dict[Place, Tensor]:
-    """AblationValues as a hook has them: (batch, tokens, channels), before a fixed layer scale."""
+    """Ablation values as a hook has them: (batch, tokens, channels), before a fixed layer scale."""
     constants = {}
     for place, like in received.items():
         value = inputs.constants[place].to(like.dtype)
@@ -56,6 +56,7 @@ def _constants(inputs: Inputs, received: Mapping[Place, Tensor], site: Site) -> 
 
 
 def _acts(patch: Patch, donors: Mapping[Place, Tensor], mask: Tensor, model: PatchableViT) -> dict[Place, Act]:
+    """The functions that make a patch, by the place whose value they replace."""
     acts: dict[Place, Act] = {}
     for layer in patch.layers:
         value = donors[patch.site, layer]
@@ -81,7 +82,7 @@ def _mixing(donor: Tensor, mask: Tensor, head: int, heads: int) -> Callable[[Ten
 
 
 def _through_attention(layer: int, donor: Tensor, mask: Tensor, model: PatchableViT) -> dict[Place, Act]:
-    """``resid_mid``, which is no module's output: attention is made to add what takes the stream there."""
+    """The functions for ``resid_mid``, which is no module's output: attention adds what makes it the donor's."""
     before: list[Tensor] = []
     scale = model.blocks[layer].scaled(Site.ATTN_OUT, torch.ones_like(donor[:1, :1]))
     if not scale.all():

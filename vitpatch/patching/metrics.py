@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitpatch.patching.executor import Outputs
 from vitpatch.patching.plan import Plan
-from vitpatch.schema import CONTROLLED, patch_columns
+from vitpatch.schema import CONTROL_METRICS, patch_columns
 from vitpatch.types import BaseRun, Donor, Metric, Patch
 
 LOGITS_AT_ONCE = 4_000_000
@@ -102,8 +102,8 @@ def to_columns(
     effects["n_tokens"] = masks.sum(-1).numpy()[[plan.token_groups.index(patch.tokens) for patch in plan.patches]]
     for i, control in enumerate(plan.donors[1:], start=1):
         rows = slice(i * number, (i + 1) * number)
-        effects |= {f"{name}_{control}": _unknown(runs[name][rows], lonely[control]) for name in CONTROLLED}
-    rest = {name: _unknown(runs[name][len(plan.donors) * number :], unknown) for name in CONTROLLED}
+        effects |= {f"{name}_{control}": _unknown(runs[name][rows], lonely[control]) for name in CONTROL_METRICS}
+    rest = {name: _unknown(runs[name][len(plan.donors) * number :], unknown) for name in CONTROL_METRICS}
     leave_outs = {name: values[: len(plan.leave_outs)] for name, values in rest.items()}
     if plan.all_layers:
         examples |= {f"{name}_all_layers": values[-1] for name, values in rest.items()}

@@ -35,7 +35,6 @@ from vitpatch.schema import (
     OF_CORRUPTION,
     control_fields,
     partner_fields,
-    with_fields,
 )
 from vitpatch.stats.result import RunResult, base_metric, is_included
 from vitpatch.types import BaseRun, Donor, ImageBatch, Run
@@ -216,8 +215,8 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
     also = partner_fields(plan.donors, bool(plan.all_layers))
     also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
     tables = {
-        "examples": _table(examples, with_fields(EXAMPLES_SCHEMA, also)),
-        "effects": _table(measured.effects, with_fields(EFFECTS_SCHEMA, control_fields(plan.donors))),
+        "examples": _table(examples, pa.schema([*EXAMPLES_SCHEMA, *also])),
+        "effects": _table(measured.effects, pa.schema([*EFFECTS_SCHEMA, *control_fields(plan.donors)])),
     }
     if plan.leave_outs:
         tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)

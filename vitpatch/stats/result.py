@@ -34,9 +34,9 @@ SHARE_OF_TOTAL = 0.1
 
 @dataclass(frozen=True)
 class Unselected:
-    """The same over all images, where those of a run were chosen by what the corruption did to them.
+    """Means over all images of a run that selects images by what the corruption did to them.
 
-    ``effects`` (patches,) are means.
+    ``effects`` (patches,) are mean effects.
     """
 
     images: int
@@ -47,7 +47,7 @@ class Unselected:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What is known once all images are through, over the included ones.
+    """The result of a run: means over the included images, with intervals, tests and the peak.
 
     ``examples`` has a row an image, with ``total_effect`` and ``has_empty_group`` (whether one of its token groups has
     no token), ``summary`` a row a patch; ``effects`` (images, patches) are on the headline metric. ``total`` is the
@@ -70,22 +70,22 @@ class RunResult:
 
     @property
     def controls(self) -> tuple[Donor, ...]:
-        """The donors beside the run's own."""
+        """The donors after the run's own."""
         return self.donors[1:]
 
     @property
     def clusters(self) -> int:
-        """How many clusters the included images are in."""
+        """The number of clusters of the included images."""
         return int(self.examples["cluster"].nunique())
 
     @property
     def labels_are_predicted(self) -> bool:
-        """Whether images have no labels, and what the clean run predicts stands in for them."""
+        """Whether images have no labels, so that the clean run's predictions are used as labels."""
         return bool(self.examples["label_is_predicted"].any())
 
     @property
     def total_sign(self) -> float:
-        """The sign of the total effect, 0 = it has none; of a donor that is no run that of damage."""
+        """The sign of the total effect, 0 = no effect; of a donor that is no run, that of an effect that does harm."""
         return total_effect_sign(self.total.mean, self.study)
 
     @cached_property
@@ -243,7 +243,7 @@ def base_metric(examples: pd.DataFrame, base_run: Run, metric: Metric) -> np.nda
 
 
 def total_effect_sign(total: float, study: Study) -> float:
-    """The sign of a mean total effect; of a donor that is no run that of damage."""
+    """The sign of a mean total effect; of a donor that is no run, the sign of an effect that does harm."""
     if study.donor.is_constant:
         return 1.0 if study.metric is Metric.KL else -1.0
     return float(np.sign(total))

@@ -32,10 +32,10 @@ MIN_STANDARD_ERRORS = 3.0
 class Measured:
     """What was measured of each image and patch, (images, patches) each.
 
-    ``effects`` are on the headline metric, ``log_odds`` and ``prob`` on these; ``direct`` is the direct share of that
-    on the log odds; ``correct``: whether the patched run predicts the label; ``delta_norm``: how far donor and
-    recipient differ. ``controls`` are effects with other images as donors, by column (``effect_*``, ``log_odds_*``),
-    NaN where an image has no such partner.
+    ``effects`` are on the headline metric, ``log_odds`` and ``prob`` on these; ``direct`` is the part of the effect on
+    the log odds that goes straight to the readout; ``correct``: whether the patched run predicts the label;
+    ``delta_norm``: how far donor and recipient differ. ``controls`` are effects with other images as donors, by column
+    (``effect_*``, ``log_odds_*``), NaN where an image has no such partner.
     """
 
     effects: Array
@@ -54,10 +54,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class GroupPeak:
-    """Where the peak of a group of rows may be, the rows that layers are compared in (a window, a kind of tokens).
+    """Where the peak may be in a group of rows whose layers are compared: those of a window and a kind of tokens.
 
     ``rows`` of the summary in order of layer, ``stability`` how often each is the peak of a resample; ``members`` the
-    rows that are not shown to be below ``best``; ``size`` the peak's effect from split halves.
+    rows that are not significantly below ``best``; ``size`` the peak's effect from split halves.
     """
 
     name: str
@@ -198,7 +198,7 @@ def furthest(means: Array, sign: float) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Where the peak may be: ``best`` the observed one, ``members`` the columns that are not shown to be below it.
+    """Where the peak may be: ``best`` the observed one, ``members`` the columns not significantly below it.
 
     ``stability`` (columns,) is how often each is the peak of a resample, by the same rule; NaN of one cluster.
     """
@@ -212,7 +212,7 @@ def peak_set(effects: Array, sign: float, clusters: NDArray[np.integer], seed: i
     """The layers whose simultaneous interval of (best − this) holds 0, by max-T over the layers.
 
     ``effects`` (images, layers) in order of layer; the best goes furthest towards ``sign``, as in ``peak``. Of
-    one cluster all layers are in the set: none is shown to be below.
+    one cluster all layers are in the set.
     """
     assert sign, "the total effect is 0: there is no direction and no peak"
     spread = Resamples(clusters, seed).spread(effects)
