@@ -61,12 +61,12 @@ def one_line(error: object, most: int = 300) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """A number of things in words: 1 image, 2 images."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words: 90 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -74,7 +74,7 @@ def _redraw_and_print(folders: Sequence[Path], output: Path | None) -> Sequence[
 
 def summary_lines(compared: SavedComparison) -> list[str]:
     """The lines that end a comparison: warnings, runs, matched runs of groups, and where the files are."""
-    from vitpatch.formatting import counted
+    from vitpatch.formatting import format_count
 
     comparison = compared.comparison
     rows = [["run", "peak", "effect (95 % interval)", "recovered"]]
@@ -84,7 +84,7 @@ def summary_lines(compared: SavedComparison) -> list[str]:
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += _matched_lines(comparison.matched.to_dict("records"))
     if len(comparison.runs) > 1:
-        pairs = counted(len(comparison.differences[["a", "b"]].drop_duplicates()), "pair")
+        pairs = format_count(len(comparison.differences[["a", "b"]].drop_duplicates()), "pair")
         lines.append(f"{pairs} subtracted, {len(comparison.not_subtracted)} not (not_subtracted.csv says why)")
     lines += [f"left out: {line}" for line in comparison.left_out[len(compared.problems) :]]
     files = sorted(path.name for path in compared.folder.iterdir() if not path.name.startswith("."))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitpatch.formatting import duration, format_interval, shorten_names
+from vitpatch.formatting import format_duration, format_interval, shorten_names
 from vitpatch.io import natural_sort, write_csv
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import RunStatus, read_status
@@ -99,7 +99,7 @@ def describe_progress(root: Path, since: float, now: float, total: int) -> str |
     left = total - len(ended)
     if left <= 0:
         return None
-    about = f", about {duration((now - since) / len(made) * left)} left" if made else ""
+    about = f", about {format_duration((now - since) / len(made) * left)} left" if made else ""
     return f"sweep: {len(ended)} of {total} runs are through{about}"
 
 

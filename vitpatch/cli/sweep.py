@@ -43,7 +43,7 @@ from vitpatch.cli.sweep_record import (
     write_matched_corruptions,
 )
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import counted
+from vitpatch.formatting import format_count
 from vitpatch.io import describe_disk_error
 from vitpatch.runs.config import NAMES, check_names_are_text
 from vitpatch.runs.names import run_name
@@ -105,7 +105,7 @@ class SweepCallback(Callback):
         _remove_wandb_variables()
         write_matched_corruptions(config, overrides)
         if self._folders is not None:
-            log.info("sweep: %s in %s", counted(len(self._folders), "run"), self._root)
+            log.info("sweep: %s in %s", format_count(len(self._folders), "run"), self._root)
 
     def _name_runs(self, config: DictConfig, overrides: Sequence[Override]) -> None:
         """Hands the naming to the jobs, in Hydra's part of their configs, and writes ``sweep.json``.

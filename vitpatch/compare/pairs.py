@@ -26,7 +26,7 @@ from vitpatch.compare.settings import (
     runs_by_group,
 )
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import counted, option_identity
+from vitpatch.formatting import format_count, option_identity
 from vitpatch.runs.results import read_patches
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.inference import Array, Resamples, Spread, sign_flip_p
@@ -114,7 +114,7 @@ def subtract_recovered(
     is_known = np.abs(spread_totals.mean) > MIN_STANDARD_ERRORS * spread_totals.se
     if not is_known.all():
         unknown = " and ".join(name for name, known in zip(names, is_known, strict=True) if not known)
-        images = counted(len(a), "image")
+        images = format_count(len(a), "image")
         raise VitPatchError(f"recovered is not known: on {images} the total effect of {unknown} is within 3 SE of 0")
     ratio_a, ratio_b = spread_a.ratio_to(spread_totals[:1]), spread_b.ratio_to(spread_totals[1:])
     parts = ((ratio_a.resampled, ratio_b.resampled), (ratio_a.left_out, ratio_b.left_out))
@@ -286,7 +286,7 @@ def describe_caution(a: FinishedRun, b: FinishedRun, clusters: int) -> str:
     if by_outcome and not (have_same_corruption(a, b) and rules[0] == rules[1]):
         cautions.append(f"the images are chosen by what the corruption does to them in {' and '.join(by_outcome)}")
     if clusters < FEW_CLUSTERS:
-        cautions.append(f"the interval of {counted(clusters, 'cluster')} is too narrow")
+        cautions.append(f"the interval of {format_count(clusters, 'cluster')} is too narrow")
     return "; ".join(cautions)
 
 

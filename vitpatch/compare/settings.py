@@ -10,7 +10,15 @@ from typing import Any
 import pandas as pd
 
 from vitpatch.compare.load import FinishedRun
-from vitpatch.formatting import class_name, corruption_words, counted, data_words, digest, option_identity, path_title
+from vitpatch.formatting import (
+    class_name,
+    corruption_words,
+    data_words,
+    digest,
+    format_count,
+    option_identity,
+    path_title,
+)
 from vitpatch.types import format_window
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")  # config groups whose options' names are shown
@@ -38,7 +46,7 @@ def run_settings(run: FinishedRun) -> dict[str, Setting]:
     identity, config = run.identity, run.config
     target, model_keys = identity["target"], ("weights", "architecture", "readout", "row", "preprocessing")
     calibrated = {key: identity.get(key) for key in ("calibrate", "matched", "corruption_code")}
-    images = counted(run.manifest["counts"]["images"], "image")
+    images = format_count(run.manifest["counts"]["images"], "image")
     settings = {
         "model": ([identity.get(key) for key in model_keys], path_title(config["model"]["path"])),
         "precision": (identity["precision"], format_setting(identity["precision"])),

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vitpatch.formatting import counted
+from vitpatch.formatting import format_count
 from vitpatch.plots import style
 from vitpatch.plots.heatmaps import draw_numbers
 from vitpatch.plots.style import Caption
@@ -131,7 +131,7 @@ def _draw_class(axes: Axes, group: ClassEffects, layers: Sequence[int], means: S
     axes.plot(layers, means, color=style.GREY, linewidth=1.2, linestyle=":", label="all images")
     look = {"color": style.BLUE, "markersize": 3, "linewidth": 1.4, "label": "class"}
     style.draw_series(axes, layers, group.effects, "effect", bar_alpha=0.7, **look)
-    sample = f"{counted(group.images, 'image')} in {counted(group.clusters, 'cluster')}"
+    sample = f"{format_count(group.images, 'image')} in {format_count(group.clusters, 'cluster')}"
     axes.set_title(f"{style.shorten(group.name, 26)}\n{sample}", fontsize=8)
     style.number_layers(axes, layers, most=7)
     axes.tick_params(labelsize=7)

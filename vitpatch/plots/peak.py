@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitpatch.formatting import counted, format_interval
+from vitpatch.formatting import format_count, format_interval
 from vitpatch.plots import style
 from vitpatch.plots.style import Caption
 from vitpatch.stats.result import series_names
@@ -125,7 +125,9 @@ def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
     axes.grid(alpha=0.25)
     style.add_legend_below(figure, [axes], 2)
     shape = "rises all along the grid" if calibration["monotone"] else "does not rise all along the grid"
-    sample = f"{counted(calibration['images'], 'training image')} in {counted(calibration['clusters'], 'cluster')}"
+    sample = (
+        f"{format_count(calibration['images'], 'training image')} in {format_count(calibration['clusters'], 'cluster')}"
+    )
     style.set_headline(
         figure, title, f"calibrate={calibration['asked']}: damage {shape}; n = {sample}; intervals over clusters"
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitpatch.formatting import counted
+from vitpatch.formatting import format_count
 from vitpatch.plots import style
 from vitpatch.plots.classes import class_figures
 from vitpatch.plots.examples import ExamplePage, image_pages
@@ -80,7 +80,7 @@ def profile_references(result: RunResult) -> References:
     own = f"donor: the image itself, {run} (mean effect)" if controls else "mean effect"
     if result.unselected is not None:
         total = result.unselected.total.mean
-        unselected = f"all {counted(result.unselected.images, 'image')}, not selected"
+        unselected = f"all {format_count(result.unselected.images, 'image')}, not selected"
         unselected += "" if np.isnan(total) else f"; their total effect {total:+.3f}"
     return References(result.total, result.all_layers, own, controls, unselected)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from vitpatch.formatting import counted
+from vitpatch.formatting import format_count
 from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
@@ -88,7 +88,7 @@ class Caption:
     @property
     def sample(self) -> str:
         """The sample in words."""
-        return f"n = {counted(self.images, 'image')} in {counted(self.clusters, 'cluster')}"
+        return f"n = {format_count(self.images, 'image')} in {format_count(self.clusters, 'cluster')}"
 
     @property
     def intervals(self) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from vitpatch.data.datamodule import DecodedImages, ImageDataModule, training_batches
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import counted, duration
+from vitpatch.formatting import format_count, format_duration
 from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import Outputs, average_draws, execute
 from vitpatch.patching.inputs import AblationValues, mean_values, token_masks, zero_values
@@ -81,7 +81,7 @@ class BatchPatcher:
             return zero_values(self.model, site)
         if self.plan.donors[0] is not Donor.MEAN:
             return None
-        log.info("mean of %s over %s", site, counted(len(training), "training image"))
+        log.info("mean of %s over %s", site, format_count(len(training), "training image"))
         return mean_values(self.model, site, self._training_pixels())
 
     def _training_pixels(self) -> Iterator[Tensor]:
@@ -158,7 +158,7 @@ class BatchPatcher:
         setup = self.setup
         time_left = seconds / images * len(setup.images) / setup.trainer.world_size
         first = f"first {images} images in {seconds:.2g} s" if images > 1 else f"first image in {seconds:.2g} s"
-        about = f"about {duration(time_left)} for {counted(len(setup.images), 'image')} ({first})"
+        about = f"about {format_duration(time_left)} for {format_count(len(setup.images), 'image')} ({first})"
         line = f"{describe_cost(self.plan, self.cost, self.limits)}, {about}"
         if self.draws > 1:
             line += f", {self.draws} draws of noise each"
@@ -249,7 +249,7 @@ def _is_drawn_again(setup: Setup) -> bool:
 def _choose_rows(result: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]]]:
     """(name of the page, how they were picked, positions among the included images)."""
     total, number = result.examples["total_effect"].to_numpy(), min(IMAGES_A_PAGE, len(result.examples))
-    images = counted(number, "image")
+    images = format_count(number, "image")
     if not np.isnan(total).any():
         most = np.argsort(-(result.total_sign or 1) * total, kind="stable")[:number]
         yield "largest", f"the {images} with the largest total effect", most

@@ -34,7 +34,7 @@ from vitpatch.data.datamodule import DecodedImages, PartnerPositions, training_b
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import corruption_words, counted, digest, format_interval
+from vitpatch.formatting import corruption_words, digest, format_count, format_interval
 from vitpatch.io import write_json
 from vitpatch.models.vit import PatchableViT
 from vitpatch.runs.config import construct
@@ -284,7 +284,7 @@ class TrainingRuns:
         if corruptions[0].needs_training:
             corruptions = [corruption.with_statistics(self.moments) for corruption in corruptions]
         drops, ids = [], []
-        for number, batch in enumerate(self._batches(f"{one}, {counted(len(strengths), 'strength')}")):
+        for number, batch in enumerate(self._batches(f"{one}, {format_count(len(strengths), 'strength')}")):
             if number == len(self._clean):
                 probs, labels = self._probs(batch.images), batch.labels.cpu()
                 labels = labels.where(labels != UNKNOWN, probs.argmax(1))

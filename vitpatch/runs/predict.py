@@ -24,7 +24,7 @@ from tqdm import tqdm
 from vitpatch.corruptions import Corruption, Moments
 from vitpatch.data.datamodule import BadImage, DecodedImages, ImageDataModule
 from vitpatch.errors import SIGNALS, Interrupted, VitPatchError
-from vitpatch.formatting import counted
+from vitpatch.formatting import format_count
 from vitpatch.patching.cost import GB, memory_limit
 from vitpatch.runs.batches import BatchPatcher, tables_of
 from vitpatch.runs.folder import BatchDone, Shards
@@ -181,7 +181,7 @@ def predict(setup: Setup, data: ImageDataModule, shards: Shards) -> PredictionRe
     left = len(data.positions_of(numbers))
     if done:
         before = len(data.images) - left
-        log.info("goes on: %d of %s were done before", before, counted(len(data.images), "image"))
+        log.info("goes on: %d of %s were done before", before, format_count(len(data.images), "image"))
     if numbers:
         try:
             _predict_by_all(_within_memory(setup), data, shards, numbers)

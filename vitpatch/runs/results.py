@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vitpatch.formatting import counted, format_interval, one_line
+from vitpatch.formatting import format_count, format_interval, one_line
 from vitpatch.io import atomic_write
 from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.style import doubt_words
@@ -129,7 +129,7 @@ def notes(result: RunResult) -> list[str]:
         peak = "no peak layer" if selected.peak_layer is None else f"peak layer {selected.peak_layer}"
         texts.append(
             f"include={study.include}: images are chosen by what the corruption did to them, which biases every mean "
-            f"away from 0; of all {counted(selected.images, 'image')}: {total}{peak}"
+            f"away from 0; of all {format_count(selected.images, 'image')}: {total}{peak}"
         )
     if study.test is Tested.HEADLINE and study.metric is not Metric.LOG_ODDS:
         texts.append(
@@ -229,7 +229,7 @@ def closing_lines(result: RunResult, folder: RunFolder, title: str, more_notes: 
     """The few lines that end a run; ``more_notes`` are those on its labels and probabilities."""
     values, images = tracker_values(result), len(result.examples)
     corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * result.study.depends_on_corruption
-    clusters = f" in {counted(result.clusters, 'cluster')}" * (result.clusters < images)
+    clusters = f" in {format_count(result.clusters, 'cluster')}" * (result.clusters < images)
     total = f"{_with_interval(result.total)} on {result.study.metric}"
     if np.isnan(result.total.mean):
         total = f"none on {result.study.metric} (donor {result.study.donor})"
@@ -237,13 +237,13 @@ def closing_lines(result: RunResult, folder: RunFolder, title: str, more_notes: 
         f"{folder.path}",
         f"  run           {title}",
         f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
-        f"  total effect  {total}, n = {counted(images, 'image')}{clusters}",
+        f"  total effect  {total}, n = {format_count(images, 'image')}{clusters}",
         *(f"  note          {note}" for note in [*more_notes, *notes(result)]),
         *_peak_lines(result),
     ]
     if result.needed is not None:
         width, needed = result.needed
-        takes = counted(needed, "cluster")
+        takes = format_count(needed, "cluster")
         lines.append(f"  planning      an interval {width:.2g} wide at the peak takes about {takes}")
     pictures = ", ".join(sorted(path.name for path in folder.figures.iterdir()))
     return [*lines, f"  pictures      {pictures} in figures/"]
@@ -267,7 +267,7 @@ def _peak_lines(result: RunResult) -> list[str]:
         )
     for donor in result.controls:
         images = int(peak[f"n_{donor}"])
-        some = f", n = {counted(images, 'image')}" * (images < len(result.examples))
+        some = f", n = {format_count(images, 'image')}" * (images < len(result.examples))
         lines.append(f"  control       {donor} there: {_with_interval(_estimate(peak, f'effect_{donor}'))}{some}")
     return lines
 

@@ -24,7 +24,15 @@ from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import choose_partners
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import corruption_words, counted, data_words, digest, option_identity, path_title, users_code
+from vitpatch.formatting import (
+    corruption_words,
+    data_words,
+    digest,
+    format_count,
+    option_identity,
+    path_title,
+    users_code,
+)
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
@@ -345,7 +353,7 @@ def find_partners(
             raise VitPatchError("partner pair: the data have no pairs; name their column with data.pair_column")
         positions = np.arange(len(images))
     elif kind is Partner.NEAREST_LUMINANCE:
-        log.info("looking at the luminance of %s", counted(len(images), "image"))
+        log.info("looking at the luminance of %s", format_count(len(images), "image"))
         luminance = mean_luminance(images, preprocessing.to_input)
         positions = choose_partners(kind, images.labels, images.clusters, seed, luminance)
         positions = np.where(np.isnan(luminance), np.arange(len(images)), positions)  # what cannot be read needs none
@@ -353,7 +361,7 @@ def find_partners(
         positions = choose_partners(kind, images.labels, images.clusters, seed)
     if needed_by is not None and (alone := np.flatnonzero(positions < 0)).size:
         raise VitPatchError(
-            f"corruption {needed_by}: {len(alone)} of {counted(len(images), 'image')}, the first "
+            f"corruption {needed_by}: {len(alone)} of {format_count(len(images), 'image')}, the first "
             f"{images.ids[alone[0]]}, have no {kind} partner in another cluster; choose another kind or more images"
         )
     return positions

@@ -37,7 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.checks import Count, Expected, Index, Interval, check_values
 from vitpatch.errors import SIGNALS, Interrupted, VitPatchError
-from vitpatch.formatting import counted, one_line
+from vitpatch.formatting import format_count, one_line
 from vitpatch.runs.config import check_option, construct, launched
 
 log = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ def check_processes(trainer: lightning.Trainer) -> None:
         )
     if size not in (0, nodes * local):
         raise VitPatchError(
-            f"trainer: {counted(nodes, 'machine')} with {counted(local, 'device')} each, but {size} processes "
-            f"were started; use trainer=ddp with trainer.devices × trainer.num_nodes = {size}"
+            f"trainer: {format_count(nodes, 'machine')} with {format_count(local, 'device')} each, but {size} "
+            f"processes were started; use trainer=ddp with trainer.devices × trainer.num_nodes = {size}"
         )
 
 
