@@ -340,6 +340,13 @@ def test_a_single_run_has_no_empty_sections(tmp_path):
     assert "relative_depth" not in file_figures(single(tmp_path / "again"))
 
 
+def test_ranks_of_too_few_layers_are_no_figure(tmp_path):
+    for name in "ab":
+        save_run(tmp_path / name, effects(2), weights=name)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path])], tmp_path)
+    assert comparison.rank_correlation.isna().all(axis=None) and "rank_correlation" not in file_figures(comparison)
+
+
 def test_images_within_the_budget(comparison, monkeypatch):
     made, _ = make_albums(comparison)
     assert len(made) == 1 and made[0].cards[0].name == EVIL

@@ -300,9 +300,9 @@ def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str
 
 
 def _rank_correlation_figure(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
-    """Runs × runs, where there are several."""
+    """Runs × runs, where there are several and they have layers enough for ranks."""
     table = comparison.rank_correlation
-    if len(table) > 1:
+    if len(table) > 1 and table.notna().any(axis=None):
         first = table.iloc[:MAX_FILE_ROWS, :MAX_FILE_ROWS]
         charts = [[_rank_correlation_chart(part, list(table.index), addresses)] for part in (table, first)]
         words, lines = "rank correlation of layer profiles", ["Spearman's, of the series that has the peak"]
