@@ -173,10 +173,10 @@ class Profile:
             layers.append(line.encode(x=self._x, y=self._y(), color=self._colour, opacity=opacity(1)))
         if has_intervals and (not self.lines or rows["line"].value_counts().min() < 2):
             layers.append(alt.Chart().mark_rule().encode(**ends, opacity=opacity(0.5)))
-        points = self._points(clipped=False).encode(opacity=opacity(1))
-        layers.append(points.add_params(self._picked) if picks_line else points)
-        if rows["clipped"].any():
-            layers.append(self._points(clipped=True).encode(opacity=opacity(1)))
+        points = [
+            self._points(clipped).encode(opacity=opacity(1)) for clipped in sorted(set(map(bool, rows["clipped"])))
+        ]
+        layers += [points[0].add_params(self._picked) if picks_line else points[0], *points[1:]]
         if in_page:
             layers.append(self._nearest_point())
         chart = _layered(layers, rows, self.height, width)
