@@ -1,7 +1,9 @@
 """Tiny models and images that the tests make, and ways to run the project on them."""
 
+import copy
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -95,27 +97,51 @@ def saved(tmp_path_factory):
     return get
 
 
-@pytest.fixture
-def config(made):
-    """Composes patch.yaml on the made model and images, without a tracker; overrides come last."""
+@cache
+def compose_patch(*overrides: str):
+    """patch.yaml as Hydra composes it."""
     from hydra import compose, initialize_config_dir
 
     from vitpatch.runs.config import register_resolvers
 
     register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("patch", overrides=list(overrides))
+
+
+@pytest.fixture
+def config(made):
+    """Composes patch.yaml on the made model and images, without a tracker; overrides come last.
+
+    Plain values of keys are set as Hydra sets them, in what it composed once of all other overrides: a composition
+    takes longer than many a test.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     def make(*overrides: str, family: str = "vit"):
         tiny = ["model=hf", f"model.path={made / family}", "data=parquet", f"data.path={made / 'images.parquet'}"]
-        rest = ["trainer=cpu", "logger=none", "batch_size=5", *overrides]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose("patch", overrides=tiny + rest)
+        every = [*tiny, "trainer=cpu", "logger=none", "batch_size=5", *overrides]
+        parsed = OverridesParser.create().parse_overrides(every)
+        plain = [o for o in parsed if not (o.is_add() or o.is_delete() or (ROOT / "conf" / o.key_or_group).is_dir())]
+        cfg = copy.deepcopy(compose_patch(*(o.input_line for o in parsed if o not in plain)))
+        try:
+            for override in plain:
+                OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:
+            return compose_patch(*every)  # Hydra's own error
+        return cfg
 
     return make
 
 
 @pytest.fixture
 def patched(config, tmp_path, monkeypatch):
-    """Makes a run in this process; the run's folder. Its pictures, which take longest, only where they are wanted."""
+    """Makes a run in this process; the run's folder, another ``folder`` for each run of a test.
+
+    Its pictures, which take longest, only where they are wanted.
+    """
     from vitpatch.runs import run as room
 
     draw = room.draw

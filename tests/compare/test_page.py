@@ -253,6 +253,7 @@ def far(tmp_path_factory):
     return _far(tmp_path_factory.mktemp("far"))
 
 
+@pytest.mark.long
 def test_every_line_of_a_figure_is_in_its_legend(far, tmp_path):
     drawn = file_figures(far)
     for name, figure in drawn.items():
@@ -484,6 +485,7 @@ def test_forty_runs_fit(tmp_path):
     assert "300 of 780 rows; all are in differences.csv" in words
 
 
+@pytest.mark.long
 def test_a_page_too_large_says_what_it_leaves_out(comparison, tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MAX_BYTES", len(page(comparison).encode()) - 1)
     write_page(comparison, make_figures(comparison), tmp_path / "index.html")

@@ -7,6 +7,7 @@ from corruption_makers import MAKERS, batch
 from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter, sobel
 
+from vitpatch import corruptions
 from vitpatch.corruptions.base import Chain, as_corruption, uniform
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.masked import Occlude
@@ -22,6 +23,12 @@ def test_gray_is_bt601_luma_in_three_channels():
     image = torch.tensor([1.0, 0.5, 0.25]).view(1, 3, 1, 1)
     out = Gray()(ImageBatch(image, torch.tensor([0]), torch.tensor([0])), seed=0)
     assert out.flatten().tolist() == pytest.approx([0.299 + 0.587 * 0.5 + 0.114 * 0.25] * 3, abs=1e-7)
+
+
+def test_every_class_of_the_package_is_tried():
+    exported = {getattr(corruptions, name) for name in corruptions.__all__}
+    classes = {of for of in exported if isinstance(of, type) and issubclass(of, corruptions.Corruption)}
+    assert classes - {*MAKERS} == {corruptions.Corruption, corruptions.Identity, corruptions.EmbeddingNoise}
 
 
 @pytest.mark.parametrize("kind", MAKERS)

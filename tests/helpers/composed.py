@@ -23,8 +23,7 @@ def option_names(group: str) -> list[str]:
 
 @cache
 def _container(group: str, name: str) -> dict:
-    command = "train_eval" if group == "architecture" else "patch"
-    return OmegaConf.to_container(composed(command, f"{group}={name}"), resolve=False)[group]
+    return OmegaConf.to_container(composed(f"{group}/{name}"), resolve=False)[group]
 
 
 def option(group: str, name: str) -> DictConfig:

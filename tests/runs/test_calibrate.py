@@ -368,10 +368,10 @@ def test_a_sweep_is_matched_by_the_weakest_and_no_curve_is_computed_twice(sweep,
 
     monkeypatch.setattr(calibration.TrainingRuns, "drops", noted)
     monkeypatch.setattr("vitpatch.runs.run.draw", lambda *everything: {})
-    code, printed, folder = sweep("corruption=noise,noise_low,embedding_noise", "window=1,2", "calibrate=match")
+    code, printed, folder = sweep("corruption=noise,noise_low,embedding_noise", "calibrate=match")
     assert code == 0, printed
     found = [manifest_of(f.parent)["calibration"] for f in sorted(folder.glob("*/manifest.json"))]
-    assert len(found) == 6
+    assert len(found) == 3
     most = found[0]["largest_drops"]
     assert len(most) == 2  # noise and noise_low are one corruption at a strength that is still open
     for said in found:

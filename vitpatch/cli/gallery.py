@@ -1,6 +1,6 @@
 """``vitpatch-gallery OUT.png``: every corruption on the same emoji scenes, clean and at rising strength.
 
-A row is an option of conf/corruption; _low, _half and _high ones, which differ in strength only, have none. A cell has
+A row is an option of conf/corruption; _low, _half and _high ones, which do less or more damage, have none. A cell has
 three images; above it stands the strength, a quarter, half, three quarters and all of the class's strongest.
 """
 

@@ -11,8 +11,10 @@ the class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs
 
 A corruption of this package is a dataclass, most often a ``Blend`` with one method, ``_other`` (``pixels.Gray`` is the
 shortest). To add one: the class; its name in ``corruptions/__init__.py`` and in ``formatting.OWN_CORRUPTIONS``; a file
-in ``conf/corruption/``; a row of ``MAKERS`` in ``tests/helpers/corruption_makers.py``, by which the tests check what
-holds of every corruption; and a test of what is its own in ``tests/corruptions/``.
+in ``conf/corruption/`` (a weaker or stronger option is a file ``NAME_low``, ``NAME_half`` or ``NAME_high`` with
+``defaults: [NAME, _self_]``; ``_half`` is ``amount: 0.5``) and its row in the README's table; a row of ``MAKERS`` in
+``tests/helpers/corruption_makers.py``, by which the tests check what holds of every corruption; and a test of what is
+its own in ``tests/corruptions/``.
 """
 
 from __future__ import annotations

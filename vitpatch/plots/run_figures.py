@@ -1,7 +1,10 @@
 """The figures of a finished run, from its result and the few images that were kept of it; no model, no data.
 
 To add one: write a function that returns a ``Figure`` in the file of its subject (``profile``, ``heatmaps``, …), and
-give it a name in ``draw``. ``python -m vitpatch.compare RUN --redraw`` then draws it as ``figures/NAME.png``.
+give it a name in ``draw`` – only where the run has its numbers: a constant donor has no total effect (NaN).
+``python -m vitpatch.compare RUN --redraw`` then draws it as ``figures/NAME.png``. The name also goes into the README's
+row ``figures/*.png`` and into the lists in ``tests/runs/test_run.py`` (``test_pictures_are_pictures``) and
+``tests/slow/test_random_runs.py`` (``pictures_of``); its test into ``tests/plots/test_pictures.py``.
 """
 
 from __future__ import annotations

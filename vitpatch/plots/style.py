@@ -99,7 +99,7 @@ class Caption:
 
     @property
     def effect(self) -> str:
-        """In words, what is measured, in two lines."""
+        """In words, what is measured, in two lines, for a y axis."""
         return f"effect {f'of {self.cause} ' if self.cause else ''}on the\n{METRIC_NAMES[self.metric]}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,6 +161,8 @@ def notes(result: RunResult) -> list[str]:
         because = f"it is {total.mean:+.3g} with a standard error of {total.se:.2g}, which falls with more images"
         if not total.known:
             because = "of one cluster there is no standard error"
+        elif total.mean and (needed := result.clusters * (MIN_STANDARD_ERRORS * total.se / total.mean) ** 2) < 1e5:
+            because += f": about {math.ceil(needed)} clusters are enough, if it stays as large"
         texts.append(f"recovered is empty: a mean total effect within {least} of 0 is no denominator; {because}")
         if is_handover(summary):
             texts.append("there is no picture of the handover: nothing is known of what is recovered")

@@ -49,8 +49,9 @@ class Unselected:
 class RunResult:
     """The result of a run: means over the included images, with intervals, tests and the peak.
 
-    ``examples`` has a row an image, with ``total_effect`` and ``has_empty_group`` (whether one of its token groups has
-    no token), ``summary`` a row a patch; ``effects`` (images, patches) are on the headline metric. ``total`` is the
+    ``examples`` has a row an included image, with ``total_effect`` (NaN where the donor is no run) and
+    ``has_empty_group`` (whether one of its token groups has no token), ``summary`` a row a patch; ``effects`` (included
+    images, patches) are on the headline metric. ``total`` is the
     total effect, ``all_layers`` the mean effect of all layers at once. ``without_partner`` counts the images that are
     left out because they have no partner for the run's donor. ``marginals`` has a row a window and layer that is left
     out of it.
