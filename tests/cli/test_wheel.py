@@ -198,7 +198,23 @@ def test_the_gallery_finds_its_options_and_images(command, tmp_path):
     assert (code, printed) == (0, "sheet.png\n") and (tmp_path / "sheet.png").stat().st_size > 50_000
 
 
-@pytest.mark.parametrize("name", ["compare", "gallery", "convert", "workspace"])
-def test_every_command_has_help(command, name, tmp_path):
-    code, printed = command(f"vitpatch-{name}", "--help", folder=tmp_path)
-    assert code == 0 and printed.startswith(f"usage: vitpatch-{name} "), printed
+HELP = """
+import sys
+from importlib.metadata import distribution
+for entry in distribution("vitpatch").entry_points:
+    if entry.name not in ("vitpatch", "vitpatch-train"):
+        print(entry.name)
+        sys.argv = [entry.name, "--help"]
+        try:
+            entry.load()()
+        except SystemExit as error:
+            assert not error.code
+"""
+
+
+def test_every_command_has_help(command, site, tmp_path):
+    code, printed = command(HELP, folder=tmp_path)
+    assert code == 0, printed
+    for name in ("compare", "gallery", "convert", "workspace"):
+        assert (site / "bin" / f"vitpatch-{name}").exists()
+        assert f"vitpatch-{name}\nusage: vitpatch-{name} " in printed, printed
