@@ -3,7 +3,6 @@
 import copy
 import os
 import sys
-from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -97,18 +96,6 @@ def saved(tmp_path_factory):
     return get
 
 
-@cache
-def compose_patch(*overrides: str):
-    """patch.yaml as Hydra composes it."""
-    from hydra import compose, initialize_config_dir
-
-    from vitpatch.runs.config import register_resolvers
-
-    register_resolvers()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("patch", overrides=list(overrides))
-
-
 @pytest.fixture
 def config(made):
     """Composes patch.yaml on the made model and images, without a tracker; overrides come last.
@@ -116,6 +103,7 @@ def config(made):
     Plain values of keys are set as Hydra sets them, in what it composed once of all other overrides: a composition
     takes longer than many a test.
     """
+    from composed import composed, composed_once
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -125,12 +113,12 @@ def config(made):
         every = [*tiny, "trainer=cpu", "logger=none", "batch_size=5", *overrides]
         parsed = OverridesParser.create().parse_overrides(every)
         plain = [o for o in parsed if not (o.is_add() or o.is_delete() or (ROOT / "conf" / o.key_or_group).is_dir())]
-        cfg = copy.deepcopy(compose_patch(*(o.input_line for o in parsed if o not in plain)))
+        cfg = copy.deepcopy(composed_once("patch", *(o.input_line for o in parsed if o not in plain)))
         try:
             for override in plain:
                 OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
         except OmegaConfBaseException:
-            return compose_patch(*every)  # Hydra's own error
+            return composed("patch", *every)  # Hydra's own error
         return cfg
 
     return make

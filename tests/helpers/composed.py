@@ -16,6 +16,12 @@ def composed(command: str, *overrides: str, **also) -> DictConfig:
         return compose(command, overrides=list(overrides), **also)
 
 
+@cache
+def composed_once(command: str, *overrides: str) -> DictConfig:
+    """The same, composed once: for those who copy it."""
+    return composed(command, *overrides)
+
+
 def option_names(group: str) -> list[str]:
     """The options of a group, in alphabetical order."""
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from conftest import ROOT
+
 TRACED = '''
 import sys
 from inspect import CO_OPTIMIZED  # what the body of a module or class has not

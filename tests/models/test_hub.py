@@ -8,23 +8,17 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from composed import composed
 from conftest import ROOT
 from fake_hub import serving
 from hub import DATA, MODELS, commit_of, data_module, names_of, put_data, put_model
-from hydra import compose, initialize_config_dir
 
 from vitpatch.data.labels import match_labels
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.config import construct, register_resolvers
+from vitpatch.runs.config import construct
 
 LIKE_ANOTHER = ("clip_l14", "vit_l16_imagenet", "deit_b16", "dinov2_b14")
 """Options whose files have the form of another's."""
-
-
-def composed(*overrides):
-    register_resolvers()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("patch", overrides=list(overrides))
 
 
 @pytest.fixture
@@ -40,9 +34,9 @@ def test_every_named_model_and_data_set_of_the_hub_has_a_stand_in():
     on_disk = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
     assert on_disk - set(MODELS) == {"hf", "emoji_vit", "emoji_scenes_vit", "clip_zero_shot"} and set(MODELS) <= on_disk
     for option, (name, *_) in MODELS.items():
-        assert composed(f"model={option}").model.path == name
+        assert composed("patch", f"model={option}").model.path == name
     for option, (name, *_) in DATA.items():
-        assert composed(f"data={option}").data.path == name
+        assert composed("patch", f"data={option}").data.path == name
 
 
 @pytest.mark.parametrize(
@@ -53,7 +47,7 @@ def test_a_named_model_is_loaded_as_its_files_say(cache, option):
     name = put_model(cache, option)
     names, processor = names_of(data_module(option)), MODELS[option][3]
     bin_too = ["model.allow_bin=true"] if option == "vit_b16_cifar10" else []
-    checkpoint = construct(composed(f"model={option}", *bin_too).model)
+    checkpoint = construct(composed("patch", f"model={option}", *bin_too).model)
     model = checkpoint.load(names if checkpoint.needs_names else None)
     assert model.stepwise and model.by_heads and model.input_size == (224, 224)
     assert checkpoint.commit == commit_of(name)
@@ -67,7 +61,7 @@ def test_a_named_model_is_loaded_as_its_files_say(cache, option):
 def test_a_text_is_said_as_siglip_was_trained(cache):
     """Small letters, no punctuation, padded to 64: the model's own tokenizer, and so sentencepiece."""
     put_model(cache, "siglip_b16")
-    checkpoint = construct(composed("model=siglip_b16").model)
+    checkpoint = construct(composed("patch", "model=siglip_b16").model)
     tokenizer = checkpoint.tokenizer()
     assert tokenizer("This is a photo of Cats.")["input_ids"] == tokenizer("this is a photo of cats")["input_ids"]
 
@@ -77,18 +71,18 @@ def test_a_text_is_said_as_siglip_was_trained(cache):
 def test_a_named_data_set_is_read_from_what_hf_download_left(cache, option, streaming):
     name = put_data(cache, option)
     keys = ["data.num_workers=0", f"data.streaming={streaming}"]
-    images = construct(composed(f"data={option}", *keys).data).open()
+    images = construct(composed("patch", f"data={option}", *keys).data).open()
     assert images.labels.tolist() == list(range(6)) and images.label_names == tuple(names_of(option))
     assert images.image(3).mode == "RGB"
     if streaming:  # known by its commit, not by the place of its copy
-        source = construct(composed(f"data={option}", *keys).data)
+        source = construct(composed("patch", f"data={option}", *keys).data)
         assert commit_of(name) in source.fingerprint()
 
 
 def test_a_copy_without_the_split_says_what_it_has(cache):
     put_data(cache, "cifar10")
     with pytest.raises(VitPatchError, match=r"^data uoft-cs/cifar10: .*test") as error:
-        construct(composed("data=cifar10", "data.split=validation").data).open()
+        construct(composed("patch", "data=cifar10", "data.split=validation").data).open()
     assert "cannot be reached" not in str(error.value)
 
 

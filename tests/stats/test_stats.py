@@ -7,6 +7,7 @@ from scipy.stats import bootstrap
 from vitpatch.errors import VitPatchError
 from vitpatch.stats import inference
 from vitpatch.stats import summary as stats
+from vitpatch.types import Estimate
 
 
 def scipys(values, of, method):
@@ -201,6 +202,22 @@ def test_recovered_is_empty_where_the_total_effect_is_no_denominator():
     total = np.random.default_rng(0).normal(size=200)
     assert np.isnan(recovered(total[:, None], total, np.arange(200), seed=0)).all()
     assert np.isnan(recovered(np.ones((2, 1)), np.ones(2), np.zeros(2, dtype=int), seed=0)).all()
+
+
+def test_as_many_clusters_as_are_said_make_recovered_known():
+    total = np.random.default_rng(4).normal(size=20)
+    total += 0.3 - total.mean()
+    (estimate,) = stats.estimates(total[:, None], np.arange(20), seed=0)
+    needed = stats.clusters_for_recovered(estimate, 20)
+    assert 60 < needed < 200
+
+    def is_known(times):
+        many = np.tile(total, times)
+        return not np.isnan(recovered(many[:, None], many, np.arange(len(many)), seed=0)).any()
+
+    assert not is_known(int(0.85 * needed / 20)) and is_known(int(1.25 * needed / 20) + 1)
+    assert stats.clusters_for_recovered(Estimate(1e-3, 1.0, -2.0, 2.0), 20) is None
+    assert stats.clusters_for_recovered(Estimate(0.0, 0.0, 0.0, 0.0), 20) is None
 
 
 @pytest.mark.parametrize(

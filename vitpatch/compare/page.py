@@ -114,7 +114,7 @@ def render_page(comparison: Comparison, sections: Mapping[str, Section], without
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"embedded": embedded, "breakable": breakable}
+    environment.filters |= {"script_json": script_json, "breakable": breakable}
     scripts, number = page_scripts(), len(comparison.runs)
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     more = len(comparison.left_out) - MAX_LEFT_OUT
@@ -135,7 +135,7 @@ def render_page(comparison: Comparison, sections: Mapping[str, Section], without
 
 def page_scripts() -> list[str]:
     """Vega, Vega-Lite and Vega-Embed as vl-convert brings them, the sorting of tables, and the page's own script."""
-    own = f"const themes = {embedded(THEMES)};\n{_read_asset('page.js')}"
+    own = f"const themes = {script_json(THEMES)};\n{_read_asset('page.js')}"
     return [vega_bundle(), _read_asset("sortable.auto.min.js"), own]
 
 
@@ -152,7 +152,7 @@ def vega_bundle() -> str:
     return vl_convert.javascript_bundle()
 
 
-def embedded(value: Any) -> Markup:
+def script_json(value: Any) -> Markup:
     """A value as JSON for a script element, which no text in it can end."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":

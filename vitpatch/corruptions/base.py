@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
@@ -88,10 +89,10 @@ class Corruption:
             raise VitPatchError(f"corruption {self.class_name} gave {wrong}")
         return pixels
 
-    def embedding_noise(self, ids: Tensor, seed: int, embedded: tuple[int, int], draw: int = 0) -> Tensor | None:
+    def embedding_noise(self, ids: Tensor, seed: int, embedding_shape: tuple[int, int], draw: int = 0) -> Tensor | None:
         """What is added to patch embeddings, float32 (batch, patches, width), on the CPU; ``None`` = nothing.
 
-        ``ids`` (batch,); ``embedded`` is the model's (patches, width).
+        ``ids`` (batch,); ``embedding_shape`` is the model's (patches, width).
         """
         return None
 
@@ -159,7 +160,7 @@ def as_corruption(function: Callable[[ImageBatch, int], Tensor]) -> Corruption:
     return function if isinstance(function, Corruption) else UsersCorruption(function)
 
 
-class Blend(Corruption):
+class Blend(Corruption, ABC):
     """A corruption that blends each image with another one, ``amount`` of it: 0 the identity, 1 all.
 
     A subclass is a dataclass with a field ``amount: Amount`` and says in ``_other`` what the other image is.
@@ -174,9 +175,9 @@ class Blend(Corruption):
         """(batch, 3, height, width) → the same shape."""
         return torch.lerp(batch.images, self._other(batch, seed), self._weight(batch, seed))
 
+    @abstractmethod
     def _other(self, batch: ImageBatch, seed: int) -> Tensor:
         """(batch, 3 or 1, height, width): the image at amount 1."""
-        raise NotImplementedError
 
     def _weight(self, batch: ImageBatch, seed: int) -> float | Tensor:
         """The share of the other image, a number or (batch, 1, height, width)."""

@@ -110,12 +110,13 @@ class EmbeddingNoise(Corruption):
             raise VitPatchError(USE_ALONE.format(self.option_name))
         return batch.images
 
-    def embedding_noise(self, ids: Tensor, seed: int, embedded: tuple[int, int], draw: int = 0) -> Tensor:
+    def embedding_noise(self, ids: Tensor, seed: int, embedding_shape: tuple[int, int], draw: int = 0) -> Tensor:
         """What is added to the patch embeddings, float32 (batch, patches, width), on the CPU.
 
-        ``ids`` (batch,); ``embedded`` is (patches, width). A function of (seed, id, draw) alone, whatever ``std`` is.
+        ``ids`` (batch,); ``embedding_shape`` is (patches, width). A function of (seed, id, draw) alone, whatever
+        ``std`` is.
         """
         assert self.spread is not None, "the spread of the embeddings is not known: with_statistics"
         streams = generators(ids, seed, draw, spawn_key=SPAWN_KEY)
-        draws = torch.stack([torch.randn(embedded, generator=generator) for generator in streams])
+        draws = torch.stack([torch.randn(embedding_shape, generator=generator) for generator in streams])
         return self.std * torch.as_tensor(self.spread, dtype=torch.float32) * draws

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.result import RunResult, analyze, is_handover
-from vitpatch.stats.summary import MIN_STANDARD_ERRORS, Measured
+from vitpatch.stats.summary import MIN_STANDARD_ERRORS, Measured, clusters_for_recovered
 from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Study, Tested, TokenGroup
 
 
@@ -157,18 +156,25 @@ def notes(result: RunResult) -> list[str]:
     if not result.total.known:
         texts.append("no interval: all images are of one cluster")
     if summary["recovered"].isna().all():
-        total, least = result.total, f"{MIN_STANDARD_ERRORS:g} standard errors"
-        because = f"it is {total.mean:+.3g} with a standard error of {total.se:.2g}, which falls with more images"
-        if not total.known:
-            because = "of one cluster there is no standard error"
-        elif total.mean and (needed := result.clusters * (MIN_STANDARD_ERRORS * total.se / total.mean) ** 2) < 1e5:
-            because += f": about {math.ceil(needed)} clusters are enough, if it stays as large"
-        texts.append(f"recovered is empty: a mean total effect within {least} of 0 is no denominator; {because}")
+        texts.append(_why_recovered_is_empty(result))
         if is_handover(summary):
             texts.append("there is no picture of the handover: nothing is known of what is recovered")
     if is_handover(summary) and summary["window"].nunique() > 1:
         texts.append("there is no picture of the handover: it is drawn where there is one window")
     return texts
+
+
+def _why_recovered_is_empty(result: RunResult) -> str:
+    total = result.total
+    because = f"it is {total.mean:+.3g} with a standard error of {total.se:.2g}, which falls with more images"
+    if not total.known:
+        because = "of one cluster there is no standard error"
+    elif total.mean == 0:
+        because = "it is 0"
+    elif (needed := clusters_for_recovered(total, result.clusters)) is not None:
+        because += f": about {format_count(needed, 'cluster')} are enough, if it stays as large"
+    least = f"{MIN_STANDARD_ERRORS:g} standard errors"
+    return f"recovered is empty: a mean total effect within {least} of 0 is no denominator; {because}"
 
 
 def manifest_entries(result: RunResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,8 @@ TIE = 1e-6
 """Means closer than this are of one size where the furthest is looked for."""
 MIN_STANDARD_ERRORS = 3.0
 """A mean total effect within this many standard errors of 0 is no denominator: ``recovered`` is empty then."""
+MOST_TIMES = 100
+"""As many clusters as there are, so many times: of more it is not said that they would be enough."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,18 @@ def summary_table(
     columns |= _synergy_columns(measured, summary, resamples, method)
     peaks = list(_group_peaks(summary, measured.effects, total_sign, resamples)) if total_sign else []
     return summary.assign(**columns, **_peak_columns(peaks, len(summary))), peaks
+
+
+def clusters_for_recovered(total: Estimate, clusters: int) -> int | None:
+    """How many clusters such as these bring a mean total effect of this size beyond ``MIN_STANDARD_ERRORS`` of 0.
+
+    Its standard error falls with the root of the number of clusters. ``None`` where it takes more than ``MOST_TIMES``
+    as many, so that the size of the mean is not known well enough to say.
+    """
+    if not total.mean:
+        return None
+    times = (MIN_STANDARD_ERRORS * total.se / total.mean) ** 2
+    return ceil(clusters * times) if times <= MOST_TIMES else None
 
 
 def summarize(
