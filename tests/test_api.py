@@ -8,7 +8,7 @@ from conftest import CLASSES, pictures, save_model
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 import vitpatch
-from vitpatch import VitPatchError
+from vitpatch import VitPatchError, api
 from vitpatch.schema import EFFECTS_SCHEMA
 from vitpatch.types import BT601_LUMA
 
@@ -161,7 +161,7 @@ def test_other_hooks_forwards_and_projections_are_verified_anew(made, tensors):
     )
 
 
-def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, caplog):
+def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, caplog, monkeypatch):
     """A hook that does something else than when the model was verified, or only on some images."""
     model, strength = AutoModelForImageClassification.from_pretrained(made / "vit"), [1.0]
 
@@ -179,6 +179,17 @@ def test_what_has_ceased_to_be_true_is_seen_in_the_run_itself(made, tensors, cap
         strength[0] = 0.5
         table = vitpatch.patch(vit, *tensors)
         assert table["direct_log_odds"].isna().all() and vit.stepwise  # the next call looks for itself
+        execute = api.execute
+
+        def interrupted(plan, model, *rest):
+            if not model.stepwise:
+                raise KeyboardInterrupt
+            return execute(plan, model, *rest)
+
+        with monkeypatch.context() as once, pytest.raises(KeyboardInterrupt):
+            once.setattr(api, "execute", interrupted)
+            vitpatch.patch(vit, *tensors)
+        assert vit.stepwise
         pd.testing.assert_frame_equal(vitpatch.patch(model, *tensors), table, rtol=0, atol=1e-5)
         for run, pixels in zip(("clean", "corrupt"), tensors, strict=False):
             want = model(pixels).logits.double().softmax(-1)[range(13), tensors[2]]

@@ -114,7 +114,6 @@ def patch(
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
     with _in_eval_mode(model):
         vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
-        stepwise = vit.stepwise  # it may become false for these images
         _check_images(vit, clean, corrupt, labels, masks)
         if len(ids) != len(labels) or len(ids.unique()) != len(ids) or int(ids.min()) < 0:
             raise VitPatchError(f"ids: expected {len(labels)} different numbers, 0 or more, one an image")
@@ -132,9 +131,8 @@ def patch(
             to_columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
             for rows, outputs in _execute_in_parts(plan, vit, images, group_masks, memory_gb)
         ]
-        caveat, vit.stepwise = vit.caveat(what.site), stepwise
-    for line in filter(None, (caveat, *vit.notes)):
-        log.warning("%s", line)
+    for note in vit.notes:
+        log.warning("%s", note)
     return _table(parts, plan, metric, clusters)
 
 
@@ -156,20 +154,26 @@ def _execute_in_parts(
     """Which images are computed at once, as many as memory allows, and what the plan gives on them, on the CPU.
 
     If the base runs' logits, computed by parts, are not the model's own (a hook that is new, or does something else on
-    these images), every patch is a full forward pass.
+    these images), every patch of this call is a full forward pass, and a warning says so.
     """
-    number = len(images[BaseRun.CLEAN])
+    number, stepwise = len(images[BaseRun.CLEAN]), vit.stepwise
     limit = memory_limit(memory_gb, vit.device)
     limits = estimate_cost(plan, vit).limits(number, limit, plan.sizes.tokens, vit.device, waiting=0)
-    for first in range(0, number, limits.images):
-        rows = slice(first, first + limits.images)
-        pixels = {run: x[rows].to(vit.device, vit.dtype) for run, x in images.items()}
-        outputs = execute(plan, vit, pixels, group_masks[:, rows], limits)
-        by_parts = vit.runs_by_parts(plan.target.site)
-        if first == 0 and by_parts and not matches_own_forward(vit, pixels, outputs.base):
-            vit.stepwise = False
+    try:
+        for first in range(0, number, limits.images):
+            rows = slice(first, first + limits.images)
+            pixels = {run: x[rows].to(vit.device, vit.dtype) for run, x in images.items()}
             outputs = execute(plan, vit, pixels, group_masks[:, rows], limits)
-        yield rows, outputs.cpu()
+            if first == 0:
+                by_parts = vit.runs_by_parts(plan.target.site)
+                if by_parts and not matches_own_forward(vit, pixels, outputs.base):
+                    vit.stepwise = False
+                    outputs = execute(plan, vit, pixels, group_masks[:, rows], limits)
+                if (caveat := vit.caveat(plan.target.site)) is not None:
+                    log.warning("%s", caveat)
+            yield rows, outputs.cpu()
+    finally:
+        vit.stepwise = stepwise
 
 
 def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") -> pd.DataFrame:

@@ -24,11 +24,11 @@ from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.page import (
     ASSETS,
     data_url,
-    embedded,
     make_albums,
     make_sections,
     page_scripts,
     render_page,
+    script_json,
     vega_bundle,
     write_page,
 )
@@ -502,7 +502,7 @@ def test_heads_are_dots_of_one_colour(read_page):
 
 
 def test_json_cannot_end_its_element():
-    assert "<" not in embedded(EVIL) and json.loads(embedded(EVIL)) == EVIL
+    assert "<" not in script_json(EVIL) and json.loads(script_json(EVIL)) == EVIL
 
 
 def test_vega_is_made_once_and_wherever_nothing_can_be_kept(tmp_path, monkeypatch):

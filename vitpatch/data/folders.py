@@ -178,8 +178,7 @@ def read_metadata(folder: Path, top: Path) -> Listing | None:
     if not parts:
         return None
     names = " and ".join(dict.fromkeys(part.names for part in parts)) if len(parts) < 3 else f"{len(parts)} files"
-    columns = list(parts[0].rows.features)
-    rows = concatenate_datasets([part.rows.select_columns(columns) for part in parts])
+    rows = concatenate_datasets([part.rows for part in parts])  # columns by name
     return Listing(rows, parts[0].image_columns, names)
 
 
