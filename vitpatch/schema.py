@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import pyarrow as pa
 
-from vitpatch.types import BaseRun, Donor, Metric, Patch
+from vitpatch.types import BaseRun, Metric
 
 _METRICS_OF_BASE_RUNS = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
 
@@ -19,7 +16,7 @@ EXAMPLES_SCHEMA = pa.schema(
     + [(f"pred_{run}", pa.int64()) for run in BaseRun]
     + [("kl_corrupt", pa.float32())]
 )
-"""One row an image, in order of ``example_id``; with partners for donors also ``partner_fields``.
+"""One row an image, in order of ``example_id``; with partners for donors and with controls also columns for these.
 
 ``label_is_predicted``: the image has no label, and the clean run's prediction stands in for it.
 """
@@ -40,7 +37,7 @@ EFFECTS_SCHEMA = pa.schema(
 
 ``delta_norm``: norm of donor − recipient over norm of the recipient at the site, over the patched tokens and layers.
 ``direct_log_odds``: change of the log odds where the replacement is carried straight to the readout, the scale of the
-last layer norm frozen. ``n_tokens``: how many tokens of this image are patched. With controls also ``control_fields``.
+last layer norm frozen. ``n_tokens``: how many tokens of this image are patched. With controls also columns for these.
 """
 
 
@@ -72,34 +69,3 @@ CONTROL_METRICS = (Metric.PROB, Metric.LOG_ODDS, "effect")
 
 OF_CORRUPTION = "partner_corruption"
 """Column of ``examples.parquet``: ``example_id`` of the image that a corruption with partners takes."""
-
-
-def partner_fields(donors: Sequence[Donor], all_layers: bool) -> list[pa.Field]:
-    """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
-
-    ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
-    this image's label.
-    """
-    others = [donor for donor in donors if donor.partner is not None]
-    fields = [
-        pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
-        for donor in others
-        for name in ("partner", *Metric)
-    ]
-    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROL_METRICS if all_layers]
-
-
-def control_fields(donors: Sequence[Donor]) -> list[pa.Field]:
-    """Columns of ``effects.parquet`` for the donors after the first: the same patch with their activations."""
-    return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROL_METRICS]
-
-
-def patch_columns(patches: Sequence[Patch]) -> dict[str, np.ndarray]:
-    """``PATCH_COLUMNS`` of patches, (patches,) each; those of a window without a layer are the whole window's."""
-    rows = [(str(p.site), p.layer, p.head, str(p.tokens), p.window, *_ends(p)) for p in patches]
-    return {name: np.array(values) for name, values in zip(PATCH_COLUMNS, zip(*rows, strict=True), strict=True)}
-
-
-def _ends(patch: Patch) -> tuple[int, int, int]:
-    layers = sorted({*patch.layers, *((patch.without,) if patch.without >= 0 else ())})
-    return layers[0], layers[-1], len(layers)

@@ -21,8 +21,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import digest, one_line
 from vitpatch.models.classes import Classes, number_of_classes, probability_notes
 from vitpatch.models.families import EVERYTHING, PATCHES, POOLED, Family
-from vitpatch.models.hooks import Act, HookPoint, attached, first_argument, run_until
-from vitpatch.models.parts import Block, CallArguments, Reader
+from vitpatch.models.parts import Act, Block, CallArguments, HookPoint, Reader, attached, first_argument, run_until
 from vitpatch.models.preprocessing import Preprocessing, config_value, image_and_patch_size, pair
 from vitpatch.types import Site, Sizes
 

@@ -8,9 +8,8 @@ forward passes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,51 +17,11 @@ from torch import Tensor
 from vitpatch.models.parts import Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import ComputeLimits
-from vitpatch.patching.direct_effect import DirectEffects, edited_heads
 from vitpatch.patching.full_forward import full_forwards
 from vitpatch.patching.inputs import AblationValues, Inputs
+from vitpatch.patching.metrics import DirectEffects, Outputs, edited_heads
 from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
 from vitpatch.types import BaseRun, Run, Site
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a plan gives on a batch, in the plan's order of patches.
-
-    ``base`` logits (batch, classes) of each base run; ``patched`` (runs, batch, classes) of the plan's ``runs``;
-    ``direct`` logits (patches, batch, classes) of the change added to what the classifier reads;
-    ``delta_norm`` (patches, batch).
-    """
-
-    base: Mapping[Run, Tensor]
-    patched: Tensor
-    direct: Tensor
-    delta_norm: Tensor
-
-    def cpu(self) -> Outputs:
-        """The same in the CPU's memory: metrics are in float64, which not every device has."""
-        base = {run: logits.cpu() for run, logits in self.base.items()}
-        return Outputs(base, self.patched.cpu(), self.direct.cpu(), self.delta_norm.cpu())
-
-
-def average_draws(draws: Iterable[Outputs]) -> Outputs:
-    """One set of logits from several draws of noise: those of the mean probabilities, log Σ p / n, float64.
-
-    Of a single draw it is what it was. ``delta_norm`` is the mean.
-    """
-    first, *others = draws
-    if not others:
-        return first
-    n = 1 + len(others)
-
-    def mean(logits: Sequence[Tensor]) -> Tensor:
-        log_probs = torch.stack([x.double().log_softmax(-1) for x in logits])
-        return log_probs.logsumexp(0) - math.log(n)
-
-    every = [first, *others]
-    base = {run: mean([outputs.base[run] for outputs in every]) for run in first.base}
-    patched, direct = mean([o.patched for o in every]), mean([o.direct for o in every])
-    return Outputs(base, patched, direct, torch.stack([o.delta_norm for o in every]).mean(0))
 
 
 @torch.no_grad()

@@ -21,23 +21,16 @@ from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count, format_duration
 from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
-from vitpatch.patching.executor import Outputs, average_draws, execute
+from vitpatch.patching.executor import execute
 from vitpatch.patching.inputs import AblationValues, mean_values, token_masks, zero_values
-from vitpatch.patching.metrics import Columns, join_columns, to_columns
+from vitpatch.patching.metrics import Columns, Outputs, average_draws, join_columns, to_columns
 from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device, use_matmul_precision
-from vitpatch.schema import (
-    EFFECTS_SCHEMA,
-    EXAMPLES_SCHEMA,
-    LEAVE_OUTS_SCHEMA,
-    OF_CORRUPTION,
-    control_fields,
-    partner_fields,
-)
+from vitpatch.schema import CONTROL_METRICS, EFFECTS_SCHEMA, EXAMPLES_SCHEMA, LEAVE_OUTS_SCHEMA, OF_CORRUPTION
 from vitpatch.stats.result import RunResult, base_metric, is_included
-from vitpatch.types import BaseRun, Donor, ImageBatch, Run
+from vitpatch.types import BaseRun, Donor, ImageBatch, Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -212,15 +205,35 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
         "cluster": images.clusters[at],
     }
     plan = setup.plan
-    also = partner_fields(plan.donors, bool(plan.all_layers))
+    also = _partner_fields(plan.donors, bool(plan.all_layers))
     also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
     tables = {
         "examples": _table(examples, pa.schema([*EXAMPLES_SCHEMA, *also])),
-        "effects": _table(measured.effects, pa.schema([*EFFECTS_SCHEMA, *control_fields(plan.donors)])),
+        "effects": _table(measured.effects, pa.schema([*EFFECTS_SCHEMA, *_control_fields(plan.donors)])),
     }
     if plan.leave_outs:
         tables["leave_outs"] = _table(measured.leave_outs, LEAVE_OUTS_SCHEMA)
     return tables
+
+
+def _partner_fields(donors: Sequence[Donor], all_layers: bool) -> list[pa.Field]:
+    """Columns of ``examples.parquet`` for donors that are other images, and for all layers patched at once.
+
+    ``partner_*`` is the other image's ``example_id`` (−1: it has none); ``prob_*`` and so on what its clean run says of
+    this image's label.
+    """
+    others = [donor for donor in donors if donor.partner is not None]
+    fields = [
+        pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
+        for donor in others
+        for name in ("partner", *Metric)
+    ]
+    return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROL_METRICS if all_layers]
+
+
+def _control_fields(donors: Sequence[Donor]) -> list[pa.Field]:
+    """Columns of ``effects.parquet`` for the donors after the first: the same patch with their activations."""
+    return [pa.field(f"{name}_{donor}", pa.float32()) for donor in donors[1:] for name in CONTROL_METRICS]
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
