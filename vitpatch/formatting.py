@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ def format_interval(
 ) -> str:
     """A mean with its interval, ``+0.123 [+0.100, +0.150]``; the mean alone where an end is not known.
 
-    ``None`` and NaN are not known; where the mean is not, the text is a dash. ``spec`` is a format as ``format`` takes
-    it, ``format_number(value, spec)`` another function than ``format``.
+    ``None`` and NaN are not known; where the mean is not, the text is a dash. An interval that holds every number is
+    ``[unbounded]``. ``spec`` is a format as ``format`` takes it, ``format_number(value, spec)`` another function than
+    ``format``.
     """
     if not _is_known(mean):
         return UNKNOWN
     if not (_is_known(low) and _is_known(high)):
         return format_number(mean, spec)
+    if low == -inf and high == inf:
+        return f"{format_number(mean, spec)} [unbounded]"
     return f"{format_number(mean, spec)} [{format_number(low, spec)}, {format_number(high, spec)}]"
 
 

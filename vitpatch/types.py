@@ -330,6 +330,11 @@ class Estimate:
         """Whether 0 is inside the interval, so that no effect is shown; false where the interval is unknown."""
         return self.low <= 0 <= self.high
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval leaves 0 out, so that an effect is shown; false where the interval is unknown."""
+        return self.known and not self.holds_zero
+
 
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""

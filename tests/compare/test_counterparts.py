@@ -85,6 +85,11 @@ def test_runs_given_themselves_are_two_groups(save, between):
     assert "one - two (corruption: gray / noise (std=0.2, clip=True); window: 1 / 3):\n  recovered differs most" in said
 
 
+def test_where_nothing_is_recovered_a_cell_says_why(save, between):
+    save("x/none", total=np.zeros(8))
+    assert any("(the total effect's interval holds 0)" in line for line in summary_lines(between("x")))
+
+
 def test_what_cannot_be_subtracted_says_why_and_numbers_are_still_there(save, between):
     save("a/x"), save("b/x", depth=6)
     result = between("a", "b")

@@ -126,7 +126,7 @@ def test_without_a_total_effect_ratios_are_not_known(save, compared, rng):
     total[:6] = [0.1, -0.1] * 3
     save("a", rng.random((12, 2)), total=total)
     save("b", rng.random((12, 2)), corruption=NOISE, included=[True] * 6 + [False] * 6)
-    assert reason(compared()) == "recovered is not known: on 6 images the total effect of a is within 3 SE of 0"
+    assert reason(compared()) == "recovered is not known: on 6 images the interval of the total effect of a holds 0"
 
 
 def test_the_same_run_twice_is_0_and_said(save, compared, rng):

@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 from PIL import Image
 
 from vitpatch.cli.compare import read_result, redraw
+from vitpatch.formatting import format_interval
 from vitpatch.plots import classes, heatmaps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs import batches
@@ -147,6 +148,16 @@ def test_a_constant_donor_has_no_total_and_says_what_is_done():
     assert axes.get_ylabel() == "effect of zero ablation on the\nprobability of the true class"
     assert not axes.child_axes and not any("total" in words for words in words_of(figure))
     assert profile.layer_profile(a_summary(), profile.References(TOTAL), CAPTION).axes[0].child_axes
+
+
+def test_an_unbounded_interval_has_no_bar_and_is_called_so():
+    rows = pd.concat([a_summary().assign(tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
+    rows = rows.assign(site="resid_post", recovered_low=-np.inf, recovered_high=np.inf)
+    rows.loc[0, ["recovered_low", "recovered_high"]] = [0.4, 0.6]
+    figure = profile.handover(rows, CAPTION)
+    figure.canvas.draw()
+    assert whiskers_of(figure.axes[0], rows[:1], "recovered") and np.isfinite(figure.axes[0].get_ylim()).all()
+    assert format_interval(0.5, -np.inf, np.inf) == "+0.500 [unbounded]"
 
 
 def test_means_of_all_images_are_dashed_beside_selected_ones():

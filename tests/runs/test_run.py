@@ -131,7 +131,7 @@ def test_a_corruption_that_does_nothing_says_so(patched, caplog):
     assert "is not shown to move the model" in caplog.text and "peak layer    none" in caplog.text
     manifest = manifest_of(folder)
     assert manifest["total_effect"]["mean"] == 0 and manifest["peak_layer"] is None
-    assert any("recovered is empty" in note and note.endswith("; it is 0") for note in manifest["notes"])
+    assert any("recovered is empty" in note and note.endswith("the total effect is 0") for note in manifest["notes"])
     assert pd.read_csv(folder / "summary.csv")["recovered"].isna().all()
 
 

@@ -6,8 +6,9 @@ from scipy.stats import bootstrap
 
 from vitpatch.errors import VitPatchError
 from vitpatch.stats import inference
+from vitpatch.stats import recovered as shares
 from vitpatch.stats import summary as stats
-from vitpatch.types import Estimate
+from vitpatch.types import Estimate, Interval
 
 
 def scipys(values, of, method):
@@ -198,26 +199,111 @@ def test_recovered_by_bca_is_scipys_of_the_same_resamples():
     assert ends == pytest.approx(list(theirs.confidence_interval), rel=1e-9)
 
 
-def test_recovered_is_empty_where_the_total_effect_is_no_denominator():
+def test_recovered_is_empty_where_the_interval_of_the_total_effect_holds_0():
     total = np.random.default_rng(0).normal(size=200)
     assert np.isnan(recovered(total[:, None], total, np.arange(200), seed=0)).all()
-    assert np.isnan(recovered(np.ones((2, 1)), np.ones(2), np.zeros(2, dtype=int), seed=0)).all()
+    moved = total + 2.5 * total.std() / np.sqrt(200) - total.mean()  # 2.5 standard errors from 0
+    assert not np.isnan(recovered(moved[:, None], moved, np.arange(200), seed=0)).any()
+
+
+def test_of_one_cluster_recovered_is_exact_and_has_no_interval():
+    effects, total, of = np.array([[0.1], [0.4]]), np.array([0.5, 0.5]), np.zeros(2, dtype=int)
+    assert recovered(effects, total, of, seed=0)[:, 0] == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+    assert np.isnan(recovered(effects, np.array([0.5, -0.5]), of, seed=0)).all()
+
+
+def near_zero(seed=0, n=40, columns=3, away=2.3):
+    """Effects and total effects of which some resampled means have the other sign."""
+    rng = np.random.default_rng(seed)
+    total = rng.normal(size=n)
+    total += away / np.sqrt(n) - total.mean()
+    return 0.5 * total[:, None] + rng.normal(size=(n, columns)), total
+
+
+def scanned(effects, totals):
+    """The same interval of one column by trying every ratio: where the percentile interval of e − ρ · t holds 0."""
+    ratios = np.unique(effects / totals)
+    tries = np.sort(np.concatenate([ratios, (ratios[1:] + ratios[:-1]) / 2, [ratios[0] - 1, ratios[-1] + 1]]))
+    ends = [np.quantile(effects - ratio * totals, [0.025, 0.975]) for ratio in tries]
+    held = tries[[low <= 0 <= high for low, high in ends]]
+    return held[0], held[-1], tries
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_interval_of_ratios_is_what_trying_every_ratio_says(sign):
+    effects, total = near_zero()
+    means = inference.Resamples(np.arange(40), 0, number=400).means(sign * effects, sign * total[:, None])
+    assert 0 < (sign * means[:, 3] <= 0).mean() < 0.025
+    low, high = shares.fieller_interval(means[:, :3], means[:, 3])
+    naive = np.quantile(means[:, :3] / means[:, 3:], [0.025, 0.975], axis=0)
+    for column in range(3):
+        first, last, tries = scanned(means[:, column], means[:, 3])
+        places = np.searchsorted(tries, [[low[column], first], [high[column], last]])
+        assert np.abs(np.diff(places)).max() <= 2  # a ratio further, as quantiles are between two
+        assert low[column] < naive[0, column] or high[column] > naive[1, column]
+
+
+def test_where_all_totals_have_one_sign_the_interval_is_the_ratios_percentiles():
+    rng = np.random.default_rng(1)
+    effects, totals = rng.normal(size=(2000, 3)), 1 + rng.random(2000)
+    want = np.quantile(effects / totals[:, None], [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(shares.fieller_interval(effects, totals), want, rtol=1e-12)
+    np.testing.assert_allclose(shares.fieller_interval(-effects, -totals), want, rtol=1e-12)
+
+
+def test_where_totals_are_on_both_sides_of_0_every_ratio_is_possible():
+    rng = np.random.default_rng(1)
+    low, high = shares.fieller_interval(rng.normal(size=(2000, 1)), 1 + rng.normal(size=2000))
+    assert (low, high) == (-np.inf, np.inf)
+    skewed = np.exp(rng.normal(size=40))
+    (percentile,), (bca,) = (stats.estimates(skewed[:, None], np.arange(40), 0, method) for method in Interval)
+    total = skewed - (percentile.low + bca.low) / 2  # so that one interval holds 0 and the other does not
+    assert np.isnan(recovered(skewed[:, None], total, np.arange(40), 0)).all()
+    mean, *ends = recovered(skewed[:, None], total, np.arange(40), 0, method="bca")[:, 0]
+    assert mean == pytest.approx(skewed.mean() / total.mean()) and ends == [-np.inf, np.inf]
+
+
+def test_intervals_hold_a_planted_ratio_near_a_total_of_0():
+    """The total effect is 2.5 standard errors from 0 on average, and ratios are only given where it is shown."""
+    held = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        total = 0.5 + rng.normal(size=(40, 1)) * 0.5 * np.sqrt(40) / 2.5
+        effects = 0.6 * total + 0.3 * rng.normal(size=(40, 1))
+        means = inference.Resamples(np.arange(40), seed, number=400).means(effects, total)
+        low, high = shares.fieller_interval(means[:, :1], means[:, 1])
+        held.append(low[0] <= 0.6 <= high[0])
+    assert 0.91 <= np.mean(held) <= 0.98
+
+
+def test_differences_of_shares_are_too_wide_rather_than_too_narrow_near_0():
+    effects, total = near_zero()
+    draw = inference.Resamples(np.arange(40), 0)
+    spread = draw.spread(effects, total[:, None], np.full((40, 1), 2.0))
+    near, far = spread[3:4], spread[4:]
+    mean, low, high = shares.subtract_recovered(spread[:3], near, spread[:3], far)
+    assert mean == pytest.approx(effects.mean(0) / total.mean() - effects.mean(0) / 2)
+    changes = (near.resampled <= 0)[:, 0]
+    assert 0 < changes.sum() < 50
+    differences = np.sort(spread.resampled[~changes, :3] * (1 / near.resampled[~changes] - 0.5), axis=0)
+    assert low == pytest.approx(differences[49 - changes.sum()], rel=1e-12)
+    assert high == pytest.approx(differences[-50 + changes.sum()], rel=1e-12)
 
 
 def test_as_many_clusters_as_are_said_make_recovered_known():
     total = np.random.default_rng(4).normal(size=20)
     total += 0.3 - total.mean()
     (estimate,) = stats.estimates(total[:, None], np.arange(20), seed=0)
-    needed = stats.clusters_for_recovered(estimate, 20)
-    assert 60 < needed < 200
+    needed = shares.clusters_to_exclude_zero(estimate, 20)
+    assert 30 < needed < 90
 
     def is_known(times):
         many = np.tile(total, times)
         return not np.isnan(recovered(many[:, None], many, np.arange(len(many)), seed=0)).any()
 
-    assert not is_known(int(0.85 * needed / 20)) and is_known(int(1.25 * needed / 20) + 1)
-    assert stats.clusters_for_recovered(Estimate(1e-3, 1.0, -2.0, 2.0), 20) is None
-    assert stats.clusters_for_recovered(Estimate(0.0, 0.0, 0.0, 0.0), 20) is None
+    assert not is_known(int(0.7 * needed / 20)) and is_known(int(1.5 * needed / 20) + 1)
+    assert shares.clusters_to_exclude_zero(Estimate(1e-3, 1.0, -2.0, 2.0), 20) is None
+    assert shares.clusters_to_exclude_zero(Estimate(0.0, 0.0, 0.0, 0.0), 20) is None
 
 
 @pytest.mark.parametrize(

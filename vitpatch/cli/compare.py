@@ -95,7 +95,10 @@ def _run_cells(row: dict[str, Any]) -> list[str]:
     if row["peak_layer"] != row["peak_layer"]:  # NaN
         return [row["run"], "none", "", ""]
     effect = format_interval(row["peak_effect"], row["peak_effect_low"], row["peak_effect_high"])
-    share = "" if row["peak_recovered"] != row["peak_recovered"] else f"{row['peak_recovered']:.0%}"
+    share = f"{row['peak_recovered']:.0%}"
+    if row["peak_recovered"] != row["peak_recovered"]:
+        no_total = row["total_effect"] != row["total_effect"]
+        share = f"(donor {row['donor']}: no total effect)" if no_total else "(the total effect's interval holds 0)"
     return [row["run"], row["peak_place"], effect, share]
 
 

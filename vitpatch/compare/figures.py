@@ -292,7 +292,8 @@ def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str
     rows = rows.assign(place=[tables.describe_patch(row) for row in records])
     for name, key in (("words", "difference"), ("a", "value_a"), ("b", "value_b")):
         rows[name] = [tables.difference_cell(row, key).text for row in records]
-    limit = 1.05 * max(float(np.nanmax(np.abs(rows[["value", "low", "high"]].to_numpy(float)))), 0.01)
+    ends = rows[["value", "low", "high"]].to_numpy(float)
+    limit = 1.05 * max(float(np.abs(ends[np.isfinite(ends)]).max()), 0.01)
     names = None if rows["line"].nunique() <= layout.MAX_SERIES else []
     tooltips = {"pick": "pair", "place": "place", "words": "a − b [95 %]", "a": "a", "b": "b"}
     options = list(dict.fromkeys(picks.values()))

@@ -29,9 +29,9 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count, option_identity
 from vitpatch.runs.results import read_patches
 from vitpatch.schema import PATCH_COLUMNS
-from vitpatch.stats.inference import Array, Resamples, Spread, sign_flip_p
+from vitpatch.stats.inference import Array, Resamples, sign_flip_p
+from vitpatch.stats.recovered import is_denominator, subtract_recovered
 from vitpatch.stats.result import total_effects
-from vitpatch.stats.summary import MIN_STANDARD_ERRORS
 from vitpatch.types import Direction, Interval, Metric
 
 MAX_RUNS = 60
@@ -91,10 +91,12 @@ def subtract_effects(
     difference = a - b
     spread = _resamples(clusters.tobytes(), seed).spread(difference, method=method)
     p = sign_flip_p(difference, clusters, seed)
-    return _columns(a.mean(0, dtype=float), b.mean(0, dtype=float), spread) | {"p": p}
+    low, high = spread.interval
+    means = {"value_a": a.mean(0, dtype=float), "value_b": b.mean(0, dtype=float)}
+    return means | {"difference": spread.mean, "low": low, "high": high, "p": p}
 
 
-def subtract_recovered(
+def subtract_shares(
     a: Array,
     b: Array,
     totals: tuple[Array, Array],
@@ -106,25 +108,20 @@ def subtract_recovered(
     """Differences of mean effect / mean total effect, both ratios on the same resamples of clusters; the same columns.
 
     ``totals`` are the total effects of a and b, (images,) each, ``names`` those of the runs. Raises ``VitPatchError``
-    where a mean total effect is within ``MIN_STANDARD_ERRORS`` standard errors of 0.
+    where the interval of a mean total effect holds 0.
     """
     patches = a.shape[1]
     spread = _resamples(clusters.tobytes(), seed).spread(a, b, np.column_stack(totals), method=method)
     spread_a, spread_b, spread_totals = spread[:patches], spread[patches : 2 * patches], spread[2 * patches :]
-    is_known = np.abs(spread_totals.mean) > MIN_STANDARD_ERRORS * spread_totals.se
-    if not is_known.all():
+    is_known = [is_denominator(total) for total in spread_totals.estimates]
+    if not all(is_known):
         unknown = " and ".join(name for name, known in zip(names, is_known, strict=True) if not known)
-        images = format_count(len(a), "image")
-        raise VitPatchError(f"recovered is not known: on {images} the total effect of {unknown} is within 3 SE of 0")
-    ratio_a, ratio_b = spread_a.ratio_to(spread_totals[:1]), spread_b.ratio_to(spread_totals[1:])
-    parts = ((ratio_a.resampled, ratio_b.resampled), (ratio_a.left_out, ratio_b.left_out))
-    difference = Spread(ratio_a.mean - ratio_b.mean, *(None if x is None else x - y for x, y in parts))
-    return _columns(ratio_a.mean, ratio_b.mean, difference) | {"p": np.nan}
-
-
-def _columns(value_a: Array, value_b: Array, difference: Spread) -> dict[str, Array]:
-    low, high = difference.interval
-    return {"value_a": value_a, "value_b": value_b, "difference": difference.mean, "low": low, "high": high}
+        where = f"on {format_count(len(a), 'image')} the interval of the total effect of {unknown} holds 0"
+        raise VitPatchError(f"recovered is not known: {where}")
+    total_a, total_b = spread_totals[:1], spread_totals[1:]
+    difference, low, high = subtract_recovered(spread_a, total_a, spread_b, total_b)
+    shares = {"value_a": spread_a.mean / total_a.mean, "value_b": spread_b.mean / total_b.mean}
+    return shares | {"difference": difference, "low": low, "high": high, "p": np.nan}
 
 
 @lru_cache(maxsize=2)
@@ -265,7 +262,7 @@ def _subtract(a: FinishedRun, b: FinishedRun, effects_a: RunEffects, effects_b: 
         quantity, result = "effect", subtract_effects(*values, clusters, **how)
     else:
         totals = (effects_a.total[at_a], effects_b.total[at_b])
-        quantity, result = "recovered", subtract_recovered(*values, totals, clusters, (a.name, b.name), **how)
+        quantity, result = "recovered", subtract_shares(*values, totals, clusters, (a.name, b.name), **how)
     n_clusters = len(np.unique(clusters))
     pair = {"a": a.name, "b": b.name, "quantity": quantity, "n": len(at_a), "n_clusters": n_clusters}
     return patches.assign(**pair, **result, caution=describe_caution(a, b, n_clusters))[COLUMNS]

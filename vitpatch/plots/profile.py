@@ -233,9 +233,7 @@ def label_axes(axes: Axes, rows: pd.DataFrame, y_label: str, most: int = 24) -> 
 
 
 def _share_of_total(axes: Axes, total: Estimate) -> None:
-    """A second axis in shares of the total effect, where its interval leaves 0 out and ``recovered`` is known."""
-    if total.holds_zero or not total.known:
-        return
+    """A second axis in shares of the total effect."""
     share = axes.secondary_yaxis("right", functions=(lambda y: y / total.mean, lambda s: s * total.mean))
     share.set_ylabel("share of the total effect recovered")
     share.yaxis.set_major_locator(MaxNLocator(6))

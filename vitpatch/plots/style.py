@@ -169,9 +169,12 @@ def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
 
 
 def draw_whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick: bool = True, **style: object) -> None:
-    """Draws intervals of a column as bars at ``x`` (rows,), with caps where ``thick``; nothing where there is none."""
+    """Draws intervals of a column as bars at ``x`` (rows,), with caps where ``thick``.
+
+    Nothing where there is none, or where it is unbounded.
+    """
     low, high = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
-    known = ~np.isnan(low)
+    known = np.isfinite(low) & np.isfinite(high)
     if not known.any():
         return
     axes.vlines(x[known], low[known], high[known], linewidth=1.6 if thick else 0.7, zorder=2, **style)

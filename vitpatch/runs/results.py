@@ -21,8 +21,9 @@ from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
 from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.inference import FLIPS, RESAMPLES
+from vitpatch.stats.recovered import clusters_to_exclude_zero
 from vitpatch.stats.result import RunResult, analyze, is_handover
-from vitpatch.stats.summary import MIN_STANDARD_ERRORS, Measured, clusters_for_recovered
+from vitpatch.stats.summary import Measured
 from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Study, Tested, TokenGroup
 
 
@@ -166,15 +167,15 @@ def notes(result: RunResult) -> list[str]:
 
 def _why_recovered_is_empty(result: RunResult) -> str:
     total = result.total
-    because = f"it is {total.mean:+.3g} with a standard error of {total.se:.2g}, which falls with more images"
+    if total.mean == 0:
+        return "recovered is empty: the total effect is 0"
     if not total.known:
-        because = "of one cluster there is no standard error"
-    elif total.mean == 0:
-        because = "it is 0"
-    elif (needed := clusters_for_recovered(total, result.clusters)) is not None:
-        because += f": about {format_count(needed, 'cluster')} are enough, if it stays as large"
-    least = f"{MIN_STANDARD_ERRORS:g} standard errors"
-    return f"recovered is empty: a mean total effect within {least} of 0 is no denominator; {because}"
+        return f"recovered is empty: the total effect has no {result.study.interval} interval"
+    reason = f"recovered is empty: the interval of the total effect holds 0, {_with_interval(total)}"
+    if (needed := clusters_to_exclude_zero(total, result.clusters)) is not None:
+        has = f"{format_count(needed, 'cluster')}, of which there are {result.clusters}"
+        reason += f"; if it stays as large, about {has}, leave 0 out"
+    return reason
 
 
 def manifest_entries(result: RunResult) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -20,15 +19,12 @@ from vitpatch.stats.inference import (
     simultaneous_interval,
     unknown_spread,
 )
+from vitpatch.stats.recovered import recovered
 from vitpatch.types import Donor, Estimate, Tested, format_window
 
 SPLITS = 500
 TIE = 1e-6
 """Means closer than this are of one size where the furthest is looked for."""
-MIN_STANDARD_ERRORS = 3.0
-"""A mean total effect within this many standard errors of 0 is no denominator: ``recovered`` is empty then."""
-MOST_TIMES = 100
-"""As many clusters as there are, so many times: of more it is not said that they would be enough."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +95,6 @@ def summary_table(
     return summary.assign(**columns, **_peak_columns(peaks, len(summary))), peaks
 
 
-def clusters_for_recovered(total: Estimate, clusters: int) -> int | None:
-    """How many clusters such as these bring a mean total effect of this size beyond ``MIN_STANDARD_ERRORS`` of 0.
-
-    Its standard error falls with the root of the number of clusters. ``None`` where it takes more than ``MOST_TIMES``
-    as many, so that the size of the mean is not known well enough to say.
-    """
-    if not total.mean:
-        return None
-    times = (MIN_STANDARD_ERRORS * total.se / total.mean) ** 2
-    return ceil(clusters * times) if times <= MOST_TIMES else None
-
-
 def summarize(
     patches: pd.DataFrame,
     measured: Measured,
@@ -121,16 +105,13 @@ def summarize(
     """Means over images with their intervals, a row a patch.
 
     ``patches`` has a row a patch (site, layer, head, …); ``examples`` a row an image with ``total_effect``, and with
-    ``label`` there are macro-averages; ``resamples`` are of these images. ``recovered`` is empty where the mean total
-    effect is within ``MIN_STANDARD_ERRORS`` standard errors of 0 or has none. ``delta_norm`` is the mean over the
-    images where it is defined. ``method`` is of all intervals but the simultaneous ones, which are over all rows.
+    ``label`` there are macro-averages; ``resamples`` are of these images. ``recovered`` is empty where the interval of
+    the mean total effect holds 0, or there is no total effect. ``delta_norm`` is the mean over the images where it is
+    defined. ``method`` is of all intervals but the simultaneous ones, which are over all rows.
     """
     total, columns = examples[["total_effect"]].to_numpy(float), len(patches)
     spread = resamples.spread(measured.effects, measured.log_odds, measured.direct, total, method=method)
     effects, log_odds, direct = (spread[i * columns : (i + 1) * columns] for i in range(3))
-    total_effect = spread[3 * columns :]
-    is_denominator = abs(total_effect.mean[0]) > MIN_STANDARD_ERRORS * total_effect.se[0]  # False where se is NaN
-    recovered = effects.ratio_to(total_effect) if is_denominator else unknown_spread(columns)
     known, macro = ~np.isnan(measured.delta_norm), {}
     if "label" in examples:
         macro = resamples.macro_spread(measured.effects, examples["label"].to_numpy(), method).columns("effect_macro")
@@ -145,7 +126,7 @@ def summarize(
         effect_se=effects.se,
         effect_low=low,
         effect_high=high,
-        **recovered.columns("recovered"),
+        **recovered(effects, spread[3 * columns :]),
         accuracy=measured.correct.mean(0),
         **log_odds.columns("log_odds_effect"),
         **direct.columns("direct_log_odds"),
