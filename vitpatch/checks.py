@@ -77,6 +77,13 @@ def check_values(prefix: str, values: Mapping[str, Any], declared: Mapping[str, 
             check(prefix + name, value, declared[name])
 
 
+def check_types(values: Mapping[str, Any], declared: type) -> None:
+    """Raises ``VitPatchError`` for a value that is not of the type that ``declared`` has for its key."""
+    for key, kind in _types_of(declared).items():
+        if key in values:
+            check(key, values[key], kind)
+
+
 def check_fields(instance: Any, group: str) -> None:
     """Checks the fields of a dataclass: the keys of ``conf/<group>``."""
     check_values(f"{group}.", vars(instance), _types_of(type(instance)))

@@ -13,13 +13,14 @@ from vitpatch.corruptions.base import as_corruption
 from vitpatch.corruptions.pixels import Gray
 from vitpatch.plots import style
 from vitpatch.runs.setup import prepare
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, base_run_of, depends_on_corruption
+from vitpatch.study import View
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, base_run_of
 
 
 @pytest.mark.parametrize(("donor", "direction"), list(product(Donor, Direction)))
 def test_a_corruption_plays_a_part_where_its_run_does(donor, direction):
     def said(metric=Metric.PROB, rival=BaseRun.CORRUPT, include="all"):
-        return depends_on_corruption(donor, direction, metric, rival, read_inclusion(include))
+        return View(metric=metric, rival=rival, include=read_inclusion(include)).shows_corruption(donor, direction)
 
     is_patched = BaseRun.CORRUPT in (direction.recipient, base_run_of(donor, direction))
     assert said() == said(include="clean_correct") == said(Metric.LOGIT_DIFF, BaseRun.CLEAN) == is_patched

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import config
+from vitpatch.study import read_study
 
 GROUPS = ("model", "data", "corruption", "target", "trainer", "logger", "architecture")
 OPTIONS = [(group, name) for group in GROUPS for name in option_names(group)]
@@ -73,7 +74,7 @@ def test_defaults_are_the_contracts():
     cfg = composed("patch")
     assert (cfg.window, cfg.direction, cfg.metric, cfg.rival) == (3, "denoise", "prob", "corrupt")
     assert (cfg.batch_size, cfg.seed, cfg.overwrite, cfg.data.limit) == (64, 0, False, 256)
-    study = config.read_study(cfg)
+    study = read_study(cfg)
     assert study.target.layers is None and study.target.site == "attn_out" and study.target.tokens == ("all",)
 
 
@@ -109,11 +110,13 @@ def test_defaults_are_the_contracts():
 )
 def test_a_wrong_value_is_named_with_what_is_expected(override, says):
     with pytest.raises(VitPatchError, match=says):
-        config.read_study(composed("patch", override))
+        cfg = composed("patch", override)
+        config.check_keys(cfg, config.PatchKeys, config.PATCH_GROUPS)
+        read_study(cfg)
 
 
 def test_one_layer_needs_no_list():
-    assert config.read_study(composed("patch", "target.layers=3")).target.layers == (3,)
+    assert read_study(composed("patch", "target.layers=3")).target.layers == (3,)
 
 
 def test_every_process_of_a_sweep_has_one_time_stamp(monkeypatch):

@@ -152,15 +152,12 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
 
 def read_result(run: RunFolder) -> tuple[RunResult, dict[str, Any]]:
     """The results of a finished run as they were drawn from, and its manifest."""
-    from omegaconf import OmegaConf
-
-    from vitpatch.runs.config import read_study
     from vitpatch.runs.results import analyze_files
+    from vitpatch.study import read_study
     from vitpatch.types import Donor
 
     manifest = run.read_manifest()
-    study = read_study(OmegaConf.create(manifest["config"]))
-    return analyze_files(run, study, tuple(map(Donor, manifest["donors"]))), manifest
+    return analyze_files(run, read_study(manifest["config"]), tuple(map(Donor, manifest["donors"]))), manifest
 
 
 def redraw(run: RunFolder, folder: Path) -> list[Path]:

@@ -18,7 +18,8 @@ from vitpatch.formatting import corruption_name, data_words, path_title, strengt
 from vitpatch.plots.style import place_words
 from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
-from vitpatch.types import BaseRun, Direction, Metric, depends_on_corruption
+from vitpatch.study import View
+from vitpatch.types import BaseRun, Direction, Metric
 
 MIN_LAYERS = 3  # ranks of fewer layers are not correlated
 
@@ -69,8 +70,9 @@ def _overview_row(run: FinishedRun, base: Path) -> dict[str, Any]:
 def _corruption_columns(run: FinishedRun) -> dict[str, str]:
     """Corruption, strength and calibration in words; no corruption where the corrupted run plays no part."""
     identity, donor = run.identity, run.donor
-    direction, metric, rival = Direction(identity["direction"]), Metric(identity["metric"]), BaseRun(identity["rival"])
-    if not depends_on_corruption(donor, direction, metric, rival, read_inclusion(identity["include"])):
+    metric, rival, include = Metric(identity["metric"]), BaseRun(identity["rival"]), read_inclusion(identity["include"])
+    view = View(metric=metric, rival=rival, include=include)
+    if not view.shows_corruption(donor, Direction(identity["direction"])):
         return {"corruption": f"none: {donor} as donor", "strength": "", "calibrated": ""}
     corruption, calibrated = run.config["corruption"], ""
     if found := run.manifest.get("calibration"):

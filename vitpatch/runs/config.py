@@ -1,4 +1,4 @@
-"""The composed config → a study, with the checks that need no model; options of ``conf/``. Light: no torch."""
+"""The composed config: checks that need no model, and options of ``conf/``. Light: no torch."""
 
 from __future__ import annotations
 
@@ -22,35 +22,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import (
-    Count,
-    Expected,
-    Ge,
-    Positive,
-    Seed,
-    check,
-    one_of,
-    parse_window,
-    read_inclusion,
-    suggest,
-)
+from vitpatch.checks import Count, Expected, Positive, Seed, check_types, suggest
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.runs.names import run_name
-from vitpatch.types import (
-    EVERY_HEAD,
-    JOINT,
-    BaseRun,
-    Direction,
-    Donor,
-    Interval,
-    Metric,
-    Site,
-    Study,
-    Target,
-    Tested,
-    TokenGroup,
-)
+from vitpatch.study import StudyKeys
+from vitpatch.types import JOINT
 
 CHAIN = "vitpatch.corruptions.Chain"
 PACKAGE = Path(__file__).parents[1]
@@ -72,25 +49,13 @@ NAMES = (
 """Keys whose values are names."""
 
 
-class PatchKeys(TypedDict):
+class PatchKeys(StudyKeys):
     """The keys of ``conf/patch.yaml``; of type ``Any`` those that a function of their own reads."""
 
-    window: Any
-    direction: Direction
-    donor: Donor
-    controls: bool | None
-    include: Any
-    synergy: bool
-    interval: Interval
-    test: Tested
-    wanted_width: Annotated[Positive, "in the metric's unit"] | None
-    metric: Metric
-    rival: BaseRun
     calibrate: Any
     train_split: str | None
     train_limit: Annotated[Count | None, "for all"]
     batch_size: Count
-    seed: Seed
     sweep: Name
     overwrite: bool
     dry_run: bool
@@ -131,82 +96,6 @@ def check_names_are_text(config: DictConfig) -> None:
                 f"{key} {value!r}: a name is expected, and this is what is read where it has no quotes (2024_11_28 is "
                 f"a number in YAML, yes a boolean); write {last}: '…'"
             )
-
-
-def check_types(cfg: Mapping[str, Any], declared: type) -> None:
-    """Raises ``VitPatchError`` for a value that is not of the type that ``declared`` has for its key."""
-    for key, kind in get_type_hints(declared, include_extras=True).items():
-        if key in cfg:
-            check(key, cfg[key], kind)
-
-
-def read_study(cfg: DictConfig) -> Study:
-    """What a composed config asks for. Raises ``VitPatchError`` for a value that is wrong whatever the model is."""
-    check_types(cfg, PatchKeys)
-    study = Study(
-        target=read_target(cfg.target),
-        windows=read_windows(cfg.window),
-        direction=Direction(cfg.direction),
-        metric=Metric(cfg.metric),
-        rival=BaseRun(cfg.rival),
-        seed=cfg.seed,
-        donor=Donor(cfg.donor),
-        controls=cfg.controls,
-        include=read_inclusion(cfg.include),
-        synergy=cfg.synergy,
-        interval=Interval(cfg.interval),
-        test=Tested(cfg.test),
-        wanted_width=cfg.wanted_width,
-    )
-    _check_donor(study)
-    return study
-
-
-Layer = Annotated[int, Ge(0), Expected("all, a layer, or a list of layers such as [0,3]")]
-Head = Annotated[int, Ge(0), Expected("all, joint, a head, or a list of heads such as [0,3]")]
-
-
-def read_target(target: DictConfig) -> Target:
-    """The site, layers, tokens and heads of the group ``target``. Raises ``VitPatchError``."""
-    layers, heads, grid = target.layers, target.heads, target.grid
-    if heads not in (None, EVERY_HEAD, JOINT):
-        heads = tuple(dict.fromkeys(_as_list("target.heads", heads, Head)))
-    if grid is not None and not (OmegaConf.is_list(grid) and len(grid) == 2):
-        raise VitPatchError(f"target.grid {grid!r}: expected [rows,columns], for instance [4,4]")
-    result = Target(
-        site=one_of("target.site", target.site, Site),
-        layers=None if layers == "all" else tuple(dict.fromkeys(_as_list("target.layers", layers, Layer))),
-        tokens=tuple(map(TokenGroup, _as_list("target.tokens", target.tokens, TokenGroup))),
-        heads=heads,
-        grid=grid if grid is None else tuple(_as_list("target.grid", grid, Count)),
-    )
-    if TokenGroup.GRID in result.tokens and grid is None:
-        raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
-    return result
-
-
-def read_windows(value: Any) -> tuple[int, ...]:
-    """The windows, each once, as ``Patch.window`` has them. Raises ``VitPatchError``."""
-    return tuple(dict.fromkeys(map(parse_window, _as_list("window", value))))
-
-
-def _check_donor(study: Study) -> None:
-    donor = study.donor
-    if donor.is_constant and study.direction is not Direction.NOISE:
-        raise VitPatchError(f"direction {study.direction} with donor={donor}: goes into the clean run; leave it out")
-    if study.controls and donor is not Donor.PAIR:
-        raise VitPatchError(f"controls true with donor={donor}: controls stand beside donor=pair; leave one out")
-    if study.synergy and study.target.one_head_at_a_time:
-        raise VitPatchError("synergy true with single heads: these have no windows; use target.heads=joint")
-    if study.synergy and set(study.windows) == {1}:
-        raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
-
-
-def _as_list(key: str, value: Any, declared: Any = Any) -> list[Any]:
-    """A list's values, or the one value, each of the ``declared`` type."""
-    if OmegaConf.is_list(value) and not value:
-        raise VitPatchError(f"{key}: an empty list; expected at least one")
-    return [check(key, one, declared) for one in (value if OmegaConf.is_list(value) else [value])]
 
 
 def construct_option(cfg: DictConfig, group: str, kind: type) -> Any:

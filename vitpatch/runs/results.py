@@ -24,7 +24,8 @@ from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.recovered import clusters_to_exclude_zero
 from vitpatch.stats.result import RunResult, analyze, is_handover
 from vitpatch.stats.summary import Measured
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Study, Tested, TokenGroup
+from vitpatch.study import Study
+from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Tested, TokenGroup
 
 
 def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> RunResult:

@@ -54,14 +54,14 @@ from vitpatch.runs.config import (
     check_keys,
     check_option,
     construct_option,
-    read_study,
     resolve_steps,
     with_defaults,
 )
 from vitpatch.runs.tracking import make_tracker
 from vitpatch.runs.trainer import QUIETLY, build_trainer, on_device, trainer_factory
 from vitpatch.stats.inference import check_signed
-from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Study, Target, Tested, TokenGroup, format_window
+from vitpatch.study import Study, read_study
+from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Target, Tested, TokenGroup, format_window
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.inference import Array, Resamples, clusters_needed
 from vitpatch.stats.summary import GroupPeak, Measured, join_differing, marginal, peak, summary_table, window_names
+from vitpatch.study import Study
 from vitpatch.types import (
     BaseRun,
     Direction,
@@ -24,7 +25,6 @@ from vitpatch.types import (
     Metric,
     Run,
     Site,
-    Study,
     base_run_of,
 )
 

@@ -1,0 +1,200 @@
+"""What a run measures, its ``Study``, and how its numbers are read, its ``View``; both from a config. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypedDict
+
+from vitpatch import NUMBERS_VERSION
+from vitpatch.checks import (
+    Count,
+    Expected,
+    Ge,
+    Positive,
+    Seed,
+    check,
+    check_types,
+    is_list,
+    one_of,
+    parse_window,
+    read_inclusion,
+)
+from vitpatch.errors import VitPatchError
+from vitpatch.formatting import digest
+from vitpatch.types import (
+    ALL_IMAGES,
+    EVERY_HEAD,
+    JOINT,
+    BaseRun,
+    Direction,
+    Donor,
+    Inclusion,
+    Interval,
+    Metric,
+    Site,
+    Target,
+    Tested,
+    TokenGroup,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How the numbers of a run are read: nothing that its model computes depends on it.
+
+    ``metric`` is the headline metric; ``logit_diff`` is taken against the runner-up of the base run ``rival``; the
+    means are over the images of ``include``; ``interval`` and ``test`` are the methods of intervals and p.
+    """
+
+    metric: Metric = Metric.PROB
+    rival: BaseRun = BaseRun.CORRUPT
+    include: Inclusion = ALL_IMAGES
+    interval: Interval = Interval.PERCENTILE
+    test: Tested = Tested.LOG_ODDS
+
+    def as_config(self) -> dict[str, str]:
+        """By key its value, as a config has it."""
+        return {field.name: str(getattr(self, field.name)) for field in fields(View)}
+
+    @property
+    def view_id(self) -> str:
+        """The digest of the view, and of the version of the numbers."""
+        return digest({"numbers_version": NUMBERS_VERSION, **self.as_config()})
+
+    def shows_corruption(self, donor: Donor, direction: Direction) -> bool:
+        """Whether the corruption can change the effects: its run is recipient or donor, chooses images or the rival."""
+        is_patched = donor is Donor.PAIR or direction is Direction.DENOISE
+        names_the_rival = self.metric is Metric.LOGIT_DIFF and self.rival is BaseRun.CORRUPT
+        return is_patched or names_the_rival or self.include.selects_on_the_outcome
+
+
+VIEW_KEYS = tuple(field.name for field in fields(View))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(View):
+    """What a run measures, apart from its model, data and corruption, and how it is read.
+
+    ``controls``: other images as donors too, ``None`` = where window is 1. ``synergy``: single layers, and windows
+    without each of their layers, too. ``wanted_width`` of an interval at the peak, ``None`` = a tenth of the total
+    effect.
+    """
+
+    target: Target
+    windows: tuple[int, ...]
+    direction: Direction
+    seed: int
+    donor: Donor = Donor.PAIR
+    controls: bool | None = None
+    synergy: bool = False
+    wanted_width: float | None = None
+
+    @property
+    def view(self) -> View:
+        """How it is read."""
+        return View(**{name: getattr(self, name) for name in VIEW_KEYS})
+
+    @property
+    def depends_on_corruption(self) -> bool:
+        """Whether the corruption can change the effects."""
+        return self.shows_corruption(self.donor, self.direction)
+
+
+class ViewKeys(TypedDict):
+    """The keys of a view; of type ``Any`` those that a function of their own reads."""
+
+    metric: Metric
+    rival: BaseRun
+    include: Any
+    interval: Interval
+    test: Tested
+
+
+class StudyKeys(ViewKeys):
+    """The keys of a study."""
+
+    window: Any
+    direction: Direction
+    donor: Donor
+    controls: bool | None
+    synergy: bool
+    wanted_width: Annotated[Positive, "in the metric's unit"] | None
+    seed: Seed
+
+
+def read_view(config: Mapping[str, Any]) -> View:
+    """How a config asks for numbers to be read. Raises ``VitPatchError`` for a value that is wrong."""
+    check_types(config, ViewKeys)
+    return View(
+        metric=Metric(config["metric"]),
+        rival=BaseRun(config["rival"]),
+        include=read_inclusion(config["include"]),
+        interval=Interval(config["interval"]),
+        test=Tested(config["test"]),
+    )
+
+
+def read_study(config: Mapping[str, Any]) -> Study:
+    """What a composed config asks for. Raises ``VitPatchError`` for a value that is wrong whatever the model is."""
+    check_types(config, StudyKeys)
+    study = Study(
+        **vars(read_view(config)),
+        target=read_target(config["target"]),
+        windows=read_windows(config["window"]),
+        direction=Direction(config["direction"]),
+        seed=config["seed"],
+        donor=Donor(config["donor"]),
+        controls=config["controls"],
+        synergy=config["synergy"],
+        wanted_width=config["wanted_width"],
+    )
+    _check_donor(study)
+    return study
+
+
+Layer = Annotated[int, Ge(0), Expected("all, a layer, or a list of layers such as [0,3]")]
+Head = Annotated[int, Ge(0), Expected("all, joint, a head, or a list of heads such as [0,3]")]
+
+
+def read_target(target: Mapping[str, Any]) -> Target:
+    """The site, layers, tokens and heads of the group ``target``. Raises ``VitPatchError``."""
+    layers, heads, grid = target["layers"], target["heads"], target["grid"]
+    if heads not in (None, EVERY_HEAD, JOINT):
+        heads = tuple(dict.fromkeys(_as_list("target.heads", heads, Head)))
+    if grid is not None and not (is_list(grid) and len(grid) == 2):
+        raise VitPatchError(f"target.grid {grid!r}: expected [rows,columns], for instance [4,4]")
+    result = Target(
+        site=one_of("target.site", target["site"], Site),
+        layers=None if layers == "all" else tuple(dict.fromkeys(_as_list("target.layers", layers, Layer))),
+        tokens=tuple(map(TokenGroup, _as_list("target.tokens", target["tokens"], TokenGroup))),
+        heads=heads,
+        grid=grid if grid is None else tuple(_as_list("target.grid", grid, Count)),
+    )
+    if TokenGroup.GRID in result.tokens and grid is None:
+        raise VitPatchError("target.tokens grid: say its blocks too, for instance target.grid=[4,4]")
+    return result
+
+
+def read_windows(value: Any) -> tuple[int, ...]:
+    """The windows, each once, as ``Patch.window`` has them. Raises ``VitPatchError``."""
+    return tuple(dict.fromkeys(map(parse_window, _as_list("window", value))))
+
+
+def _check_donor(study: Study) -> None:
+    donor = study.donor
+    if donor.is_constant and study.direction is not Direction.NOISE:
+        raise VitPatchError(f"direction {study.direction} with donor={donor}: goes into the clean run; leave it out")
+    if study.controls and donor is not Donor.PAIR:
+        raise VitPatchError(f"controls true with donor={donor}: controls stand beside donor=pair; leave one out")
+    if study.synergy and study.target.one_head_at_a_time:
+        raise VitPatchError("synergy true with single heads: these have no windows; use target.heads=joint")
+    if study.synergy and set(study.windows) == {1}:
+        raise VitPatchError("synergy true with window 1: is of windows of several layers; use window=3 or [1,3]")
+
+
+def _as_list(key: str, value: Any, declared: Any = Any) -> list[Any]:
+    """A list's values, or the one value, each of the ``declared`` type."""
+    if is_list(value) and not value:
+        raise VitPatchError(f"{key}: an empty list; expected at least one")
+    return [check(key, one, declared) for one in (value if is_list(value) else [value])]
