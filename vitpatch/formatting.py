@@ -26,6 +26,12 @@ OWN_CORRUPTIONS = (
 )
 """The classes of ``vitpatch.corruptions``, named here so that a title needs no torch."""
 
+SAVED_MODEL = "model"
+"""The folder of a training's run that its model is saved in."""
+SPLITS = ("train", "training", "val", "valid", "validation", "test")
+"""Names of files and folders that say nothing without the folder they are in."""
+DONOR_IMAGES = {"same_class": "another image of its class", "other_class": "an image of another class"}
+"""Donors that are other images, in words."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""
 MOST_SETTINGS, LONGEST_VALUE = 3, 40
@@ -129,7 +135,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def path_title(path: str) -> str:
+def model_name(model: Mapping[str, Any]) -> str:
+    """How a model is named: by ``model.name``, else by its hub id or folder.
+
+    A model that a training saved, ``RUN/model``, is called by the training's folder.
+    """
+    path = Path(str(model["path"]))
+    is_saved = path.name == SAVED_MODEL and path.parent.name not in ("", "..")
+    return str(model.get("name") or path_title(path.parent if is_saved else path))
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """How data are named: by ``data.name``, else by their hub id, folder or file, and what is made of them.
+
+    A file or folder that is called as a split is named with the folder that it is in; several files by their folder.
+    """
+    path = Path(str(data["path"]))
+    path = path.parent if "*" in path.name else path
+    name = path_title(path)
+    if name in SPLITS and path.parent.name not in ("", ".."):
+        name = f"{path.parent.name}/{name}"
+    return str(data.get("name") or name + " scenes" * (class_name(data["_target_"]) == "TexturedScenes"))
+
+
+def path_title(path: str | Path) -> str:
     """The last part of a path, without ``.parquet``; of a folder in the hub's cache the repository's name."""
     at = Path(str(path))
     if at.parent.name == "snapshots":
@@ -137,9 +166,12 @@ def path_title(path: str) -> str:
     return at.stem if at.suffix == ".parquet" else at.name
 
 
-def data_words(data: Mapping[str, Any]) -> str:
-    """The data by the last part of their path, and what is made of them."""
-    return path_title(data["path"]) + " scenes" * (class_name(data["_target_"]) == "TexturedScenes")
+def transfer_words(donor: str, direction: str) -> str:
+    """What a patch takes from where to where: ``clean into corrupted``."""
+    from_to = {"denoise": ("clean", "corrupted"), "noise": ("corrupted", "clean")}
+    own, recipient = from_to[direction]
+    donors = {"pair": own, "zero": "zeros", "mean": "means"}
+    return f"{donors.get(donor) or f'{DONOR_IMAGES[donor]}, clean,'} into {recipient}"
 
 
 def corruption_words(corruption: Mapping[str, Any]) -> str:

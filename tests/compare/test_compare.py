@@ -195,7 +195,7 @@ def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
     for name, more in {
         "a": {},
         "b": {"weights": "w1"},
-        "c": {"weights": "w2", "path": "another/model", "version": "0.2.0"},
+        "c": {"weights": "w2", "path": "another/vit", "version": "0.2.0"},
         "d": {"numbers_version": 1},
         "e": {"data": {"limit": 2}},
     }.items():
@@ -207,7 +207,7 @@ def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
     warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert code == 0 and said.startswith("warning: ")
     assert [line.removeprefix("warning: ") for line in warnings] == [
-        "model model: one path, several weights: w0 of a, d, e; w1 of b",
+        "model vit: one path, several weights: w0 of a, d, e; w1 of b",
         "data data, split test: one path, several contents: d0 of a, b; d1 of d",
         "several numbers versions of vitpatch: 2 of a, b, c, e; 1 of d",
         "several versions of vitpatch: 0.1.0 of a, b, d, e; 0.2.0 of c",

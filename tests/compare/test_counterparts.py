@@ -46,7 +46,7 @@ def test_runs_meet_that_are_equal_but_for_what_the_groups_differ_in(save, betwee
     table = between("a", "b").comparison.matched
     names = ("gray-1", "gray-3", "noise-1")
     assert pairs(table) == [(f"a/a-{name}", f"b/b-{name}") for name in names] + [("", "b/more")]
-    assert list(table["differing"]) == ["model: model / other"] * 3 + [""]
+    assert list(table["differing"]) == ["model: vit / other"] * 3 + [""]
     assert table["reason"].iloc[-1] == "no counterpart in a" and table["reason"].iloc[:3].isna().all()
     for row, name in zip(table.to_dict("records"), names, strict=False):
         apart = (values["a", name] - values["b", name]).mean(0, dtype=float)

@@ -11,6 +11,7 @@ from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.overview import overview_table
 from vitpatch.corruptions.base import as_corruption
 from vitpatch.corruptions.pixels import Gray
+from vitpatch.formatting import data_name, model_name
 from vitpatch.plots import style
 from vitpatch.runs.setup import prepare
 from vitpatch.study import View
@@ -43,8 +44,45 @@ def test_a_corruption_plays_a_part_where_its_run_does(donor, direction):
     ],
 )
 def test_a_title_names_a_corruption_that_plays_a_part(config, overrides, corruption):
-    words = prepare(config(*overrides)).title.split(", ")
+    words = prepare(config(*overrides)).title.split(" · ")
     assert words[0] == "vit on images" and words[1] == (corruption or "attn_out")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ((), "clean into corrupted"),
+        (("direction=noise",), "corrupted into clean"),
+        (("donor=zero",), "zeros into clean"),
+        (("donor=same_class",), "another image of its class, clean, into corrupted"),
+        (("corruption=noise", "direction=noise"), "corrupted into clean"),
+    ],
+)
+def test_a_title_says_what_is_put_into_what(config, overrides, words):
+    """The direction "noise" is not taken for the corruption."""
+    assert prepare(config(*overrides)).title.split(" · ")[-1] == words
+
+
+def test_names_of_models_and_data_are_what_a_reader_knows_them_by():
+    folders = {
+        "google/vit-base": "vit-base",
+        "/home/me/thesis_vit": "thesis_vit",
+        "multirun/train/seed=1/model": "seed=1",  # as train_eval.py saves it
+        "/cache/models--google--vit-base/snapshots/0ab1": "vit-base",
+        "model": "model",
+    }
+    assert {path: model_name({"path": path}) for path in folders} == folders
+    assert model_name({"path": "google/vit-base", "name": "ours"}) == "ours"
+    files = {"photos/test.parquet": "photos/test", "photos/birds.parquet": "birds", "photos": "photos"}
+    files |= {"photos/*.parquet": "photos", "uoft-cs/cifar10": "cifar10", "/data/birds/train": "birds/train"}
+    source = {"_target_": "vitpatch.data.files.ParquetImages"}
+    assert {path: data_name(source | {"path": path}) for path in files} == files
+    assert data_name(source | {"path": "photos", "name": "my birds"}) == "my birds"
+
+
+def test_given_names_are_in_the_title_and_in_no_identity(config):
+    plain, named = prepare(config()), prepare(config("model.name=ours", "data.name=birds"))
+    assert named.title.startswith("ours on birds · ") and named.run_id == plain.run_id
 
 
 def test_so_does_the_comparison(tmp_path):

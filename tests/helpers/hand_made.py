@@ -53,7 +53,7 @@ def save_run(
     clusters=None,
     total=None,
     depth=None,
-    path="some/model",
+    path="some/vit",
     data=None,
     run_id=None,
     version="0.1.0",

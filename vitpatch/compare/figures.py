@@ -84,9 +84,9 @@ class Figure:
             figure = chart.drawing.chart(self.width)
         overview = comparison.overview
         shared = [
-            overview[name].iloc[0] for name in ("model", "data", "site", "direction") if overview[name].nunique() == 1
+            overview[name].iloc[0] for name in ("model", "data", "site", "transfer") if overview[name].nunique() == 1
         ]
-        subtitle = [part for line in (", ".join(shared), *self.lines) for part in textwrap.wrap(line, TITLE_LETTERS)]
+        subtitle = [part for line in (" · ".join(shared), *self.lines) for part in textwrap.wrap(line, TITLE_LETTERS)]
         title = f"{self.title} – {self.heading}" if self.heading else self.title
         return figure.properties(title=alt.TitleParams(text=textwrap.wrap(title, TITLE_LETTERS), subtitle=subtitle))
 

@@ -16,7 +16,7 @@ from vitpatch.plots.style import METRIC_NAMES
 from vitpatch.stats.result import series_names
 from vitpatch.types import Metric, format_window
 
-FACETS = ("model", "data", "site", "tokens", "heads", "direction", "donor", "metric", "include")
+FACETS = ("model", "data", "site", "tokens", "heads", "transfer", "metric", "include")
 """Columns of ``overview`` in which the runs of one grid are equal."""
 MAX_SERIES = 8
 """Of a run with more, the one with the peak is drawn where several runs are in one chart; alone it has points without
@@ -52,9 +52,10 @@ def make_grids(comparison: Comparison) -> list[Grid]:
     overview = comparison.overview
     differing = [name for name in FACETS if overview[name].nunique(dropna=False) > 1]
     grids = []
-    for values, runs in overview.groupby(list(FACETS), sort=False, dropna=False):
-        facets = dict(zip(FACETS, values, strict=True))
-        title = ", ".join(f"{name} {facets[name]}" for name in differing if facets[name])
+    for key, runs in overview.groupby(list(FACETS), sort=False, dropna=False):
+        facets = dict(zip(FACETS, key, strict=True))
+        values = {name: facets[name] for name in differing if facets[name]}
+        title = " · ".join(value if name == "transfer" else f"{name} {value}" for name, value in values.items())
         grids.append(_make_grid(title, runs, comparison.profiles))
     return grids
 

@@ -14,7 +14,7 @@ import pandas as pd
 from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
 from vitpatch.compare.settings import format_setting, format_windows
-from vitpatch.formatting import corruption_name, data_words, path_title, strength_words
+from vitpatch.formatting import corruption_name, data_name, model_name, strength_words, transfer_words
 from vitpatch.plots.style import place_words
 from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
@@ -37,8 +37,8 @@ def _overview_row(run: FinishedRun, base: Path) -> dict[str, Any]:
         "run": run.name,
         "group": run.group,
         "title": manifest["title"],
-        "model": path_title(config["model"]["path"]),
-        "data": data_words(config["data"]),
+        "model": model_name(config["model"]),
+        "data": data_name(config["data"]),
         **_corruption_columns(run),
         "site": target["site"],
         "tokens": format_setting(target["tokens"]),
@@ -46,6 +46,7 @@ def _overview_row(run: FinishedRun, base: Path) -> dict[str, Any]:
         "windows": format_windows(identity["window"]),
         "direction": identity["direction"],
         "donor": str(run.donor),
+        "transfer": transfer_words(run.donor, identity["direction"]),
         "metric": identity["metric"],
         "include": identity["include"],
         "n": int(summary["n"].iloc[0]),

@@ -13,16 +13,16 @@ from vitpatch.compare.load import FinishedRun
 from vitpatch.formatting import (
     class_name,
     corruption_words,
-    data_words,
+    data_name,
     digest,
     format_count,
+    model_name,
     option_identity,
-    path_title,
 )
 from vitpatch.types import format_window
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")  # config groups whose options' names are shown
-KEYS_WITHOUT_IMAGES = ("num_workers", "on_error")  # keys of ``data`` that do not change which images are read
+KEYS_WITHOUT_IMAGES = ("name", "num_workers", "on_error")  # keys of ``data`` that do not change which images are read
 KEYS_WITHOUT_WEIGHTS = (
     "name", "allow_bin", "readout", "anatomy", "image_size", "crop_share", "resample", "mean", "std", "prompts",
 )  # fmt: skip
@@ -48,9 +48,9 @@ def run_settings(run: FinishedRun) -> dict[str, Setting]:
     calibrated = {key: identity.get(key) for key in ("calibrate", "matched", "corruption_code")}
     images = format_count(run.manifest["counts"]["images"], "image")
     settings = {
-        "model": ([identity.get(key) for key in model_keys], path_title(config["model"]["path"])),
+        "model": ([identity.get(key) for key in model_keys], model_name(config["model"])),
         "precision": (identity["precision"], format_setting(identity["precision"])),
-        "data": (identity["data"], f"{data_words(config['data'])}, {images}"),
+        "data": (identity["data"], f"{data_name(config['data'])}, {images}"),
         "corruption": ([option_identity(identity["corruption"]), calibrated], corruption_words(config["corruption"])),
         "training images": (identity.get("training"), identity.get("training") or "none"),
         "site": (target["site"], target["site"]),
@@ -174,11 +174,11 @@ def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     """
     warnings = []
     for group in _group_by(runs, _requested_weights):
-        path = path_title(group[0].config["model"]["path"])
-        warnings += _warn(f"model {path}: one path, several weights", group, _loaded_weights)
+        name = model_name(group[0].config["model"])
+        warnings += _warn(f"model {name}: one path, several weights", group, _loaded_weights)
     for group in _group_by(runs, _requested_images):
         data = group[0].config["data"]
-        what = f"data {data_words(data)}, split {data.get('split')}: one path, several contents"
+        what = f"data {data_name(data)}, split {data.get('split')}: one path, several contents"
         warnings += _warn(what, group, lambda run: run.identity["data"])
     numbers = "several numbers versions of vitpatch"
     warnings += _warn(numbers, runs, lambda run: str(run.identity["numbers_version"]))

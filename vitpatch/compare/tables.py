@@ -16,9 +16,8 @@ from vitpatch.compare.pairs import largest_differences
 from vitpatch.formatting import UNKNOWN, format_interval, run_labels
 
 MAX_ROWS = 300  # rows of a table; the csv files have all
-RUN_COLUMNS = {
-    name: name for name in "model data corruption strength site tokens heads windows direction donor metric".split()
-} | {
+RUN_COLUMNS = {name: name for name in "model data corruption strength site tokens heads windows metric".split()} | {
+    "transfer": "what is put into what",
     "include": "images included",
     "n": "images",
     "n_clusters": "clusters",

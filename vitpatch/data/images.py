@@ -146,11 +146,12 @@ class LabelledImages:
         return self._decode(position, column).convert("L").convert("RGB") if column else None
 
     def name(self, example_id: int) -> str:
-        """A name to show for an image: its ``name`` column, its file, or its row."""
+        """A name to show for an image: its ``name`` column, the stem of its file, or its id."""
         row = self._row(int(self.positions([example_id])[0]))
         if self.columns.name is not None:
             return str(row[self.columns.name])
-        return _file(row[self.columns.image]) or f"row {example_id}"
+        file = _file(row[self.columns.image])
+        return Path(file).stem if file else f"image {example_id}"
 
     def _row(self, position: int) -> dict[str, Any]:
         return self.rows[int(self._kept[position])]

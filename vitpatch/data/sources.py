@@ -6,7 +6,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -51,6 +51,8 @@ class ImageSource(ABC):
     it takes them in rounds over the classes: one of each, then the next of each, by ``seed``, the run's. A stream is
     not read to its end for that. ``label_map`` {label: the model's class} where names differ, ``None`` = left out. An
     image that cannot be read stops the run, or with ``on_error="skip"`` is left out and counted.
+
+    ``name`` is what the data are called in titles, instead of the last part of ``path``.
     """
 
     path: str
@@ -70,6 +72,7 @@ class ImageSource(ABC):
     label_map: LabelMap = None
     num_workers: Index = 0
     on_error: Literal["raise", "skip"] = "raise"
+    name: str | None = field(default=None, compare=False)
     streaming: ClassVar[bool] = False
     """Whether rows are read from where they are, one after the other."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -59,6 +59,7 @@ class Checkpoint:
     - ``anatomy``: a YAML file that describes a family of the user's own.
     - ``image_size`` (one edge, or height and width), ``crop_share``, ``resample``, ``mean``, ``std``: where one of them
       is given, they replace the checkpoint's image processor.
+    - ``name``: what the model is called in titles, instead of the last part of ``path``.
     """
 
     needs_names: ClassVar[bool] = False
@@ -77,6 +78,7 @@ class Checkpoint:
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = None
     mean: Annotated[tuple[Share, Share, Share] | None, PerColour] = None
     std: Annotated[tuple[Deviation, Deviation, Deviation] | None, PerColour] = None
+    name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if type(self.path) is int:  # a folder called 2024

@@ -26,11 +26,12 @@ from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import (
     corruption_words,
-    data_words,
+    data_name,
     digest,
     format_count,
+    model_name,
     option_identity,
-    path_title,
+    transfer_words,
     users_code,
 )
 from vitpatch.models.checkpoint import Checkpoint
@@ -119,25 +120,25 @@ class Setup(CheckedConfig):
 
     @property
     def title(self) -> str:
-        """The run in a line: model, data, corruption, target, window, direction."""
-        target, study, model = self.study.target, self.study, self.model
-        also = ["untrained"] * self.checkpoint.random_init + [model.head] * (model.head is not None)
-        also += ["multi-label"] * (model.model.config.problem_type == MULTI_LABEL)
-        first = (
-            path_title(self.cfg.model.path) + f" ({', '.join(also)})" * bool(also) + f" on {data_words(self.cfg.data)}"
-        )
-        if study.depends_on_corruption:
-            first += f", {corruption_words(self.cfg.corruption)}"
-            first += f" calibrated to {self.wanted}" * (self.calibration is not None)
+        """The run in a line: model, data, corruption, site, window, and what is put into what."""
+        target, study, head = self.study.target, self.study, self.model.head
+        also = ["untrained"] * self.checkpoint.random_init + [head] * (head is not None)
+        also += ["multi-label"] * (self.model.model.config.problem_type == MULTI_LABEL)
+        model = model_name(self.cfg.model) + f" ({', '.join(also)})" * bool(also)
         place = str(target.site)
         if target.heads is not None:
             place += " of all heads" if target.heads == JOINT else " by head"
         if target.tokens != (TokenGroup.ALL,):
             place += f" at {' and '.join(target.tokens)}"
-        windows = ", ".join(map(format_window, study.windows))
-        donor = "" if study.donor is Donor.PAIR else f", donor {study.donor}"
-        include = "" if study.include == ALL_IMAGES else f", {study.include} images"
-        return f"{first}, {place}, window {windows}, {study.direction}{donor}{include}"
+        parts = [f"{model} on {data_name(self.cfg.data)}"]
+        if study.depends_on_corruption:
+            calibrated = f" calibrated to {self.wanted}" * (self.calibration is not None)
+            parts.append(corruption_words(self.cfg.corruption) + calibrated)
+        parts += [place, f"window {', '.join(map(format_window, study.windows))}"]
+        parts.append(transfer_words(study.donor, study.direction))
+        if study.include != ALL_IMAGES:
+            parts.append(f"{study.include} images")
+        return " · ".join(parts)
 
     @property
     def run_id(self) -> str:
