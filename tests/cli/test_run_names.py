@@ -10,13 +10,12 @@ from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vitpatch.cli import sweep_record
 from vitpatch.cli.sweep import as_value, quote_names
 from vitpatch.cli.sweep_record import SweepRecord, check_same_settings, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
 from vitpatch.runs.config import check_names_are_text
-from vitpatch.runs.names import LONGEST_NAME, name_runs, run_name
+from vitpatch.runs.names import LONGEST_NAME, SWEEP_FILE, name_runs, run_name
 
 CLEAN = re.compile(r"[A-Za-z0-9=,._-]{1,120}")
 LONG = "a_very_long_name_of_a_folder/" * 8
@@ -158,7 +157,7 @@ def test_keys_that_are_swept_are_in_the_name_and_where_none_is_all_are(tmp_path)
         ("data.split=007", "007"),
         ("data.split=2024", "2024"),
         ("data.split=-1", "-1"),
-        ("+data.name=nan", "nan"),
+        ("data.name=nan", "nan"),
         ("data.path=inf", "inf"),
         ("data.path=true", "true"),
         ("data.path=on", "on"),
@@ -281,6 +280,6 @@ def test_a_record_of_which_nothing_was_computed_is_none(tmp_path):
     assert SweepRecord.read(tmp_path) is None
     (tmp_path / "window=1" / "shards").mkdir(parents=True)
     assert SweepRecord.read(tmp_path) == record
-    (tmp_path / sweep_record.FILE).write_text("{")
+    (tmp_path / SWEEP_FILE).write_text("{")
     assert SweepRecord.read(tmp_path) is None
     assert (ROOT / "conf" / "hydra" / "vitpatch.yaml").read_text().count("${run_name:${hydra.overrides.task},") == 1

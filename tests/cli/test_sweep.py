@@ -22,6 +22,8 @@ def test_a_failing_run_does_not_stop_the_others_and_is_told_at_the_end(cli, tiny
     states = {p.name: (p / "manifest.json").exists() for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
     assert states == {"w1": True, "w9": False, "w2": True, "comparison": False}
     assert set(pd.read_csv(tmp_path / "sweep" / "comparison" / "overview.csv")["run"]) == {"w1", "w2"}
+    page = (tmp_path / "sweep" / "comparison" / "index.html").read_text()
+    assert "All runs: model=hf" in page and "all runs: model=hf" in printed and "data.limit=4" in printed
     said = [line for line in printed.splitlines() if line and "images/s" not in line]
     assert "2 of 3 runs finished" in said[-2], printed
     assert said[-1].startswith("failed: w9: window 9: the model has 4 layers"), printed

@@ -46,7 +46,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count
 from vitpatch.io import describe_disk_error
 from vitpatch.runs.config import NAMES, check_names_are_text
-from vitpatch.runs.names import run_name
+from vitpatch.runs.names import describe_fixed, run_name
 
 if TYPE_CHECKING:
     from vitpatch.runs.results import RunStatus
@@ -165,6 +165,9 @@ class SweepCallback(Callback):
             status.write_states(runs, self._root)
         except OSError as error:  # a disk that takes no more does not hide how the sweep ended
             log.warning("%s", describe_disk_error(error, self._root))
+        record = SweepRecord.read(self._root)
+        if record is not None and (shared := describe_fixed(record.fixed)):
+            log.info("all runs: %s", shared)
         for line in status.format_table(runs):
             log.info("%s", line)
         if config is not None and any(run.metric for run in runs):  # of a patching run that is finished

@@ -23,9 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch.errors import VitPatchError
 from vitpatch.io import write_json
 from vitpatch.runs.config import resolve_steps
-from vitpatch.runs.names import is_unnamed, name_parts, name_runs, override_key, plain_name
+from vitpatch.runs.names import SWEEP_FILE, is_unnamed, name_parts, name_runs, override_key, plain_name
 
-FILE = "sweep.json"
 DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
 """Keys that say which corruption a job has, and whether it is matched with others."""
 
@@ -47,7 +46,7 @@ class SweepRecord:
     def read(cls, folder: Path) -> SweepRecord | None:
         """The record in a sweep's folder; ``None`` where there is none, or none of its runs has begun to compute."""
         try:
-            known = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            known = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
             record = cls(**{key: known[key] for key in ("swept", "fixed", "command", "runs")})
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
@@ -56,7 +55,7 @@ class SweepRecord:
 
     def write(self, folder: Path) -> None:
         """Writes the file."""
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / SWEEP_FILE, asdict(self))
 
     def naming(self) -> dict[str, Any]:
         """What ``run_name`` needs to know of the sweep."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitpatch.compare.charts import save_figure
 from vitpatch.compare.figures import FILES, make_figures
-from vitpatch.compare.load import COMPARISON, Comparison, FinishedRun, find_runs, list_unfinished, load_run
+from vitpatch.compare.load import (
+    COMPARISON,
+    Comparison,
+    FinishedRun,
+    find_runs,
+    fixed_overrides,
+    list_unfinished,
+    load_run,
+)
 from vitpatch.compare.overview import overview_table, profiles_table, rank_correlation_table
 from vitpatch.compare.page import write_page
 from vitpatch.compare.pairs import MAX_RUNS, choose_pairs, matched_table, subtract_pairs
@@ -45,7 +53,7 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> SavedCompari
     if not runs:
         raise VitPatchError("; ".join(problems))
     folder = output or (folders[0] / COMPARISON if len(folders) == 1 else Path(COMPARISON))
-    comparison = compare_runs(runs, folder, [*left_out, *list_unfinished(folders)])
+    comparison = compare_runs(runs, folder, [*left_out, *list_unfinished(folders)], fixed_overrides(folders))
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if FILES.fullmatch(file.name):  # of an earlier comparison, of which this one may have fewer
@@ -60,10 +68,12 @@ def compare(folders: Sequence[Path], output: Path | None = None) -> SavedCompari
     return SavedComparison(comparison, folder, tuple(problems))
 
 
-def compare_runs(runs: Sequence[FinishedRun], folder: Path, left_out: Sequence[str] = ()) -> Comparison:
+def compare_runs(
+    runs: Sequence[FinishedRun], folder: Path, left_out: Sequence[str] = (), fixed: Mapping[str, str] | None = None
+) -> Comparison:
     """The comparison of runs, whose names differ; ``folder`` is the folder that its paths are relative to.
 
-    ``left_out``: a line for each run that is not compared.
+    ``left_out``: a line for each run that is not compared; ``fixed`` as in ``Comparison``.
     """
     settings = {run.name: run_settings(run) for run in runs}
     matches = match_groups(runs, settings)
@@ -83,4 +93,5 @@ def compare_runs(runs: Sequence[FinishedRun], folder: Path, left_out: Sequence[s
         rank_correlation=rank_correlation_table(runs),
         matched=matched_table(runs, matches, settings, overview, differences, not_subtracted),
         left_out=tuple(left_out),
+        fixed=fixed or {},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vitpatch.formatting import one_line
 from vitpatch.io import natural_sort
 from vitpatch.plots.examples import ExamplePage
 from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.names import SWEEP_FILE, describe_fixed
 from vitpatch.runs.results import read_pages, read_status
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.types import Donor
@@ -93,7 +94,8 @@ class Comparison:
     """Tables that compare finished runs; page and figures are made from them alone.
 
     ``warnings``: what the runs should agree in and do not (weights of one model, data, code version), a line each.
-    ``left_out``: runs that are not compared, being broken or not finished, a line each. Tables, in which ``run``, ``a``
+    ``left_out``: runs that are not compared, being broken or not finished, a line each. ``fixed``: what was typed for
+    all runs of a folder, by the folder's name, "" = the only one. Tables, in which ``run``, ``a``
     and ``b`` are ``FinishedRun.name``:
 
     ``overview``, a row a run: ``run, group, title, model, data, corruption`` (in words, also that there is none),
@@ -132,6 +134,7 @@ class Comparison:
     rank_correlation: pd.DataFrame
     matched: pd.DataFrame
     left_out: tuple[str, ...] = ()
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -159,6 +162,14 @@ def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
         if not found:
             raise VitPatchError(f"{folder}: no finished run of this version is in or below it")
     return _locate(folders, paths)
+
+
+def fixed_overrides(folders: Sequence[Path]) -> dict[str, str]:
+    """What was typed for all runs of each sweep's folder, in one text, by the folder's name, "" where it is alone."""
+    records = [_read_json(file) if (file := folder / SWEEP_FILE).exists() else {} for folder in folders]
+    names = list(_group_names(folders)) if len(folders) > 1 else [""]
+    shared = (describe_fixed(record.get("fixed", ())) for record in records)
+    return {name: text for name, text in zip(names, shared, strict=True) if text}
 
 
 def list_unfinished(folders: Sequence[Path]) -> list[str]:

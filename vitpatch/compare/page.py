@@ -122,6 +122,7 @@ def render_page(comparison: Comparison, sections: Mapping[str, Section], without
         title=f"Comparison of {number} runs" if number > 1 else comparison.overview["title"].iloc[0],
         several=number > 1,
         metrics="; ".join(map(effect_title, dict.fromkeys(comparison.overview["metric"]))),
+        fixed=comparison.fixed,
         warnings=comparison.warnings,
         left_out=[*comparison.left_out[:MAX_LEFT_OUT], *([f"… and {more} more"] if more > 0 else [])],
         sections={name: section for name, section in sections.items() if name not in without},

@@ -10,6 +10,8 @@ from typing import Any
 
 UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
 """Keys that do not change what is measured (``logger`` covers ``logger.mode``); in a name only where they are swept."""
+SWEEP_FILE = "sweep.json"
+"""In a sweep's folder: what its runs differ in and what they share (``vitpatch.cli.sweep_record``)."""
 LONGEST_NAME = 120
 SHORTEST_VALUE = 8
 """Letters that a value keeps where a name is too long."""
@@ -43,6 +45,11 @@ def is_unnamed(key: str) -> bool:
     """Whether a key does not change what is measured."""
     key = key.partition("@")[0]
     return any(key == word or key.startswith(f"{word}.") for word in UNNAMED)
+
+
+def describe_fixed(overrides: Iterable[str]) -> str:
+    """What the runs of a sweep share, in one text, of its ``fixed`` overrides those that change what is measured."""
+    return " ".join(override for override in overrides if not is_unnamed(override_key(override)))
 
 
 def name_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[str] = ()) -> list[str]:
