@@ -182,7 +182,7 @@ def test_settings_that_differ_are_a_row_each(tmp_path, rng):
     save_run(tmp_path / "x" / "b", rng.random((4, 3)), window=[3], corruption=other, path="other/model")
     table = compare([tmp_path / "x"]).comparison.settings
     assert table.T.to_dict("list") == {
-        "model.path": ["some/model", "other/model"],
+        "model.path": ["some/vit", "other/model"],
         "window": ["1, prefix", "3"],
         "corruption._target_": ["vitpatch.corruptions.Gray", "vitpatch.corruptions.Noise"],
         "corruption.amount": ["1", ""],

@@ -177,4 +177,4 @@ def test_an_untrained_model_and_a_head_are_in_the_title(config, saved):
     from vitpatch.runs.setup import prepare
 
     cfg = config(f"model.path={saved('deit_with_teacher')}", "model.random_init=true", "model.readout=cls_classifier")
-    assert prepare(cfg).title.startswith("deit_with_teacher (untrained, cls_classifier) on images, gray, attn_out")
+    assert prepare(cfg).title.startswith("deit_with_teacher (untrained, cls_classifier) on images · gray · attn_out")
