@@ -232,15 +232,18 @@ def fit(
     model.set_attn_implementation(recipe.attention)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     module = ClassifierTraining(model, mean, std, recipe, checked.augment)
-    best = {} if validation is None else {"monitor": "balanced_accuracy", "mode": "max"}
-    keeper = ModelCheckpoint(
-        folder / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best
-    )
-    callbacks = [keeper, TQDMProgressBar(refresh_rate=5)]
+    at, monitored = folder / "checkpoints", {"monitor": "balanced_accuracy", "mode": "max"}
+    last = ModelCheckpoint(at, filename="last", enable_version_counter=False)
+    kept = last
+    callbacks = [TQDMProgressBar(refresh_rate=5)]
+    if validation is not None:
+        kept = ModelCheckpoint(at, filename="best", enable_version_counter=False, **monitored)
+        callbacks.append(kept)
+        if recipe.patience is not None:
+            callbacks.append(EarlyStopping(patience=recipe.patience, **monitored))
     if recipe.average:
         callbacks.append(EMAWeightAveraging(decay=recipe.average, use_buffers=False))
-    if recipe.patience is not None and best:
-        callbacks.append(EarlyStopping(patience=recipe.patience, **best))
+    callbacks.append(last)  # after the best, whose state it stores
     trainer = build_trainer(
         checked.make_trainer,
         max_epochs=recipe.epochs, callbacks=callbacks, logger=False, gradient_clip_val=1.0,
@@ -248,9 +251,9 @@ def fit(
     )  # fmt: skip
     if trainer.world_size > 1:
         raise VitPatchError(f"trainer: {trainer.world_size} processes; training uses one device: trainer.devices=1")
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(module, training, validation, ckpt_path=last if last.exists() else None, weights_only=True)
-    weights = torch.load(keeper.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+    earlier = at / "last.ckpt"
+    trainer.fit(module, training, validation, ckpt_path=earlier if earlier.exists() else None, weights_only=True)
+    weights = torch.load(kept.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
     model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
     return model.eval(), trainer.strategy.root_device
 
