@@ -8,11 +8,14 @@ import json
 import math
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vitpatch.errors import VitPatchError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +53,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def describe_disk_error(error: OSError, folder: Path) -> str:
     """What the disk refused, and at which file: a full or read-only disk is the user's to mend."""
     return f"{error.strerror or error}: {error.filename or folder}"
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ``VitPatchError`` where ``folder`` cannot be made or written: Hydra would end in a traceback."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:  # without a name: a process that is killed leaves nothing
+            file.write(b"0" * 65536)
+            file.flush()
+    except OSError as error:
+        remedy = "choose another (hydra.run.dir, hydra.sweep.dir)"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f"free some space, or {remedy}"
+        raise VitPatchError(f"output folder {folder}: {error.strerror}; {remedy}") from error
 
 
 def _sync_names(folder: Path) -> None:

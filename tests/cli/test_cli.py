@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, pictures, save_model, write_parquet
 
-from vitpatch.cli.sweep import STOPPED
+from vitpatch.cli.commands import STOPPED
 from vitpatch.runs import run
 
 

@@ -10,8 +10,8 @@ from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vitpatch.cli.sweep import as_value, quote_names
-from vitpatch.cli.sweep_record import SweepRecord, check_same_settings, make_record
+from vitpatch.cli.commands import quote_names
+from vitpatch.cli.sweep_record import SweepRecord, as_value, check_same_settings, make_record
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import run
 from vitpatch.runs.config import check_names_are_text

@@ -11,7 +11,7 @@ import pytest
 
 from vitpatch.cli import status as states
 from vitpatch.cli.commands import run_command
-from vitpatch.cli.sweep import SweepCallback
+from vitpatch.cli.sweep import Sweep
 from vitpatch.errors import SIGNALS
 from vitpatch.runs.folder import RunFolder
 
@@ -120,9 +120,7 @@ def test_runs_that_never_began_are_named(sweep):
 @pytest.fixture
 def told(sweep, monkeypatch, caplog):
     """A sweep that this process launched."""
-    callback = SweepCallback()
-    callback._root, callback._since = sweep, SINCE
-    monkeypatch.setattr(SweepCallback, "launched", callback)
+    monkeypatch.setattr(Sweep, "launched", Sweep(sweep, since=SINCE))
     caplog.set_level("INFO")
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield caplog
@@ -137,7 +135,7 @@ def test_a_sweep_that_does_not_reach_its_end_is_told_of(told, sweep, raised, cod
 
     with pytest.raises(SystemExit) as ended:
         run_command(main)
-    assert ended.value.code == code and SweepCallback.launched is None
+    assert ended.value.code == code and Sweep.launched is None
     assert f"2 of 4 runs finished in {sweep}" in told.messages and (sweep / "states.csv").exists()
     assert ("the same command goes on" in told.text) == isinstance(raised, KeyboardInterrupt)
     if raised.args == (130,):  # there is nothing left to stop
@@ -154,7 +152,7 @@ def test_a_sweep_of_which_nothing_began_has_no_table(told, sweep):
 def test_our_own_mistake_at_the_end_is_no_success(told, sweep, monkeypatch):
     monkeypatch.setattr(states, "format_table", lambda found: found.nothing)
     with pytest.raises(SystemExit) as ended:
-        SweepCallback.launched.on_multirun_end(None)
+        Sweep.launched.end(None)
     assert ended.value.code == 1 and "a bug in vitpatch; please report it" in told.text
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.errors import VitPatchError
@@ -152,3 +152,12 @@ def write_matched_corruptions(config: DictConfig, overrides: Sequence[Override])
     folder = Path(str(config.hydra.sweep.dir)) / calibration.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / calibration.FILE, corruptions)
+
+
+def as_value(value: Any) -> str:
+    """A mapping, a list or a text as the value of an override, which Hydra reads as just this."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    return "null" if value is None else QuotedString(value, Quote.single).with_quotes()
