@@ -9,8 +9,7 @@ from hand_made import NOISE, save_run
 from vitpatch.checks import read_inclusion
 from vitpatch.compare.load import find_runs, load_run
 from vitpatch.compare.overview import overview_table
-from vitpatch.corruptions.base import as_corruption
-from vitpatch.corruptions.pixels import Gray
+from vitpatch.corruptions.base import Gray, as_corruption
 from vitpatch.formatting import data_name, model_name
 from vitpatch.plots import style
 from vitpatch.runs.setup import prepare

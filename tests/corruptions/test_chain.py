@@ -12,11 +12,10 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from vitpatch.corruptions.base import Chain, as_corruption
+from vitpatch.corruptions.base import Blur, Chain, Gray, Noise, as_corruption
 from vitpatch.corruptions.counterfactual import OtherImage
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.corruptions.masked import Silhouette
-from vitpatch.corruptions.pixels import Blur, Gray, Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import OWN_CORRUPTIONS, corruption_words
 from vitpatch.runs.calibration import adjustable

@@ -8,10 +8,9 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter, sobel
 
 from vitpatch import corruptions
-from vitpatch.corruptions.base import Chain, as_corruption, uniform
+from vitpatch.corruptions.base import Blur, Chain, Gray, Identity, Noise, as_corruption, luma, uniform
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.masked import Occlude
-from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise, luma
 from vitpatch.corruptions.structure import Edges, LowPass, PatchShuffle, PhaseScramble, odd_draws
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch

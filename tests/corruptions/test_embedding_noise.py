@@ -7,8 +7,8 @@ from conftest import NAMES, save_model
 from families import NAMES as FAMILY_NAMES
 from families import SIZE, Brute, checkpoint_of
 
+from vitpatch.corruptions.base import Noise
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise, measure_moments
-from vitpatch.corruptions.pixels import Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.types import ImageBatch

@@ -7,6 +7,7 @@ import pytest
 import torch
 from corruption_makers import batch
 
+from vitpatch.corruptions.base import luma
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.masked import (
     BackgroundOnly,
@@ -18,7 +19,6 @@ from vitpatch.corruptions.masked import (
     bounding_boxes,
     inpaint,
 )
-from vitpatch.corruptions.pixels import luma
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 

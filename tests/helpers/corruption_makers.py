@@ -2,7 +2,7 @@
 
 import torch
 
-from vitpatch.corruptions.base import Chain
+from vitpatch.corruptions.base import Blur, Chain, Gray, Noise
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.masked import (
     BackgroundOnly,
@@ -12,7 +12,6 @@ from vitpatch.corruptions.masked import (
     Occlude,
     Silhouette,
 )
-from vitpatch.corruptions.pixels import Blur, Gray, Noise
 from vitpatch.corruptions.structure import Edges, LowPass, PatchShuffle, PhaseScramble
 from vitpatch.types import ImageBatch
 

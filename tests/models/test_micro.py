@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from vitpatch.corruptions.pixels import Gray
+from vitpatch.corruptions.base import Gray
 from vitpatch.models.families import FAMILIES
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT

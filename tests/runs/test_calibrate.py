@@ -11,7 +11,7 @@ from conftest import NAMES, ROOT, pictures, write_parquet
 from hydra import initialize_config_dir
 
 from vitpatch.cli.sweep_record import sweep_overrides, write_matched_corruptions
-from vitpatch.corruptions.pixels import Noise
+from vitpatch.corruptions.base import Noise
 from vitpatch.errors import VitPatchError
 from vitpatch.io import nan_to_none
 from vitpatch.models.checkpoint import Checkpoint

@@ -165,7 +165,7 @@ def test_augmentation_of_nothing_changes_nothing_and_of_all_stays_in_range():
 
 
 def test_the_evaluation_table_counts(made):
-    from vitpatch.corruptions.pixels import Identity
+    from vitpatch.corruptions.base import Identity
 
     images = ParquetImages(path=str(made / "images.parquet")).open()
     table = evaluate(Checkpoint(str(made / "vit")).load(), images, {"none": Identity()}, seed=0, batch_size=4)

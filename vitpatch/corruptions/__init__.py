@@ -1,6 +1,6 @@
 """Corruptions: a batch of images → a corrupted one. Their classes are public as ``vitpatch.corruptions.<Class>``."""
 
-from vitpatch.corruptions.base import Chain, Corruption
+from vitpatch.corruptions.base import Blur, Chain, Corruption, Gray, Identity, Noise
 from vitpatch.corruptions.counterfactual import BackgroundSwap, OtherImage
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise, Moments
 from vitpatch.corruptions.masked import (
@@ -11,7 +11,6 @@ from vitpatch.corruptions.masked import (
     Occlude,
     Silhouette,
 )
-from vitpatch.corruptions.pixels import Blur, Gray, Identity, Noise
 from vitpatch.corruptions.structure import Edges, LowPass, PatchShuffle, PhaseScramble
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What all corruptions share: the base classes, the random draws of one image, and the chain.
+"""What corruptions are: the base classes, those of all pixels alike, the chain, and the random draws of one image.
 
 A corruption turns a batch of images into corrupted ones: ``(ImageBatch, seed) → images``, float32 of the same shape
 (batch, 3, height, width), still on the [0, 1] scale, on the device the batch is on. Its fields are the keys of its
@@ -9,7 +9,7 @@ order or the device.
 A class of your own needs no base class: anything that can be called with a batch and a seed is taken. It may declare
 the class attributes of ``Corruption``: ``strength_key``, ``strongest``, ``needs_masks``, ``partner``.
 
-A corruption of this package is a dataclass, most often a ``Blend`` with one method, ``_other`` (``pixels.Gray`` is the
+A corruption of this package is a dataclass, most often a ``Blend`` with one method, ``_other`` (``Gray`` is the
 shortest). To add one: the class; its name in ``corruptions/__init__.py`` and in ``formatting.OWN_CORRUPTIONS``; a file
 in ``conf/corruption/`` (a weaker or stronger option is a file ``NAME_low``, ``NAME_half`` or ``NAME_high`` with
 ``defaults: [NAME, _self_]``; ``_half`` is ``amount: 0.5``) and its row in the README's table; a row of ``MAKERS`` in
@@ -28,12 +28,13 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitpatch.checks import Interval, Share, check_fields
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import as_option
-from vitpatch.types import ImageBatch, Partner
+from vitpatch.types import BT601_LUMA, ImageBatch, Partner
 
 LARGEST_PIXEL = 30.0
 """A user's class whose pixels are larger is taken to have returned them on the scale to 255."""
@@ -187,6 +188,59 @@ class Blend(Corruption, ABC):
         return self.amount * (masks if self.region == "object" else 1 - masks)
 
 
+class Identity(Corruption):
+    """Leaves the image as it is: the null, under which every effect is 0."""
+
+
+@dataclass(eq=False)
+class Gray(Blend):
+    """Takes the colour away: BT.601 luma in all three channels (ITU-R BT.601-7, 2.5.1).
+
+    ``amount`` is the share of colour that is taken away: 0 the identity, 1 no colour.
+    """
+
+    amount: Amount = 1.0
+
+    def _other(self, batch: ImageBatch, seed: int) -> Tensor:
+        return luma(batch.images)
+
+
+@dataclass(eq=False)
+class Noise(Corruption):
+    """Adds Gaussian pixel noise.
+
+    ``std`` is on the [0, 1] scale of the pixels, at the model's input size; the sum is clipped to [0, 1] unless
+    ``clip`` is false. ``std`` 0 is the identity.
+    """
+
+    std: Annotated[Strength, "on the [0, 1] scale of the pixels"]
+    clip: bool = True
+    strength_key = "std"
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        noisy = batch.images + self.std * normal_like(batch, seed)
+        return noisy.clamp(0, 1) if self.clip else noisy
+
+
+@dataclass(eq=False)
+class Blur(Corruption):
+    """Gaussian blur.
+
+    ``sigma`` is in pixels of the model's input; the kernel reaches 4 σ to each side, as in
+    ``scipy.ndimage.gaussian_filter``, and the border pixels are repeated outward. ``sigma`` 0 is the identity; 40 at
+    224 pixels is where the widest published series ends (Geirhos et al. 2018, Generalisation in humans and deep
+    neural networks).
+    """
+
+    sigma: Annotated[Strength, "in pixels"]
+    strength_key, strongest = "sigma", 40.0
+
+    def __call__(self, batch: ImageBatch, seed: int) -> Tensor:
+        """(batch, 3, height, width) → the same shape."""
+        return gaussian_blur(batch.images, self.sigma)
+
+
 @dataclass(eq=False)
 class Chain(Blend):
     """One corruption after another, each on what the one before it made; a chain may stand in a chain.
@@ -268,3 +322,21 @@ def missing_masks(corruption: Corruption) -> VitPatchError:
         f"corruption {corruption.option_name} needs object masks and the data have none: name their column with "
         "data.mask_column (emoji on textured backgrounds: data=emoji_scenes)"
     )
+
+
+def luma(images: Tensor) -> Tensor:
+    """(batch, 3, height, width) → (batch, 1, height, width): ITU-R BT.601-7, 2.5.1, of the stored (gamma) values."""
+    return (images * images.new_tensor(BT601_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Each channel of (batch, channels, height, width) blurred by ``sigma`` pixels; the border is repeated outward."""
+    radius, channels = int(4 * sigma + 0.5), images.shape[1]
+    if radius == 0:
+        return images
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
+    kernel = torch.softmax(-(offsets**2) / (2 * sigma**2), dim=0)
+    kernel = kernel.expand(channels, 1, 1, -1)  # (channels, 1, 1, 2 radius + 1): each channel by itself
+    wide = F.pad(images, (radius,) * 4, mode="replicate")
+    rows = F.conv2d(wide, kernel, groups=channels)
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=channels)

@@ -14,8 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitpatch.corruptions.base import Amount, Blend, uniform
-from vitpatch.corruptions.pixels import Gray, gaussian_blur
+from vitpatch.corruptions.base import Amount, Blend, Gray, gaussian_blur, uniform
 from vitpatch.types import ImageBatch
 
 Fill = Literal["mean", "gray", "white", "black"]

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitpatch.checks import Ge, Interval, Share
-from vitpatch.corruptions.base import Amount, Blend, Corruption, uniform
-from vitpatch.corruptions.pixels import luma
+from vitpatch.corruptions.base import Amount, Blend, Corruption, luma, uniform
 from vitpatch.errors import VitPatchError
 from vitpatch.types import ImageBatch
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitpatch.checks import Count, Interval, Share, check_fields
-from vitpatch.corruptions.pixels import luma
+from vitpatch.corruptions.base import luma
 
 Rate = Annotated[float, Interval(ge=0, le=100)]
 Part = Annotated[float, Interval(ge=0, lt=1)]
