@@ -225,6 +225,13 @@ def test_a_new_head_of_the_same_size_is_new_and_a_kept_one_the_old(made, family)
     assert not pretrained_classifier(checkpoint, NAMES[:3], True)[2]  # of another size
 
 
+def test_a_model_of_patches_is_fine_tuned_on_pixels(saved):
+    """SigLIP 2 takes rows of patches: training gives it the pixels that a run does."""
+    checkpoint, pixels = Checkpoint(str(saved("siglip2"))), torch.rand(2, 3, 32, 32)
+    model = pretrained_classifier(checkpoint, NAMES, keeps_head=True)[0].eval()
+    assert torch.equal(model(pixel_values=pixels).logits, checkpoint.load()(pixels))
+
+
 def test_what_is_fine_tuned_says_its_own_labels(tmp_path):
     config = AutoConfig.for_model("vit", problem_type="multi_label_classification", num_labels=3)
     name_classes(config, ["x", "y"])

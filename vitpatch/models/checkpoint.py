@@ -311,8 +311,7 @@ def _load(checkpoint: Checkpoint, names: tuple[str, ...] | None, file_states: tu
         family = family_of(config.model_type, checkpoint.path)
     preprocessing = checkpoint.preprocessing(config)
     model = checkpoint._classifier(config, family, names)
-    if config.model_type == "siglip2":
-        accept_pixels(model.vision_model)
+    accept_pixels(model)
     try:
         size = preprocessing.input_size
         vit = PatchableViT(model.requires_grad_(False), family, preprocessing, checkpoint.readout, size)
@@ -346,6 +345,7 @@ def pretrained_classifier(
     modules = dict(model.named_modules())
     heads = {head for readout in family.readouts for head in readout.heads} & set(modules)
     weights = {f"{head}.{name}" for head in heads for name, _ in modules[head].named_parameters()}
+    accept_pixels(model)
     has_own = weights.isdisjoint({*missing, *mismatched})
     if has_own and not keeps_head:
         fresh = AutoModelForImageClassification.from_config(config)

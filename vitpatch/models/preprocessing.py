@@ -116,8 +116,11 @@ def from_timm(config: Mapping[str, Any]) -> Preprocessing:
     return explicit_preprocessing(size, mean, std, config.get("interpolation") or "bilinear", share)
 
 
-def accept_pixels(tower: nn.Module) -> None:
-    """Gives a vision tower that takes rows of patches (SigLIP 2, NaFlex) a hook that makes them of pixels."""
+def accept_pixels(model: nn.Module) -> None:
+    """Gives a model whose vision tower takes rows of patches (SigLIP 2, NaFlex) a hook that makes them of pixels."""
+    if model.config.model_type != "siglip2":
+        return
+    tower = model.vision_model
 
     def to_patches(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         pixels = args[0] if args else kwargs["pixel_values"]
