@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from vitpatch.errors import ArgumentError, VitPatchError
+from vitpatch.formatting import first_few
 from vitpatch.types import WINDOW_WORDS, Include, Inclusion
 
 E = TypeVar("E", bound=StrEnum)
@@ -106,8 +107,7 @@ def one_of(key: str, value: Any, kind: type[E]) -> E:
 def suggest(key: Any, known: Collection[str]) -> str:
     """The hint in an error about an unknown key: the nearest known one, or some of them."""
     near = difflib.get_close_matches(str(key), list(known), n=1)
-    some = [*known][:12] + ["…"] * (len(known) > 12)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(some) or 'none'}"
+    return f"did you mean {near[0]}?" if near else f"there are {first_few([*known], 12) or 'none'}"
 
 
 def has_type(value: Any, declared: Any) -> bool:

@@ -71,6 +71,11 @@ def one_line(error: object, most: int = 300) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def first_few(words: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """The first few of a list, ``a, b, …``."""
+    return between.join([*words[:most], *["…"] * (len(words) > most)])
+
+
 def format_count(number: int, noun: str) -> str:
     """A number of things in words: 1 image, 2 images."""
     return f"{number} {noun}{'s' * (number != 1)}"

@@ -15,6 +15,7 @@ from vitpatch.data.files import files_below, images_below, images_in, is_visible
 from vitpatch.data.labels import fold_name, number_names
 from vitpatch.data.sources import AUTO, ImageSource
 from vitpatch.errors import ArgumentError, VitPatchError
+from vitpatch.formatting import first_few
 
 if TYPE_CHECKING:
     import datasets
@@ -275,5 +276,5 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _list_files(files: list[Path], folder: Path) -> str:
-    names = [str(file.relative_to(folder)) if folder in file.parents else str(file) for file in files[:3]]
-    return ", ".join(names) + (", …" if len(files) > 3 else "")
+    names = [str(file.relative_to(folder)) if folder in file.parents else str(file) for file in files[:4]]
+    return first_few(names, 3)

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import first_few
 
 SYNSETS = Path(__file__).parents[1] / "assets" / "imagenet_synsets.tsv"
-MOST_NAMES = 5
-"""Names that an error lists."""
 LEFT_OUT = -1
 """The class of a label whose images are left out."""
 UNKNOWN = -1
@@ -142,8 +141,7 @@ def matched_by_place(data_names: Sequence[str] | None, model_names: Sequence[str
 def place_note(names: Sequence[str]) -> str:
     """The note for a reader where labels are matched to classes by their order."""
     order = ", which is that of the alphabet" if list(names) == sorted(names) else ""
-    some = ", ".join(f"{at} = {name!r}" for at, name in enumerate(names[:MOST_NAMES]))
-    some += ", …" * (len(names) > MOST_NAMES)
+    some = first_few([f"{at} = {name!r}" for at, name in enumerate(names)])
     return (
         f"the model has no names for its classes: the data's labels are taken in their order{order}: {some}; "
         "data.label_map={label: number} says otherwise"
@@ -195,7 +193,7 @@ def _check_places(
 ) -> None:
     """Raises ``VitPatchError`` where the order of labels is not enough to tell the classes of those ``unmapped``."""
     remedy = "data.label_map={label: number} says which is which"
-    some = _list_names(unmapped)
+    some = first_few([*map(repr, unmapped)])
     if doubt is not None:
         raise VitPatchError(f"the model's classes have no sure names: {doubt}; {remedy}, of each of {some}")
     if any(index != LEFT_OUT for index in mapped.values()):
@@ -209,12 +207,8 @@ def _check_places(
         )
 
 
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:MOST_NAMES])) + ", …" * (len(names) > MOST_NAMES)
-
-
 def _no_class(missing: Sequence[str], data_names: Sequence[str], model_names: Sequence[str]) -> str:
-    some = _list_names(missing)
+    some = first_few([*map(repr, missing)])
     near = difflib.get_close_matches(missing[0], model_names, n=1, cutoff=0)
     like = f" (nearest to the first: {near[0]!r})" if near else ""
     if sum(fold_name(missing[0]) in _folded_parts(name) for name in model_names) > 1:

@@ -20,6 +20,7 @@ from vitpatch.data.labels import (
     place_note,
 )
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import first_few
 
 MULTI_LABEL = "multi_label_classification"
 NOT_EXCLUSIVE = (
@@ -166,7 +167,7 @@ def _why_other_classes(own: Classes, names: Sequence[str]) -> str | None:
     """Why the classes ``names`` of a training are not those of its checkpoint; ``None`` where they are the same."""
     if own.doubt is not None and not are_numbers(names):
         return f"has no sure names for its classes ({own.doubt})"
-    reason = "has no names for its classes" if own.names is None else f"has the classes {first_names(own.names)}"
+    reason = "has no names for its classes" if own.names is None else f"has the classes {first_few(own.names)}"
     if own.number != len(names) or are_numbers(names) != (own.names is None or are_numbers(own.names)):
         return f"{reason}, {own.number} of them"
     try:
@@ -174,11 +175,6 @@ def _why_other_classes(own: Classes, names: Sequence[str]) -> str | None:
     except VitPatchError:
         return reason
     return None if matched is None or sorted(matched) == list(range(own.number)) else reason
-
-
-def first_names(names: Sequence[str]) -> str:
-    """A few names, for a line of text."""
-    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 # --- what a model and its config say ---

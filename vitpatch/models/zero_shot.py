@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitpatch.checks import Expected
-from vitpatch.data.labels import MOST_NAMES, are_numbers, fold_name, readable_name
+from vitpatch.data.labels import are_numbers, fold_name, readable_name
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import digest
+from vitpatch.formatting import digest, first_few
 from vitpatch.models.checkpoint import DTYPES, IMAGE_TEXT_TYPES, Checkpoint
 from vitpatch.models.classes import set_labels
 from vitpatch.models.families import Family
@@ -147,5 +147,4 @@ def _same_text_notes(names: Sequence[str], texts: Tensor) -> tuple[str, ...]:
     for name, direction in zip(names, texts, strict=True):
         groups.setdefault(direction.float().numpy().tobytes(), []).append(name)
     several = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    some = "; ".join(several[:MOST_NAMES]) + "; …" * (len(several) > MOST_NAMES)
-    return (SAME_TEXT.format(some),) if several else ()
+    return (SAME_TEXT.format(first_few(several, between="; ")),) if several else ()

@@ -25,10 +25,10 @@ from vitpatch.data.datamodule import BadImage, DecodedImages, PartnerPositions, 
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import one_line, option_identity
+from vitpatch.formatting import first_few, one_line, option_identity
 from vitpatch.io import atomic_write, write_csv, write_json
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
-from vitpatch.models.classes import Classes, classes_of_training, first_names, label_by_classes
+from vitpatch.models.classes import Classes, classes_of_training, label_by_classes
 from vitpatch.models.preprocessing import Preprocessing, pair
 from vitpatch.models.vit import PatchableViT
 from vitpatch.runs.config import (
@@ -80,10 +80,10 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     else:
         model, preprocessing, is_kept = pretrained_classifier(checkpoint, classes.names, why_new_head is None)
         if is_kept:
-            log.info("the checkpoint's head is kept, its classes are %s", first_names(classes.names))
+            log.info("the checkpoint's head is kept, its classes are %s", first_few(classes.names))
         else:
             reason = why_new_head or "has none of this size"
-            log.info("the head is a new one, for %s: the checkpoint %s", first_names(classes.names), reason)
+            log.info("the head is a new one, for %s: the checkpoint %s", first_few(classes.names), reason)
     _partners(checked.corruptions, test, preprocessing, cfg.seed)  # what is missing is reported before the training
     trained, device = fit(model, preprocessing, train, folder, checked)
     target = Path(cfg.save_to) if cfg.save_to else folder / "model"
