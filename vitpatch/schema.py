@@ -6,11 +6,18 @@ import pyarrow as pa
 
 from vitpatch.types import BaseRun, Metric
 
-_METRICS_OF_BASE_RUNS = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF)
+LOGIT_DIFF_OTHER_RIVAL = "logit_diff_other_rival"
+"""``logit_diff`` against the runner-up of the base run that ``rival`` does not name."""
+STORED_METRICS = (*Metric, LOGIT_DIFF_OTHER_RIVAL)
+"""Of every run, so that it can be read again in any metric."""
+CONTROL_METRICS = (*STORED_METRICS, "effect")
+"""What is stored of a patch that is no row of its own: with another image as donor, or of all layers at once."""
+_METRICS_OF_BASE_RUNS = (Metric.PROB, Metric.LOG_ODDS, Metric.LOGIT, Metric.LOGIT_DIFF, LOGIT_DIFF_OTHER_RIVAL)
 
 
 EXAMPLES_SCHEMA = pa.schema(
-    [("example_id", pa.int64()), ("label", pa.int64()), ("label_name", pa.string()), ("rival", pa.int64())]
+    [("example_id", pa.int64()), ("label", pa.int64()), ("label_name", pa.string())]
+    + [("rival", pa.int64()), ("other_rival", pa.int64())]
     + [("label_is_predicted", pa.bool_()), ("included", pa.bool_()), ("cluster", pa.int64())]
     + [(f"{metric}_{run}", pa.float32()) for run in BaseRun for metric in _METRICS_OF_BASE_RUNS]
     + [(f"pred_{run}", pa.int64()) for run in BaseRun]
@@ -29,7 +36,7 @@ PATCH_COLUMNS = ("site", "layer", "head", "tokens", "window", "first_layer", "la
 EFFECTS_SCHEMA = pa.schema(
     [("example_id", pa.int64())]
     + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in PATCH_COLUMNS]
-    + [(str(metric), pa.float32()) for metric in Metric]
+    + [(str(metric), pa.float32()) for metric in STORED_METRICS]
     + [("pred", pa.int64()), ("effect", pa.float32())]
     + [("delta_norm", pa.float32()), ("direct_log_odds", pa.float32()), ("n_tokens", pa.int64())]
 )
@@ -44,7 +51,7 @@ last layer norm frozen. ``n_tokens``: how many tokens of this image are patched.
 LEAVE_OUTS_SCHEMA = pa.schema(
     [("example_id", pa.int64())]
     + [(name, pa.string() if name in ("site", "tokens") else pa.int64()) for name in (*PATCH_COLUMNS, "without")]
-    + [("prob", pa.float32()), ("log_odds", pa.float32()), ("effect", pa.float32())]
+    + [(str(metric), pa.float32()) for metric in CONTROL_METRICS]
 )
 """One row an image and window of ``effects.parquet`` without one of its layers, ``without``; in their order."""
 
@@ -61,10 +68,6 @@ PAGES_SCHEMA = pa.schema(
 ``*_png`` are the images as the model was given them; ``metric_*`` and ``patched`` the headline metric of the base runs
 and, a value a patch, of the patched ones.
 """
-
-
-CONTROL_METRICS = (Metric.PROB, Metric.LOG_ODDS, "effect")
-"""The metrics that are stored of a control: a patch with another image as donor, or of all layers at once."""
 
 
 OF_CORRUPTION = "partner_corruption"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, TypedDict
 
 from vitpatch import NUMBERS_VERSION
@@ -58,6 +58,11 @@ class View:
         return {field.name: str(getattr(self, field.name)) for field in fields(View)}
 
     @property
+    def of_tables(self) -> tuple[Metric, BaseRun, Inclusion]:
+        """The part that the tables of images depend on."""
+        return self.metric, self.rival, self.include
+
+    @property
     def view_id(self) -> str:
         """The digest of the view, and of the version of the numbers."""
         return digest({"numbers_version": NUMBERS_VERSION, **self.as_config()})
@@ -70,6 +75,11 @@ class View:
 
 
 VIEW_KEYS = tuple(field.name for field in fields(View))
+
+
+def without_view(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of what a run computed: that of earlier versions held the view, too."""
+    return {key: value for key, value in identity.items() if key not in VIEW_KEYS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,10 @@ class Study(View):
     def view(self) -> View:
         """How it is read."""
         return View(**{name: getattr(self, name) for name in VIEW_KEYS})
+
+    def read_as(self, view: View) -> Study:
+        """The same study in another view; a width that was wanted in another metric's unit is none."""
+        return replace(self, **vars(view), wanted_width=self.wanted_width if view.metric is self.metric else None)
 
     @property
     def depends_on_corruption(self) -> bool:

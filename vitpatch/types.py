@@ -65,6 +65,11 @@ class BaseRun(StrEnum):
     CLEAN = "clean"
     CORRUPT = "corrupt"
 
+    @property
+    def other(self) -> BaseRun:
+        """The other one."""
+        return BaseRun.CORRUPT if self is BaseRun.CLEAN else BaseRun.CLEAN
+
 
 class Direction(StrEnum):
     """``denoise`` puts clean activations into the corrupted run, ``noise`` the reverse (Heimersheim & Nanda 2024)."""

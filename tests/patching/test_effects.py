@@ -13,8 +13,8 @@ from vitpatch.types import Direction, Donor, Metric
 def test_metrics_are_their_definitions():
     rng = np.random.default_rng(0)
     runs, clean = rng.normal(size=(4, 7, 5)) * 3, rng.normal(size=(7, 5))
-    labels, rivals = rng.integers(0, 5, 7), rng.integers(0, 5, 7)
-    tensors = [torch.from_numpy(x) for x in (runs, labels, rivals, clean)]
+    labels, rivals, others = rng.integers(0, 5, (3, 7))
+    tensors = [torch.from_numpy(x) for x in (runs, labels, rivals, others, clean)]
     got = metrics(*tensors)
     for p, i in np.ndindex(4, 7):
         logits, y = runs[p, i], labels[i]
@@ -24,6 +24,7 @@ def test_metrics_are_their_definitions():
             "log_odds": logits[y] - logsumexp(np.delete(logits, y)),
             "logit": logits[y],
             "logit_diff": logits[y] - logits[rivals[i]],
+            "logit_diff_other_rival": logits[y] - logits[others[i]],
             "kl": entropy(np.exp(log_softmax(clean[i])), np.exp(log_probs)),
             "pred": logits.argmax(),
         }
@@ -32,7 +33,7 @@ def test_metrics_are_their_definitions():
 
 def test_log_odds_of_a_sure_answer_keep_their_size():
     logits = torch.tensor([[80.0, 0.0, 0.0]])
-    got = metrics(logits, torch.tensor([0]), torch.tensor([1]), logits)
+    got = metrics(logits, *torch.tensor([[0], [1], [2]]), logits)
     assert float(got["log_odds"]) == pytest.approx(80 - np.log(2), rel=1e-12)
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from composed import composed
 from conftest import DEPTH, pictures, save_model, write_parquet
 from PIL import Image
 
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.runs.run import run
+from vitpatch.study import read_study
 
 SUMMARY = (
     "site,layer,head,tokens,window,first_layer,last_layer,n_layers,n,n_clusters,effect,effect_se,effect_low,"
@@ -69,7 +71,11 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(patched, config, tm
     assert manifest_of(folder)["config"]["window"] == 2
 
 
-def test_the_run_id_is_of_what_can_change_a_number(config, tmp_path, made):
+VIEWS = ("metric=kl", "rival=clean", "include=clean_correct", "include=min_total_effect:0.1", "interval=bca",
+         "test=headline")  # fmt: skip
+
+
+def test_the_run_id_is_of_what_is_computed(config, tmp_path, made):
     from vitpatch.runs.setup import prepare
 
     def run_id(*overrides, family="vit"):
@@ -84,12 +90,20 @@ def test_the_run_id_is_of_what_can_change_a_number(config, tmp_path, made):
         "trainer=auto",
         "memory_gb=1",
         "trainer.precision=32-true",
+        *VIEWS,
     )
-    changed = ("window=1", "seed=1", "direction=noise", "metric=kl", "rival=clean", "target=mlp_out", "data.limit=5",
+    changed = ("window=1", "seed=1", "direction=noise", "target=mlp_out", "data.limit=5",
                "corruption=blur", "target.tokens=cls", "target.layers=[0]", "model.dtype=bfloat16", "window=[1,3]",
                "trainer.precision=bf16-mixed", "matmul_precision=high", "target=z")  # fmt: skip
     ids = [run_id(override) for override in changed] + [run_id(family="deit")]
     assert len({same, *ids}) == len(ids) + 1
+
+
+def test_the_view_id_is_of_how_it_is_read():
+    views = [read_study(composed("patch", *each)).view.view_id for each in ((), *((view,) for view in VIEWS))]
+    assert len(set(views)) == len(views)
+    others = ("window=1", "seed=1", "direction=noise", "target=mlp_out", "wanted_width=0.1", "batch_size=1")
+    assert {read_study(composed("patch", other)).view.view_id for other in others} == {views[0]}
 
 
 @pytest.fixture

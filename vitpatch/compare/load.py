@@ -29,8 +29,7 @@ COMPARISON = "comparison"  # the folder inside a sweep's that comparisons are wr
 NOT_RUNS = {COMPARISON, "wandb", ".hydra"}  # folders that hold copies, in which nothing is a run of its own
 MANIFEST_KEYS = {
     "": "run_id title donors notes seconds identity config model versions counts total_effect peak",
-    "identity": "numbers_version weights precision data corruption target window donors direction metric rival include "
-    "seed",
+    "identity": "numbers_version weights precision data corruption target window donors direction seed",
     "config": "model data corruption direction metric seed interval",
     "model": "layers weights",
     "versions": "vitpatch",
@@ -62,8 +61,8 @@ class FinishedRun(RunLocation):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What can change the run's numbers, as its manifest has it."""
-        return self.manifest["identity"]
+        """What can change the run's numbers: what is computed, and how it is read."""
+        return self.manifest["identity"] | self.manifest.get("view", {})  # which earlier versions had in the identity
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -241,6 +240,7 @@ def load_run(location: RunLocation) -> FinishedRun:
             file = f"manifest.json, {part}," if part else "manifest.json"
             _check_names(file, keys.split(), manifest[part] if part else manifest)
         run = FinishedRun(**vars(location), manifest=manifest, summary=pd.read_csv(folder.summary))
+        _check_names("manifest.json, view,", ("metric", "rival", "include"), run.identity)
         _check_names("summary.csv", SUMMARY_COLUMNS, run.summary)
         _check_names("examples.parquet", EXAMPLES_COLUMNS, run.examples())
         _check_names("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(folder.effects).names)

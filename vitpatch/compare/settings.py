@@ -19,6 +19,7 @@ from vitpatch.formatting import (
     model_name,
     option_identity,
 )
+from vitpatch.study import VIEW_KEYS
 from vitpatch.types import format_window
 
 OPTION_GROUPS = ("model", "data", "corruption", "target")  # config groups whose options' names are shown
@@ -183,7 +184,7 @@ def consistency_warnings(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     numbers = "several numbers versions of vitpatch"
     warnings += _warn(numbers, runs, lambda run: str(run.identity["numbers_version"]))
     warnings += _warn("several versions of vitpatch", runs, lambda run: run.manifest["versions"]["vitpatch"])
-    for group in _group_by(runs, lambda run: run.manifest["run_id"]):
+    for group in _group_by(runs, lambda run: digest([run.manifest["run_id"], *map(run.identity.get, VIEW_KEYS)])):
         if len(group) > 1:
             names, run_id = " and ".join(run.name for run in group), group[0].manifest["run_id"]
             warnings.append(f"{names} are the same run (run_id {run_id}): their differences are 0")

@@ -17,7 +17,7 @@ from torch import Tensor
 from vitpatch.models.parts import Change, Heads
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.plan import Comparison, Plan, comparisons_of
-from vitpatch.schema import CONTROL_METRICS, PATCH_COLUMNS
+from vitpatch.schema import CONTROL_METRICS, LOGIT_DIFF_OTHER_RIVAL, PATCH_COLUMNS, STORED_METRICS
 from vitpatch.types import ALL_HEADS, BaseRun, Donor, Metric, Patch, Run, Site
 
 LOGITS_AT_ONCE = 4_000_000
@@ -77,25 +77,32 @@ def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, index).squeeze(-1) - others
 
 
-def metrics(logits: Tensor, labels: Tensor, rivals: Tensor, clean_logits: Tensor) -> dict[str, Tensor]:
+def metrics(
+    logits: Tensor, labels: Tensor, rivals: Tensor, other_rivals: Tensor, clean_logits: Tensor
+) -> dict[str, Tensor]:
     """What is stored of a run, by column.
 
-    ``logits`` (..., batch, classes) of the run, ``labels`` and ``rivals`` (batch,) int64, ``clean_logits``
-    (batch, classes) of the clean run. Returns float64 (..., batch) under the names of ``Metric`` – the label's
-    softmax probability; its log odds against all other classes; its logit; its logit minus the rival's;
-    KL(clean ‖ run) in nats – and ``pred``, the class with the largest logit, int64.
+    ``logits`` (..., batch, classes) of the run, ``labels``, ``rivals`` and ``other_rivals`` (batch,) int64,
+    ``clean_logits`` (batch, classes) of the clean run. Returns float64 (..., batch) under the names of
+    ``STORED_METRICS`` – the label's softmax probability; its log odds against all other classes; its logit; its logit
+    minus the rival's; KL(clean ‖ run) in nats; its logit minus the other rival's – and ``pred``, the class with the
+    largest logit, int64.
     """
     logits, clean = logits.double(), clean_logits.double().log_softmax(-1)
     index = labels.expand(logits.shape[:-1])[..., None]
-    rival_index = rivals.expand(logits.shape[:-1])[..., None]
     label_logit = logits.gather(-1, index).squeeze(-1)
+
+    def above(others: Tensor) -> Tensor:
+        return label_logit - logits.gather(-1, others.expand(logits.shape[:-1])[..., None]).squeeze(-1)
+
     log_probs = logits.log_softmax(-1)
     return {
         Metric.PROB: log_probs.gather(-1, index).squeeze(-1).exp(),
         Metric.LOG_ODDS: log_odds(logits, labels),
         Metric.LOGIT: label_logit,
-        Metric.LOGIT_DIFF: label_logit - logits.gather(-1, rival_index).squeeze(-1),
+        Metric.LOGIT_DIFF: above(rivals),
         Metric.KL: (clean.exp() * (clean - log_probs)).sum(-1),
+        LOGIT_DIFF_OTHER_RIVAL: above(other_rivals),
         "pred": logits.argmax(-1),
     }
 
@@ -123,20 +130,23 @@ def to_columns(
 
     ``labels``, ``ids`` int64 (images,); ``masks`` bool (groups, images, tokens) as given to the executor; ``metric``
     is that of ``effect``, ``rival`` the base run whose runner-up ``logit_diff`` is taken against. ``partners`` int64
-    (images,), the ids of other images that are donors: what an image has no partner for is NaN.
+    (images,), the ids of other images that are donors: what an image has no partner for is NaN. Metrics are rounded to
+    float32, as they are stored, before they are subtracted: who reads them again gets the same effects.
     """
     clean, partners = outputs.base[BaseRun.CLEAN], partners or {}
-    rivals = runner_up(outputs.base[rival], labels)
-    base = {run: _metrics(logits[None], labels, rivals, clean) for run, logits in outputs.base.items()}
+    rivals, other_rivals = (runner_up(outputs.base[run], labels) for run in (rival, rival.other))
+    against = labels, rivals, other_rivals, clean
+    base = {run: _metrics(logits[None], *against) for run, logits in outputs.base.items()}
     base = {run: {name: values[0] for name, values in of_run.items()} for run, of_run in base.items()}
     examples = {f"{name}_{run}": values for run in BaseRun for name, values in base[run].items()}
-    examples |= {"example_id": ids.numpy(), "label": labels.numpy(), "rival": rivals.numpy()}
+    examples |= {"example_id": ids.numpy(), "label": labels.numpy()}
+    examples |= {"rival": rivals.numpy(), "other_rival": other_rivals.numpy()}
     lonely = {donor: (other < 0).numpy() for donor, other in partners.items()}
     for donor, other in partners.items():
         examples[f"partner_{donor}"] = other.numpy()
-        examples |= {f"{name}_{donor}": _unknown(base[donor][name], lonely[donor]) for name in Metric}
+        examples |= {f"{name}_{donor}": _unknown(base[donor][name], lonely[donor]) for name in STORED_METRICS}
 
-    runs = _metrics(outputs.patched, labels, rivals, clean)  # (runs, images) each
+    runs = _metrics(outputs.patched, *against)  # (runs, images) each
     runs["effect"] = runs[metric] - base[plan.recipient][metric]
     number, donor = len(plan.patches), plan.donors[0]
     unknown = lonely.get(donor, np.zeros(len(ids), dtype=bool))
@@ -155,10 +165,12 @@ def to_columns(
     return Columns(examples, _by_image(plan.patches, effects, ids), _by_image(plan.leave_outs, leave_outs, ids))
 
 
-def _metrics(logits: Tensor, labels: Tensor, rivals: Tensor, clean: Tensor) -> dict[str, NDArray]:
-    """Metrics (runs, images) of runs, some at a time."""
-    parts = [metrics(some, labels, rivals, clean) for some in logits.split(max(1, LOGITS_AT_ONCE // clean.numel()))]
-    return {str(name): torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+def _metrics(logits: Tensor, labels: Tensor, rivals: Tensor, other_rivals: Tensor, clean: Tensor) -> dict[str, NDArray]:
+    """Metrics (runs, images) of runs, some at a time: float32, and ``pred`` int64."""
+    at_once = logits.split(max(1, LOGITS_AT_ONCE // clean.numel()))
+    parts = [metrics(some, labels, rivals, other_rivals, clean) for some in at_once]
+    joined = {str(name): torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: (values.float() if values.is_floating_point() else values).numpy() for name, values in joined.items()}
 
 
 def _direct_log_odds(logits: Tensor, labels: Tensor) -> NDArray:

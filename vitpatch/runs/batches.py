@@ -28,9 +28,16 @@ from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device, use_matmul_precision
-from vitpatch.schema import CONTROL_METRICS, EFFECTS_SCHEMA, EXAMPLES_SCHEMA, LEAVE_OUTS_SCHEMA, OF_CORRUPTION
+from vitpatch.schema import (
+    CONTROL_METRICS,
+    EFFECTS_SCHEMA,
+    EXAMPLES_SCHEMA,
+    LEAVE_OUTS_SCHEMA,
+    OF_CORRUPTION,
+    STORED_METRICS,
+)
 from vitpatch.stats.result import RunResult, base_metric, is_included
-from vitpatch.types import BaseRun, Donor, ImageBatch, Metric, Run
+from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +186,9 @@ class BatchPatcher:
             return None
         error, largest = np.abs(effects - exact)[known], float(np.abs(exact[known]).max())
         log.info(
-            "precision: effects of the first %d images differ from float32 by %.2g at most, %.2g on average "
+            "precision: effects on %s of the first %d images differ from float32 by %.2g at most, %.2g on average "
             "(largest effect %.2g)",
-            len(images), error.max(), error.mean(), largest,
+            self.setup.study.metric, len(images), error.max(), error.mean(), largest,
         )  # fmt: skip
         distance = {"largest": float(error.max()), "mean": float(error.mean())}
         return distance | {"largest_effect": largest, "images": len(images)}
@@ -226,7 +233,7 @@ def _partner_fields(donors: Sequence[Donor], all_layers: bool) -> list[pa.Field]
     fields = [
         pa.field(f"{name}_{donor}", pa.int64() if name == "partner" else pa.float32())
         for donor in others
-        for name in ("partner", *Metric)
+        for name in ("partner", *STORED_METRICS)
     ]
     return fields + [pa.field(f"{name}_all_layers", pa.float32()) for name in CONTROL_METRICS if all_layers]
 

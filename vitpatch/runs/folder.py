@@ -14,10 +14,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +28,7 @@ from omegaconf import OmegaConf
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import describe_difference, digest, flatten
 from vitpatch.io import PART, atomic_write, checksum, nan_to_none, write_json
+from vitpatch.study import VIEW_KEYS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Tables = Mapping[str, pa.Table]
+"""A batch's tables, by the names of their files."""
 
 DPI = 130
 """Of figures."""
@@ -246,6 +248,11 @@ class Shards:
             self.write_begun(earlier)
             return earlier
         if earlier is not None and self.records():
+            if set(VIEW_KEYS) & set(earlier.identity):
+                raise VitPatchError(
+                    f"{self.path.parent} holds an unfinished run of an earlier version, whose batches lack columns; "
+                    "choose another folder or sweep name, or overwrite=true"
+                )
             difference = describe_difference(earlier.identity, begun.identity)
             raise VitPatchError(
                 f"{self.path.parent} holds an unfinished run with other {difference}; choose another folder or sweep "
@@ -302,36 +309,38 @@ class Shards:
                 files[kind] = checksum(temporary)
         _write(self._record(number), BatchDone(files, list(bad), dict(about_run or {})))
 
-    def merge(self, into: Mapping[str, Path], batches: int) -> None:
+    def merge(self, into: Mapping[str, Path], batches: int, in_view: Callable[[Tables], Tables] = dict) -> None:
         """Joins the shards of all ``batches`` into one file a table, in order, a row group a shard.
 
-        Raises ``VitPatchError`` where a batch is not there as it was written.
+        ``in_view`` makes of a batch's tables what is written. Raises ``VitPatchError`` where a batch is not there as it
+        was written.
         """
         records = self.records()
         for number in range(batches):
             if number not in records:
                 raise _damaged(self._record(number))
-        for kind, path in into.items():
-            tables = self._read_shards(kind, records)
-            first = next(tables, None)
-            if first is None:  # of leave-outs, where there are none
-                continue
-            with atomic_write(path) as temporary, pq.ParquetWriter(temporary, first.schema) as writer:
-                for table in chain([first], tables):
-                    writer.write_table(table)
+        writers: dict[str, pq.ParquetWriter] = {}
+        with ExitStack() as files:
+            for tables in self._read_shards(records):
+                for kind, table in in_view(tables).items():
+                    if kind not in writers:
+                        temporary = files.enter_context(atomic_write(into[kind]))
+                        writers[kind] = files.enter_context(pq.ParquetWriter(temporary, table.schema))
+                    writers[kind].write_table(table, row_group_size=len(table))
 
-    def _read_shards(self, kind: str, records: Mapping[int, BatchDone]) -> Iterator[pa.Table]:
-        """The tables of one kind in order of batches, and so of images. Raises ``VitPatchError`` for a damaged one."""
+    def _read_shards(self, records: Mapping[int, BatchDone]) -> Iterator[Tables]:
+        """The tables of each batch in order, and so of images. Raises ``VitPatchError`` for a damaged one."""
         last_id = -1
         for number, batch in records.items():
-            if kind in batch.files:
+            for kind in batch.files:
                 if not self._is_whole(number, kind, batch):
                     raise _damaged(self._shard(kind, number))
-                table = pq.read_table(self._shard(kind, number))
-                ids = table["example_id"]
+            tables = {kind: pq.read_table(self._shard(kind, number)) for kind in batch.files}
+            if tables:  # none of a batch without a readable image
+                ids = tables["examples"]["example_id"]
                 assert ids[0].as_py() > last_id, f"batch {number} starts at image {ids[0]}, after image {last_id}"
                 last_id = ids[-1].as_py()
-                yield table
+                yield tables
 
     def _record(self, number: int) -> Path:
         return self.path / f"batch-{number:08d}.json"

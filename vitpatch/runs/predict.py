@@ -39,6 +39,7 @@ from vitpatch.runs.trainer import (
     use_matmul_precision,
     use_threads,
 )
+from vitpatch.study import View
 from vitpatch.types import ImageBatch
 
 log = logging.getLogger(__name__)
@@ -261,7 +262,11 @@ def _assist(order: Order, group: Group, stop: StopAfterBatch) -> None:
 def _predict_share(
     setup: Setup, data: ImageDataModule, shards: Shards, numbers: Sequence[int], group: Group, stop: StopAfterBatch
 ) -> None:
-    """Computes this process's share of the batches ``numbers``; returns when all processes are done."""
+    """Computes this process's share of the batches ``numbers``; returns when all processes are done.
+
+    In whatever view the run is asked for, its shards are in the default one: it may go on in another view.
+    """
+    setup = replace(setup, study=setup.study.read_as(View()))
     data.numbers = group.part(numbers)
     with use_matmul_precision(setup.cfg.matmul_precision):
         patcher = _make_patcher(setup, data, shards, group)

@@ -24,7 +24,8 @@ from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.recovered import clusters_to_exclude_zero
 from vitpatch.stats.result import RunResult, analyze, is_handover
 from vitpatch.stats.summary import Measured
-from vitpatch.study import Study
+from vitpatch.stats.view import depends_on_view, effects_in_view, examples_in_view, stored_columns
+from vitpatch.study import Study, View
 from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Tested, TokenGroup
 
 
@@ -39,6 +40,27 @@ def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> R
     measured, examples["has_empty_group"] = _read_effects(folder, examples, len(patches), study, donors)
     leave_outs = pd.read_parquet(folder.leave_outs) if folder.leave_outs.exists() else None
     return analyze(study, donors, examples, patches, measured, leave_outs)
+
+
+def tables_in_view(tables: Mapping[str, pa.Table], study: Study) -> Mapping[str, pa.Table]:
+    """The tables of some images, by the names of their files, from those of the default view."""
+    written = View().rival
+    examples = examples_in_view(tables["examples"].to_pandas(), study, written)
+    changed = {"examples": examples}
+    for kind, table in tables.items():
+        if kind != "examples":
+            names = [name for name in table.column_names if depends_on_view(name)]
+            stored = table.select(stored_columns(names, study, written)).to_pandas()
+            changed[kind] = effects_in_view(stored, examples, study, written, names)
+    return {kind: _replace_columns(table, changed[kind]) for kind, table in tables.items()}
+
+
+def _replace_columns(table: pa.Table, changed: pd.DataFrame) -> pa.Table:
+    """A table with those columns of ``changed`` that depend on the view."""
+    for number, field in enumerate(table.schema):
+        if depends_on_view(field.name):
+            table = table.set_column(number, field, pa.array(changed[field.name].to_numpy(), field.type))
+    return table
 
 
 def read_patches(folder: RunFolder) -> pd.DataFrame:

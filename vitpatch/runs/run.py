@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.checks import check_no_secret
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import describe_difference
+from vitpatch.formatting import describe_difference, digest
 from vitpatch.io import write_csv
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.batches import choose_examples
@@ -27,11 +27,19 @@ from vitpatch.runs.calibration import calibration_folder
 from vitpatch.runs.config import check_names_are_text
 from vitpatch.runs.folder import Begun, RunFolder, Shards
 from vitpatch.runs.predict import PredictionResult, data_module, estimate_run, predict
-from vitpatch.runs.results import analyze_files, closing_lines, manifest_entries, tracker_values, write_pages
+from vitpatch.runs.results import (
+    analyze_files,
+    closing_lines,
+    manifest_entries,
+    tables_in_view,
+    tracker_values,
+    write_pages,
+)
 from vitpatch.runs.setup import Setup, prepare, take_from_training
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, history, make_tracker
 from vitpatch.runs.trainer import check_processes, use_threads
 from vitpatch.stats.result import RunResult, series_names
+from vitpatch.study import Study, View, without_view
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +94,7 @@ def _make(
         if done.skipped == len(setup.images):
             shards.remove()
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
-        shards.merge({file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}, data.batches)
+        _merge(shards, folder, setup.study, data.batches)
         result = analyze_files(folder, setup.study, setup.plan.donors)
         write_csv(folder.summary, result.summary)
         if result.marginals is not None:
@@ -124,6 +132,15 @@ def _make(
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
+def _merge(shards: Shards, folder: RunFolder, study: Study, batches: int) -> None:
+    """Joins the shards, which are in the default view, into the run's tables in the study's."""
+    into = {file.stem: file for file in (folder.examples, folder.effects, folder.leave_outs)}
+    if study.of_tables == View().of_tables:
+        shards.merge(into, batches)
+    else:
+        shards.merge(into, batches, lambda tables: tables_in_view(tables, study))
+
+
 def _manifest(setup: Setup, config: dict[str, Any], result: RunResult, done: PredictionResult) -> dict[str, Any]:
     """The manifest's entries, but for those on files, devices, tracking and times."""
     cfg, entries = setup.cfg, manifest_entries(result)
@@ -142,6 +159,8 @@ def _manifest(setup: Setup, config: dict[str, Any], result: RunResult, done: Pre
             "problem_type": setup.model.model.config.problem_type,
         },
         "identity": setup.identity,
+        "view_id": setup.study.view.view_id,
+        "view": setup.study.view.as_config(),
         "data": {"digest": setup.images.digest},
         "counts": _counts(setup, result, done.skipped),
         **entries,
@@ -156,8 +175,9 @@ def _is_finished(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
     manifest = folder.read_manifest()
     if manifest is None or overwrite:
         return False
-    if manifest["run_id"] != setup.run_id:
-        difference = describe_difference(manifest.get("identity", {}), setup.identity)
+    identity = without_view(manifest.get("identity", {}))
+    if digest(identity) != setup.run_id:
+        difference = describe_difference(identity, setup.identity)
         raise VitPatchError(
             f"{folder.path} holds a finished run with other {difference}; choose another folder or sweep name, or "
             "overwrite=true"

@@ -142,12 +142,12 @@ class Setup(CheckedConfig):
 
     @property
     def run_id(self) -> str:
-        """The digest of all that can change a number."""
+        """The digest of all that can change what is computed."""
         return digest(self.identity)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that can change a number, by name."""
+        """All that can change what is computed, by name; how it is read is the study's view."""
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
         return {
             **self.model_identity,
@@ -157,11 +157,9 @@ class Setup(CheckedConfig):
             **users_code(cfg["corruption"]),
             "target": asdict(self.study.target),
             "window": self.study.windows,
-            **{key: cfg[key] for key in ("direction", "metric", "rival", "seed")},
+            "direction": cfg["direction"],
+            "seed": cfg["seed"],
             "donors": self.plan.donors,
-            "include": str(self.study.include),
-            "interval": self.study.interval,
-            "test": self.study.test,
             "leave_outs": len(self.plan.leave_outs),
             **self._training_identity(),
         }
