@@ -1,5 +1,6 @@
 """A run that was stopped goes on from its batches, and ends in the same bytes; numbers of two runs are never mixed."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -358,7 +359,7 @@ def test_damage_after_the_last_batch_is_an_error_that_the_same_command_mends(
         (("seed=1",), r"seed \(0 there, 1 here\)"),
         (("window=[1,3]", "controls=false"), r"window \(\[3\] there, \[1, 3\] here\)"),
         (("data.limit=12",), r"data \("),
-        (("seed=1", "metric=kl", "rival=clean", "direction=noise"), "and 1 more"),
+        (("seed=1", "window=1", "target=mlp_out", "direction=noise", "metric=kl"), "and 2 more"),
     ],
 )
 def test_an_unfinished_run_of_other_settings_is_refused_or_replaced(patched, stopped, batches, overrides, differ):
@@ -370,6 +371,42 @@ def test_an_unfinished_run_of_other_settings_is_refused_or_replaced(patched, sto
     patched("window=3", *overrides, "overwrite=true")
     assert len(batches) == 3
     assert results(folder) == results(patched("window=3", *overrides, folder="whole"))
+
+
+def test_a_run_that_was_stopped_may_go_on_in_another_view(patched, stopped, batches):
+    """What is computed is the same: its files are those of a run that was asked for in that view from the start."""
+    view = "metric=logit_diff", "rival=clean", "include=clean_correct", "interval=bca"
+    whole = patched("window=1", *view, folder="whole")
+    folder = stopped("window=1", "include=flipped", after=2)
+    patched("window=1", *view)
+    assert batches == [[10, 11, 12]] and results(folder) == results(whole)
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_refused_or_replaced(patched, stopped):
+    """Its batches lack what a reading in another view needs; the view was then part of its identity."""
+    folder = stopped()
+    shards = Shards(folder / "shards")
+    begun = shards.begun()
+    earlier = begun.identity | {"metric": "prob", "rival": "corrupt", "include": "all"}
+    shards.write_begun(dataclasses.replace(begun, run_id="earlier", identity=earlier))
+    with pytest.raises(VitPatchError, match=r"unfinished run of an earlier version, whose batches lack columns;.*overw"):
+        patched()
+    patched("overwrite=true")
+    assert (folder / "manifest.json").exists()
+
+
+def test_a_finished_run_of_an_earlier_version_is_the_same_run(patched, caplog):
+    """Where its identity, without the view, is the same."""
+    folder = patched()
+    manifest = manifest_of(folder)
+    view, _ = manifest.pop("view"), manifest.pop("view_id")
+    manifest |= {"identity": manifest["identity"] | view, "run_id": "of an earlier version"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with caplog.at_level(logging.INFO):
+        patched()
+    assert "finished before" in caplog.text and manifest_of(folder) == manifest
+    with pytest.raises(VitPatchError, match=r"finished run with other window \(\[3\] there, \[1\] here\);"):
+        patched("window=2")
 
 
 def test_other_weights_and_another_version_of_the_numbers_are_named(patched, stopped, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 import vitpatch
 from vitpatch.cli.compare import read_result
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import DONOR_IMAGES
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.plots.run_figures import profile_references
 from vitpatch.runs.folder import RunFolder
@@ -79,7 +80,7 @@ def test_another_image_as_the_donor_of_a_run(made, patched, donor, direction):
     assert np.allclose(effects["effect"], table["effect"], **CLOSE)
     total = (examples[f"prob_{donor}"] - examples[f"prob_{name}"]).mean()
     assert manifest["total_effect"]["mean"] == pytest.approx(total, abs=1e-6)
-    assert f"donor {donor}" in manifest["title"] and manifest["donors"] == [donor]
+    assert DONOR_IMAGES[donor] in manifest["title"] and manifest["donors"] == [donor]
     share = summary["recovered"].dropna()
     assert np.allclose(share, summary.loc[share.index, "effect"] / total, rtol=1e-4)
 
@@ -113,7 +114,7 @@ def test_constants_go_into_the_clean_run(made, patched, tmp_path, donor):
     )
     assert manifest["config"]["direction"] == "noise" and manifest["total_effect"]["mean"] is None
     assert summary["recovered"].isna().all() and any("no run" in note for note in manifest["notes"])
-    assert manifest["title"].startswith("vit on data, attn_out")  # no corruption: it plays no part
+    assert manifest["title"].startswith("vit on data · attn_out")  # no corruption: it plays no part
     model, (clean, _) = model_of(made), pixels_of(made)
     labels = torch.tensor(examples["label"].to_numpy())
     constants = [torch.zeros(())] * DEPTH
