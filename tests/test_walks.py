@@ -32,7 +32,7 @@ def test_from_the_command_to_the_summary(tmp_path):
         RUN, *overrides, f"hydra.run.dir={run}", imports="import datasets, lightning, transformers", last=end
     )
     assert (run / "effects.parquet").exists() and "patching/executor.py" in files
-    assert not {"runs/calibration.py", "runs/names.py", "plots/run_figures.py"} & set(files)
+    assert not {"runs/calibration.py", "names.py", "plots/run_figures.py"} & set(files)
     assert len(files) <= 37, files
 
 

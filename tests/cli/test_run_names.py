@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from vitpatch.cli.commands import quote_names
 from vitpatch.cli.sweep_record import SweepRecord, as_value, check_same_settings, make_record
 from vitpatch.errors import VitPatchError
+from vitpatch.names import LONGEST_NAME, SWEEP_FILE, name_runs, run_name
 from vitpatch.runs import run
 from vitpatch.runs.config import check_names_are_text
-from vitpatch.runs.names import LONGEST_NAME, SWEEP_FILE, name_runs, run_name
 
 CLEAN = re.compile(r"[A-Za-z0-9=,._-]{1,120}")
 LONG = "a_very_long_name_of_a_folder/" * 8

@@ -32,8 +32,8 @@ from vitpatch.cli.sweep_record import (
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count
 from vitpatch.io import check_writable, describe_disk_error
+from vitpatch.names import describe_fixed, run_name
 from vitpatch.runs.config import check_names_are_text
-from vitpatch.runs.names import describe_fixed, run_name
 
 if TYPE_CHECKING:
     from vitpatch.runs.results import RunStatus

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.errors import VitPatchError
 from vitpatch.io import write_json
+from vitpatch.names import SWEEP_FILE, is_unnamed, name_parts, name_runs, override_key, plain_name
 from vitpatch.runs.config import resolve_steps
-from vitpatch.runs.names import SWEEP_FILE, is_unnamed, name_parts, name_runs, override_key, plain_name
 
 DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
 """Keys that say which corruption a job has, and whether it is matched with others."""

@@ -18,9 +18,9 @@ import yaml
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.io import natural_sort
+from vitpatch.names import SWEEP_FILE, describe_fixed
 from vitpatch.plots.examples import ExamplePage
 from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.names import SWEEP_FILE, describe_fixed
 from vitpatch.runs.results import read_pages, read_status
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.types import Donor

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vitpatch.checks import Count, Expected, Positive, Seed, check_types, suggest
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
-from vitpatch.runs.names import run_name
+from vitpatch.names import run_name
 from vitpatch.study import StudyKeys
 from vitpatch.types import JOINT
 
