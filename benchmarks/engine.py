@@ -30,8 +30,7 @@ from measure import RESULTS, in_turn, medians, pixels, report, synchronize, vit_
 
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import estimate_cost, memory_limit
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import token_masks
+from vitpatch.patching.executor import execute, token_masks
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.types import BaseRun, Direction, Site, Target
 

@@ -74,8 +74,7 @@ def run(options: dict[str, Any], device_name: str) -> dict[str, Any]:
     from measure import pixels, vit_b16
 
     from vitpatch.patching.cost import estimate_cost
-    from vitpatch.patching.executor import execute
-    from vitpatch.patching.inputs import token_masks
+    from vitpatch.patching.executor import execute, token_masks
     from vitpatch.patching.plan import make_plan
     from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup
 

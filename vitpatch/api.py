@@ -21,8 +21,7 @@ from vitpatch.models.families import family_of
 from vitpatch.models.verify import matches_own_forward, verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import estimate_cost, memory_limit
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import token_masks
+from vitpatch.patching.executor import execute, token_masks
 from vitpatch.patching.metrics import Columns, Outputs, join_columns, to_columns
 from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS

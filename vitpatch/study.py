@@ -1,8 +1,11 @@
-"""What a run measures, its ``Study``, and how its numbers are read, its ``View``; both from a config. No torch."""
+"""What a run measures, its ``Study``, and how its numbers are read, its ``View``; both from a config. No torch.
+
+And whether a target fits a model, of which only the sizes are asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, TypedDict
 
@@ -20,12 +23,13 @@ from vitpatch.checks import (
     parse_window,
     read_inclusion,
 )
-from vitpatch.errors import VitPatchError
+from vitpatch.errors import ArgumentError, VitPatchError
 from vitpatch.formatting import digest
 from vitpatch.types import (
     ALL_IMAGES,
     EVERY_HEAD,
     JOINT,
+    WINDOW_WORDS,
     BaseRun,
     Direction,
     Donor,
@@ -33,9 +37,11 @@ from vitpatch.types import (
     Interval,
     Metric,
     Site,
+    Sizes,
     Target,
     Tested,
     TokenGroup,
+    format_window,
 )
 
 
@@ -212,3 +218,62 @@ def _as_list(key: str, value: Any, declared: Any = Any) -> list[Any]:
     if is_list(value) and not value:
         raise VitPatchError(f"{key}: an empty list; expected at least one")
     return [check(key, one, declared) for one in (value if is_list(value) else [value])]
+
+
+def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
+    """Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit a model of ``sizes``."""
+    depth = sizes.depth
+    for window in windows:
+        if window not in WINDOW_WORDS.values() and not 1 <= window <= depth:
+            raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}, prefix or suffix")
+        if target.one_head_at_a_time and window != 1:
+            raise VitPatchError(
+                f"window {format_window(window)} with target={target.site}: a head has no identity across layers; "
+                "use window=1, or heads=joint for all heads together"
+            )
+    for layer in target.layers or ():
+        if not 0 <= layer < depth:
+            raise ArgumentError(f"layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
+    if target.site.by_head != (target.heads is not None):
+        wants = "all, joint or a list of heads" if target.site.by_head else "null: it is not split by head"
+        raise ArgumentError(f"heads {target.heads}: of {target.site} expected {wants}")
+    for head in target.heads if isinstance(target.heads, tuple) else ():
+        if not 0 <= head < sizes.heads:
+            raise ArgumentError(f"heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
+    if target.grid is not None and TokenGroup.GRID not in target.tokens:
+        raise ArgumentError(f"grid {list(target.grid)}: is only of tokens=grid; leave it out")
+    token_names(target, sizes)
+
+
+def token_names(target: Target, sizes: Sizes) -> tuple[str, ...]:
+    """The names of a target's token groups, ``each`` and ``grid`` spelt out: ``each:0x3``, ``grid:1x0``.
+
+    Raises ``ArgumentError`` for a group that the model does not have.
+    """
+    return tuple(dict.fromkeys(name for group in target.tokens for name in _expand_group(group, target, sizes)))
+
+
+def _expand_group(group: TokenGroup, target: Target, sizes: Sizes) -> list[str]:
+    rows, columns = sizes.grid
+    names = []
+    if group is TokenGroup.EACH:
+        names = [f"each:{name}" for name in sizes.special]
+    elif group is TokenGroup.GRID:
+        if target.grid is None:
+            raise ArgumentError("tokens grid: say its blocks too, for instance grid=[4,4]")
+        if rows % target.grid[0] or columns % target.grid[1]:
+            raise ArgumentError(
+                f"grid {list(target.grid)}: does not divide the model's {rows} × {columns} image patches"
+            )
+        rows, columns = target.grid
+    else:
+        has = {TokenGroup.CLS: "cls" in sizes.special, TokenGroup.REGISTERS: bool(registers_of(sizes))}
+        if not has.get(group, True):
+            raise ArgumentError(f"tokens {group}: the model has none; before its patches: {list(sizes.special)}")
+        return [str(group)]
+    return names + [f"{group}:{row}x{column}" for row in range(rows) for column in range(columns)]
+
+
+def registers_of(sizes: Sizes) -> list[int]:
+    """The positions of the register tokens."""
+    return [i for i, name in enumerate(sizes.special) if name.startswith("register")]

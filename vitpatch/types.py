@@ -43,7 +43,7 @@ class Site(StrEnum):
 
 
 class TokenGroup(StrEnum):
-    """Which tokens of a site are replaced. ``vitpatch.patching.inputs`` has the definitions.
+    """Which tokens of a site are replaced. ``vitpatch.patching.plan.possible_tokens`` has the definitions.
 
     ``each`` and ``grid`` stand for many patches: one a token, one a block of image patches.
     """

@@ -10,8 +10,7 @@ from families import SIZE, Brute, checkpoint_of
 
 import vitpatch
 from vitpatch.patching.cost import ComputeLimits
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import mean_values, token_masks, zero_values
+from vitpatch.patching.executor import execute, mean_values, token_masks, zero_values
 from vitpatch.patching.plan import make_plan
 from vitpatch.types import BaseRun, Direction, Donor, Site, Target
 

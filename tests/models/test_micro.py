@@ -19,8 +19,7 @@ from vitpatch.models.families import FAMILIES
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import ComputeLimits
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import token_masks
+from vitpatch.patching.executor import execute, token_masks
 from vitpatch.patching.metrics import metrics, runner_up
 from vitpatch.patching.plan import make_plan
 from vitpatch.types import BaseRun, Direction, ImageBatch, Site, Target, TokenGroup

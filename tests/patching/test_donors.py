@@ -9,8 +9,7 @@ from oracle import BY_HEAD, PARTS, expected, layers_of, walk
 
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.patching.cost import ComputeLimits, estimate_cost
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import token_masks
+from vitpatch.patching.executor import execute, token_masks
 from vitpatch.patching.plan import make_plan
 from vitpatch.types import BaseRun, Direction, Donor, Site, Target, TokenGroup
 

@@ -13,9 +13,8 @@ from vitpatch.models.families import FAMILIES
 from vitpatch.models.verify import verify_model
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.cost import LIBRARIES, ComputeLimits, estimate_cost
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import possible_tokens, token_masks
-from vitpatch.patching.plan import make_plan
+from vitpatch.patching.executor import execute, token_masks
+from vitpatch.patching.plan import make_plan, possible_tokens
 from vitpatch.types import BaseRun, Direction, Site, Target, TokenGroup
 
 IMAGES = 3

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from vitpatch.errors import VitPatchError
-from vitpatch.patching.inputs import possible_tokens, token_masks
+from vitpatch.patching.executor import token_masks
+from vitpatch.patching.plan import possible_tokens
 from vitpatch.types import Sizes, token_position
 
 SIZES = Sizes(depth=2, heads=2, special=("cls", "register_0", "register_1"), grid=(2, 4), reads=1)

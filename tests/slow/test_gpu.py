@@ -6,8 +6,7 @@ from corruption_makers import MAKERS, batch
 
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.patching.cost import ComputeLimits, estimate_cost
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import mean_values, token_masks, zero_values
+from vitpatch.patching.executor import execute, mean_values, token_masks, zero_values
 from vitpatch.patching.plan import make_plan
 from vitpatch.types import BaseRun, Direction, Donor, Site, Target
 

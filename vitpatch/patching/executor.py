@@ -8,20 +8,98 @@ forward passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vitpatch.errors import ArgumentError
 from vitpatch.models.parts import Heads
-from vitpatch.models.vit import PatchableViT
+from vitpatch.models.vit import PatchableViT, Place
 from vitpatch.patching.cost import ComputeLimits
 from vitpatch.patching.full_forward import full_forwards
-from vitpatch.patching.inputs import AblationValues, Inputs
-from vitpatch.patching.metrics import DirectEffects, Outputs, edited_heads
-from vitpatch.patching.plan import RECIPIENT, RECOMPUTED, STREAM_HALF, Branch, Half, Plan, Step, run_state
-from vitpatch.types import BaseRun, Run, Site
+from vitpatch.patching.metrics import AblationValues, DirectEffects, Inputs, Outputs, edited_heads
+from vitpatch.patching.plan import (
+    MASK_GROUPS,
+    RECIPIENT,
+    RECOMPUTED,
+    STREAM_HALF,
+    Branch,
+    Half,
+    Plan,
+    Step,
+    needs_masks,
+    possible_tokens,
+    run_state,
+)
+from vitpatch.types import BaseRun, Run, Site, Sizes
+
+OBJECT_SHARE = 0.5
+"""An image patch is part of the object when at least this share of its pixels is."""
+
+
+def token_masks(
+    names: Sequence[str],
+    sizes: Sizes,
+    blocks: tuple[int, int] | None,
+    masks: Tensor | None,
+    ids: Sequence[int],
+    seed: int,
+) -> Tensor:
+    """Where each group is in each image of a batch: bool (groups, batch, tokens), on the CPU.
+
+    ``masks`` (batch, 1, height, width) in [0, 1], 1 = object, for the groups that need them. ``random_object`` has as
+    many patches as ``object``, drawn as a function of (seed, id) alone.
+    """
+    groups = {name: np.tile(possible_tokens(name, sizes, blocks), (len(ids), 1)) for name in names}
+    if needs_masks(names):
+        if masks is None:
+            first = next(name for name in names if name in MASK_GROUPS)
+            raise ArgumentError(f"tokens {first}: the data have no object masks; set data.mask_column, or give masks")
+        share = F.adaptive_avg_pool2d(masks.float().cpu(), sizes.grid).flatten(1).numpy()  # (batch, patches)
+        is_object = share >= OBJECT_SHARE
+        drawn = np.zeros_like(is_object)
+        for row, example_id in enumerate(ids):
+            rng = np.random.default_rng([seed, int(example_id), 1])  # 1: apart from the draws of noise
+            drawn[row, rng.permutation(is_object.shape[1])[: is_object[row].sum()]] = True
+        for group, patches in zip(MASK_GROUPS, (is_object, ~is_object, drawn), strict=True):
+            if group in groups:
+                groups[group][:, len(sizes.special) :] = patches
+    return torch.from_numpy(np.stack([groups[name] for name in names]))
+
+
+def zero_values(model: PatchableViT, site: Site) -> AblationValues:
+    """Zeros of a site, in all layers."""
+    sizes = model.sizes
+    shape: tuple[int, ...] = (sizes.tokens, model.width)
+    if site.by_head:
+        last = sizes.tokens if site is Site.PATTERN else model.width // sizes.heads
+        shape = (sizes.heads, sizes.tokens, last)
+    return {(site, layer): torch.zeros(shape, device=model.device) for layer in range(sizes.depth)}
+
+
+@torch.no_grad()
+def mean_values(model: PatchableViT, site: Site, pixels: Iterable[Tensor]) -> AblationValues:
+    """The mean of a site over images, by position, in all layers; ``pixels`` are batches of normalised images."""
+    read = Site.RESID_PRE if site is Site.PATTERN else site  # no module hands over the pattern
+    places = tuple((read, layer) for layer in range(model.sizes.depth))
+    wide = torch.float32 if model.device.type == "mps" else torch.float64  # mps has no float64
+    total: dict[Place, Tensor] = {}
+    images = 0
+    for batch in pixels:
+        images += len(batch)
+        with model.reading(places) as values:
+            model(batch)
+        for (_, layer), value in values.items():  # (batch, tokens, channels)
+            if site is Site.PATTERN:
+                value = model.blocks[layer].heads(value, pattern=True).pattern
+            elif site.by_head:
+                value = value.unflatten(-1, (model.sizes.heads, -1)).transpose(1, 2)
+            total[site, layer] = total.get((site, layer), 0) + value.sum(0, dtype=wide)
+    return {place: (value / images).float() for place, value in total.items()}
 
 
 @torch.no_grad()

@@ -10,8 +10,7 @@ from torch import Tensor
 from vitpatch.errors import VitPatchError
 from vitpatch.models.parts import Act
 from vitpatch.models.vit import PatchableViT, Place
-from vitpatch.patching.inputs import Inputs
-from vitpatch.patching.metrics import DirectEffects
+from vitpatch.patching.metrics import DirectEffects, Inputs
 from vitpatch.patching.plan import Plan
 from vitpatch.types import ALL_HEADS, Patch, Run, Site
 

@@ -15,13 +15,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitpatch.models.parts import Change, Heads
-from vitpatch.models.vit import PatchableViT
+from vitpatch.models.vit import PatchableViT, Place
 from vitpatch.patching.plan import Comparison, Plan, comparisons_of
 from vitpatch.schema import CONTROL_METRICS, LOGIT_DIFF_OTHER_RIVAL, PATCH_COLUMNS, STORED_METRICS
 from vitpatch.types import ALL_HEADS, BaseRun, Donor, Metric, Patch, Run, Site
 
 LOGITS_AT_ONCE = 4_000_000
 """Bounds what the metrics take in memory: logits in float64 times a few."""
+
+
+AblationValues = Mapping[Place, Tensor]
+"""Values of a site, the same for all images, before a fixed layer scale: (tokens, width); by head (heads, tokens, head
+width); of ``pattern`` (heads, query tokens, key tokens)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images and what is put into their runs.
+
+    ``pixels`` normalised, (images, 3, height, width) by base run; ``noise`` (images, image patches, width) of the base
+    runs whose patch embeddings it is added to; ``masks`` bool (images, tokens) by token group; ``constants`` of a donor
+    that is no run.
+    """
+
+    pixels: Mapping[Run, Tensor]
+    noise: Mapping[Run, Tensor]
+    masks: Mapping[str, Tensor]
+    constants: AblationValues | None = None
 
 
 @dataclass(frozen=True)

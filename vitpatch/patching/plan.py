@@ -22,14 +22,12 @@ from itertools import product
 
 import numpy as np
 
-from vitpatch.errors import ArgumentError, VitPatchError
-from vitpatch.patching.inputs import possible_tokens, token_names
+from vitpatch.study import check_target, registers_of, token_names
 from vitpatch.types import (
     ALL_HEADS,
     EVERY_HEAD,
     JOINT,
     SUFFIX,
-    WINDOW_WORDS,
     BaseRun,
     Direction,
     Donor,
@@ -40,7 +38,7 @@ from vitpatch.types import (
     Target,
     TokenGroup,
     base_run_of,
-    format_window,
+    token_position,
     window_layers,
 )
 
@@ -100,6 +98,8 @@ class Step:
         return tuple(b for b in self.branches if self.state != RECIPIENT and b.edit.site in RECOMPUTED)
 
 
+MASK_GROUPS = (TokenGroup.OBJECT, TokenGroup.BACKGROUND, TokenGroup.RANDOM_OBJECT)
+"""Groups that differ between images: they need the data's object masks."""
 STREAM_HALF = {Site.RESID_PRE: 0, Site.RESID_MID: 1, Site.RESID_POST: 2}
 """Which half, counted from the layer's first, a site of the stream enters."""
 RECOMPUTED = (Site.Q, Site.K, Site.V, Site.PATTERN)
@@ -271,31 +271,6 @@ def make_plan(
     return Plan(patches, donors, leave_outs, all_layers, direction, target, sizes, runs, *states)
 
 
-def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:
-    """Raises ``VitPatchError`` where a window, a layer, a head or a token group does not fit a model of ``sizes``."""
-    depth = sizes.depth
-    for window in windows:
-        if window not in WINDOW_WORDS.values() and not 1 <= window <= depth:
-            raise VitPatchError(f"window {window}: the model has {depth} layers; use 1 to {depth}, prefix or suffix")
-        if target.one_head_at_a_time and window != 1:
-            raise VitPatchError(
-                f"window {format_window(window)} with target={target.site}: a head has no identity across layers; "
-                "use window=1, or heads=joint for all heads together"
-            )
-    for layer in target.layers or ():
-        if not 0 <= layer < depth:
-            raise ArgumentError(f"layers {layer}: the model has {depth} layers; use 0 to {depth - 1}")
-    if target.site.by_head != (target.heads is not None):
-        wants = "all, joint or a list of heads" if target.site.by_head else "null: it is not split by head"
-        raise ArgumentError(f"heads {target.heads}: of {target.site} expected {wants}")
-    for head in target.heads if isinstance(target.heads, tuple) else ():
-        if not 0 <= head < sizes.heads:
-            raise ArgumentError(f"heads {head}: the model has {sizes.heads} heads; use 0 to {sizes.heads - 1}")
-    if target.grid is not None and TokenGroup.GRID not in target.tokens:
-        raise ArgumentError(f"grid {list(target.grid)}: is only of tokens=grid; leave it out")
-    token_names(target, sizes)
-
-
 def patch_edits(patch: Patch, donor: int = 0) -> dict[int, Edit]:
     """A patch as edits by position: 2 h + 1 is inside half h, 2 h on the stream that enters it."""
     half, site = STREAM_HALF.get(patch.site, int(patch.site is Site.MLP_OUT)), patch.site
@@ -358,3 +333,33 @@ def _branch_off(
         if branches or (not is_stream and state != RECIPIENT):
             steps.append(Step(state, tuple(branches), goes_on))
     return tuple(steps), states
+
+
+def needs_masks(names: Sequence[str]) -> bool:
+    """Whether one of the groups is taken from the data's object masks."""
+    return bool(set(names) & set(MASK_GROUPS))
+
+
+def possible_tokens(name: str, sizes: Sizes, blocks: tuple[int, int] | None) -> np.ndarray:
+    """Where a group may be in some image, bool (tokens,): of a group that needs no masks, where it is in every image.
+
+    ``blocks`` (rows, columns) are those of the group ``grid``.
+    """
+    special, (rows, columns) = len(sizes.special), sizes.grid
+    mask = np.zeros(sizes.tokens, dtype=bool)
+    patches = mask[special:].reshape(rows, columns)  # a view
+    if name == TokenGroup.ALL:
+        mask[:] = True
+    elif name == TokenGroup.CLS:
+        mask[sizes.special.index("cls")] = True
+    elif name == TokenGroup.REGISTERS:
+        mask[registers_of(sizes)] = True
+    elif name == TokenGroup.PATCHES or name in MASK_GROUPS:
+        patches[:] = True
+    elif (position := token_position(name)) is None:
+        mask[sizes.special.index(name.partition(":")[2])] = True
+    else:
+        row, column = position
+        height, width = (1, 1) if name.startswith("each") else (rows // blocks[0], columns // blocks[1])
+        patches[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
+    return mask

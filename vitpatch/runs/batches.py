@@ -21,9 +21,8 @@ from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count, format_duration
 from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
-from vitpatch.patching.executor import execute
-from vitpatch.patching.inputs import AblationValues, mean_values, token_masks, zero_values
-from vitpatch.patching.metrics import Columns, Outputs, average_draws, join_columns, to_columns
+from vitpatch.patching.executor import execute, mean_values, token_masks, zero_values
+from vitpatch.patching.metrics import AblationValues, Columns, Outputs, average_draws, join_columns, to_columns
 from vitpatch.plots.examples import ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.setup import Setup

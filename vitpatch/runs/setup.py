@@ -38,8 +38,7 @@ from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
-from vitpatch.patching.inputs import needs_masks
-from vitpatch.patching.plan import Plan, check_target, make_plan
+from vitpatch.patching.plan import Plan, make_plan, needs_masks
 from vitpatch.runs.calibration import (
     Adjustable,
     Calibration,
@@ -61,7 +60,7 @@ from vitpatch.runs.config import (
 from vitpatch.runs.tracking import make_tracker
 from vitpatch.runs.trainer import QUIETLY, build_trainer, on_device, trainer_factory
 from vitpatch.stats.inference import check_signed
-from vitpatch.study import Study, read_study
+from vitpatch.study import Study, check_target, read_study
 from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Target, Tested, TokenGroup, format_window
 
 log = logging.getLogger(__name__)
