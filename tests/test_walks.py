@@ -33,7 +33,7 @@ def test_from_the_command_to_the_summary(tmp_path):
     )
     assert (run / "effects.parquet").exists() and "patching/executor.py" in files
     assert not {"runs/calibration.py", "names.py", "plots/run_figures.py"} & set(files)
-    assert len(files) <= 36, files
+    assert len(files) <= 35, files
 
 
 def test_from_a_finished_sweep_to_its_page(tmp_path):

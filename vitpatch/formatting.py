@@ -10,7 +10,7 @@ import inspect
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -32,6 +32,8 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test")
 """Names of files and folders that say nothing without the folder they are in."""
 DONOR_IMAGES = {"same_class": "another image of its class", "other_class": "an image of another class"}
 """Donors that are other images, in words."""
+UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
+"""Keys that do not change what is measured (``logger`` covers ``logger.mode``); in a name only where they are swept."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""
 MOST_SETTINGS, LONGEST_VALUE = 3, 40
@@ -227,6 +229,22 @@ def _value_words(value: Any) -> str:
         some = [_value_words(of) for of in value[:MOST_LISTED]]
         return f"[{', '.join(some)}{f', … {len(value)} values' if len(value) > MOST_LISTED else ''}]"
     return str(value)
+
+
+def override_key(override: str) -> str:
+    """The key of an override, with its package, without ``+`` and ``~``."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def is_unnamed(key: str) -> bool:
+    """Whether a key does not change what is measured."""
+    key = key.partition("@")[0]
+    return any(key == word or key.startswith(f"{word}.") for word in UNNAMED)
+
+
+def describe_fixed(overrides: Iterable[str]) -> str:
+    """What the runs of a sweep share, in one text, of its ``fixed`` overrides those that change what is measured."""
+    return " ".join(override for override in overrides if not is_unnamed(override_key(override)))
 
 
 def run_labels(names: Sequence[str]) -> dict[str, str]:

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
-"""Keys that do not change what is measured (``logger`` covers ``logger.mode``); in a name only where they are swept."""
+from vitpatch.formatting import is_unnamed, override_key
+
 SWEEP_FILE = "sweep.json"
 """In a sweep's folder: what its runs differ in and what they share (``vitpatch.cli.sweep_record``)."""
 LONGEST_NAME = 120
@@ -34,22 +34,6 @@ def run_name(overrides: Iterable[str], naming: Mapping[str, Any] | None = None) 
         is_whole = plain_name(parts) == (",".join(parts) or "default")
         return plain_name(parts) if is_whole else name_with_digest(parts)
     return name_with_digest(parts) if name_with_digest(parts) in alike else plain_name(parts)
-
-
-def override_key(override: str) -> str:
-    """The key of an override, with its package, without ``+`` and ``~``."""
-    return override.partition("=")[0].lstrip("+~")
-
-
-def is_unnamed(key: str) -> bool:
-    """Whether a key does not change what is measured."""
-    key = key.partition("@")[0]
-    return any(key == word or key.startswith(f"{word}.") for word in UNNAMED)
-
-
-def describe_fixed(overrides: Iterable[str]) -> str:
-    """What the runs of a sweep share, in one text, of its ``fixed`` overrides those that change what is measured."""
-    return " ".join(override for override in overrides if not is_unnamed(override_key(override)))
 
 
 def name_parts(overrides: Iterable[str], swept: Sequence[str], fixed: Iterable[str] = ()) -> list[str]:

@@ -208,7 +208,7 @@ def test_a_key_of_another_command_or_mistyped_in_an_experiment_is_named(whole, e
 def test_what_an_option_leaves_out_has_the_default_of_its_class(whole):
     cfg = whole["patch"].copy()
     with open_dict(cfg):
-        cfg.data = {"_target_": "vitpatch.data.files.ParquetImages", "path": "x", "mask_column": "mask"}
+        cfg.data = {"_target_": "vitpatch.data.sources.ParquetImages", "path": "x", "mask_column": "mask"}
         cfg.corruption = {"_target_": "vitpatch.corruptions.BackgroundSwap"}
         cfg.model = {"_target_": "vitpatch.models.checkpoint.Checkpoint", "path": "x"}
     checked = setup.check_config(cfg)

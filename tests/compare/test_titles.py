@@ -74,7 +74,7 @@ def test_names_of_models_and_data_are_what_a_reader_knows_them_by():
     assert model_name({"path": "google/vit-base", "name": "ours"}) == "ours"
     files = {"photos/test.parquet": "photos/test", "photos/birds.parquet": "birds", "photos": "photos"}
     files |= {"photos/*.parquet": "photos", "uoft-cs/cifar10": "cifar10", "/data/birds/train": "birds/train"}
-    source = {"_target_": "vitpatch.data.files.ParquetImages"}
+    source = {"_target_": "vitpatch.data.sources.ParquetImages"}
     assert {path: data_name(source | {"path": path}) for path in files} == files
     assert data_name(source | {"path": "photos", "name": "my birds"}) == "my birds"
 

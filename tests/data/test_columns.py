@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Image, List, Value
 
-from vitpatch.data.files import ParquetImages
 from vitpatch.data.images import ColumnNames, LabelledImages
 from vitpatch.data.labels import cluster_values, number_labels, number_names
-from vitpatch.data.sources import resolve_columns
+from vitpatch.data.sources import ParquetImages, resolve_columns
 from vitpatch.errors import VitPatchError
 
 NAN = math.nan

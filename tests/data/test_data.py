@@ -8,8 +8,9 @@ from conftest import NAMES, ROOT, pictures, write_parquet
 from PIL import Image
 
 from vitpatch.data.datamodule import BadImage, DecodedImages, ImageDataModule, start_method, training_images
-from vitpatch.data.files import DiskImages, HubImages, ParquetImages
+from vitpatch.data.files import DiskImages, HubImages
 from vitpatch.data.folders import FolderImages
+from vitpatch.data.sources import ParquetImages
 from vitpatch.errors import VitPatchError
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitpatch.data.files import HubImages, ParquetImages, images_below, images_in
+from vitpatch.data.files import HubImages, images_below, images_in
 from vitpatch.data.folders import FolderImages
 from vitpatch.data.images import LabelledImages
+from vitpatch.data.sources import ParquetImages
 from vitpatch.errors import VitPatchError
 
 PIXEL = Image.new("RGB", (2, 2))

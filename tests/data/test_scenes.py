@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitpatch.data.files import ParquetImages
 from vitpatch.data.scenes import TEXTURES, TexturedScenes, on_background, texture
+from vitpatch.data.sources import ParquetImages
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import asset
 

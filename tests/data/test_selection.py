@@ -4,8 +4,8 @@ import logging
 import numpy as np
 import pytest
 
-from vitpatch.data.files import ParquetImages
-from vitpatch.data.sources import is_sorted_by_class, order_in_rounds, select_rows
+from vitpatch.data.labels import is_sorted_by_class, order_in_rounds
+from vitpatch.data.sources import ParquetImages, select_rows
 
 
 def select(labels, **keys):

@@ -91,7 +91,7 @@ def save_run(
     peak = patches.iloc[int(np.argmax(mean * np.sign(mean_total)))]
     known = {name: peak[name].item() if name != "tokens" else peak[name] for name in ("layer", "head", "window")}
     config = {name: of_run[name] for name in ("direction", "metric", "rival", "seed", "window", "corruption")}
-    data = {"_target_": "vitpatch.data.files.ParquetImages", "path": "some/data.parquet", "split": "test"} | (
+    data = {"_target_": "vitpatch.data.sources.ParquetImages", "path": "some/data.parquet", "split": "test"} | (
         data or {}
     )
     manifest = {

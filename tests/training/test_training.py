@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CLASSES, NAMES, pictures, save_model, write_parquet
 
-from vitpatch.data.files import ParquetImages
+from vitpatch.data.sources import ParquetImages
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.training.fit import _split, evaluate
 from vitpatch.training.module import Augment

@@ -30,9 +30,9 @@ from vitpatch.cli.sweep_record import (
     write_matched_corruptions,
 )
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import format_count
+from vitpatch.formatting import describe_fixed, format_count
 from vitpatch.io import check_writable, describe_disk_error
-from vitpatch.names import describe_fixed, run_name
+from vitpatch.names import run_name
 from vitpatch.runs.config import check_names_are_text
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import is_unnamed, override_key
 from vitpatch.io import write_json
-from vitpatch.names import SWEEP_FILE, is_unnamed, name_parts, name_runs, override_key, plain_name
+from vitpatch.names import SWEEP_FILE, name_parts, name_runs, plain_name
 from vitpatch.runs.config import resolve_steps
 
 DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import one_line
+from vitpatch.formatting import describe_fixed, one_line
 from vitpatch.io import natural_sort
-from vitpatch.names import SWEEP_FILE, describe_fixed
+from vitpatch.names import SWEEP_FILE
 from vitpatch.plots.examples import ExamplePage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import read_pages, read_status

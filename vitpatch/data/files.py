@@ -1,19 +1,14 @@
-"""Images in parquet files, in a data set saved to disk, and on the hub; and which files are of the data."""
+"""Images in a data set saved to disk and on the hub; and which files are of the data."""
 
 from __future__ import annotations
 
-import glob
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
-from vitpatch.data.sources import ImageSource
+from vitpatch.data.sources import ImageSource, features_of, is_image, is_visible
 from vitpatch.errors import ArgumentError, VitPatchError
 from vitpatch.hub import commit_of, local_copy, resolve_path
 
@@ -21,59 +16,6 @@ if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger(__name__)
-
-SPLIT_FILE = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
-LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir")
-"""Folders that macOS puts into archives and network disks beside images, full of files that are named like images."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParquetImages(ImageSource):
-    """A parquet file, a glob, or a folder with ``SPLIT.parquet`` or ``SPLIT-0….parquet``, as ``datasets`` writes."""
-
-    def rows(self) -> datasets.Dataset:
-        """The rows of the file or files, in order of their names."""
-        from datasets import Dataset
-        from pyarrow import parquet
-
-        path = Path(self.path).expanduser()
-        if path.is_file():
-            if is_image(path):
-                raise VitPatchError(f"data.path {self.path}: is an image; use data=imagefolder data.path={self.path}")
-            if self.split is not None:
-                raise ArgumentError(f"split {self.split}: data.path {self.path} is one file; leave it null")
-            files = [path]
-        elif path.is_dir():
-            files = self._in_folder(path)
-        else:
-            matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 – Path.glob takes hidden files too
-            files = sorted(file for file in matches if not {*file.parts} & ({*LEFT_BY_SYSTEMS} - {*path.parts}))
-        if not files:
-            raise VitPatchError(
-                f"data.path {self.path}: no such file or folder; give a parquet file, a glob, or a folder of them and "
-                "its split"
-            )
-        features = [_features(file) for file in files]
-        if unlike := [file.name for file, of_file in zip(files, features, strict=True) if of_file != features[0]]:
-            raise VitPatchError(f"data.path {self.path}: {unlike[0]} has other columns or classes than {files[0].name}")
-        if not sum(parquet.read_metadata(file).num_rows for file in files):
-            raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
-        return Dataset.from_parquet([str(file) for file in files])
-
-    def _in_folder(self, folder: Path) -> list[Path]:
-        """The files of the split; without one, all, where they are not of several."""
-        files = sorted(filter(is_visible, folder.glob("*.parquet")))
-        splits = sorted({match[1] for file in files if (match := re.match(SPLIT_FILE, file.name))})
-        if self.split is None and len(splits) > 1:
-            raise ArgumentError(f"split null: the data have {', '.join(splits)}; choose one")
-        if self.split is not None:
-            files = [f for f in files if re.fullmatch(rf"{re.escape(self.split)}([-_.]?\d.*)?\.parquet", f.name)]
-        if not files:
-            raise VitPatchError(
-                f"data.path {self.path}: no file {self.split or ''}*.parquet in it; give a parquet file, a glob, or a "
-                f"folder of them and its split{f' (one of {chr(44).join(splits)})' if splits else ''}"
-            )
-        return files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,38 +112,10 @@ def _check_all_are_of_a_split(folder: Path, of_splits: Mapping[str, Sequence[str
 
 def _check_same_classes(files: Sequence[Path]) -> None:
     """Raises ``VitPatchError`` where parquet files number classes differently: all would be read like the first."""
-    classes = [{name: kind.names for name, kind in _features(f).items() if hasattr(kind, "names")} for f in files]
+    classes = [{name: kind.names for name, kind in features_of(f).items() if hasattr(kind, "names")} for f in files]
     for file, of_file in zip(files, classes, strict=True):
         if of_file != classes[0]:
             raise VitPatchError(f"data.path {file.parent}: {file.name} has other classes than {files[0].name}")
-
-
-def _features(file: Path) -> datasets.Features:
-    """The columns of a parquet file."""
-    from datasets import Features
-    from pyarrow import parquet
-
-    return Features.from_arrow_schema(parquet.read_schema(file))
-
-
-def is_visible(path: Path) -> bool:
-    """Whether a file or folder is of the data: its name does not begin with a dot, and no system left it there.
-
-    ``datasets`` passes over these too, and over every folder that begins with two underscores: here ``__background__``
-    is a class.
-    """
-    return not path.name.startswith(".") and path.name not in LEFT_BY_SYSTEMS
-
-
-def is_image(path: Path) -> bool:
-    """Whether the suffix of a file, in upper or lower case, is one of an image that Pillow opens."""
-    return path.suffix.lower() in _image_suffixes()
-
-
-@cache
-def _image_suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitpatch.data.files import files_below, images_below, images_in, is_visible
+from vitpatch.data.files import files_below, images_below, images_in
 from vitpatch.data.labels import fold_name, number_names
-from vitpatch.data.sources import AUTO, ImageSource
+from vitpatch.data.sources import AUTO, ImageSource, is_visible
 from vitpatch.errors import ArgumentError, VitPatchError
 from vitpatch.formatting import first_few
 
@@ -37,7 +37,7 @@ class FolderImages(ImageSource):
     """A folder with one folder of images a class, or with such a folder for each split; one image; a folder of images.
 
     A class folder without any file is a class that has no images here. Files and folders whose names begin with a dot,
-    and those that systems leave behind, are not of the data (``vitpatch.data.files.is_visible``). ``metadata`` files
+    and those that systems leave behind, are not of the data (``vitpatch.data.sources.is_visible``). ``metadata`` files
     give columns to the images that they list. A single image, and loose ones with ``label_column=None``, have no
     labels.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from vitpatch.errors import VitPatchError
@@ -353,3 +354,34 @@ def _synsets() -> dict[str, str]:
     """The words of ImageNet-1k's synsets, in the order of its classes."""
     lines = SYNSETS.read_text(encoding="utf-8").splitlines()
     return dict(line.split("\t", 1) for line in lines if not line.startswith("#"))
+
+
+def is_sorted_by_class(labels: NDArray[np.int64]) -> bool:
+    """Whether rows of one class stand together, in one block a class or in several, in any order of the classes.
+
+    Two neighbours are of different classes at most half as often as they would be in random order, in which that is
+    expected (n² − Σ nₖ²) / n times, of n rows, nₖ of them of class k.
+    """
+    n, counts = len(labels), np.unique(labels, return_counts=True)[1]
+    if len(counts) < 2 or counts.max() == 1:
+        return False
+    changes = np.count_nonzero(labels[1:] != labels[:-1])
+    return changes == len(counts) - 1 or 2 * changes * n <= n**2 - int((counts.astype(np.int64) ** 2).sum())
+
+
+def order_in_rounds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Positions in rounds over the classes: one of each class, then the next of each, … (images,) int64.
+
+    The order of the classes, and of the images of a class, is random by the seed and does not depend on how many are
+    taken: the first 16 are among the first 32.
+    """
+    rng = np.random.default_rng([seed, 3])  # 3: apart from other draws of the seed
+    order = rng.permutation(len(labels))
+    classes, which = np.unique(labels, return_inverse=True)
+    place = rng.permutation(len(classes))[which]
+    return order[np.lexsort((place[order], rank_in_class(labels[order])))]
+
+
+def rank_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of its class stand before each, (images,) int64."""
+    return pd.Series(labels).groupby(labels).cumcount().to_numpy()

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitpatch.data.files import ParquetImages
-from vitpatch.data.sources import AUTO
+from vitpatch.data.sources import AUTO, ParquetImages
 from vitpatch.errors import VitPatchError
 
 if TYPE_CHECKING:

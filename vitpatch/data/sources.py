@@ -1,24 +1,38 @@
-"""Sources of images: their keys, and which columns and rows of the data these take."""
+"""Sources of images: their keys, which columns and rows of the data these take; and the plainest, parquet files."""
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from vitpatch.checks import Count, Expected, Index, Seed, argument_keys, check_fields, is_list
 from vitpatch.data.images import ColumnNames, LabelledImages, StreamedRows
-from vitpatch.data.labels import TEXT, UNKNOWN, cluster_values, is_text, label_numbers, mapped_labels, number_labels
-from vitpatch.errors import VitPatchError
+from vitpatch.data.labels import (
+    TEXT,
+    UNKNOWN,
+    cluster_values,
+    is_sorted_by_class,
+    is_text,
+    label_numbers,
+    mapped_labels,
+    number_labels,
+    order_in_rounds,
+    rank_in_class,
+)
+from vitpatch.errors import ArgumentError, VitPatchError
 from vitpatch.hub import explain_failure
 
 if TYPE_CHECKING:
@@ -28,6 +42,9 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 """A key whose value is found in the data: a column, or whether to shuffle rows."""
+SPLIT_FILE = r"(train|test|validation|valid|val|dev)([-_.]?\d.*)?\.parquet$"
+LEFT_BY_SYSTEMS = ("__MACOSX", "@eaDir")
+"""Folders that macOS puts into archives and network disks beside images, full of files that are named like images."""
 Numbers = NDArray[np.int64]
 Classes = Annotated[
     str | int | tuple[str | int, ...] | None, Expected("names or numbers of labels, such as [cat,dog], or null for all")
@@ -228,37 +245,6 @@ def _choose_column(candidates: list[str], names: list[str], usual: str) -> str:
     raise VitPatchError(f"data.{usual}_column is missing: {what}; name it{without}")
 
 
-def is_sorted_by_class(labels: Numbers) -> bool:
-    """Whether rows of one class stand together, in one block a class or in several, in any order of the classes.
-
-    Two neighbours are of different classes at most half as often as they would be in random order, in which that is
-    expected (n² − Σ nₖ²) / n times, of n rows, nₖ of them of class k.
-    """
-    n, counts = len(labels), np.unique(labels, return_counts=True)[1]
-    if len(counts) < 2 or counts.max() == 1:
-        return False
-    changes = np.count_nonzero(labels[1:] != labels[:-1])
-    return changes == len(counts) - 1 or 2 * changes * n <= n**2 - int((counts.astype(np.int64) ** 2).sum())
-
-
-def order_in_rounds(labels: Numbers, seed: int) -> Numbers:
-    """Positions in rounds over the classes: one of each class, then the next of each, … (images,) int64.
-
-    The order of the classes, and of the images of a class, is random by the seed and does not depend on how many are
-    taken: the first 16 are among the first 32.
-    """
-    rng = np.random.default_rng([seed, 3])  # 3: apart from other draws of the seed
-    order = rng.permutation(len(labels))
-    classes, which = np.unique(labels, return_inverse=True)
-    place = rng.permutation(len(classes))[which]
-    return order[np.lexsort((place[order], rank_in_class(labels[order])))]
-
-
-def rank_in_class(labels: Numbers) -> Numbers:
-    """How many of its class stand before each, (images,) int64."""
-    return pd.Series(labels).groupby(labels).cumcount().to_numpy()
-
-
 def select_rows(source: ImageSource, labels: Numbers, names: Sequence[str] | None) -> Numbers:
     """The rows that a source's keys take, ascending, (rows,) int64; ``names`` by label.
 
@@ -301,3 +287,80 @@ def select_rows(source: ImageSource, labels: Numbers, names: Sequence[str] | Non
         )  # fmt: skip
         first = rows[order_in_rounds(of_rows, source.seed)][: source.limit]
     return np.sort(first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetImages(ImageSource):
+    """A parquet file, a glob, or a folder with ``SPLIT.parquet`` or ``SPLIT-0….parquet``, as ``datasets`` writes."""
+
+    def rows(self) -> datasets.Dataset:
+        """The rows of the file or files, in order of their names."""
+        from datasets import Dataset
+        from pyarrow import parquet
+
+        path = Path(self.path).expanduser()
+        if path.is_file():
+            if is_image(path):
+                raise VitPatchError(f"data.path {self.path}: is an image; use data=imagefolder data.path={self.path}")
+            if self.split is not None:
+                raise ArgumentError(f"split {self.split}: data.path {self.path} is one file; leave it null")
+            files = [path]
+        elif path.is_dir():
+            files = self._in_folder(path)
+        else:
+            matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 – Path.glob takes hidden files too
+            files = sorted(file for file in matches if not {*file.parts} & ({*LEFT_BY_SYSTEMS} - {*path.parts}))
+        if not files:
+            raise VitPatchError(
+                f"data.path {self.path}: no such file or folder; give a parquet file, a glob, or a folder of them and "
+                "its split"
+            )
+        features = [features_of(file) for file in files]
+        if unlike := [file.name for file, of_file in zip(files, features, strict=True) if of_file != features[0]]:
+            raise VitPatchError(f"data.path {self.path}: {unlike[0]} has other columns or classes than {files[0].name}")
+        if not sum(parquet.read_metadata(file).num_rows for file in files):
+            raise VitPatchError(f"data.path {self.path}: the selection is empty; there is no row in it")
+        return Dataset.from_parquet([str(file) for file in files])
+
+    def _in_folder(self, folder: Path) -> list[Path]:
+        """The files of the split; without one, all, where they are not of several."""
+        files = sorted(filter(is_visible, folder.glob("*.parquet")))
+        splits = sorted({match[1] for file in files if (match := re.match(SPLIT_FILE, file.name))})
+        if self.split is None and len(splits) > 1:
+            raise ArgumentError(f"split null: the data have {', '.join(splits)}; choose one")
+        if self.split is not None:
+            files = [f for f in files if re.fullmatch(rf"{re.escape(self.split)}([-_.]?\d.*)?\.parquet", f.name)]
+        if not files:
+            raise VitPatchError(
+                f"data.path {self.path}: no file {self.split or ''}*.parquet in it; give a parquet file, a glob, or a "
+                f"folder of them and its split{f' (one of {chr(44).join(splits)})' if splits else ''}"
+            )
+        return files
+
+
+def features_of(file: Path) -> datasets.Features:
+    """The columns of a parquet file."""
+    from datasets import Features
+    from pyarrow import parquet
+
+    return Features.from_arrow_schema(parquet.read_schema(file))
+
+
+def is_visible(path: Path) -> bool:
+    """Whether a file or folder is of the data: its name does not begin with a dot, and no system left it there.
+
+    ``datasets`` passes over these too, and over every folder that begins with two underscores: here ``__background__``
+    is a class.
+    """
+    return not path.name.startswith(".") and path.name not in LEFT_BY_SYSTEMS
+
+
+def is_image(path: Path) -> bool:
+    """Whether the suffix of a file, in upper or lower case, is one of an image that Pillow opens."""
+    return path.suffix.lower() in _image_suffixes()
+
+
+@cache
+def _image_suffixes() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN} - {".pdf"}
