@@ -6,12 +6,15 @@ from html.parser import HTMLParser
 from importlib.metadata import version
 from xml.etree import ElementTree
 
+import altair as alt
 import numpy as np
 import pytest
 import vl_convert
+from altair.utils.schemapi import validate_jsonschema
 from compared_by_hand import EVIL, IN_A_FOLDER, effects, hostile, single
 from drawn import layers_of, reaches_the_edge, views_of
 from hand_made import NOISE, rows, save_run
+from jsonschema import ValidationError
 from PIL import Image
 
 from vitpatch.compare import charts, layout, tables
@@ -139,6 +142,19 @@ def test_sections_contents_and_charts(comparison, read_page):
     assert len(specs) == len([a for _, a in read_page.tags if a.get("class") == "chart"]) > 10
     assert all("vega-lite/v6" in spec["$schema"] and spec["width"] == "container" for spec in specs)
     assert all(label for label in read_page.attributes("div", "aria-label"))
+
+
+def with_a_value_each(of):
+    return of | {"values": of["values"][:1]} if isinstance(of.get("values"), list) else of
+
+
+def test_every_chart_is_as_vega_lites_schema_has_it(comparison, read_page):
+    """Which is not checked when a page is made."""
+    texts = [*read_page.specs, *(json.dumps(spec) for spec in specs_of(comparison).values())]
+    for text in texts:
+        validate_jsonschema(json.loads(text, object_hook=with_a_value_each), alt.load_schema())
+    with pytest.raises(ValidationError):
+        validate_jsonschema(json.loads(texts[0].replace('"axis"', '"axes"')), alt.load_schema())
 
 
 def test_cells_show_rounded_and_sort_by_the_true_value(comparison, read_page):

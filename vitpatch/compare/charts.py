@@ -39,9 +39,12 @@ FILE_CONFIG = THEMES["light"] | {
 
 
 def spec_of(chart: Any) -> Spec:
-    """A chart as a Vega-Lite specification, without altair's own theme."""
+    """A chart as a Vega-Lite specification, without altair's own theme.
+
+    It is not checked against Vega-Lite's schema, which takes longer than the rest: tests check all kinds of charts.
+    """
     with alt.data_transformers.enable(consolidate_datasets=False):
-        spec = chart.to_dict()
+        spec = chart.to_dict(validate=False)
     spec.pop("config", None)
     return spec
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,8 @@ def _threads(setup: Setup) -> int | None:
     return torch.get_num_threads() if setup.trainer.strategy.root_device.type == "cpu" else None
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     own = {"vitpatch": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in PACKAGES}
 

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Setup(CheckedConfig):
         """The digest of all that can change what is computed."""
         return digest(self.identity)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """All that can change what is computed, by name; how it is read is the study's view."""
         cfg = OmegaConf.to_container(self.cfg, resolve=True)
@@ -210,6 +211,7 @@ def check_config(cfg: DictConfig) -> CheckedConfig:
     checkpoint, source = construct_option(cfg, "model", Checkpoint), construct_option(cfg, "data", ImageSource)
     cfg = with_defaults(cfg, ("model", "data", "corruption", "target"))
     check_keys(cfg, PatchKeys, PATCH_GROUPS)
+    OmegaConf.resolve(cfg)  # once: each reading of an interpolation runs a parser
     study = read_study(cfg)
     if study.test is Tested.HEADLINE:
         check_signed(study.metric, study.direction)
