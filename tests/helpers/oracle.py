@@ -62,37 +62,43 @@ def read(model, state):
     return model.classifier(state[:, 0])
 
 
-def expected(
-    model, family, clean, corrupt, *, site="attn_out", window=3, direction="denoise", tokens="all", head=None, mask=None
-):
-    """Logits of (clean, corrupt, [one a layer]), each (batch, classes) float64; ``mask`` bool (batch, tokens)."""
-    depth, images = len(getattr(model, PARTS[family][0]).layers), len(clean)
+def at_tokens(family: str, tokens: str) -> tuple:
+    """Where a token group is in values of (batch, tokens, …)."""
+    special = PARTS[family][1]
+    return slice(None), {"all": slice(None), "cls": slice(0, 1), "patches": slice(special, None)}[tokens]
+
+
+def run_patches(model, family, clean, corrupt, patches, *, site="attn_out", direction="denoise"):
+    """Logits of (clean, corrupt, patched), float64; patched is (patches, images, classes), all of one pass.
+
+    A patch is (layers, place, head): where the donor's values stand in, an index of (images, tokens) such as
+    ``at_tokens`` gives or ``(mask,)``, and of one head or, ``None``, of all.
+    """
     donor, recipient = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     values = {}
-    base = {"donor": walk(model, family, donor, seen=values), "recipient": walk(model, family, recipient)}
-    first, last = {"all": (0, None), "cls": (0, 1), "patches": (PARTS[family][1], None)}.get(tokens, (0, 0))
+    of_donor, of_recipient = walk(model, family, donor, seen=values), walk(model, family, recipient)
 
     def taken(layer):
-        """The donor's values in the runs whose window holds the layer; a run's images lie one after another."""
+        """The donor's values in the runs that replace the layer; a run's images lie one after another."""
 
         def act(value):
-            new, theirs = value.clone().unflatten(0, (depth, images)), values[site, layer]
-            rows = torch.zeros(theirs.shape[:2], dtype=torch.bool)
-            rows[:, first:last] = True
-            rows = rows if mask is None else mask
-            for centre in range(depth):
-                if layer in layers_of(centre, window, depth):
-                    if head is None:
-                        new[centre][rows] = theirs[rows]
-                    else:
-                        new[centre][rows, head] = theirs[rows, head]
+            new, theirs = value.clone().unflatten(0, (len(patches), len(clean))), values[site, layer]
+            for run, (layers, place, head) in zip(new, patches, strict=True):
+                if layer in layers:
+                    at = place if head is None else (*place, head)
+                    run[at] = theirs[at]
             return new.flatten(0, 1)
 
         return act
 
-    puts = {(site, layer): taken(layer) for layer in range(depth)}
-    patched = walk(model, family, recipient.repeat(depth, 1, 1, 1), put=puts).double().unflatten(0, (depth, images))
-    clean, corrupt = (
-        base[run].double() for run in (("donor", "recipient") if donor is clean else ("recipient", "donor"))
-    )
-    return clean, corrupt, list(patched)
+    puts = {(site, layer): taken(layer) for layer in {layer for layers, *_ in patches for layer in layers}}
+    patched = walk(model, family, recipient.repeat(len(patches), 1, 1, 1), put=puts)
+    base = (of_donor, of_recipient) if direction == "denoise" else (of_recipient, of_donor)
+    return *(logits.double() for logits in base), patched.double().unflatten(0, (len(patches), len(clean)))
+
+
+def expected(model, family, clean, corrupt, *, site="attn_out", window=3, direction="denoise", tokens="all"):
+    """The same of a window around each layer in turn: patched is (layers, images, classes)."""
+    depth, place = len(getattr(model, PARTS[family][0]).layers), at_tokens(family, tokens)
+    patches = [(layers_of(centre, window, depth), place, None) for centre in range(depth)]
+    return run_patches(model, family, clean, corrupt, patches, site=site, direction=direction)

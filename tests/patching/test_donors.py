@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import DEPTH
-from oracle import BY_HEAD, PARTS, expected, layers_of, walk
+from oracle import BY_HEAD, at_tokens, expected, layers_of, run_patches, walk
 
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.patching.cost import ComputeLimits, estimate_cost
@@ -43,6 +43,12 @@ def heads_of(site):
     return "all" if site in BY_HEAD else None
 
 
+def patch_of(patch, family):
+    """A patch as the oracle takes it."""
+    layers = layers_of(patch.layer, patch.window, DEPTH)
+    return layers, at_tokens(family, patch.tokens), None if patch.head < 0 else patch.head
+
+
 @pytest.mark.parametrize("by_parts", [True, False])
 @pytest.mark.parametrize("site", ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "q", "v"])
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -55,13 +61,11 @@ def test_controls_are_patched_as_if_the_other_image_were_the_donor(made, pixels,
     own = pixels[plan.direction.donor]
     for donor, got in zip((own, pixels[Donor.SAME_CLASS], pixels[Donor.OTHER_CLASS]), of_donor, strict=True):
         as_pair = {plan.direction.donor: donor, plan.recipient: pixels[plan.recipient]}
-        pair = dict(clean=as_pair[BaseRun.CLEAN], corrupt=as_pair[BaseRun.CORRUPT])
-        for patch, logits in zip(plan.patches, got, strict=True):
-            if patch.layer == 2 and patch.head in (-1, 1):
-                how = dict(window=patch.window, direction=direction, tokens=patch.tokens)
-                head = None if patch.head < 0 else patch.head
-                want = expected(model.model, "deit", **pair, site=site, head=head, **how)[2][patch.layer]
-                torch.testing.assert_close(logits.double(), want, **CLOSE)
+        pair = as_pair[BaseRun.CLEAN], as_pair[BaseRun.CORRUPT]
+        chosen = [i for i, patch in enumerate(plan.patches) if patch.layer == 2 and patch.head in (-1, 1)]
+        patches = [patch_of(plan.patches[i], "deit") for i in chosen]
+        *_, want = run_patches(model.model, "deit", *pair, patches, site=site, direction=direction)
+        torch.testing.assert_close(got[chosen].double(), want, **CLOSE)
     assert (of_donor[0] - of_donor[1]).abs().max() > 0.05 and (of_donor[1] - of_donor[2]).abs().max() > 0.05
     alone = run(model, pixels, site, (Donor.PAIR,), windows, ("all", "patches"), direction, heads)[1]
     torch.testing.assert_close(of_donor[0], alone.patched, rtol=0, atol=1e-5)
@@ -81,14 +85,14 @@ def constants_of(model, site, kind, seed=5):
 
 def walked(model, family, pixels, constants, patch):
     """The oracle's logits with the constants put in."""
-    rows = {"all": (0, None), "cls": (0, 1), "patches": (PARTS[family][1], None)}[patch.tokens]
+    _, rows = at_tokens(family, patch.tokens)
 
     def put(layer):
         def act(value):
             new, theirs = value.clone(), constants[patch.site, layer]
             theirs = theirs.transpose(0, 1) if patch.site.by_head else theirs  # tokens first, as the oracle has them
             heads = (slice(None),) if patch.head < 0 else (patch.head,)
-            where = (slice(*rows), *heads) if patch.site.by_head else (slice(*rows),)
+            where = (rows, *heads) if patch.site.by_head else (rows,)
             new[:, *where] = theirs[where]
             return new
 

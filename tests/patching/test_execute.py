@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import DEPTH
-from oracle import BY_HEAD, expected, layers_of, read, walk
+from oracle import BY_HEAD, expected, layers_of, read, run_patches, walk
 
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
@@ -48,21 +48,17 @@ def run(model, pixels, site, windows=(1,), tokens=("all",), direction="denoise",
 
 def compare(model, family, pixels, plan, where, outputs, direction):
     """Every patch of a plan with the oracle's."""
-    base = family.split("_")[0]
-    wanted = {}
-    for patch, got in zip(plan.patches, outputs.patched, strict=True):
-        key = (patch.window, patch.tokens, patch.head)
-        if key not in wanted:
-            mask = where[plan.token_groups.index(patch.tokens)]
-            head = None if patch.head < 0 else patch.head
-            wanted[key] = expected(
-                model.model, base, *pixels.values(), site=str(patch.site), window=patch.window,
-                direction=direction, head=head, mask=mask,
-            )  # fmt: skip
-        clean, corrupt, patched = wanted[key]
-        torch.testing.assert_close(got.double(), patched[patch.layer], **CLOSE, msg=lambda m, p=patch: f"{p}: {m}")
-        torch.testing.assert_close(outputs.base[BaseRun.CLEAN].double(), clean, **CLOSE)
-        torch.testing.assert_close(outputs.base[BaseRun.CORRUPT].double(), corrupt, **CLOSE)
+    base, site = family.split("_")[0], str(plan.target.site)
+    patches = []
+    for patch in plan.patches:
+        mask, head = where[plan.token_groups.index(patch.tokens)], None if patch.head < 0 else patch.head
+        patches.append((layers_of(patch.layer, patch.window, DEPTH), (mask,), head))
+    wanted = run_patches(model.model, base, *pixels.values(), patches, site=site, direction=direction)
+    clean, corrupt, patched = wanted
+    for patch, got, want in zip(plan.patches, outputs.patched, patched, strict=True):
+        torch.testing.assert_close(got.double(), want, **CLOSE, msg=lambda m, p=patch: f"{p}: {m}")
+    torch.testing.assert_close(outputs.base[BaseRun.CLEAN].double(), clean, **CLOSE)
+    torch.testing.assert_close(outputs.base[BaseRun.CORRUPT].double(), corrupt, **CLOSE)
     recipient = outputs.base[plan.direction.recipient]
     assert (outputs.patched - recipient).abs().max() > 0.05  # the random models answer to the patch
 
@@ -127,7 +123,7 @@ def test_a_model_whose_parts_do_not_give_its_logits_is_found_out(made, pixels, c
         assert not model.stepwise and "every patch is a full forward pass" in model.caveat(Site.ATTN_OUT)
         _, _, outputs = run(model, pixels, "attn_out", (3,))
         _, _, patched = expected(model.model, "vit", *pixels.values(), window=3)
-        torch.testing.assert_close(outputs.patched.double(), 2 * torch.stack(patched), **CLOSE)
+        torch.testing.assert_close(outputs.patched.double(), 2 * patched, **CLOSE)
         with pytest.raises(VitPatchError, match="pattern"):
             run(model, pixels, "pattern", (1,), heads="joint")
     finally:
