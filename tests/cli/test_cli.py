@@ -3,10 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, pictures, save_model, write_parquet
+from conftest import pictures, save_model, write_parquet
 
 from vitpatch.cli.commands import STOPPED
 from vitpatch.runs import run
@@ -65,10 +64,10 @@ def test_a_wrong_value_ends_in_one_line(cli, tiny, tmp_path, monkeypatch, overri
 
 
 @pytest.mark.parametrize("override", ["corruption=sepia", "windows=3", "corruption.std=0.1", "target=everything"])
-def test_an_unknown_option_or_key_is_hydras_to_name(tiny, override):
-    done = subprocess.run([sys.executable, "patch.py", *tiny, override], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and override.split("=")[0].rpartition(".")[2] in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unknown_option_or_key_is_hydras_to_name(cli, tiny, override):
+    code, printed = cli(*tiny, override)
+    assert code == 1 and override.split("=")[0].rpartition(".")[2] in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(("option", "key"), [("model=hf", "model.path"), ("data=imagefolder", "data.path")])

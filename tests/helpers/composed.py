@@ -1,4 +1,4 @@
-"""The project's own options as Hydra composes them."""
+"""The project's own options as Hydra composes them: a composition takes longer than many a test."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from vitpatch.runs.config import register_resolvers
+from vitpatch.runs.config import PATCH_GROUPS, register_resolvers
 
 
 def composed(command: str, *overrides: str, **also) -> DictConfig:
@@ -28,10 +28,21 @@ def option_names(group: str) -> list[str]:
 
 
 @cache
-def _container(group: str, name: str) -> dict:
-    return OmegaConf.to_container(composed(f"{group}/{name}"), resolve=False)[group]
+def _containers(command: str, *groups: str) -> dict[tuple[str, str], dict | None]:
+    """All options of the groups, by group and name, in as few compositions as the largest group has options."""
+    names = {group: option_names(group) for group in groups}
+    found = {}
+    for number in range(max(map(len, names.values()))):
+        chosen = {group: of[number] for group, of in names.items() if number < len(of)}
+        whole = composed(command, *(f"{group}={name}" for group, name in chosen.items()))
+        held = OmegaConf.to_container(whole, resolve=False)
+        found |= {(group, name): held[group] for group, name in chosen.items()}
+    return found
 
 
-def option(group: str, name: str) -> DictConfig:
+def option(group: str, name: str) -> DictConfig | None:
     """What an option holds together with those that it starts from; interpolations as they are."""
-    return OmegaConf.create(_container(group, name))
+    of_training = group == "architecture"
+    options = _containers("train_eval", group) if of_training else _containers("patch", *PATCH_GROUPS)
+    held = options[group, name]
+    return None if held is None else OmegaConf.create(held)

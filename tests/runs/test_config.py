@@ -10,7 +10,16 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from vitpatch.errors import VitPatchError
-from vitpatch.runs import config
+from vitpatch.runs.config import (
+    PATCH_GROUPS,
+    SWEEP_VARIABLE,
+    PatchKeys,
+    asset,
+    check_keys,
+    construct,
+    sweep_stamp,
+    typed,
+)
 from vitpatch.study import read_study
 
 GROUPS = ("model", "data", "corruption", "target", "trainer", "logger", "architecture")
@@ -20,15 +29,14 @@ HYDRAS = {"_target_", "_partial_"}
 
 @pytest.mark.parametrize("value", ["/a/b-1.0", "/a/x=1,y=2/m", "/a/it's (1)/m", "/a b/$x", "a\\b", "ü;&"])
 def test_what_is_to_be_typed_is_read_as_it_was(value):
-    (word,) = shlex.split(config.typed("model.path", value))
+    (word,) = shlex.split(typed("model.path", value))
     assert OverridesParser.create().parse_override(word).value() == value
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_has_the_keys_of_its_class(group, option):
-    entry = "train_eval" if group == "architecture" else "patch"
-    keys = composed(entry, f"{group}={option}")[group]
-    if option == "none" and group == "architecture":
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_and_has_the_keys_of_its_class(group, name):
+    keys = option(group, name)
+    if name == "none" and group == "architecture":
         assert not keys
         return
     target = get_object(keys._target_)
@@ -108,32 +116,32 @@ def test_defaults_are_the_contracts():
         ("target.tokens=dog", "target.tokens 'dog'.*all, cls, registers, patches"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_expected(override, says):
+def test_a_wrong_value_is_named_with_what_is_expected(config, override, says):
     with pytest.raises(VitPatchError, match=says):
-        cfg = composed("patch", override)
-        config.check_keys(cfg, config.PatchKeys, config.PATCH_GROUPS)
+        cfg = config(override)
+        check_keys(cfg, PatchKeys, PATCH_GROUPS)
         read_study(cfg)
 
 
-def test_one_layer_needs_no_list():
-    assert read_study(composed("patch", "target.layers=3")).target.layers == (3,)
+def test_one_layer_needs_no_list(config):
+    assert read_study(config("target.layers=3")).target.layers == (3,)
 
 
 def test_every_process_of_a_sweep_has_one_time_stamp(monkeypatch):
-    monkeypatch.delenv(config.SWEEP_VARIABLE, raising=False)
-    first = config.sweep_stamp()
-    monkeypatch.setattr(config.time, "strftime", lambda _: "later")
-    assert config.sweep_stamp() == first
+    monkeypatch.delenv(SWEEP_VARIABLE, raising=False)
+    first = sweep_stamp()
+    monkeypatch.setattr("vitpatch.runs.config.time.strftime", lambda _: "later")
+    assert sweep_stamp() == first
 
 
 def test_what_a_constructor_objects_to_comes_out_as_one_line():
     with pytest.raises(VitPatchError, match=r"corruption.std -1.0: expected"):
-        config.construct(OmegaConf.create({"_target_": "vitpatch.corruptions.Noise", "std": -1.0}))
+        construct(OmegaConf.create({"_target_": "vitpatch.corruptions.Noise", "std": -1.0}))
     with pytest.raises(VitPatchError, match="no_such") as error:
-        config.construct(OmegaConf.create({"_target_": "no_such.Thing"}))
+        construct(OmegaConf.create({"_target_": "no_such.Thing"}))
     assert "\n" not in str(error.value)
 
 
 def test_assets_are_found_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert (Path(config.asset("emoji")) / "test.parquet").exists()
+    assert (Path(asset("emoji")) / "test.parquet").exists()
