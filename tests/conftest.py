@@ -143,30 +143,40 @@ def patched(config, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def small_pictures(monkeypatch):
+    """Pictures of runs are small, with few images a page: for those who do not look at their looks."""
+    from vitpatch.runs import batches, folder
+
+    monkeypatch.setattr(folder, "DPI", 40)
+    monkeypatch.setattr(batches, "IMAGES_A_PAGE", 2)
+
+
+@pytest.fixture
 def tables_only(monkeypatch):
     """Comparisons without figures and page, which take longest."""
     from vitpatch.compare import compare
 
-    monkeypatch.setattr(compare, "save_figure", lambda chart, path: None)
+    monkeypatch.setattr(compare, "make_figures", lambda comparison: [])
     monkeypatch.setattr(compare, "write_page", lambda comparison, figures, file: None)
 
 
 @pytest.fixture
-def cli(monkeypatch, capfd):
-    """``python patch.py …`` in this process, without figures unless asked: (exit code, what it printed)."""
+def cli(monkeypatch, capfd, tables_only):
+    """``python patch.py …`` in this process, without figures: (exit code, what it printed).
+
+    A run's own ``pictures`` are drawn where they are asked for, a sweep's comparison has tables only.
+    """
 
     def call(*arguments: str, script: str = "patch", pictures: bool = False) -> tuple[int, str]:
         import logging
         import runpy
         import signal
 
-        from vitpatch.compare import compare
         from vitpatch.errors import SIGNALS
         from vitpatch.runs import run
 
         if not pictures:
             monkeypatch.setattr(run, "draw", lambda *everything: {})
-            monkeypatch.setattr(compare, "save_figure", lambda chart, path: None)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
         root = logging.getLogger()
         handlers, level = root.handlers[:], root.level

@@ -1,13 +1,7 @@
-"""Sweeps in this process, in which runs fail; and a run where there is no key, network or terminal."""
+"""Sweeps in this process, in which runs fail."""
 
-import os
-import subprocess
-import sys
-
-import matplotlib
 import pandas as pd
 import pytest
-from conftest import ROOT
 
 
 @pytest.fixture
@@ -42,17 +36,3 @@ def test_model_and_data_are_loaded_once_per_process(cli, tiny, monkeypatch):
     sources._open.cache_clear(), checkpoint._load.cache_clear()
     assert cli(*tiny, "window=1,2,3")[0] == 0
     assert (sources._open.cache_info().misses, checkpoint._load.cache_info().misses) == (1, 1)
-
-
-def test_no_key_no_network_no_terminal_never_asks(made, tmp_path):
-    """``logger.mode=auto`` without anything: offline, at once, nobody asked."""
-    keep = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    environment = keep | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "HF_HUB_OFFLINE": "1"}
-    environment["MPLCONFIGDIR"] = matplotlib.get_configdir()  # where it knows the fonts, which are long to find
-    command = [sys.executable, "patch.py", "model=hf", f"model.path={made / 'vit'}", "data=parquet"]
-    command += [f"data.path={made / 'images.parquet'}", "trainer=cpu", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stderr
-    assert "wandb sync " in done.stdout and (tmp_path / "run" / "manifest.json").exists()

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 from vitpatch.cli.compare import main
 from vitpatch.compare.compare import compare
+from vitpatch.plots import run_figures
 from vitpatch.runs.calibration import Calibration, grid, read_wanted_damage
 from vitpatch.runs.folder import RunFolder
 from vitpatch.types import Estimate
@@ -34,6 +35,10 @@ def call(capsys):
         return code, said.out + said.err
 
     return make
+
+
+TABLES = pytest.mark.usefixtures("tables_only")
+"""Of tests that look at nothing but tables and what is printed."""
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +79,7 @@ def test_one_run_alone_is_compared_in_its_own_folder(finished, call):
     assert again == (code, said)  # what is in comparison/ is no run
 
 
+@TABLES
 def test_runs_of_heads_windows_tokens_and_controls_are_rows(patched):
     """And the two are put under one another, though one has columns that the other has not."""
     folder = patched("target=z", "target.heads=[1,2]", "data.limit=6", "controls=true", folder="x/heads")
@@ -91,6 +97,7 @@ def test_runs_of_heads_windows_tokens_and_controls_are_rows(patched):
     assert comparison.not_subtracted["reason"].item().startswith(said)
 
 
+@TABLES
 def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     save_model(tmp_path / "deep", "vit", num_hidden_layers=7)
     patched("window=1", "controls=false", folder="sweep/shallow")
@@ -106,6 +113,7 @@ def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     assert comparison.rank_correlation.loc["deep", "deep"] == 1
 
 
+@TABLES
 def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
     total = [0.5, 0.25, 0.5, 0.75]
     folder = save_run(tmp_path / "x", rng.random((4, 3)), total=total, included=[True, False, False, True])
@@ -115,6 +123,7 @@ def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
     assert row["prob_clean"] == 0.25 + 0.625 and row["accuracy_clean"] == 0.5 and row["n"] == 2
 
 
+@TABLES
 def test_ranks_are_of_the_series_of_the_peak_towards_the_total_effect(tmp_path, rng):
     two = pd.concat([rows(range(4), tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
     effects = [0.1, 0.2, 0.3, 0.25, 0.5, 0.9, 0.7, 0.6]
@@ -139,6 +148,7 @@ def test_a_run_without_a_peak_is_a_row(tmp_path, rng, call):
     assert row[["total_effect", "peak_layer", "peak_effect", "peak_p"]].isna().all()
 
 
+@TABLES
 def test_several_folders_are_compared_here_and_named_apart(tmp_path, rng, call, monkeypatch):
     for at in ("one/x", "two/x", "deeper/one/x"):
         save_run(tmp_path / at, rng.random((4, 3)), weights=at)
@@ -157,6 +167,7 @@ def test_a_run_called_as_a_column_is_compared(tmp_path, rng):
     assert list(tables["rank_correlation"]) == ["run", "key", "run"] and next(iter(tables["settings"])) == "key"
 
 
+@TABLES
 def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, rng):
     without = {"_target_": "vitpatch.corruptions.Noise", "clip": True}
     asked = read_wanted_damage("prob_drop:0.2")
@@ -176,6 +187,7 @@ def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, r
     assert pairs == {("a", "b"): "recovered", ("a", "given"): "recovered", ("b", "given"): "effect"}
 
 
+@TABLES
 def test_settings_that_differ_are_a_row_each(tmp_path, rng):
     save_run(tmp_path / "x" / "a", rng.random((4, 3)), window=[1, -1], include="all")
     other = {"_target_": "vitpatch.corruptions.Noise", "std": 0.25, "clip": False}
@@ -191,6 +203,7 @@ def test_settings_that_differ_are_a_row_each(tmp_path, rng):
     }
 
 
+@TABLES
 def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
     for name, more in {
         "a": {},
@@ -214,6 +227,7 @@ def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
     ]
 
 
+@TABLES
 def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
     good = save_run(tmp_path / "x" / "good", rng.random((4, 3)))
     for name in ("identity", "config", "json", "summary", "effects", "examples", "pages", "peak", "missing"):
@@ -299,6 +313,7 @@ def test_figures_of_an_earlier_comparison_go(tmp_path, rng, call):
     assert "differences_effect" not in said
 
 
+@TABLES
 def test_cautions(tmp_path, rng):
     """Images that a corruption's outcome chose are not as good as any; few clusters have too narrow an interval."""
     values, total = rng.random((30, 3)), rng.uniform(0.4, 0.6, 30)
@@ -317,6 +332,7 @@ def test_cautions(tmp_path, rng):
     assert reasons["all", "correct"] == "the same patches: on the images that both include the effects are equal"
 
 
+@TABLES
 def test_effects_that_are_not_those_of_the_summary_are_said(tmp_path, rng):
     save_run(tmp_path / "x" / "a", rng.random((4, 3)))
     save_run(tmp_path / "x" / "b", rng.random((4, 3)), weights="w1", path="other")
@@ -342,6 +358,15 @@ def test_help_and_the_import_take_nothing_heavy():
 # a run's own pictures
 
 
+@pytest.fixture
+def one_figure(monkeypatch):
+    """Of a run's pictures the layer profile only: ``test_finished_runs`` and ``test_pictures`` draw them all."""
+    monkeypatch.setattr(run_figures, "class_figures", lambda *everything: {})
+    monkeypatch.setattr(run_figures, "_target_figures", lambda *everything: {})
+    monkeypatch.setattr(run_figures, "image_pages", lambda *everything: {})
+
+
+@pytest.mark.usefixtures("one_figure")
 def test_redrawn_runs_of_two_sweeps_keep_their_own_pictures(finished, call, tmp_path):
     for sweep in ("one", "two"):
         shutil.copytree(finished, tmp_path / sweep / "window=2")
@@ -352,6 +377,7 @@ def test_redrawn_runs_of_two_sweeps_keep_their_own_pictures(finished, call, tmp_
         assert not list((tmp_path / sweep / "window=2" / "figures").glob("*.png"))
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_redrawn_without_an_output_a_run_gets_its_own_pictures_once(finished, call):
     code, said = call("--redraw", finished, finished.parent)
     assert code == 0 and len(said.splitlines()) == 1 and (finished / "figures" / "peak.png").exists()
@@ -376,6 +402,7 @@ def test_what_cannot_be_redrawn_is_one_line(finished, call, broken):
     assert code == 1 and said.startswith("error: ") and len(said.splitlines()) == 1, said
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_a_run_that_cannot_be_redrawn_does_not_stop_the_others(finished, call, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(finished, tmp_path / "sweep" / name)

@@ -1,11 +1,10 @@
-"""What the pages of single images say on their axes, and labels that look like formulas."""
+"""What the pages of single images say on their axes."""
 
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import pictures, write_parquet
 
 from vitpatch.plots.examples import ExampleImage, Trace, example_page, map_page
 from vitpatch.plots.heatmaps import rows_over_image
@@ -71,11 +70,3 @@ def test_cls_stands_beside_a_map_over_the_image():
 )
 def test_what_the_layer_of_an_axis_is(windows, words):
     assert layer_words(windows) == words
-
-
-def test_labels_are_no_formulas(patched, made, tmp_path):
-    names = ["$\\frac$", "cash $5 to $10", "<b>", "a" * 99, "_"]
-    path = write_parquet(tmp_path / "odd.parquet", pictures(13), [i % 5 for i in range(13)], names=names)
-    said = "data.label_map={0: class_0, 1: class_1, 2: class_2, 3: class_3, 4: class_4}"
-    run = patched(f"data.path={path}", said, pictures=True)
-    assert (run / "figures" / "heatmap.png").exists()

@@ -13,8 +13,6 @@ from vitpatch.cli.compare import read_result, redraw
 from vitpatch.formatting import format_interval
 from vitpatch.plots import classes, heatmaps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs import batches
-from vitpatch.runs import folder as store
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import _with_interval, read_pages
 from vitpatch.stats.summary import GroupPeak
@@ -291,12 +289,11 @@ RUNS = {
 }
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize(
-    "name", [name if name in ("controls", "head") else pytest.param(name, marks=pytest.mark.long) for name in RUNS]
+    "name", [name if name == "controls" else pytest.param(name, marks=pytest.mark.long) for name in RUNS]
 )
-def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(store, "DPI", 40)
-    monkeypatch.setattr(batches, "IMAGES_A_PAGE", 2)
+def test_files_alone_give_the_same_pixels(patched, tmp_path, name):
     run = patched(*RUNS[name], pictures=True)
     files = redraw(RunFolder(run), tmp_path)
     assert {file.name for file in files} == {file.name for file in (run / "figures").iterdir()}
@@ -309,7 +306,9 @@ def test_files_alone_give_the_same_pixels(patched, tmp_path, monkeypatch, name):
 def test_figures_have_the_numbers_of_the_run(patched):
     run = RunFolder(patched("window=[1,3]", "synergy=true"))
     result, manifest = read_result(run)
-    drawn = {name: figures.get(name) for name, figures in draw(result, read_pages(run.pages), manifest).items()}
+    shown = read_pages(run.pages)
+    figures = draw(result, shown, manifest)
+    drawn = {name: group.get(name) for name, group in figures.items()}
     wide = result.summary[result.summary["window"] == 3]
     above, below = drawn["windows"].axes
     singles = result.summary[result.summary["window"] == 1].set_index("layer")["effect"]
@@ -324,13 +323,10 @@ def test_figures_have_the_numbers_of_the_run(patched):
         assert np.allclose(y_of(axes, "class"), result.effects[of_class][:, rows].mean(0), atol=1e-7)
         assert np.allclose(y_of(axes, "total effect of the class"), examples["total_effect"][of_class].mean())
     assert "strength" not in drawn
+    check_rows_say_the_images_effect_at_the_peak(result, shown, figures["examples"]["examples_sorted"])
 
 
-def test_each_row_says_the_images_effect_at_the_peak(patched):
-    run = RunFolder(patched("window=[1,3]"))
-    result, manifest = read_result(run)
-    shown = read_pages(run.pages)
-    page = draw(result, shown, manifest)["examples"]["examples_sorted"]
+def check_rows_say_the_images_effect_at_the_peak(result, shown, page):
     said = [axes.get_ylabel() for axes in page.axes[::3]]
     (images,) = [page.images for page in shown if page.name == "sorted"]
     row = {i: n for n, i in enumerate(result.examples["example_id"])}

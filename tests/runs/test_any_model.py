@@ -105,6 +105,7 @@ def test_rows_keep_their_numbers_when_some_are_chosen(patched):
     assert (same.to_numpy() - effects["effect"].to_numpy()).max() < 1e-6
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_without_labels_the_clean_prediction_stands_in(patched, tmp_path, made):
     run = patched("data.label_column=null")
     examples, _ = tables(run)

@@ -90,6 +90,12 @@ def whole(patched, batches, kept):
 
 
 @pytest.fixture
+def finished(whole, kept, tmp_path):
+    """The folder of the undisturbed run without overrides; its files are ``whole``."""
+    return shutil.copytree(kept / "whole", tmp_path / "run")
+
+
+@pytest.fixture
 def stopped_after_two(stopped, kept, tmp_path):
     """The folder of the run without overrides, stopped after two batches."""
     if not (kept / "stopped").exists():
@@ -421,20 +427,16 @@ def test_other_weights_and_another_version_of_the_numbers_are_named(patched, sto
     assert (folder / "shards" / "batch-00000000.json").exists()
 
 
-def test_overwrite_goes_on_with_an_unfinished_run_of_the_same_settings(patched, stopped, batches):
-    whole = patched(folder="whole")
-    folder = stopped(after=2)
+def test_overwrite_goes_on_with_an_unfinished_run_of_the_same_settings(patched, whole, stopped_after_two, batches):
     patched("overwrite=true")
-    assert len(batches) == 1 and results(folder) == results(whole)
+    assert len(batches) == 1 and results(stopped_after_two) == whole
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), _flip])
 @pytest.mark.parametrize("name", ["examples.parquet", "effects.parquet", "summary.csv"])
-def test_a_finished_run_whose_files_are_not_whole_is_no_finished_run(patched, batches, name, harm):
-    folder = patched()
-    whole = results(folder)
+def test_a_finished_run_whose_files_are_not_whole_is_no_finished_run(patched, whole, finished, batches, name, harm):
+    folder = finished
     harm(folder / name)
-    batches.clear()
     with pytest.raises(VitPatchError, match=rf"{name} of the finished run: gone, or not as written; overwrite=true"):
         patched()
     assert not batches and (folder / "manifest.json").exists()
@@ -442,13 +444,11 @@ def test_a_finished_run_whose_files_are_not_whole_is_no_finished_run(patched, ba
     assert results(folder) == whole
 
 
-def test_overwrite_begins_a_finished_run_anew(patched, batches, stopped):
-    folder = patched()
-    first = results(folder)
-    batches.clear()
+def test_overwrite_begins_a_finished_run_anew(patched, whole, finished, batches, stopped):
+    folder = finished
     patched("overwrite=true")
-    assert len(batches) == 3 and results(folder) == first
+    assert len(batches) == 3 and results(folder) == whole
     stopped("overwrite=true", after=2)
     assert not (folder / "manifest.json").exists() and not (folder / "examples.parquet").exists()
     patched("overwrite=true")  # as the same command is given again
-    assert len(batches) == 1 and results(folder) == first
+    assert len(batches) == 1 and results(folder) == whole

@@ -48,8 +48,15 @@ def test_the_folder_is_the_contracts(patched):
     assert {"run_id", "config", "versions", "model", "seconds", "images_per_second"} <= set(manifest)
 
 
-def test_pictures_are_pictures(patched):
-    folder = patched("window=3", "synergy=true", "target.layers=[2,0]", pictures=True)
+def test_pictures_are_pictures(patched, tmp_path, caplog):
+    """Also of labels that look like formulas; and the end of a run says where, what and how much."""
+    names = ["$\\frac$", "cash $5 to $10", "<b>", "a" * 99, "_"]
+    path = write_parquet(tmp_path / "odd.parquet", pictures(13), [i % 5 for i in range(13)], names=names)
+    odd = [f"data.path={path}", "data.label_map={0: class_0, 1: class_1, 2: class_2, 3: class_3, 4: class_4}"]
+    with caplog.at_level(logging.INFO):
+        folder = patched(*odd, "window=3", "metric=log_odds", "synergy=true", "target.layers=[2,0]", pictures=True)
+    for part in (str(folder), "total effect", "on log_odds, n = 13 images", "peak layer", "layer_profile.png"):
+        assert part in caplog.text
     found = sorted(path.name for path in (folder / "figures").iterdir())
     names = ["classes", "direct", "examples_largest", "examples_random", "examples_sorted", "heatmap", "layer_profile"]
     assert found == [f"{name}.png" for name in (*names, "peak", "windows")]
@@ -155,13 +162,6 @@ def test_one_image_has_effects_and_no_interval(patched, caplog):
     assert "one cluster: no interval" in caplog.text and "is not shown to move" not in caplog.text
     assert manifest_of(folder)["total_effect"]["low"] is None
     assert any("one cluster" in note for note in manifest_of(folder)["notes"])
-
-
-def test_the_end_of_a_run_says_where_what_and_how_much(patched, caplog):
-    with caplog.at_level(logging.INFO):
-        folder = patched("window=3", "metric=log_odds", pictures=True)
-    for part in (str(folder), "total effect", "on log_odds, n = 13 images", "peak layer", "layer_profile.png"):
-        assert part in caplog.text
 
 
 def test_the_whole_state_is_noted(patched, caplog):

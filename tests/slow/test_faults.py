@@ -211,15 +211,15 @@ def composed(folder):
     return OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
 
 
-def test_two_starts_at_once(starts, many, whole_of, tmp_path):
-    """The second says who is there and touches nothing; the first is not disturbed, and killed it lets go."""
-    folder, second = tmp_path / "run", Starts(tmp_path / "second")
+def test_two_starts_at_once(starts, cli, many, whole_of, tmp_path):
+    """The second, in this process, says who is there and touches nothing; the first is not disturbed."""
+    folder = tmp_path / "run"
     here = [*many, f"hydra.run.dir={folder}"]
     try:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(starts, *here, until=str(tmp_path / "go on"))
             wait_for(folder / "shards" / "batch-00000002.json", first)
-            code, printed, *_ = second(*here, "seed=7")
+            code, printed = cli(*here, "seed=7")
             held = json.loads((folder / ".hydra" / "holder.json").read_text())
             assert composed(folder)["seed"] == 7  # Hydra was faster
             assert not (folder / "failed.json").exists() and not first.done()
@@ -231,7 +231,6 @@ def test_two_starts_at_once(starts, many, whole_of, tmp_path):
             code, printed, *_ = first.result()
     finally:
         (tmp_path / "go on").touch()
-        second.close()
     assert code == 0 and results(folder) == whole_of(many)[0], printed
     assert not (folder / "failed.json").exists() and not (folder / ".hydra" / "holder.json").exists()
     assert composed(folder)["seed"] == 0 and composed(folder)["batch_size"] == 2

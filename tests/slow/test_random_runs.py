@@ -38,7 +38,7 @@ from vitpatch.runs.config import register_resolvers
 from vitpatch.runs.folder import RunFolder
 from vitpatch.stats.result import series_names
 
-OF_SUITE, OF_LONG, ONE_IN = 8, 220, 4
+OF_SUITE, OF_LONG, ONE_IN = 4, 220, 4
 APART = (
     ("seed=2",),
     ("corruption=blur",),

@@ -295,6 +295,7 @@ def test_a_manifest_is_json_also_where_nothing_is_known(patched):
     assert strictly(reduced)["precision_error"]["largest"] > 0  # some of these images have no partner
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_a_run_without_a_peak_ends_well(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("corruption=none", "window=[1,3]", pictures=True)
@@ -316,6 +317,7 @@ def test_single_heads_have_a_peak_set_of_places(patched, caplog):
     assert "of 16 places, in layer" in caplog.text
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_controls_of_images_that_are_not_included_have_no_mean(patched, tmp_path):
     path = write_parquet(tmp_path / "x.parquet", pictures(6), [0, 0, 1, 2, 3, 4])
     damage = pd.read_parquet(patched(f"data.path={path}", "window=1", folder="all") / "examples.parquet")
