@@ -194,6 +194,7 @@ def test_a_sweep_tells_of_a_refused_start(cli, tiny, tmp_path):
     assert code == 1 and "0 of 2 runs finished" in printed and printed.count("overwrite=true") == 4
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of a given size can be mounted by root only")
 def test_a_disk_that_is_really_full(cli, tiny, tmp_path):
     """A file system of 256 KiB: too small for the figures."""

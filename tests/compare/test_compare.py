@@ -37,7 +37,7 @@ def call(capsys):
     return make
 
 
-TABLES = pytest.mark.usefixtures("tables_only")
+ONLY_TABLES = pytest.mark.usefixtures("tables_only")
 """Of tests that look at nothing but tables and what is printed."""
 
 
@@ -79,7 +79,7 @@ def test_one_run_alone_is_compared_in_its_own_folder(finished, call):
     assert again == (code, said)  # what is in comparison/ is no run
 
 
-@TABLES
+@ONLY_TABLES
 def test_runs_of_heads_windows_tokens_and_controls_are_rows(patched):
     """And the two are put under one another, though one has columns that the other has not."""
     folder = patched("target=z", "target.heads=[1,2]", "data.limit=6", "controls=true", folder="x/heads")
@@ -97,7 +97,7 @@ def test_runs_of_heads_windows_tokens_and_controls_are_rows(patched):
     assert comparison.not_subtracted["reason"].item().startswith(said)
 
 
-@TABLES
+@ONLY_TABLES
 def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     save_model(tmp_path / "deep", "vit", num_hidden_layers=7)
     patched("window=1", "controls=false", folder="sweep/shallow")
@@ -113,7 +113,7 @@ def test_models_of_two_depths_meet_by_relative_depth(patched, tmp_path):
     assert comparison.rank_correlation.loc["deep", "deep"] == 1
 
 
-@TABLES
+@ONLY_TABLES
 def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
     total = [0.5, 0.25, 0.5, 0.75]
     folder = save_run(tmp_path / "x", rng.random((4, 3)), total=total, included=[True, False, False, True])
@@ -123,7 +123,7 @@ def test_accuracy_and_probability_are_of_the_included_images(tmp_path, rng):
     assert row["prob_clean"] == 0.25 + 0.625 and row["accuracy_clean"] == 0.5 and row["n"] == 2
 
 
-@TABLES
+@ONLY_TABLES
 def test_ranks_are_of_the_series_of_the_peak_towards_the_total_effect(tmp_path, rng):
     two = pd.concat([rows(range(4), tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
     effects = [0.1, 0.2, 0.3, 0.25, 0.5, 0.9, 0.7, 0.6]
@@ -148,7 +148,7 @@ def test_a_run_without_a_peak_is_a_row(tmp_path, rng, call):
     assert row[["total_effect", "peak_layer", "peak_effect", "peak_p"]].isna().all()
 
 
-@TABLES
+@ONLY_TABLES
 def test_several_folders_are_compared_here_and_named_apart(tmp_path, rng, call, monkeypatch):
     for at in ("one/x", "two/x", "deeper/one/x"):
         save_run(tmp_path / at, rng.random((4, 3)), weights=at)
@@ -167,7 +167,7 @@ def test_a_run_called_as_a_column_is_compared(tmp_path, rng):
     assert list(tables["rank_correlation"]) == ["run", "key", "run"] and next(iter(tables["settings"])) == "key"
 
 
-@TABLES
+@ONLY_TABLES
 def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, rng):
     without = {"_target_": "vitpatch.corruptions.Noise", "clip": True}
     asked = read_wanted_damage("prob_drop:0.2")
@@ -187,7 +187,7 @@ def test_a_strength_that_was_found_is_compared_as_one_that_was_given(tmp_path, r
     assert pairs == {("a", "b"): "recovered", ("a", "given"): "recovered", ("b", "given"): "effect"}
 
 
-@TABLES
+@ONLY_TABLES
 def test_settings_that_differ_are_a_row_each(tmp_path, rng):
     save_run(tmp_path / "x" / "a", rng.random((4, 3)), window=[1, -1], include="all")
     other = {"_target_": "vitpatch.corruptions.Noise", "std": 0.25, "clip": False}
@@ -203,7 +203,7 @@ def test_settings_that_differ_are_a_row_each(tmp_path, rng):
     }
 
 
-@TABLES
+@ONLY_TABLES
 def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
     for name, more in {
         "a": {},
@@ -227,7 +227,7 @@ def test_what_should_be_one_and_is_not_is_said_at_the_top(tmp_path, rng, call):
     ]
 
 
-@TABLES
+@ONLY_TABLES
 def test_a_broken_run_does_not_stop_the_others(tmp_path, rng, call):
     good = save_run(tmp_path / "x" / "good", rng.random((4, 3)))
     for name in ("identity", "config", "json", "summary", "effects", "examples", "pages", "peak", "missing"):
@@ -313,7 +313,7 @@ def test_figures_of_an_earlier_comparison_go(tmp_path, rng, call):
     assert "differences_effect" not in said
 
 
-@TABLES
+@ONLY_TABLES
 def test_cautions(tmp_path, rng):
     """Images that a corruption's outcome chose are not as good as any; few clusters have too narrow an interval."""
     values, total = rng.random((30, 3)), rng.uniform(0.4, 0.6, 30)
@@ -332,7 +332,7 @@ def test_cautions(tmp_path, rng):
     assert reasons["all", "correct"] == "the same patches: on the images that both include the effects are equal"
 
 
-@TABLES
+@ONLY_TABLES
 def test_effects_that_are_not_those_of_the_summary_are_said(tmp_path, rng):
     save_run(tmp_path / "x" / "a", rng.random((4, 3)))
     save_run(tmp_path / "x" / "b", rng.random((4, 3)), weights="w1", path="other")

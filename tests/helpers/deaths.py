@@ -44,7 +44,7 @@ class Starts:
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(20)
+        self._process.wait(60)  # on a machine that has much to do it takes long to end
         self._process.stdout.close()
 
 

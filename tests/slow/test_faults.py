@@ -18,7 +18,7 @@ from run_files import results
 
 from vitpatch.runs.folder import Shards
 
-IMAGES = 60
+IMAGES, SOME = 60, 20
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,12 @@ def many(made, tmp_path_factory):
     write_parquet(path, pictures(IMAGES), [i % CLASSES for i in range(IMAGES)])
     where = ["model=hf", f"model.path={made / 'vit'}", "data=parquet", f"data.path={path}"]
     return [*where, "trainer=cpu", "logger=none", "batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def some(many):
+    """The same with ten batches."""
+    return [*many, f"data.limit={SOME}"]
 
 
 @pytest.fixture(scope="module")
@@ -161,46 +167,46 @@ def said(folder):
     ("number", "workers"),
     [(signal.SIGINT, 0), *(pytest.param(of, 2, marks=pytest.mark.long) for of in (signal.SIGINT, signal.SIGTERM))],
 )
-def test_one_signal_keeps_the_batch(starts, many, whole_of, tmp_path, number, workers):
+def test_one_signal_keeps_the_batch(starts, some, whole_of, tmp_path, number, workers):
     """Sent to the whole session, as a terminal and a cluster do."""
     folder = tmp_path / "run"
-    here = [*many, f"data.num_workers={workers}", f"hydra.run.dir={folder}"]
-    code, printed, *_ = starts(*here, signals=[("shards/batch-00000003.json", number)], slow=0.05)
+    here = [*some, f"data.num_workers={workers}", f"hydra.run.dir={folder}"]
+    code, printed, *_ = starts(*here, signals=[("shards/batch-00000003.json", number)], slow=0.2)
     assert code == 130 and "stopping after this batch; CTRL-C again stops at once" in printed, printed
     assert "Traceback" not in printed and "a bug in" not in printed
     state, reason = said(folder)
     done = len(Shards(folder / "shards").done())
-    assert state == "interrupted" and 4 <= done < 30, printed
+    assert state == "interrupted" and 4 <= done < SOME // 2, printed
     if "batches are done" in reason:
-        assert reason == f"{done} of 30 batches are done"
+        assert reason == f"{done} of {SOME // 2} batches are done"
     assert printed.splitlines()[-1] == f"interrupted: {folder}: {reason}; the same command goes on with it"
     code, printed, *_ = starts(*here)
-    assert code == 0 and f"goes on: {2 * done} of 60 images were done before" in printed, printed
-    assert results(folder) == whole_of(many)[0] and not (folder / "failed.json").exists()
+    assert code == 0 and f"goes on: {2 * done} of {SOME} images were done before" in printed, printed
+    assert results(folder) == whole_of(some)[0] and not (folder / "failed.json").exists()
 
 
-def test_two_signals_stop_at_once(starts, many, whole_of, tmp_path):
+def test_two_signals_stop_at_once(starts, some, whole_of, tmp_path):
     folder = tmp_path / "run"
     twice = [("shards/batch-00000003.json", signal.SIGINT), ("stopping after this batch", signal.SIGINT)]
-    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}", signals=twice, slow=1.0)
+    code, printed, *_ = starts(*some, f"hydra.run.dir={folder}", signals=twice, slow=1.0)
     assert code == 130 and said(folder) == ("interrupted", "stopped from outside before it was done"), printed
     assert len(Shards(folder / "shards").done()) == 4 and "Traceback" not in printed  # not the one that was in work
-    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}")
-    assert code == 0 and results(folder) == whole_of(many)[0], printed
+    code, printed, *_ = starts(*some, f"hydra.run.dir={folder}")
+    assert code == 0 and results(folder) == whole_of(some)[0], printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("when", "done"), [(".hydra/holder.json", 0), ("examples.parquet", 30)])
-def test_a_signal_while_it_loads_or_counts_up(starts, many, whole_of, tmp_path, number, when, done):
+@pytest.mark.parametrize(("when", "done"), [(".hydra/holder.json", 0), ("examples.parquet", SOME // 2)])
+def test_a_signal_while_it_loads_or_counts_up(starts, some, whole_of, tmp_path, number, when, done):
     folder = tmp_path / "run"
-    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}", signals=[(when, number)])
+    code, printed, *_ = starts(*some, f"hydra.run.dir={folder}", signals=[(when, number)])
     assert code == 130, printed
     before = "stopped from outside before it began" in printed and not done  # in this case there may be no word of it
     assert before or said(folder) == ("interrupted", "stopped from outside before it was done"), printed
     assert len(Shards(folder / "shards").done()) == done and "Traceback" not in printed
     assert not (folder / "manifest.json").exists()
-    code, printed, *_ = starts(*many, f"hydra.run.dir={folder}")
-    assert code == 0 and results(folder) == whole_of(many)[0], printed
+    code, printed, *_ = starts(*some, f"hydra.run.dir={folder}")
+    assert code == 0 and results(folder) == whole_of(some)[0], printed
 
 
 def files_of(folder):
@@ -211,10 +217,10 @@ def composed(folder):
     return OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
 
 
-def test_two_starts_at_once(starts, cli, many, whole_of, tmp_path):
+def test_two_starts_at_once(starts, cli, some, whole_of, tmp_path):
     """The second, in this process, says who is there and touches nothing; the first is not disturbed."""
     folder = tmp_path / "run"
-    here = [*many, f"hydra.run.dir={folder}"]
+    here = [*some, f"hydra.run.dir={folder}"]
     try:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(starts, *here, until=str(tmp_path / "go on"))
@@ -231,7 +237,7 @@ def test_two_starts_at_once(starts, cli, many, whole_of, tmp_path):
             code, printed, *_ = first.result()
     finally:
         (tmp_path / "go on").touch()
-    assert code == 0 and results(folder) == whole_of(many)[0], printed
+    assert code == 0 and results(folder) == whole_of(some)[0], printed
     assert not (folder / "failed.json").exists() and not (folder / ".hydra" / "holder.json").exists()
     assert composed(folder)["seed"] == 0 and composed(folder)["batch_size"] == 2
 
@@ -243,13 +249,13 @@ def wait_for(path, start):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
-def test_a_holder_that_was_killed_lets_go(starts, many, whole_of, tmp_path, workers):
+def test_a_holder_that_was_killed_lets_go(starts, some, whole_of, tmp_path, workers):
     """Its worker processes, which live a little longer, do not hold the folder."""
-    here = [*many, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path / 'run'}"]
-    code, *_ = starts(*here, signals=[("shards/batch-00000002.json", KILL)], slow=0.05)
+    here = [*some, f"data.num_workers={workers}", f"hydra.run.dir={tmp_path / 'run'}"]
+    code, *_ = starts(*here, signals=[("shards/batch-00000002.json", KILL)], slow=0.2)
     assert code == -signal.SIGKILL
     code, printed, *_ = starts(*here)
-    assert code == 0 and "goes on: " in printed and results(tmp_path / "run") == whole_of(many)[0], printed
+    assert code == 0 and "goes on: " in printed and results(tmp_path / "run") == whole_of(some)[0], printed
 
 
 def test_a_refused_start_leaves_the_composed_config(starts, few, tmp_path):
@@ -273,7 +279,10 @@ def check_one_line(printed, folder):
     return Path(file), reason
 
 
-@pytest.mark.parametrize(("batch_size", "file"), [(30, "shards/effects-00000000.parquet"), (4, "effects.parquet")])
+@pytest.mark.parametrize(
+    ("batch_size", "file"),
+    [pytest.param(30, "shards/effects-00000000.parquet", marks=pytest.mark.long), (4, "effects.parquet")],
+)
 def test_a_file_that_may_not_grow(starts, many, whole_of, tmp_path, batch_size, file):
     """A quota as any machine can set one, of a process's files: a shard is too large, or the table of all."""
     of_tokens, folder = [*many, "target.tokens=each", f"batch_size={batch_size}"], tmp_path / "run"
