@@ -161,10 +161,10 @@ def tables_only(monkeypatch):
 
 
 @pytest.fixture
-def cli(monkeypatch, capfd, tables_only):
+def cli(monkeypatch, capfd):
     """``python patch.py …`` in this process, without figures: (exit code, what it printed).
 
-    A run's own ``pictures`` are drawn where they are asked for, a sweep's comparison has tables only.
+    A run's own ``pictures`` are drawn where they are asked for; a sweep's comparison has tables and a page.
     """
 
     def call(*arguments: str, script: str = "patch", pictures: bool = False) -> tuple[int, str]:
@@ -172,9 +172,11 @@ def cli(monkeypatch, capfd, tables_only):
         import runpy
         import signal
 
+        from vitpatch.compare import compare
         from vitpatch.errors import SIGNALS
         from vitpatch.runs import run
 
+        monkeypatch.setattr(compare, "make_figures", lambda comparison: [])
         if not pictures:
             monkeypatch.setattr(run, "draw", lambda *everything: {})
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
