@@ -103,15 +103,14 @@ def config(made):
     Plain values of keys are set as Hydra sets them, in what it composed once of all other overrides: a composition
     takes longer than many a test.
     """
-    from composed import composed, composed_once
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from composed import composed, composed_once, parsed_once
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     def make(*overrides: str, family: str = "vit"):
         tiny = ["model=hf", f"model.path={made / family}", "data=parquet", f"data.path={made / 'images.parquet'}"]
         every = [*tiny, "trainer=cpu", "logger=none", "batch_size=5", *overrides]
-        parsed = OverridesParser.create().parse_overrides(every)
+        parsed = [parsed_once(override) for override in every]
         plain = [o for o in parsed if not (o.is_add() or o.is_delete() or (ROOT / "conf" / o.key_or_group).is_dir())]
         cfg = copy.deepcopy(composed_once("patch", *(o.input_line for o in parsed if o not in plain)))
         try:
@@ -128,14 +127,18 @@ def config(made):
 def patched(config, tmp_path, monkeypatch):
     """Makes a run in this process; the run's folder, another ``folder`` for each run of a test.
 
-    Its pictures, which take longest, only where they are wanted.
+    Its pictures, which take longest, only where they are wanted; without them the run keeps ``kept`` images for each
+    page of examples.
     """
+    from vitpatch.runs import batches
     from vitpatch.runs import run as room
 
     draw = room.draw
 
-    def make(*overrides: str, folder: str = "run", family: str = "vit", pictures: bool = False) -> Path:
+    def make(*overrides: str, folder: str = "run", family: str = "vit", pictures: bool = False, kept: int = 2) -> Path:
         monkeypatch.setattr(room, "draw", draw if pictures else lambda *everything: {})
+        if not pictures:
+            monkeypatch.setattr(batches, "IMAGES_A_PAGE", kept)
         room.run(config(*overrides, family=family), tmp_path / folder)
         return tmp_path / folder
 

@@ -49,9 +49,8 @@ def nothing_drawn(monkeypatch):
 
 
 @pytest.fixture
-def finished(patched, monkeypatch):
-    monkeypatch.setattr("vitpatch.runs.batches.IMAGES_A_PAGE", 1)
-    return patched("window=2", "data.limit=4")
+def finished(patched):
+    return patched("window=2", "data.limit=4", kept=1)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from functools import cache
 
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from vitpatch.runs.config import PATCH_GROUPS, register_resolvers
@@ -20,6 +22,12 @@ def composed(command: str, *overrides: str, **also) -> DictConfig:
 def composed_once(command: str, *overrides: str) -> DictConfig:
     """The same, composed once: for those who copy it."""
     return composed(command, *overrides)
+
+
+@cache
+def parsed_once(override: str) -> Override:
+    """An override as Hydra reads it."""
+    return OverridesParser.create().parse_override(override)
 
 
 def option_names(group: str) -> list[str]:

@@ -304,7 +304,7 @@ def test_files_alone_give_the_same_pixels(patched, tmp_path, name):
 
 
 def test_figures_have_the_numbers_of_the_run(patched):
-    run = RunFolder(patched("window=[1,3]", "synergy=true"))
+    run = RunFolder(patched("window=[1,3]", "synergy=true", kept=6))
     result, manifest = read_result(run)
     shown = read_pages(run.pages)
     figures = draw(result, shown, manifest)

@@ -92,7 +92,7 @@ def test_several_draws_average_probabilities(made, patched, data):
 
 
 def test_a_single_image_is_shown_by_ten_draws(made, patched, data):
-    folder = patched("corruption=embedding_noise", "window=1", "controls=false", *data)
+    folder = patched("corruption=embedding_noise", "window=1", "controls=false", *data, kept=6)
     manifest = read(folder)[2]
     runs = [brute(made, manifest["embedding_std"], draw) for draw in range(10)]
     _, corrupt, restored = (np.mean([run[i] for run in runs], 0) for i in range(3))
