@@ -1,6 +1,7 @@
 """What is drawn: lines, whiskers and words against the numbers they are of; and the same pixels from files alone."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from PIL import Image
 
 from vitpatch.cli.compare import read_result, redraw
 from vitpatch.formatting import format_interval
-from vitpatch.plots import classes, heatmaps, peak, profile, run_figures, style
+from vitpatch.plots import classes, handover, heatmaps, layout, maps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.folder import RunFolder
 from vitpatch.runs.results import _with_interval, read_pages
@@ -152,8 +153,8 @@ def test_an_unbounded_interval_has_no_bar_and_is_called_so():
     rows = pd.concat([a_summary().assign(tokens=tokens) for tokens in ("cls", "patches")], ignore_index=True)
     rows = rows.assign(site="resid_post", recovered_low=-np.inf, recovered_high=np.inf)
     rows.loc[0, ["recovered_low", "recovered_high"]] = [0.4, 0.6]
-    figure = profile.handover(rows, CAPTION)
-    figure.canvas.draw()
+    figure = handover.handover(rows, CAPTION)
+    figure.draw_without_rendering()
     assert whiskers_of(figure.axes[0], rows[:1], "recovered") and np.isfinite(figure.axes[0].get_ylim()).all()
     assert format_interval(0.5, -np.inf, np.inf) == "+0.500 [unbounded]"
 
@@ -187,23 +188,50 @@ def some_classes(number, layers):
         yield classes.ClassEffects(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
 
 
+def in_panel(axes, label, panel, width):
+    """The y of a line in a panel of a strip, without its ends."""
+    line = line_of(axes, label).get_xydata()
+    line = line[np.isfinite(line).all(1)]
+    strip = layout.Strip(9, 0, width)
+    start = strip.starts[panel]
+    return line[(line[:, 0] > start) & (line[:, 0] < start + width), 1]
+
+
 def test_each_class_has_a_panel_with_its_numbers():
     drawn = list(some_classes(3, 4))
-    figure = classes.class_profiles(drawn, range(4), [0.2] * 4, "layer", CAPTION)
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in shown] == [
+    (axes,) = classes.class_profiles(drawn, range(4), [0.2] * 4, "layer", CAPTION).axes
+    titles = [text for text in axes.texts if "\n" in text.get_text()]
+    assert [title.get_text() for title in titles] == [
         "class 0\n10 images in 7 clusters", "class 1\n11 images in 4 clusters", "class 2\n12 images in 7 clusters",
     ]  # fmt: skip
-    assert [bool(axes.collections) for axes in shown] == [True, False, True]  # few clusters have no interval
-    for one, axes in zip(drawn, shown, strict=True):
-        assert np.allclose(y_of(axes, "class"), one.effects["effect"]) and set(y_of(axes, "all images")) == {0.2}
-    assert len({axes.get_ylim() for axes in shown}) == 1
+    small = "class of fewer than 5 clusters"
+    for panel, (one, title) in enumerate(zip(drawn, titles, strict=True)):
+        assert np.allclose(in_panel(axes, small if panel == 1 else "class", panel, 4), one.effects["effect"])
+        assert np.allclose(in_panel(axes, "all images", panel, 4), 0.2)
+        assert title.get_color() == (style.GREY if panel == 1 else "black")
+    assert line_of(axes, small).get_alpha() < 1 and line_of(axes, "class").get_alpha() is None
+    known = pd.concat([drawn[0].effects, drawn[2].effects])
+    assert whiskers_of(axes, known, "effect")  # few clusters have no interval
+    assert not whiskers_of(axes, drawn[1].effects, "effect")
+    (totals,) = [lines for lines in axes.collections if lines.get_label() == "total effect of the class"]
+    assert [line[:, 1].tolist() for line in totals.get_segments()] == [[0.4, 0.4]] * 3
 
 
 def test_of_many_classes_those_with_most_images_are_drawn():
     figure = classes.class_profiles(list(some_classes(100, 40)), range(40), [0.2] * 40, "layer", CAPTION)
-    shown = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.get_visible()]
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    shown = [word.split("\n")[0] for word in words if "\n" in word]
     assert shown == [f"class {i}" for i in range(60, 100)] and "the 40 of 100 classes" in figure.get_suptitle()
+    assert len({axes.get_ylim() for axes in figure.axes}) == len({axes.get_xlim() for axes in figure.axes}) == 1
+
+
+def test_classes_of_few_images_are_told_apart_in_the_heatmap():
+    figure = classes.class_heatmap(list(some_classes(3, 4)), range(4), "layer", CAPTION)
+    axes = figure.axes[0]
+    assert [label.get_color() for label in axes.get_yticklabels()] == ["black", style.GREY, "black"]
+    (pale,) = axes.patches
+    assert pale.get_alpha() and (pale.get_y(), pale.get_height(), pale.get_width()) == (0.5, 1, 4)
+    assert "pale: fewer than 5 clusters" in figure.get_suptitle().replace("\n", " ")
 
 
 def group_peak(rows, shares, members, name="w1"):
@@ -262,7 +290,7 @@ def test_nothing_is_cut_off(layers, series):
     caption = replace(CAPTION, title="a model with a long name, of some data, " * 4)
     controls = {f"effect_{donor}": run_figures.CONTROL_WORDS[donor] for donor in run_figures.CONTROL_WORDS}
     figure = profile.layer_profile(rows, profile.References(TOTAL, TOTAL, "own", controls), caption)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert not cut_off(figure)
 
 
@@ -270,13 +298,14 @@ def test_nothing_is_cut_off(layers, series):
 @pytest.mark.parametrize("metric", [Metric.PROB, Metric.LOG_ODDS])
 def test_maps_of_few_layers_have_room_for_their_words(layers, metric):
     tokens = [*(f"grid:{row}x{column}" for row in range(2) for column in range(2)), "all"]
-    rows = [{"layer": layer, "window": window, "head": -1, "tokens": name, "effect": 0.1}
+    ends = {"effect": 0.1, "effect_low": -0.1, "effect_high": 0.2}
+    rows = [{"layer": layer, "window": window, "head": -1, "tokens": name, **ends}
             for window in (-1, -2, 1) for layer in range(layers) for name in tokens]  # fmt: skip
     summary = pd.DataFrame(rows)
     title = f"depth_1 on even, noise, attn_out each+all, windows prefix+suffix+1\n{style.NO_MORE_THAN}"
     caption = replace(CAPTION, title=title, metric=metric)
-    figure = heatmaps.effect_maps(summary, heatmaps.rows_over_image(summary), caption)
-    figure.canvas.draw()
+    figure = maps.effect_maps(summary, maps.rows_over_image(summary), caption)
+    figure.draw_without_rendering()
     assert not cut_off(figure)
 
 
@@ -307,8 +336,7 @@ def test_figures_have_the_numbers_of_the_run(patched):
     run = RunFolder(patched("window=[1,3]", "synergy=true", kept=6))
     result, manifest = read_result(run)
     shown = read_pages(run.pages)
-    figures = draw(result, shown, manifest)
-    drawn = {name: group.get(name) for name, group in figures.items()}
+    drawn = draw(result, shown, manifest)
     wide = result.summary[result.summary["window"] == 3]
     above, below = drawn["windows"].axes
     singles = result.summary[result.summary["window"] == 1].set_index("layer")["effect"]
@@ -318,16 +346,22 @@ def test_figures_have_the_numbers_of_the_run(patched):
     for axes, group in zip(drawn["peak"].axes, result.peaks, strict=True):
         assert np.array_equal([p.get_height() for p in axes.patches if p.get_width() < 1], group.stability)
     examples, rows = result.examples, np.flatnonzero(result.summary["window"] == result.peak["window"])
-    for axes in (axes for axes in drawn["classes"].axes if axes.get_visible()):
-        of_class = (examples["label_name"] == axes.get_title().split("\n")[0]).to_numpy()
-        assert np.allclose(y_of(axes, "class"), result.effects[of_class][:, rows].mean(0), atol=1e-7)
-        assert np.allclose(y_of(axes, "total effect of the class"), examples["total_effect"][of_class].mean())
+    (axes,), depth = drawn["classes"].axes, result.summary["layer"].nunique()
+    names = [text.get_text().split("\n")[0] for text in axes.texts if "\n" in text.get_text()]
+    assert names == examples.sort_values("label")["label_name"].drop_duplicates().tolist()
+    (totals,) = [lines for lines in axes.collections if lines.get_label() == "total effect of the class"]
+    for panel, name in enumerate(names):
+        of_class = (examples["label_name"] == name).to_numpy()
+        label = "class" if of_class.sum() >= style.FEW_CLUSTERS else "class of fewer than 5 clusters"
+        means = result.effects[of_class][:, rows].mean(0)
+        assert np.allclose(in_panel(axes, label, panel, depth), means, atol=1e-7)
+        assert np.allclose(totals.get_segments()[panel][:, 1], examples["total_effect"][of_class].mean())
     assert "strength" not in drawn
-    check_rows_say_the_images_effect_at_the_peak(result, shown, figures["examples"]["examples_sorted"])
+    check_each_image_has_its_effect_at_the_peak(result, shown, drawn["examples"])
 
 
-def check_rows_say_the_images_effect_at_the_peak(result, shown, page):
-    said = [axes.get_ylabel() for axes in page.axes[::3]]
+def check_each_image_has_its_effect_at_the_peak(result, shown, page):
+    said = [text.get_text() for text in page.axes[0].texts if text.get_text().startswith("effect")]
     (images,) = [page.images for page in shown if page.name == "sorted"]
     row = {i: n for n, i in enumerate(result.examples["example_id"])}
     effects = [result.effects[row[image.example_id], result.peak.name] for image in images]
@@ -335,3 +369,81 @@ def check_rows_say_the_images_effect_at_the_peak(result, shown, page):
     assert result.peak_series in ("w1", "w3") and place == f"layer {result.peak_layer}, {result.peak_series}"
     assert said == [f"effect {effect:+.3f}\nat {place}" for effect in effects]
     assert list(effects) == sorted(effects, key=lambda effect: -result.total_sign * effect)
+
+
+def joined(line):
+    """The pairs of layers that a line joins."""
+    x = line.get_xdata()
+    return [(round(a), round(b)) for a, b in pairwise(x) if np.isfinite([a, b]).all()]
+
+
+def test_layers_that_were_not_asked_for_are_not_joined():
+    rows = a_summary(6).query("layer in (0, 1, 5)")
+    axes = profile.layer_profile(rows, profile.References(TOTAL, None, "own", CONTROLS), CAPTION).axes[0]
+    for label in ("own", *CONTROLS.values()):
+        assert joined(line_of(axes, label)) == [(0, 1)] and list(axes.get_xticks()) == [0, 1, 5]
+
+
+@pytest.mark.parametrize("series", [1, 3])
+def test_heads_and_places_are_dots(series):
+    for what in ({"head": 2}, {"tokens": "each:0x1"}):
+        rows = a_summary(5, tuple(f"s{i}" for i in range(series))).assign(**what)
+        figure = profile.layer_profile(rows, profile.References(TOTAL), CAPTION)
+        lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 2]
+        assert lines and all(line.get_linestyle() == "None" for line in lines)
+        assert any("layer" in words and "+0." in words for words in words_of(figure)) == (series > 1)
+
+
+def handover_summary(cls, patches):
+    parts = [a_summary(len(cls)).assign(tokens=t, recovered=r) for t, r in (("cls", cls), ("patches", patches))]
+    return pd.concat(parts, ignore_index=True).assign(site="resid_post", recovered_low=np.nan, recovered_high=np.nan)
+
+
+def test_the_handover_marks_where_cls_takes_over():
+    axes = handover.handover(handover_summary([0, 0.2, 0.7, 0.6], [1, 0.8, 0.3, 0.7]), CAPTION).axes[0]
+    line = line_of(axes, "CLS recovers more than the patches from layer 2 on")
+    assert set(line.get_xdata()) == {2}
+    axes = handover.handover(handover_summary([0, 0.2], [1, 0.8]), CAPTION).axes[0]
+    assert not [line for line in axes.get_lines() if "from layer" in line.get_label()]
+
+
+def test_maps_mark_the_cells_whose_interval_leaves_0_out():
+    tokens = [f"each:{row}x{column}" for row in range(2) for column in range(3)]
+    effects = [{"layer": layer, "tokens": name, "effect": 0.1 * i} for layer in (2, 7) for i, name in enumerate(tokens)]
+    rows = pd.DataFrame(effects).assign(window=1, head=-1, effect_low=-1.0, effect_high=1.0)
+    rows.loc[[4, 6], "effect_low"] = 0.01  # row 1, column 1 of layer 2; row 0, column 0 of layer 7
+    axes = maps.effect_maps(rows, maps.rows_over_image(rows), CAPTION).axes[0]
+    (dots,) = [line for line in axes.get_lines() if line.get_label() == "95 % interval without 0"]
+    for (x, y), image, cell in zip(dots.get_xydata(), axes.images, ((1, 1), (0, 0)), strict=True):
+        left, right, below, above = image.get_extent()
+        assert (int((y - above) / (below - above) * 2), int((x - left) / (right - left) * 3)) == cell
+    assert [text.get_text() for text in axes.texts] == ["layer 2", "layer 7"]
+    assert np.allclose(axes.images[0].get_array(), 0.1 * np.arange(6).reshape(2, 3))
+
+
+def test_series_without_a_direct_effect_are_left_out():
+    rows = a_summary(3, ("cls", "patches")).assign(direct_log_odds=0.2, log_odds_effect=0.3)
+    rows.loc[rows["series"] == "patches", "direct_log_odds"] = 0
+    assert set(handover.direct_rows(rows)["series"]) == {"cls"}
+    assert not len(handover.direct_rows(rows.assign(direct_log_odds=0.0)))
+    assert not len(handover.direct_rows(rows.assign(direct_log_odds=[np.nan, *[0.2] * 5])))
+
+
+@pytest.mark.parametrize("heads", [3, 12])
+def test_the_colour_bar_of_two_layers_of_heads_is_whole(heads):
+    rows = pd.concat([a_summary(2).assign(head=head) for head in range(heads)], ignore_index=True)
+    for metric in (Metric.PROB, Metric.LOGIT_DIFF):
+        figure = heatmaps.head_heatmap(rows, replace(CAPTION, metric=metric, cause="mean ablation"))
+        figure.draw_without_rendering()
+        label = figure.axes[-1].yaxis.label.get_window_extent()
+        assert not cut_off(figure) and 0 <= label.y0 and label.y1 <= figure.bbox.height
+
+
+def test_what_says_nothing_is_not_drawn(patched):
+    run = RunFolder(patched("window=1"))
+    result, manifest = read_result(run)
+    pages = read_pages(run.pages)
+    assert {"heatmap", "classes", "peak"} <= set(draw(result, pages, manifest))
+    sure = [replace(group, stability=np.eye(len(group.rows))[0]) for group in result.peaks]
+    one_class = replace(result, examples=result.examples.assign(label=0), peaks=sure)
+    assert not {"heatmap", "classes", "peak"} & set(draw(one_class, pages, manifest))

@@ -129,7 +129,8 @@ def make_run(cfg: DictConfig, folder: Path, seen: Seen) -> bool:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["counts"]["included"] > 0 and not any(map(NO_NUMBER.search, manifest["notes"]))
     summary = pd.read_csv(folder / "summary.csv")
-    assert set(seen.problems) == set(pictures_of(summary, manifest))
+    examples = pd.read_parquet(folder / "examples.parquet")
+    assert set(seen.problems) == set(pictures_of(summary, examples, manifest))
     assert not any(seen.problems.values()), {name: what for name, what in seen.problems.items() if what}
     check_scale(folder, manifest, seen.limits)
     for file in (folder / "figures").iterdir():
@@ -138,20 +139,22 @@ def make_run(cfg: DictConfig, folder: Path, seen: Seen) -> bool:
     return True
 
 
-def pictures_of(summary: pd.DataFrame, manifest: dict) -> Iterator[str]:
+def pictures_of(summary: pd.DataFrame, examples: pd.DataFrame, manifest: dict) -> Iterator[str]:
     """The pictures that a run of this summary has."""
-    yield from ("layer_profile", "heatmap", "classes", "examples_random")
+    yield from ("layer_profile", "examples")
     groups, heads = set(summary["tokens"]), manifest["identity"]["target"]["heads"]
-    has_peak, several_windows = manifest["peak_layer"] is not None, summary["window"].nunique() > 1
+    several_windows = summary["window"].nunique() > 1
     is_handover = summary["site"].iloc[0].startswith("resid") and {"cls", "patches"} <= groups and not several_windows
+    several_classes = examples.loc[examples["included"], "label"].nunique() > 1
+    shares = summary.get("peak_share", pd.Series(dtype=float))
     found = {
-        "examples_sorted": has_peak,
-        "examples_largest": manifest["total_effect"]["mean"] is not None,
-        "peak": has_peak and manifest["counts"]["clusters"] > 1,
+        "heatmap": several_classes,
+        "classes": several_classes,
+        "peak": manifest["peak_layer"] is not None and ((shares > 0) & (shares < 1)).any(),
         "heads": heads not in (None, "joint") and len(groups) <= 4,
         "windows": several_windows and summary["head"].nunique() == 1 and len(groups) <= 4,
         "maps": any(re.search(r":\d+x\d+$", group) for group in groups),
-        "direct": summary["direct_log_odds"].notna().all(),
+        "direct": summary["direct_log_odds"].notna().all() and (summary["direct_log_odds"].abs() > 1e-6).any(),
         "handover": is_handover and summary["recovered"].notna().all(),
     }
     yield from (name for name, is_there in found.items() if is_there)
@@ -168,7 +171,9 @@ def check_scale(folder: Path, manifest: dict, limits: list[tuple[float, float]])
     reach = np.ptp(ends[np.isfinite(ends)])
     widest = 1.2 * STRETCH * max(reach, 0.05) if reach else FLAT
     assert high - low <= widest + 1e-9, (limits, ends)
-    is_dots = len(set(series_names(summary))) > MOST_LINES  # whose controls are said in the legend
+    series, is_joined = len(set(series_names(summary))), not (summary["head"] >= 0).any()
+    is_joined &= not summary["tokens"].str.contains(r":\d+x\d+$").any()
+    is_dots = series > (MOST_LINES if is_joined else 1)  # whose controls are said in the legend
     for donor in () if is_dots else manifest["donors"][1:]:
         control = summary[f"effect_{donor}"].dropna()
         assert any(control.between(*axis).all() for axis in limits), (donor, limits, control)

@@ -12,14 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vitpatch.plots import style
-from vitpatch.plots.heatmaps import cls_rows, colour_limit, displayed_part, draw_map, rows_over_image
+from vitpatch.plots import layout, style
+from vitpatch.plots.heatmaps import COLOURS, colour_limit
+from vitpatch.plots.layout import Strip, mosaic
+from vitpatch.plots.maps import cls_rows, displayed_part, lay_over, rows_over_image
 from vitpatch.plots.style import Caption
 from vitpatch.stats.result import RunResult
 from vitpatch.stats.summary import in_layer_order
 from vitpatch.types import BaseRun, Metric
 
 MOST_MAPS = 12  # of more layers this many, evenly spread, are on an example page
+PANEL = 1.5  # inches that an image has on a page
+BETWEEN = 0.28  # between its clean and its corrupted picture, in widths of one
+TICKS_A_PANEL = 6
+MOST_PIXELS = 160  # of a side of a picture with a map
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class ExamplePage:
 
 @dataclass(frozen=True)
 class Trace:
-    """What is drawn of one image; ``label`` stands at its left.
+    """What is drawn of one image; ``label`` stands with it.
 
     ``curves`` by series its layers in order and the metric there, (layers,) each; or ``maps``, effects (layers, rows,
     columns) over the image, or one of layer × head; ``cls`` stands below each map: what is not an image patch.
@@ -59,32 +65,38 @@ class Trace:
     label: str = ""
 
 
-def image_pages(
-    result: RunResult, pages: Sequence[ExamplePage], caption: Caption, summary: pd.DataFrame
-) -> dict[str, Figure]:
-    """The figure of each page by its name; ``summary`` has a column ``series``."""
-    at, cls, panels, numbers = rows_over_image(summary), [], [], None
+def image_page(result: RunResult, page: ExamplePage, caption: Caption, summary: pd.DataFrame) -> Figure:
+    """The figure of a page; ``summary`` has a column ``series``."""
+    at, sample = rows_over_image(summary), f"of {caption.sample}"
+    metric = style.METRIC_NAMES[caption.metric]
     if at is not None:
-        cls, panels = cls_rows(summary, at), [f"layer {layer}" for layer in summary["layer"].iloc[at[:, 0, 0]]]
+        traces = [make_trace(result, image, summary, at, cls_rows(summary, at)) for image in page.images]
         caption = caption.add_to_title(displayed_part(summary, at.flat[0]))
+        figure = map_page(traces, summary["layer"].iloc[at[:, 0, 0]].tolist())
+        what = f"effect on the {metric}, each image on its own scale, over the clean image"
     elif result.study.target.one_head_at_a_time:
         first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
         at = in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
-        panels, numbers = ["layer × head"], (list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
+        traces = [make_trace(result, image, summary, at) for image in page.images]
         caption = caption.add_to_title(displayed_part(summary, 0, heads=False))
-    figures = {}
-    for page in pages:
-        traces = [_trace(result, image, summary, at, cls) for image in page.images]
-        if at is None:
-            axis = style.layer_words(set(summary["window"]))
-            figures[page.name] = example_page(traces, axis, page.chosen, caption)
-        else:
-            figures[page.name] = map_page(traces, panels, numbers, page.chosen, caption)
-    return figures
+        figure = head_page(traces, list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
+        what = f"effect on the {metric}, each image on its own scale"
+    else:
+        traces = [make_trace(result, image, summary) for image in page.images]
+        figure = curve_page(traces, style.layer_words(set(summary["window"])), caption.metric)
+        what = metric
+        if (number := len(traces[0].curves)) > style.MOST_LINES:
+            what += f"; the first {style.MOST_LINES} of {number} series"
+    layout.set_headline(figure, caption.title, what, f"{page.chosen}, {sample}")
+    return figure
 
 
-def _trace(
-    result: RunResult, image: ExampleImage, summary: pd.DataFrame, at: NDArray[np.intp] | None, cls: Sequence[int]
+def make_trace(
+    result: RunResult,
+    image: ExampleImage,
+    summary: pd.DataFrame,
+    at: NDArray[np.intp] | None = None,
+    cls: Sequence[int] = (),
 ) -> Trace:
     """What is drawn of an image; ``at``: rows of the summary as maps, ``cls``: its rows of the CLS token."""
     effects, label = image.patched - image.base[result.study.direction.recipient], ""
@@ -97,90 +109,123 @@ def _trace(
     return Trace(image, curves, None if at is None else effects[at], below, label)
 
 
-def example_page(traces: Sequence[Trace], layer_axis: str, chosen: str, caption: Caption) -> Figure:
-    """For each image: clean, corrupted, and the metric as each layer's window is patched, with both base runs as lines.
-
-    ``layer_axis`` names the axis, ``chosen`` says in words how the images were picked.
-    """
-    figure = Figure(figsize=(9.5, 1.1 + 1.75 * len(traces)), layout="constrained")
-    grid = figure.subplots(len(traces), 3, width_ratios=(1, 1, 3.4), squeeze=False)
-    for row, trace in zip(grid, traces, strict=True):
-        _draw_pictures(row, trace)
-        _draw_curves(row[2], trace, caption.metric)
-    grid[-1][2].set_xlabel(layer_axis)
-    handles, labels = grid[0][2].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    number, what = len(traces[0].curves), f"{style.METRIC_NAMES[caption.metric]}; {chosen}"
-    if number > style.MOST_LINES:
-        what += f"; the first {style.MOST_LINES} of {number} series"
-    style.set_headline(figure, caption.title, what, f"of {caption.sample}")
+def curve_page(traces: Sequence[Trace], layer_axis: str, metric: Metric) -> Figure:
+    """For each image, side by side: clean, corrupted, and the metric as each layer's window is patched."""
+    figure, pictures, axes = _page_of_strips(traces)
+    draw_pictures(pictures, traces, draw_curves(axes, traces, metric))
+    axes.set_xlabel(layer_axis)
+    layout.add_legend_below(figure, [axes], 3)
     return figure
 
 
-def _draw_pictures(row: Sequence[Axes], trace: Trace) -> None:
-    image = trace.image
-    for axes, run in zip(row[:2], BaseRun, strict=True):
-        axes.imshow(image.pictures[run], interpolation="nearest")
-        axes.set_xticks([]), axes.set_yticks([])
-        axes.set_xlabel(f"{run}, {image.base[run]:.2f}\n“{style.shorten(image.predicted[run], 24)}”", fontsize=8)
-    row[0].set_title("\n".join(textwrap.wrap(image.name, 24)[:2]), fontsize=8, loc="left")
-    row[0].set_ylabel(trace.label, fontsize=7)
+def head_page(traces: Sequence[Trace], heads: Sequence[int], layers: Sequence[int]) -> Figure:
+    """For each image, side by side: clean, corrupted, and the effects layer × head, each image on its own scale."""
+    figure, pictures, axes = _page_of_strips(traces)
+    strip = Strip(len(traces), -0.5, len(heads) - 0.5)
+    draw_pictures(pictures, traces, strip)
+    for panel, trace in enumerate(traces):
+        sides = strip.place(panel, [-0.5, len(heads) - 0.5])
+        limit = colour_limit(trace.maps)
+        look = {"cmap": COLOURS, "vmin": -limit, "vmax": limit, "aspect": "auto", "interpolation": "nearest"}
+        axes.imshow(trace.maps[0], extent=(*sides, len(layers) - 0.5, -0.5), **look)
+        axes.text(sides.mean(), 1.02, f"± {limit:.3f}", transform=axes.get_xaxis_transform(), fontsize=7, ha="center")
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    strip.draw_frames(axes, len(traces), range(len(heads)), [str(head) for head in heads], TICKS_A_PANEL)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    return figure
 
 
-def _draw_curves(axes: Axes, trace: Trace, metric: Metric) -> None:
-    base = trace.image.base
-    axes.axhline(base[BaseRun.CLEAN], color=style.GREEN, linewidth=1.5, linestyle="-", label="clean run")
-    axes.axhline(base[BaseRun.CORRUPT], color=style.ORANGE, linewidth=1.5, linestyle="--", label="corrupted run")
-    for look, (name, (layers, patched)) in zip(style.STYLES, trace.curves.items(), strict=False):
+def _page_of_strips(traces: Sequence[Trace]) -> tuple[Figure, Axes, Axes]:
+    """A figure with axes for the pictures and, below, for what is measured of each, a panel an image."""
+    height, width = traces[0].image.pictures[BaseRun.CLEAN].shape[:2]
+    heights = [1.05 * PANEL * (2 * height / width + 4 * BETWEEN), 1.1 * PANEL]
+    figure = layout.make_figure(PANEL * max(len(traces), 4) + 1.2, sum(heights) + 1.2)
+    return figure, *figure.subplots(2, 1, gridspec_kw={"height_ratios": heights, "hspace": 0.06})
+
+
+def draw_pictures(axes: Axes, traces: Sequence[Trace], strip: Strip) -> None:
+    """Clean and, below, corrupted picture of each image, with its name above and what the model says below each."""
+    images = [trace.image for trace in traces]
+    height, width = images[0].pictures[BaseRun.CLEAN].shape[:2]
+    tall, between, right = strip.width * height / width, strip.width * BETWEEN, strip.starts[-1] + strip.width
+    tiles, step = [[image.pictures[run] for image in images] for run in BaseRun], tall + between
+    axes.imshow(mosaic(tiles, (between / tall, strip.gap / strip.width)), extent=(0, right, step + tall, 0))
+    small = {"fontsize": 8, "va": "top"}
+    for x, trace in zip(strip.starts, traces, strict=True):
+        image = trace.image
+        name = "\n".join(textwrap.wrap(image.name, 24)[:2])
+        axes.text(x, -0.1 * between, name, **small | {"va": "bottom"})
+        for y, run in zip((tall, step + tall), BaseRun, strict=True):
+            said = f"{run}, {image.base[run]:.2f}\n“{style.shorten(image.predicted[run], 22)}”"
+            axes.text(x, y + 0.1 * between, said, **small)
+        axes.text(x, 2 * step + 0.1 * between, trace.label, **small)
+    axes.set_xlim(0, right)
+    axes.set_ylim(2 * step + between, -between)
+    axes.set_axis_off()
+
+
+def draw_curves(axes: Axes, traces: Sequence[Trace], metric: Metric) -> Strip:
+    """The metric as each layer's window is patched, with both base runs as lines: a panel an image, on one scale.
+
+    Returns where the panels are.
+    """
+    layers = sorted({int(layer) for trace in traces for at, _ in trace.curves.values() for layer in at})
+    strip = Strip(len(traces), layers[0] - 0.5, layers[-1] + 0.5)
+    for run, colour, dashes in ((BaseRun.CLEAN, style.GREEN, "-"), (BaseRun.CORRUPT, style.ORANGE, "--")):
+        label = {BaseRun.CLEAN: "clean run", BaseRun.CORRUPT: "corrupted run"}[run]
+        look = {"color": colour, "linestyle": dashes, "linewidth": 1.5, "label": label}
+        axes.hlines([trace.image.base[run] for trace in traces], strip.starts, strip.starts + strip.width, **look)
+    for look, name in zip(style.STYLES, traces[0].curves, strict=False):
         label = f"patched run, {name}" if name else "patched run"
-        axes.plot(layers, patched, linestyle="-", markersize=4, linewidth=1.2, label=label, **look)
+        x = np.concatenate([strip.place(panel, trace.curves[name][0]) for panel, trace in enumerate(traces)])
+        y = np.concatenate([trace.curves[name][1] for trace in traces])
+        axes.plot(*style.break_line(x, y), markersize=3.5, linewidth=1.2, label=label, **look)
     if metric is Metric.PROB:
         axes.set_ylim(-0.03, 1.03)
-    axes.set_xticks(sorted({int(layer) for layers, _ in trace.curves.values() for layer in layers}))
+    strip.draw_frames(axes, len(traces), layers, [str(layer) for layer in layers], TICKS_A_PANEL)
     axes.tick_params(labelsize=8)
     axes.grid(axis="y", alpha=0.25)
     axes.set_ylabel(str(metric), fontsize=8)
+    return strip
 
 
-def map_page(
-    traces: Sequence[Trace],
-    panels: Sequence[str],
-    numbers: tuple[Sequence[int], Sequence[int]] | None,
-    chosen: str,
-    caption: Caption,
-) -> Figure:
-    """For each image: clean, corrupted, and its maps, each image on its own scale.
-
-    ``panels`` name the maps of an image; ``numbers`` are the heads and layers of a map that is not over the image.
-    """
-    kept = np.unique(np.linspace(0, len(panels) - 1, min(MOST_MAPS, len(panels))).round().astype(int))
-    wide = 1.0 if numbers is None else 4.0
-    figure = Figure(figsize=(3.4 + wide * len(kept), 1.2 + 1.5 * len(traces)), layout="constrained")
-    ratios = (1.3, 1.3, *[wide] * len(kept))
-    grid = figure.subplots(len(traces), 2 + len(kept), width_ratios=ratios, squeeze=False)
-    for row, trace in zip(grid, traces, strict=True):
-        _draw_pictures(row, trace)
+def map_page(traces: Sequence[Trace], layers: Sequence[int]) -> Figure:
+    """For each image, a row: clean, corrupted, and its maps over it, each image on its own scale."""
+    kept = np.unique(np.linspace(0, len(layers) - 1, min(MOST_MAPS, len(layers))).round().astype(int))
+    figure = layout.make_figure(1.15 * (2 + len(kept)) + 0.6, 1.2 + 1.5 * len(traces))
+    axes = figure.add_subplot()
+    step = -(-max(traces[0].image.pictures[BaseRun.CLEAN].shape) // MOST_PIXELS)
+    tiles = []
+    for trace in traces:
+        clean, corrupt = (trace.image.pictures[run][::step, ::step] for run in BaseRun)
         limit = colour_limit(trace.maps)
-        for axes, at in zip(row[2:], kept, strict=True):
-            image = draw_map(axes, trace.maps[at], limit)
-            axes.set_title(panels[at], fontsize=7)
-            if numbers is not None:
-                _number_cells(axes, *numbers)
-            elif trace.cls:
-                axes.set_xlabel(trace.cls[at], fontsize=7)
-        bar = figure.colorbar(image, ax=list(row[2:]), pad=0.01)
-        bar.ax.tick_params(labelsize=7)
-    what = f"effect on the {style.METRIC_NAMES[caption.metric]}, each image on its own scale"
-    style.set_headline(figure, caption.title, what, chosen, f"of {caption.sample}")
+        tiles.append([clean, corrupt, *(lay_over(clean, trace.maps[i], limit) for i in kept)])
+    tall, gap = clean.shape[0] / clean.shape[1], 0.08
+    down, across = tall + 0.42, 1 + gap
+    shape = (len(kept) + 1) * across + 1, (len(traces) - 1) * down + tall
+    axes.imshow(mosaic(tiles, (down / tall - 1, gap)), extent=(0, shape[0], shape[1], 0))
+    small = {"fontsize": 7, "va": "top"}
+    for row, trace in enumerate(traces):
+        _label_row(axes, trace, row * down, row * down + tall, across)
+        for column, i in enumerate(kept, start=2):
+            axes.text(column * across, row * down - 0.03, f"layer {layers[i]}", **small | {"va": "bottom"})
+            if trace.cls:
+                axes.text(column * across, row * down + tall + 0.03, trace.cls[i], **small)
+    axes.set_xlim(0, shape[0])
+    axes.set_ylim(shape[1] + 0.25, -0.25)
+    axes.set_axis_off()
     return figure
 
 
-def _number_cells(axes: Axes, heads: Sequence[int], layers: Sequence[int]) -> None:
-    """Lets a map of layer × head fill its panel, its rows and columns numbered as layers and heads are."""
-    axes.set_aspect("auto")
-    axes.set_xlabel("head", fontsize=7)
-    axes.set_ylabel("layer", fontsize=7)
-    for axis, numbers in ((axes.xaxis, heads), (axes.yaxis, layers)):
-        ticks = range(0, len(numbers), 1 if len(numbers) <= 16 else 2)
-        axis.set_ticks(ticks, [str(numbers[i]) for i in ticks])
-        axis.set_tick_params(labelsize=6)
+def _label_row(axes: Axes, trace: Trace, above: float, below: float, across: float) -> None:
+    """The words at the pictures of an image, whose row begins and ends at these heights."""
+    image, small = trace.image, {"fontsize": 7, "va": "top"}
+    axes.text(0, above - 0.03, style.shorten(image.name, 36), **small | {"va": "bottom"})
+    for column, run in enumerate(BaseRun):
+        said = f"{run}, {image.base[run]:.2f}\n“{style.shorten(image.predicted[run], 14)}”"
+        axes.text(column * across, below + 0.03, said, **small)
+    words = f"{trace.label}\nred, blue: ± {colour_limit(trace.maps):.3f}".strip()
+    axes.text(-0.04, (above + below) / 2, words, fontsize=7, rotation=90, va="center", ha="right")

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vitpatch.formatting import format_count, format_interval
-from vitpatch.plots import style
+from vitpatch.plots import layout, style
 from vitpatch.plots.style import Caption
 from vitpatch.stats.result import series_names
 from vitpatch.stats.summary import GroupPeak
@@ -38,8 +38,9 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
     rows = ceil(len(groups) / columns)
     bars = max(len(_most_frequent(group, by_layer)) for group in groups)
     width = float(np.clip(1.2 + 0.3 * bars, 7 if columns == 1 else 4.0, 14 if columns == 1 else 5.6))
-    figure = Figure(figsize=(max(width * columns, 7), 3.2 * rows + 0.6), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    figure = layout.make_figure(max(width * columns, 7), 3.5 * rows + 0.6)
+    gaps = {"wspace": 0.06, "hspace": 0.6 if by_layer else 1.1}
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True, gridspec_kw=gaps).ravel()
     for axes, group, names in zip(panels, groups, places, strict=False):
         drawn = _most_frequent(group, by_layer)
         _draw_bars(axes, group, drawn, [names[i] for i in drawn])
@@ -58,9 +59,9 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
         Patch(facecolor=style.GREY, label="shown to be below the peak"),
         Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images"),
     ]
-    style.add_legend_below(figure, [], 3, key)
+    layout.add_legend_below(figure, [], 3, key)
     what = "stability of the peak over resamples of clusters; split halves: chosen on one half, measured on the other"
-    style.set_headline(figure, caption.title, what, caption.sample)
+    layout.set_headline(figure, caption.title, what, caption.sample)
     return figure
 
 
@@ -100,19 +101,18 @@ def _draw_bars(axes: Axes, group: GroupPeak, drawn: np.ndarray, names: Sequence[
     axes.grid(axis="y", alpha=0.25)
 
 
-def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
+def draw_strength(axes: Axes, calibration: Mapping[str, Any]) -> None:
     """Damage on training images by strength, with intervals; the drop that was wanted and the strength chosen.
 
     ``calibration`` is the manifest's: ``curve`` with ``strength``, ``drop``, ``low``, ``high`` a point.
     """
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.add_subplot()
     curve = pd.DataFrame(calibration["curve"]).astype(float).rename(columns={"low": "drop_low", "high": "drop_high"})
     curve, key = curve.sort_values("strength"), f"corruption.{calibration['key']}"
     x, drop, strength = curve["strength"], calibration["drop"]["drop"], calibration["strength"]
     axes.axhline(0, color="black", linewidth=0.8)
     known = ", 95 % interval" if curve["drop_low"].notna().any() else ""
-    style.draw_series(axes, x, curve, "drop", color=style.BLUE, markersize=5, linewidth=1.6, label=f"measured{known}")
+    style.draw_whiskers(axes, x, curve, "drop", color=style.BLUE)
+    axes.plot(x, curve["drop"], "o-", color=style.BLUE, markersize=5, linewidth=1.6, label=f"measured{known}")
     wanted = calibration["wanted"]
     axes.axhline(wanted, color=style.ORANGE, linestyle="--", linewidth=1.5, label=f"wanted: {wanted:.3g}")
     axes.axvline(strength, color=style.GREEN, linestyle=":", linewidth=1.8, label=f"chosen: {key} = {strength:.4g}")
@@ -123,12 +123,19 @@ def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
     axes.set_ylabel(DAMAGE.get(calibration["damage"], calibration["damage"]))
     axes.xaxis.set_major_locator(MaxNLocator(9))
     axes.grid(alpha=0.25)
-    style.add_legend_below(figure, [axes], 2)
+
+
+def strength_curve(calibration: Mapping[str, Any], title: str) -> Figure:
+    """``draw_strength`` as a figure."""
+    figure = layout.make_figure(7.5, 4.6)
+    axes = figure.add_subplot()
+    draw_strength(axes, calibration)
+    layout.add_legend_below(figure, [axes], 2)
     shape = "rises all along the grid" if calibration["monotone"] else "does not rise all along the grid"
     sample = (
         f"{format_count(calibration['images'], 'training image')} in {format_count(calibration['clusters'], 'cluster')}"
     )
-    style.set_headline(
+    layout.set_headline(
         figure, title, f"calibrate={calibration['asked']}: damage {shape}; n = {sample}; intervals over clusters"
     )
     return figure

@@ -1,4 +1,4 @@
-"""Effects by layer → profiles of a run, with controls, handover, direct effects and windows: matplotlib figures."""
+"""Effects by layer → the profile of a run, with its controls, and of windows of several sizes: matplotlib figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vitpatch.formatting import format_interval
-from vitpatch.plots import style
+from vitpatch.plots import layout, style
 from vitpatch.plots.style import Caption
 from vitpatch.types import Estimate, format_window
 
@@ -50,47 +50,62 @@ class References:
     unselected: str = ""
 
 
-def layer_profile(summary: pd.DataFrame, references: References, caption: Caption) -> Figure:
+def draw_profile(axes: Axes, summary: pd.DataFrame, references: References, label: str, whole: bool = True) -> None:
     """Mean effect by layer with its interval and the simultaneous one, and the total effect as a line.
 
-    ``summary`` has a column ``series`` that tells rows of one layer apart. Of more than ``MOST_LINES`` series each row
-    is a dot, and those with the largest effects are named. Clipped windows have hollow markers, rows of the peak set
-    rings. Controls of one series are drawn with it, and whole in a panel below where they leave its axis; those of
-    several series have a panel each.
+    ``summary`` has a column ``series`` that tells rows of one layer apart; ``label`` names the effect. Of more than
+    ``MOST_LINES`` series, and of several that are not the same from layer to layer, each row is a dot, and those with
+    the largest effects are named. Clipped windows have hollow markers, rows of the peak set rings. Controls of one
+    series are drawn with it, and stretch the axis only where they are to be ``whole`` on it.
     """
-    series = list(dict.fromkeys(summary["series"]))
-    figure = Figure(figsize=(style.figure_width(summary["layer"].nunique()), 4.4), layout="constrained")
-    axes, panels = _add_panels(figure, len(series) if _need_panels(summary, series, references) else 0)
     draw_references(axes, references)
-    if len(series) > style.MOST_LINES:
+    if _as_points(summary):
         _draw_points(axes, summary, references)
     else:
         _draw_lines(axes, summary, references)
-    if len(series) == 1:
+    if summary["series"].nunique() == 1:
         limits = axes.get_ylim()
-        _draw_controls(axes, summary, references, CONTROLS, limits if panels else (-np.inf, np.inf))
-        if panels:
+        _draw_controls(axes, summary, references, CONTROLS, (-np.inf, np.inf) if whole else limits)
+        if not whole:
             axes.set_ylim(limits)
-    label_axes(axes, summary, caption.effect)
-    if summary["recovered"].notna().any():
+    label_axes(axes, summary, label)
+    if summary["recovered"].notna().any() and references.total.mean:
         _share_of_total(axes, references.total)
+
+
+def layer_profile(summary: pd.DataFrame, references: References, caption: Caption) -> Figure:
+    """``draw_profile`` as a figure.
+
+    Controls of one series that would stretch the axis are whole in a panel below; those of several series have a panel
+    each.
+    """
+    has_panels, is_points = _need_panels(summary, references), _as_points(summary)
+    figure = layout.make_figure(layout.figure_width(summary["layer"].nunique()), 4.4)
+    axes, panels = _add_panels(figure, summary["series"].nunique() if has_panels else 0)
+    draw_profile(axes, summary, references, caption.effect, whole=not has_panels)
     for panel, (name, rows, look, _) in zip(panels, style.each_series(summary), strict=False):
         _draw_whole(panel, rows, references, look, name or "the same, on an axis that holds all donors")
         label_axes(panel, rows, "effect" if panel is panels[0] else "", most=24 if len(panels) == 1 else 6)
         panel.set_xlabel("\n".join(textwrap.wrap(panel.get_xlabel(), 24 if len(panels) > 1 else 80)))
-    columns = 1 if len(series) > style.MOST_LINES else 2
-    style.add_legend_below(figure, [axes, *panels], columns, marker_legend(summary, len(series)))
-    style.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    markers = [] if is_points else marker_legend(summary)
+    layout.add_legend_below(figure, [axes, *panels], 1 if is_points else 2, markers)
+    layout.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
-def _need_panels(summary: pd.DataFrame, series: Sequence[str], references: References) -> bool:
+def _as_points(summary: pd.DataFrame) -> bool:
+    """Whether each row is a dot: of many series, or of several that are not the same from layer to layer."""
+    number = summary["series"].nunique()
+    return number > style.MOST_LINES or (number > 1 and not style.has_order(summary))
+
+
+def _need_panels(summary: pd.DataFrame, references: References) -> bool:
     """Whether each series needs a panel of its own to show all its donors."""
-    if not references.controls or len(series) > style.MOST_LINES:
+    if not references.controls or _as_points(summary):
         return False
     own = _axis_length(summary, ["effect", "effect_sim"], references.total)
     whole = _axis_length(summary, ["effect", "effect_sim", *references.controls], references.total)
-    return len(series) > 1 or whole > STRETCH * own
+    return summary["series"].nunique() > 1 or whole > STRETCH * own
 
 
 def _axis_length(summary: pd.DataFrame, columns: Sequence[str], total: Estimate) -> float:
@@ -107,8 +122,9 @@ def _add_panels(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
         return figure.add_subplot(), []
     columns = min(number, PANELS_A_ROW)
     rows = ceil(number / columns)
-    figure.set_figheight(4.4 + 2.6 * rows)
-    grid = figure.add_gridspec(1 + rows, columns, height_ratios=(4.4, *[2.6] * rows))
+    figure.set_figheight(4.4 + 2.9 * rows)
+    gaps = {"wspace": 0.06, "hspace": 0.3 if number == 1 else 0.45}
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=(4.4, *[2.6] * rows), **gaps)
     axes, panels = figure.add_subplot(grid[0, :]), []
     for i in range(number):
         panels.append(figure.add_subplot(grid[1 + i // columns, i % columns], sharey=panels[0] if panels else None))
@@ -140,7 +156,8 @@ def _draw_lines(axes: Axes, summary: pd.DataFrame, references: References) -> No
         axes.plot(x[is_member], rows["effect"][is_member], "o", zorder=4, **_ring(colour))
         if references.unselected:
             grey = {"color": style.GREY, "linestyle": (0, (5, 2)), "linewidth": 1.3, "label": references.unselected}
-            axes.plot(rows["layer"], rows["effect_unselected"], look["marker"], markersize=3, **grey)
+            grey |= {"marker": look["marker"], "markersize": 3}
+            style.draw_series(axes, rows["layer"], rows, "effect_unselected", **grey)
 
 
 def is_clipped(rows: pd.DataFrame) -> np.ndarray:
@@ -159,10 +176,8 @@ def _ring(colour: str) -> dict[str, Any]:
     return {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.0}
 
 
-def marker_legend(summary: pd.DataFrame, series: int) -> list[Line2D]:
-    """Legend entries that explain the markers and bars that are drawn."""
-    if series > style.MOST_LINES:
-        return []
+def marker_legend(summary: pd.DataFrame) -> list[Line2D]:
+    """Legend entries that explain the markers and bars of lines."""
     bar = {"color": style.GREY, "linestyle": "", "marker": "|", "markersize": 11}
     entries = []
     if summary["effect_low"].notna().any():
@@ -239,91 +254,48 @@ def _share_of_total(axes: Axes, total: Estimate) -> None:
     share.yaxis.set_major_locator(MaxNLocator(6))
 
 
-def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
-    """Share of the total effect recovered by the residual stream at CLS and at the image patches, by layer."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    for level in (0, 1):
-        axes.axhline(level, color="black", linewidth=0.8)
-    groups = summary[summary["tokens"].isin(("cls", "patches"))].sort_values("tokens")
-    for tokens, rows, look, x in style.each_series(groups, "tokens", apart=0):
-        label = f"{summary['site'].iloc[0]} at {tokens}"
-        style.draw_series(axes, x, rows, "recovered", label=label, **look)
-    label_axes(axes, summary, "share of the total effect recovered")
-    axes.legend(loc="best", frameon=False, fontsize=9)
-    what = "handover: where the information moves to CLS"
-    style.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
-    return figure
+def draw_windows(
+    axes: Axes, summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, label: str, below: Axes | None = None
+) -> None:
+    """Mean effect of windows of each size, of one token group, and the sum of the effects of their layers (dashed).
 
-
-def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
-    """Effect on the log odds and its direct share: by layer, or of many series as dots, direct against whole."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(0, color="black", linewidth=0.8)
-    if summary["series"].nunique() > style.MOST_LINES // 2:
-        _draw_direct_points(axes, summary)
-        style.add_legend_below(figure, [axes])
-    else:
-        for name, rows, look, x in style.each_series(summary):
-            prefix = f"{name}: " * bool(name)
-            style.draw_series(axes, x, rows, "log_odds_effect", label=f"{prefix}whole effect", **look)
-            dotted = look | {"linestyle": ":", "markerfacecolor": "white"}
-            style.draw_series(axes, x, rows, "direct_log_odds", label=f"{prefix}direct effect", **dotted)
-        label_axes(axes, summary, "change of the log odds of the true class (nats)")
-        axes.legend(loc="best", frameon=False, fontsize=9)
-    what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    style.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
-    return figure
-
-
-def _draw_direct_points(axes: Axes, summary: pd.DataFrame) -> None:
-    x, y = summary["direct_log_odds"], summary["log_odds_effect"]
-    points = axes.scatter(x, y, c=summary["layer"], cmap="viridis", s=18)
-    axes.figure.colorbar(points, ax=axes, label="layer")
-    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    axes.plot(ends, ends, color=style.GREY, linewidth=1, linestyle="--", label="whole = direct")
-    largest = summary.loc[y.abs().nlargest(style.NAMED).index].to_dict("records")
-    style.name_points(
-        axes,
-        [(r["direct_log_odds"], r["log_odds_effect"], style.place_words(r["layer"], r["series"])) for r in largest],
-    )
-    axes.set_xlabel("direct effect on the log odds of the true class (nats)")
-    axes.set_ylabel("whole effect on the log odds\nof the true class (nats)")
-    axes.grid(axis="y", alpha=0.25)
+    ``sums`` have ``sum`` and ``synergy``, with its interval, in rows of the summary's index, for windows of several
+    layers; empty where single layers are not known. The difference goes on the axes ``below``.
+    """
+    draw_references(axes, References(total))
+    for at, window in enumerate(dict.fromkeys(summary["window"])):
+        _draw_window([axes, below], summary[summary["window"] == window].sort_values("layer"), sums, at)
+    label_axes(axes, summary, label)
+    if below is not None:
+        below.axhline(0, color="black", linewidth=0.8)
+        label_axes(below, summary, "window − sum" if label else "")
 
 
 def windows(summary: pd.DataFrame, sums: pd.DataFrame, total: Estimate, caption: Caption) -> Figure:
-    """Mean effect of windows of each size, the sum of the effects of their layers (dashed), and below the difference.
-
-    ``sums`` have ``sum`` and ``synergy``, with its interval, in rows of the summary's index, for windows of several
-    layers; empty where single layers are not known. A column a token group.
-    """
+    """``draw_windows`` as a figure, a column a token group; below it the difference, where ``sums`` are known."""
     groups = list(dict.fromkeys(summary["tokens"]))
-    width = min(style.figure_width(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
+    width = min(layout.figure_width(summary["layer"].nunique()) * (1 + 0.6 * (len(groups) - 1)), 22)
     rows = 2 if len(sums) else 1
-    figure = Figure(figsize=(width, 4.4 + 2.6 * (rows - 1)), layout="constrained")
-    shared = {"sharex": "col", "sharey": "row"}
-    grid = figure.subplots(rows, len(groups), squeeze=False, height_ratios=(4.4, 2.6)[:rows], **shared)
+    figure = layout.make_figure(width, 4.4 + 2.6 * (rows - 1))
+    shape = {"squeeze": False, "sharex": "col", "sharey": "row", "height_ratios": (4.4, 2.6)[:rows]}
+    grid = figure.subplots(rows, len(groups), gridspec_kw={"wspace": 0.05, "hspace": 0.2}, **shape)
     for i, (panels, tokens) in enumerate(zip(grid.T, groups, strict=True)):
         rows_of_group = summary[summary["tokens"] == tokens]
-        draw_references(panels[0], References(total))
-        for j, window in enumerate(dict.fromkeys(rows_of_group["window"])):
-            _draw_window(panels, rows_of_group[rows_of_group["window"] == window].sort_values("layer"), sums, j)
-        for axes, words in zip(panels, (caption.effect, "window − sum"), strict=False):
-            axes.axhline(0, color="black", linewidth=0.8)
-            label_axes(axes, rows_of_group, words if i == 0 else "")
+        below = panels[1] if len(sums) else None
+        draw_windows(panels[0], rows_of_group, sums, total, "" if i else caption.effect, below)
         panels[0].set_title(f"tokens: {tokens}" if len(groups) > 1 else "", fontsize=9, loc="left")
-    more = marker_legend(summary.assign(effect_sim_low=np.nan, in_peak_set=False), 1)
+        if below is not None:
+            panels[0].set_xlabel("")
+    more = marker_legend(summary.assign(effect_sim_low=np.nan, in_peak_set=False))
     if len(sums):
         label = "sum of the effects of the window's layers alone"
         more.append(Line2D([], [], color=style.GREY, linestyle="--", label=label))
-    style.add_legend_below(figure, list(grid[0]), 2, more)
-    style.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
+    layout.add_legend_below(figure, list(grid[0]), 2, more)
+    layout.set_headline(figure, caption.title, f"{caption.sample}; {caption.intervals}")
     return figure
 
 
-def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
+def _draw_window(panels: Sequence[Axes | None], rows: pd.DataFrame, sums: pd.DataFrame, at: int) -> None:
     """Draws the windows of one size, and the sums of their layers where known; ``at`` is the number of the size."""
     window, look = rows["window"].iloc[0], style.STYLES[at % len(style.STYLES)]
     layers = rows["layer"] + style.APART * (at - 1)
@@ -332,5 +304,7 @@ def _draw_window(panels: Sequence[Axes], rows: pd.DataFrame, sums: pd.DataFrame,
     known = sums.loc[[row for row in rows.index if row in sums.index]]
     if len(known):
         layers = layers[known.index]
-        panels[0].plot(layers, known["sum"], "--", color=look["color"], linewidth=1.5, zorder=2.8)
+        sums_line = style.break_line(layers, known["sum"])
+        panels[0].plot(*sums_line, "--", color=look["color"], linewidth=1.5, zorder=2.8)
+    if len(known) and panels[1] is not None:
         style.draw_series(panels[1], layers, known, "synergy", linewidth=1.5, markersize=5, **look)

@@ -20,18 +20,20 @@ from matplotlib.figure import Figure
 from vitpatch.formatting import format_count
 from vitpatch.plots import style
 from vitpatch.plots.classes import class_figures
-from vitpatch.plots.examples import ExamplePage, image_pages
-from vitpatch.plots.heatmaps import effect_maps, head_heatmap, rows_over_image
+from vitpatch.plots.examples import ExamplePage, image_page
+from vitpatch.plots.handover import direct_effects, direct_rows, handover
+from vitpatch.plots.heatmaps import head_heatmap
+from vitpatch.plots.maps import effect_maps, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
-from vitpatch.plots.profile import References, direct_effects, handover, layer_profile, windows
+from vitpatch.plots.profile import References, layer_profile, windows
 from vitpatch.plots.style import Caption
 from vitpatch.stats.inference import Resamples
 from vitpatch.stats.result import RunResult, is_handover, series_names
 from vitpatch.stats.summary import single_rows, synergy
 from vitpatch.types import Direction, Donor
 
-Figures = dict[str, dict[str, Figure]]
-"""By the name in the tracker, and within it by the name of the file: ``{"peak": {"peak": …}}``."""
+PAGE = "sorted"
+"""Of the pages of examples the one that is drawn, where there is a peak; else the last, drawn by lot."""
 MOST_GROUPS = 4  # token groups side by side in the heatmap of heads, and with windows
 CONTROL_WORDS = {
     Donor.SAME_CLASS: "donor: another image of its class, clean",
@@ -40,8 +42,8 @@ CONTROL_WORDS = {
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> Figures:
-    """Draws all figures of a run that it has numbers for.
+def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> dict[str, Figure]:
+    """Draws the figures of a run that say something, by name.
 
     All is drawn from what the run's files hold; of the ``manifest`` are read ``title``, the run in a line, and
     ``calibration``, where there is one.
@@ -61,14 +63,13 @@ def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str,
     few_groups = summary["tokens"].nunique() <= MOST_GROUPS
     if summary["window"].nunique() > 1 and summary["head"].nunique() == 1 and few_groups:
         drawn["windows"] = windows(summary, _window_sums(result, summary), result.total, caption)
-    if result.peaks and result.clusters > 1:
+    if result.clusters > 1 and any(max(group.stability) < 1 for group in result.peaks):
         drawn["peak"] = peak_stability(result.peaks, summary, caption)
     if manifest.get("calibration"):
         drawn["strength"] = strength_curve(manifest["calibration"], run)
-    examples = image_pages(result, pages, caption, summary)
-    return {name: {name: figure} for name, figure in drawn.items()} | {
-        "examples": {f"examples_{name}": page for name, page in examples.items()}
-    }
+    for page in [page for page in pages if page.name == PAGE] or pages[-1:]:
+        drawn["examples"] = image_page(result, page, caption, summary)
+    return drawn
 
 
 def profile_references(result: RunResult) -> References:
@@ -95,8 +96,8 @@ def _target_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) 
         drawn["heads"] = head_heatmap(summary, caption)
     if is_handover(summary) and summary["window"].nunique() == 1 and summary["recovered"].notna().all():
         drawn["handover"] = handover(summary, caption)
-    if summary["direct_log_odds"].notna().all():
-        drawn["direct"] = direct_effects(summary, caption)
+    if len(direct := direct_rows(summary)):
+        drawn["direct"] = direct_effects(direct, caption)
     if (at := rows_over_image(summary)) is not None:
         drawn["maps"] = effect_maps(summary, at, caption)
     return drawn

@@ -1,47 +1,32 @@
-"""Tables → matplotlib figures. No disk, no tracker, no global state: each function returns a ``Figure``."""
+"""What figures share: colours and marks, the words on them, and series by layer drawn on axes."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from vitpatch.formatting import format_count
-from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric
+from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, token_position
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
 MOST_CLASSES = 40
 MOST_LINES = 8  # more series than these are drawn as dots
 APART = 0.07  # how far series are drawn apart, in layers
+LARGEST_STEP = 1.5  # between layers that a line joins: neighbours, a little apart
 NAMED = 5  # of dots, how many are named
 FEW_CLUSTERS = 5  # a class of fewer has no interval to speak of
-LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
 LEAST_LIMIT = 1e-6  # effects below are what rounding leaves: no colour scale ends before
 LONGEST_NAME = 32  # letters of a class's name
 COLOURS = (BLUE, "#CC79A7", "#000000", "#56B4E9", "#882255", "#999933", "#7F7F7F", "#332288")
 STYLES = tuple({"color": colour, "marker": marker} for colour, marker in zip(COLOURS, "os^DvPX*", strict=True))
 """Of the lines of a figure; green and orange are the clean and the corrupted run's."""
-CHARACTERS_AN_INCH = 13.0  # of a title
-LEGEND_ROW = 0.21  # inches
-LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
-LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8  # of a legend's label; characters that a handle takes the room of
-
-
-def set_headline(figure: Figure, *lines: str) -> None:
-    """Sets the figure's title, each line broken at the figure's width."""
-    width = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
-    parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
-    figure.suptitle("\n".join(parts), fontsize=10)
 
 
 METRIC_NAMES = {
@@ -131,36 +116,6 @@ def layer_words(windows: set[int]) -> str:
     return f"layer ({', '.join(words)})" if words else "layer"
 
 
-def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
-    """Adds the legend of some axes, each label once, and ``more`` entries below the figure, which grows by as much.
-
-    It has as many columns as there is room for, ``columns`` at most; labels wider than the figure are broken.
-    """
-    entries = [pair for one in axes for pair in zip(*one.get_legend_handles_labels(), strict=True)]
-    by_label = {label: handle for handle, label in entries} | {str(one.get_label()): one for one in more}
-    if not by_label:
-        return
-    room = int(figure.get_figwidth() * LEGEND_CHARACTERS_AN_INCH)
-    columns = max(1, min(columns, room // (max(map(len, by_label)) + LEGEND_HANDLE)))
-    labels = ["\n".join(textwrap.wrap(label, room - LEGEND_HANDLE)) for label in by_label]
-    rows = max(len(by_label), sum(label.count("\n") + 1 for label in labels))
-    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-rows // columns))
-    place = {"loc": "outside lower center", "ncols": columns, "frameon": False, "fontsize": 8.5}
-    figure.legend(by_label.values(), labels, **place)
-
-
-def add_colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str) -> None:
-    """Adds the colour bar of some axes, its label broken at the figure's height."""
-    bar = figure.colorbar(image, ax=list(axes), pad=0.02)
-    room = max(int((figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
-    bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
-
-
-def figure_width(layers: int) -> float:
-    """The width in inches of a profile of so many layers."""
-    return float(np.clip(2.5 + 0.28 * layers, 8, 16))
-
-
 def number_layers(axes: Axes, layers: Iterable[int], most: int = 24) -> None:
     """Sets ticks at the layers (of many at every second, third, …), limits half a layer beyond the ends."""
     layers = sorted(set(layers))
@@ -173,6 +128,8 @@ def draw_whiskers(axes: Axes, x: NDArray, rows: pd.DataFrame, column: str, thick
 
     Nothing where there is none, or where it is unbounded.
     """
+    if f"{column}_low" not in rows:
+        return
     low, high = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
     known = np.isfinite(low) & np.isfinite(high)
     if not known.any():
@@ -192,16 +149,32 @@ def draw_series(
     bar_alpha: float | None = None,
     **style: Any,
 ) -> None:
-    """Draws a series: a column's means (rows,) at ``x`` as markers joined by a line, their intervals as whiskers.
+    """Draws a series: a column's means (rows,) at ``x`` as markers, and their intervals, where it has any, as whiskers.
 
-    ``hollow``: which markers, (rows,) bool, have no filling; ``style``: ``color`` and what else ``Axes.plot`` takes.
+    A line joins neighbouring layers, where rows have an order. ``hollow``: which markers, (rows,) bool, have no
+    filling; ``style``: ``color`` and what else ``Axes.plot`` takes.
     """
     x, style = np.asarray(x, dtype=float), {"marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 3} | style
+    if not has_order(rows):
+        style["linestyle"] = ""
     draw_whiskers(axes, x, rows, column, color=style["color"], alpha=bar_alpha)
-    axes.plot(x, rows[column], **style)
+    axes.plot(*break_line(x, rows[column]), **style)
     if hollow is not None:
         blank = {"linestyle": "", "label": None, "markerfacecolor": "white", "zorder": style["zorder"] + 0.1}
         axes.plot(x[hollow], rows[column][hollow], **style | blank)
+
+
+def break_line(x: Iterable[float], y: Iterable[float]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Points by layer, in order, as a line that does not join layers between which others were not asked for."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    gaps = np.flatnonzero(np.diff(x) > LARGEST_STEP) + 1
+    return np.insert(x, gaps, np.nan), np.insert(y, gaps, np.nan)
+
+
+def has_order(rows: pd.DataFrame) -> bool:
+    """Whether rows that differ in layer alone are of the same thing: heads, and places over the image, are not."""
+    is_head = "head" in rows and (rows["head"] >= 0).any()
+    return not is_head and not ("tokens" in rows and any(map(token_position, rows["tokens"].unique())))
 
 
 def each_series(

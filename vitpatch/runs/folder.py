@@ -135,15 +135,17 @@ class RunFolder:
         shutil.rmtree(self.figures, ignore_errors=True)
         self.figures.mkdir(parents=True)
 
-    def save_figures(self, figures: Mapping[str, Mapping[str, Figure]]) -> dict[str, list[Path]]:
-        """Writes figures, given by group and file name, as ``figures/FILE.png``; their paths, by group."""
-        return {name: [self._save(figure, file) for file, figure in group.items()] for name, group in figures.items()}
+    def save_figures(self, figures: Mapping[str, Figure]) -> dict[str, list[Path]]:
+        """Writes figures as ``figures/NAME.png``; their paths, by name."""
+        return {name: [self._save(figure, name)] for name, figure in figures.items()}
 
     def _save(self, figure: Figure, name: str) -> Path:
+        from vitpatch.plots.layout import save_png
+
         self.figures.mkdir(exist_ok=True)
         path = self.figures / f"{name}.png"
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI)
+            save_png(figure, temporary, DPI)
         return path
 
     @contextmanager

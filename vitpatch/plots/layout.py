@@ -1,0 +1,168 @@
+"""Figures and their layout: a title above, a legend below, and between them axes, whose labels are measured once.
+
+Axes and their ticks take longest to draw. Where many small panels stand beside each other, they are on one axes, as
+a ``Strip`` of curves or a mosaic of pictures.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import LayoutEngine
+from numpy.typing import NDArray
+
+PAD = 0.08  # inches round the figure, and between its title, axes and legend
+LARGEST_MARGINS = 0.8  # of the width, or of the height
+LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
+CHARACTERS_AN_INCH = 13.0  # of a title
+LEGEND_ROW = 0.21  # inches
+LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
+LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8  # of a legend's label; characters that a handle takes the room of
+
+
+class FitOnce(LayoutEngine):
+    """Fits the axes between a figure's title and its legend, so that no label is cut off.
+
+    How far labels reach beyond the axes is measured once; matplotlib's engines do so two to four times, which takes as
+    long as to draw. Gaps between axes are the figure-maker's.
+    """
+
+    _adjust_compatible = True
+    _colorbar_gridspec = True
+
+    def execute(self, fig: Figure) -> None:
+        """Sets the margins."""
+        size, pad = fig.bbox.size, PAD * fig.dpi
+        cells = np.array([axes.get_position(original=True).extents * [*size, *size] for axes in fig.axes])
+        drawn = np.array([axes.get_tightbbox().extents for axes in fig.axes])
+        before = np.maximum(cells.min(0) - drawn.min(0), 0)[:2] + pad  # left, below
+        after = np.maximum(drawn.max(0) - cells.max(0), 0)[2:] + pad  # right, above
+        before[1] += sum(legend.get_window_extent().height for legend in fig.legends)
+        for title in fig.texts:
+            title.set_y(1 - pad / size[1])
+            after[1] += title.get_window_extent().height + pad
+        shares = np.array([before, after]) / size
+        shares *= np.minimum(1, LARGEST_MARGINS / shares.sum(0))
+        (left, bottom), (right, top) = shares
+        fig.subplots_adjust(left=left, right=1 - right, bottom=bottom, top=1 - top)
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
+    return Figure(figsize=(width, height), layout=FitOnce())
+
+
+def save_png(figure: Figure, path: Path, dpi: int) -> None:
+    """Writes a figure; ``savefig`` would draw it twice."""
+    figure.set_dpi(dpi)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def figure_width(layers: int) -> float:
+    """The width in inches of a profile of so many layers."""
+    return float(np.clip(2.5 + 0.28 * layers, 8, 16))
+
+
+def set_headline(figure: Figure, *lines: str) -> None:
+    """Sets the figure's title, each line broken at the figure's width."""
+    width = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
+    parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
+    figure.suptitle("\n".join(parts), fontsize=10, va="top")
+
+
+def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
+    """Adds the legend of some axes, each label once, and ``more`` entries below the figure, which grows by as much.
+
+    It has as many columns as there is room for, ``columns`` at most; labels wider than the figure are broken.
+    """
+    entries = [pair for one in axes for pair in zip(*one.get_legend_handles_labels(), strict=True)]
+    by_label = {label: handle for handle, label in entries} | {str(one.get_label()): one for one in more}
+    if not by_label:
+        return
+    room = int(figure.get_figwidth() * LEGEND_CHARACTERS_AN_INCH)
+    columns = max(1, min(columns, room // (max(map(len, by_label)) + LEGEND_HANDLE)))
+    labels = ["\n".join(textwrap.wrap(label, room - LEGEND_HANDLE)) for label in by_label]
+    rows = max(len(by_label), sum(label.count("\n") + 1 for label in labels))
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-rows // columns))
+    place = {"loc": "lower center", "ncols": columns, "frameon": False, "fontsize": 8.5}
+    figure.legend(by_label.values(), labels, **place)
+
+
+def add_colour_bar(image: AxesImage, axes: Axes, bar_axes: Axes | None, label: str) -> None:
+    """Adds the colour bar of an image, into axes of its own or beside ``axes``; its label is broken at the height."""
+    where = {"ax": axes, "pad": 0.02} if bar_axes is None else {"cax": bar_axes}
+    bar = axes.figure.colorbar(image, **where)
+    room = max(int((axes.figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
+    bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Panels side by side on one axes, on each of which x goes from ``first`` to ``last``."""
+
+    panels: int
+    first: float
+    last: float
+
+    @property
+    def width(self) -> float:
+        """Of a panel, in x."""
+        return self.last - self.first
+
+    @property
+    def gap(self) -> float:
+        """Between panels, in x: more than a line joins (``style.LARGEST_STEP``)."""
+        return max(0.08 * self.width, 0.6)
+
+    @property
+    def starts(self) -> NDArray[np.floating]:
+        """Where the panels begin on the axes, (panels,)."""
+        return np.arange(self.panels) * (self.width + self.gap)
+
+    def place(self, panel: int, x: NDArray | Sequence[float]) -> NDArray[np.floating]:
+        """Values of x in a panel, on the axes."""
+        return np.asarray(x, dtype=float) - self.first + self.starts[panel]
+
+    def draw_frames(self, axes: Axes, number: int, ticks: Sequence[float], labels: Sequence[str], most: int) -> None:
+        """Draws the frames of the first ``number`` panels, with ``most`` ticks at most on each, evenly chosen."""
+        every, starts = -(-len(ticks) // most), self.starts[:number]
+        ends, right = starts + self.width, self.starts[-1] + self.width
+        of_axes = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        line = of_axes | {"color": "black", "linewidth": 0.8}
+        axes.vlines([*starts, *ends], 0, 1, **line)
+        axes.hlines([0, 1] * number, np.repeat(starts, 2), np.repeat(ends, 2), **line)
+        gaps = zip(ends, [*(starts[1:] - ends[:-1]), right - ends[-1]], strict=True)
+        axes.broken_barh([*gaps], (0, 1), facecolor="white", linewidth=0, zorder=1.9, **of_axes)
+        for panel in range(number):
+            for x, label in zip(self.place(panel, ticks[::every]), labels[::every], strict=True):
+                axes.text(x, -0.03, label, fontsize=7, ha="center", va="top", **of_axes)
+        axes.set_xticks([])
+        axes.xaxis.labelpad = 14
+        axes.set_xlim(0, right)
+        axes.spines[:].set_visible(False)
+        axes.set_axisbelow(True)
+
+
+def mosaic(tiles: Sequence[Sequence[NDArray[np.uint8]]], gap: tuple[float, float]) -> NDArray[np.uint8]:
+    """Rows of pictures, all of one shape (height, width, 3), as one, with white between them.
+
+    ``gap`` is the height of what is between rows and the width of what is between columns, in heights and widths of a
+    picture.
+    """
+    height, width = tiles[0][0].shape[:2]
+    steps = [round((1 + share) * length) for share, length in zip(gap, (height, width), strict=True)]
+    rows, columns = len(tiles), len(tiles[0])
+    canvas = np.full((steps[0] * (rows - 1) + height, steps[1] * (columns - 1) + width, 3), 255, np.uint8)
+    for i, row in enumerate(tiles):
+        for j, tile in enumerate(row):
+            canvas[i * steps[0] : i * steps[0] + height, j * steps[1] : j * steps[1] + width] = tile
+    return canvas
