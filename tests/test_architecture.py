@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    "vitpatch": 1,  # the files that lie in no folder, but api.py
+    "vitpatch": 1,  # the files that lie in no folder, but api.py and plot.py
     "corruptions": 2,
     "data": 2,
     "models": 3,
@@ -19,6 +19,7 @@ FLOORS = {
     "plots": 5,
     "api": 6,
     "runs": 6,
+    "plot": 7,
     "compare": 7,
     "training": 7,
     "cli": 8,

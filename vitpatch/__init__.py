@@ -1,12 +1,14 @@
 """Activation patching (causal tracing) for vision transformers.
 
-``vitpatch.load``, ``vitpatch.patch`` and ``vitpatch.summarize`` are for notebooks. Nothing heavy is imported here:
-Hydra imports the package to answer ``--help``.
+``vitpatch.load``, ``vitpatch.patch``, ``vitpatch.summarize`` and ``vitpatch.plot`` are for notebooks. Nothing heavy is
+imported here: Hydra imports the package to answer ``--help``.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitpatch import plot
     from vitpatch.api import load, patch, summarize
     from vitpatch.errors import VitPatchError
 
@@ -15,7 +17,7 @@ __version__ = "0.1.0"
 NUMBERS_VERSION = 3
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
 
-__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "patch", "summarize"]
+__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "patch", "plot", "summarize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +25,8 @@ def __getattr__(name: str) -> Any:
         from vitpatch import api
 
         return getattr(api, name)
+    if name == "plot":
+        return import_module("vitpatch.plot")
     if name == "VitPatchError":
         from vitpatch.errors import VitPatchError
 

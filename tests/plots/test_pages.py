@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from vitpatch.plots.examples import ExampleImage, Trace, curve_page, head_page, map_page
+from vitpatch.plots.examples import ExampleImage, Trace, draw_curves, draw_head_maps, draw_map_rows, draw_pictures
 from vitpatch.plots.layout import Strip, mosaic
 from vitpatch.plots.maps import lay_over, rows_over_image
 from vitpatch.plots.style import layer_words
@@ -26,8 +27,9 @@ def words_of(axes):
 def test_each_series_of_an_image_is_at_its_own_layers():
     patched = {"w3": (np.array([1]), np.array([0.4])), "w1": (np.array([0, 1, 2]), np.array([0.1, 0.2, 0.3]))}
     other = {name: (layers, values + 0.5) for name, (layers, values) in patched.items()}
-    figure = curve_page([replace(trace(None), curves=curves) for curves in (patched, other)], "layer", Metric.PROB)
-    strip, axes = Strip(2, -0.5, 2.5), figure.axes[1]
+    axes = Figure().add_subplot()
+    strip = draw_curves(axes, [replace(trace(None), curves=curves) for curves in (patched, other)], Metric.PROB)
+    assert strip == Strip(2, -0.5, 2.5)
     lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
     for name, (layers, values) in patched.items():
         line = lines[f"patched run, {name}"]
@@ -42,12 +44,10 @@ def test_each_series_of_an_image_is_at_its_own_layers():
 
 
 def test_pictures_stand_side_by_side_the_clean_above_the_corrupted():
-    figure = curve_page(
-        [replace(trace(None, shade=shade), curves={"": (np.arange(3), np.zeros(3))}) for shade in (0, 50)],
-        "layer", Metric.PROB,
-    )  # fmt: skip
-    (image,) = figure.axes[0].images
-    strip, pixels = Strip(2, -0.5, 2.5), np.asarray(image.get_array())
+    axes, strip = Figure().add_subplot(), Strip(2, -0.5, 2.5)
+    draw_pictures(axes, [trace(None, shade=shade) for shade in (0, 50)], strip)
+    (image,) = axes.images
+    pixels = np.asarray(image.get_array())
     left, right = image.get_extent()[:2]
     for panel, shade in enumerate((0, 50)):
         middle = strip.starts[panel] + strip.width / 2
@@ -86,7 +86,8 @@ def test_maps_are_of_the_layers_of_one_window_in_order():
 
 def test_heads_and_layers_keep_their_numbers_and_effects():
     maps = [np.arange(6.0).reshape(1, 2, 3), -np.ones((1, 2, 3))]
-    axes = head_page([trace(one) for one in maps], [3, 1, 0], [7, 2]).axes[1]
+    axes = Figure().add_subplot()
+    draw_head_maps(axes, [trace(one) for one in maps], [3, 1, 0], [7, 2])
     assert [word for word in words_of(axes) if "±" not in word] == ["3", "1", "0"] * 2
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["7", "2"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head", "layer")
@@ -96,7 +97,8 @@ def test_heads_and_layers_keep_their_numbers_and_effects():
 
 
 def test_cls_stands_below_a_map_over_the_image():
-    axes = map_page([trace(np.ones((2, 2, 2)), ("CLS +0.10", "CLS -0.20"))], [4, 9]).axes[0]
+    axes = Figure().add_subplot()
+    draw_map_rows(axes, [trace(np.ones((2, 2, 2)), ("CLS +0.10", "CLS -0.20"))], [4, 9])
     assert {"layer 4", "layer 9", "CLS +0.10", "CLS -0.20"} <= set(words_of(axes))
     x = {text.get_text(): text.get_position()[0] for text in axes.texts}
     assert x["layer 4"] == x["CLS +0.10"] < x["layer 9"] == x["CLS -0.20"]

@@ -67,28 +67,48 @@ class Trace:
 
 def image_page(result: RunResult, page: ExamplePage, caption: Caption, summary: pd.DataFrame) -> Figure:
     """The figure of a page; ``summary`` has a column ``series``."""
-    at, sample = rows_over_image(summary), f"of {caption.sample}"
-    metric = style.METRIC_NAMES[caption.metric]
+    metric, at = style.METRIC_NAMES[caption.metric], rows_over_image(summary)
+    height, width = page.images[0].pictures[BaseRun.CLEAN].shape[:2]
+    if at is not None:
+        caption = caption.add_to_title(displayed_part(summary, at.flat[0]))
+        figure = layout.make_figure(1.15 * (2 + min(MOST_MAPS, len(at))) + 0.6, 1.2 + 1.5 * len(page.images))
+        draw_page([figure.add_subplot()], result, page, summary)
+        what = f"effect on the {metric}, each image on its own scale, over the clean image"
+    else:
+        heights = [1.05 * PANEL * (2 * height / width + 4 * BETWEEN), 1.1 * PANEL]
+        figure = layout.make_figure(PANEL * max(len(page.images), 4) + 1.2, sum(heights) + 1.2)
+        axes = figure.subplots(2, 1, gridspec_kw={"height_ratios": heights, "hspace": 0.06})
+        draw_page(axes, result, page, summary)
+        layout.add_legend_below(figure, [axes[1]], 3)
+        what = metric
+        if result.study.target.one_head_at_a_time:
+            caption = caption.add_to_title(displayed_part(summary, 0, heads=False))
+            what = f"effect on the {metric}, each image on its own scale"
+        elif (number := summary["series"].nunique()) > style.MOST_LINES:
+            what += f"; the first {style.MOST_LINES} of {number} series"
+    layout.set_headline(figure, caption.title, what, f"{page.chosen}, of {caption.sample}")
+    return figure
+
+
+def draw_page(axes: Sequence[Axes], result: RunResult, page: ExamplePage, summary: pd.DataFrame) -> None:
+    """The images of a page: their pictures, and below on the second axes what patching does to each.
+
+    These are curves, or effects of layer × head. Maps over the image are beside its pictures, on one axes.
+    """
+    at = rows_over_image(summary)
     if at is not None:
         traces = [make_trace(result, image, summary, at, cls_rows(summary, at)) for image in page.images]
-        caption = caption.add_to_title(displayed_part(summary, at.flat[0]))
-        figure = map_page(traces, summary["layer"].iloc[at[:, 0, 0]].tolist())
-        what = f"effect on the {metric}, each image on its own scale, over the clean image"
+        draw_map_rows(axes[0], traces, summary["layer"].iloc[at[:, 0, 0]].tolist())
     elif result.study.target.one_head_at_a_time:
         first = np.flatnonzero(summary["tokens"] == summary["tokens"].iloc[0])
         at = in_layer_order(summary, first).reshape(1, summary["layer"].nunique(), -1)
         traces = [make_trace(result, image, summary, at) for image in page.images]
-        caption = caption.add_to_title(displayed_part(summary, 0, heads=False))
-        figure = head_page(traces, list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"])))
-        what = f"effect on the {metric}, each image on its own scale"
+        heads, layers = list(dict.fromkeys(summary["head"])), sorted(set(summary["layer"]))
+        draw_pictures(axes[0], traces, draw_head_maps(axes[1], traces, heads, layers))
     else:
         traces = [make_trace(result, image, summary) for image in page.images]
-        figure = curve_page(traces, style.layer_words(set(summary["window"])), caption.metric)
-        what = metric
-        if (number := len(traces[0].curves)) > style.MOST_LINES:
-            what += f"; the first {style.MOST_LINES} of {number} series"
-    layout.set_headline(figure, caption.title, what, f"{page.chosen}, {sample}")
-    return figure
+        draw_pictures(axes[0], traces, draw_curves(axes[1], traces, result.study.metric))
+        axes[1].set_xlabel(style.layer_words(set(summary["window"])))
 
 
 def make_trace(
@@ -109,20 +129,9 @@ def make_trace(
     return Trace(image, curves, None if at is None else effects[at], below, label)
 
 
-def curve_page(traces: Sequence[Trace], layer_axis: str, metric: Metric) -> Figure:
-    """For each image, side by side: clean, corrupted, and the metric as each layer's window is patched."""
-    figure, pictures, axes = _page_of_strips(traces)
-    draw_pictures(pictures, traces, draw_curves(axes, traces, metric))
-    axes.set_xlabel(layer_axis)
-    layout.add_legend_below(figure, [axes], 3)
-    return figure
-
-
-def head_page(traces: Sequence[Trace], heads: Sequence[int], layers: Sequence[int]) -> Figure:
-    """For each image, side by side: clean, corrupted, and the effects layer × head, each image on its own scale."""
-    figure, pictures, axes = _page_of_strips(traces)
+def draw_head_maps(axes: Axes, traces: Sequence[Trace], heads: Sequence[int], layers: Sequence[int]) -> Strip:
+    """The effects layer × head, a panel an image, each on its own scale. Returns where the panels are."""
     strip = Strip(len(traces), -0.5, len(heads) - 0.5)
-    draw_pictures(pictures, traces, strip)
     for panel, trace in enumerate(traces):
         sides = strip.place(panel, [-0.5, len(heads) - 0.5])
         limit = colour_limit(trace.maps)
@@ -135,15 +144,7 @@ def head_page(traces: Sequence[Trace], heads: Sequence[int], layers: Sequence[in
     axes.tick_params(labelsize=7)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    return figure
-
-
-def _page_of_strips(traces: Sequence[Trace]) -> tuple[Figure, Axes, Axes]:
-    """A figure with axes for the pictures and, below, for what is measured of each, a panel an image."""
-    height, width = traces[0].image.pictures[BaseRun.CLEAN].shape[:2]
-    heights = [1.05 * PANEL * (2 * height / width + 4 * BETWEEN), 1.1 * PANEL]
-    figure = layout.make_figure(PANEL * max(len(traces), 4) + 1.2, sum(heights) + 1.2)
-    return figure, *figure.subplots(2, 1, gridspec_kw={"height_ratios": heights, "hspace": 0.06})
+    return strip
 
 
 def draw_pictures(axes: Axes, traces: Sequence[Trace], strip: Strip) -> None:
@@ -192,11 +193,9 @@ def draw_curves(axes: Axes, traces: Sequence[Trace], metric: Metric) -> Strip:
     return strip
 
 
-def map_page(traces: Sequence[Trace], layers: Sequence[int]) -> Figure:
+def draw_map_rows(axes: Axes, traces: Sequence[Trace], layers: Sequence[int]) -> None:
     """For each image, a row: clean, corrupted, and its maps over it, each image on its own scale."""
     kept = np.unique(np.linspace(0, len(layers) - 1, min(MOST_MAPS, len(layers))).round().astype(int))
-    figure = layout.make_figure(1.15 * (2 + len(kept)) + 0.6, 1.2 + 1.5 * len(traces))
-    axes = figure.add_subplot()
     step = -(-max(traces[0].image.pictures[BaseRun.CLEAN].shape) // MOST_PIXELS)
     tiles = []
     for trace in traces:
@@ -217,7 +216,6 @@ def map_page(traces: Sequence[Trace], layers: Sequence[int]) -> Figure:
     axes.set_xlim(0, shape[0])
     axes.set_ylim(shape[1] + 0.25, -0.25)
     axes.set_axis_off()
-    return figure
 
 
 def _label_row(axes: Axes, trace: Trace, above: float, below: float, across: float) -> None:

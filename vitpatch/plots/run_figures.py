@@ -48,12 +48,7 @@ def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str,
     All is drawn from what the run's files hold; of the ``manifest`` are read ``title``, the run in a line, and
     ``calibration``, where there is one.
     """
-    study, run = result.study, manifest["title"]
-    doubt = style.doubt_words(result.total, study.donor, study.direction)
-    title = f"{run}\n{doubt}" if doubt else run
-    cause = f"{study.donor} ablation" if study.donor.is_constant else ""
-    images = len(result.examples)
-    caption = Caption(title, study.metric, images, result.clusters, interval=study.interval, cause=cause)
+    caption, run = run_caption(result, manifest["title"]), manifest["title"]
     summary = result.summary.assign(series=series_names(result.summary))
     drawn = {
         "layer_profile": layer_profile(summary, profile_references(result), caption),
@@ -70,6 +65,15 @@ def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str,
     for page in [page for page in pages if page.name == PAGE] or pages[-1:]:
         drawn["examples"] = image_page(result, page, caption, summary)
     return drawn
+
+
+def run_caption(result: RunResult, run: str) -> Caption:
+    """The words on the figures of a run, which ``run`` names in a line."""
+    study = result.study
+    doubt = style.doubt_words(result.total, study.donor, study.direction)
+    cause = f"{study.donor} ablation" if study.donor.is_constant else ""
+    title = f"{run}\n{doubt}" if doubt else run
+    return Caption(title, study.metric, len(result.examples), result.clusters, interval=study.interval, cause=cause)
 
 
 def profile_references(result: RunResult) -> References:

@@ -1,0 +1,118 @@
+"""What does a job of a sweep cost beside loading its model and patching?
+
+    python benchmarks/job.py                 # the shipped model, 256 images, gray, window 3
+
+CPU seconds by part, of all threads, medians of ``--repeats`` runs in one process after one that is not counted, as the
+jobs of a sweep follow each other. ``figure`` is to make and to write each; ``other`` what no row is of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hydra import compose, initialize_config_dir
+from measure import RESULTS, report
+
+from vitpatch.plots import run_figures
+from vitpatch.runs import run
+from vitpatch.runs.config import register_resolvers
+from vitpatch.runs.folder import RunFolder, Shards
+
+ROOT = Path(__file__).parents[1]
+PARTS = {
+    "load the model, read the images' names": [(run, "prepare")],
+    "patch": [(run, "predict")],
+    "join the shards": [(Shards, "merge")],
+    "statistics": [(run, "analyze_files")],
+    "tables": [(run, "write_csv")],
+    "example images": [(run, "choose_examples"), (run, "write_pages")],
+    "figures: statistics of windows, words": [(run, "draw")],
+    "figures: layer_profile": [(run_figures, "layer_profile")],
+    "figures: heatmap and classes": [(run_figures, "class_figures")],
+    "figures: by target": [(run_figures, "_target_figures")],
+    "figures: peak": [(run_figures, "peak_stability")],
+    "figures: examples": [(run_figures, "image_page")],
+    "figures: writing": [(RunFolder, "save_figures")],
+    "manifest": [(run, "_manifest"), (RunFolder, "checksums")],
+}
+BESIDE = ("load the model, read the images' names", "patch")
+
+
+class Clock:
+    """CPU seconds of this process by part; a part within another is not counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[float] = []
+
+    @contextmanager
+    def measuring(self, part: str) -> Iterator[None]:
+        """Counts the block to a part."""
+        started = time.process_time()
+        self._open.append(0.0)
+        try:
+            yield
+        finally:
+            took = time.process_time() - started
+            self.seconds[part] += took - self._open.pop()
+            if self._open:
+                self._open[-1] += took
+
+    def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its calls counted to a part."""
+
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self.measuring(part):
+                return function(*args, **kwargs)
+
+        return counted
+
+
+def measure(overrides: list[str], repeats: int) -> list[dict[str, Any]]:
+    """A row a part: its CPU seconds, the median of the runs."""
+    originals = {(owner, name): getattr(owner, name) for places in PARTS.values() for owner, name in places}
+    turns: list[Clock] = []
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("patch", overrides=["logger=none", *overrides])
+    for _ in range(repeats + 1):
+        clock = Clock()
+        for part, places in PARTS.items():
+            for owner, name in places:
+                setattr(owner, name, clock.wrap(part, originals[owner, name]))
+        with tempfile.TemporaryDirectory() as folder, clock.measuring("other"):
+            run.run(cfg, Path(folder) / "run")
+        turns.append(clock)
+    parts = [*PARTS, "other"]
+    rows = [{"part": part, "CPU s": statistics.median(turn.seconds[part] for turn in turns[1:])} for part in parts]
+    beside = [sum(turn.seconds[part] for part in parts if part not in BESIDE) for turn in turns[1:]]
+    return [*rows, {"part": "beside loading and patching", "CPU s": statistics.median(beside)}]
+
+
+def main() -> None:
+    """One job."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--output", type=Path, default=RESULTS / "job_cpu.json")
+    parser.add_argument("overrides", nargs="*", default=["corruption=gray", "window=3"])
+    options = parser.parse_args()
+    register_resolvers()
+    rows = measure([f"data.limit={options.images}", *options.overrides], options.repeats)
+    report("job", rows, options.output, images=options.images, overrides=options.overrides)
+
+
+if __name__ == "__main__":
+    main()
