@@ -357,6 +357,53 @@ def test_a_single_run_has_no_empty_sections(tmp_path):
     assert "relative_depth" not in file_figures(single(tmp_path / "again"))
 
 
+def test_shares_of_both_directions_stand_on_one_axis(tmp_path):
+    """Their effects have opposite signs, so they are in no common panel; one without a known share is left out."""
+    effects = np.random.default_rng(0).random((6, 4))
+    for name, direction, total in (("there", "denoise", 0.5), ("back", "noise", -0.5), ("none", "denoise", 0.0)):
+        save_run(tmp_path / "x" / name, np.sign(total) * effects, total=np.full(6, total), direction=direction)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path)
+    (shares,) = (figure for figure in make_figures(comparison) if figure.name == "shares")
+    rows = shares.charts[0].drawing.rows
+    expected = comparison.profiles.set_index(["run", "layer"])["recovered"]
+    names = {"there": "gray, clean into corrupted (n = 6)", "back": "gray, corrupted into clean (n = 6)"}
+    assert set(rows["line"]) == set(names.values())
+    for run, line in names.items():
+        values = rows[rows["line"] == line].set_index("layer")["value"]
+        assert values.to_dict() == pytest.approx(expected[run].to_dict()) and values.mean() > 0
+    grids = make_grids(comparison)
+    assert {grid.title for grid in grids} == {"clean into corrupted", "corrupted into clean"}
+
+
+@pytest.mark.parametrize(
+    ("profiles", "domain"),
+    [
+        (([1, 2, 3, 4, 5], [1, 2, 3, 5, 4], [1, 2, 4, 3, 5]), [0.7, 1]),  # 0.9, 0.9 and 0.7
+        (([1, 2, 3, 4, 5], [5, 4, 3, 2, 1], [1, 2, 3, 5, 4]), [-1, 0, 1]),
+    ],
+)
+def test_ranks_are_on_a_scale_on_which_they_differ(tmp_path, profiles, domain):
+    for name, profile in zip("abc", profiles, strict=True):
+        save_run(tmp_path / "x" / name, np.tile(profile, (4, 1)) / 10)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path)
+    cells_layer = specs_of(comparison)["rank_correlation"]["layer"][0]
+    assert cells_layer["encoding"]["color"]["scale"]["domain"] == domain
+    (figure,) = (figure for figure in make_figures(comparison) if figure.section == "rank")
+    cells = figure.charts[0].drawing.rows
+    assert cells.loc[cells["row"] == cells["column"], "value"].isna().all()
+
+
+def test_a_peak_is_shown_with_the_layers_that_may_be_it(tmp_path):
+    folder = save_run(tmp_path / "x" / "a", [[0.1, 0.2, 0.3]] * 4)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"peak_set": [0, 2]}))
+    save_run(tmp_path / "x" / "b", [[0.1, 0.2, 0.3]] * 4)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path)
+    (figure,) = (figure for figure in make_figures(comparison) if figure.section == "peaks")
+    first, second = figure.charts[0].drawing.rows["row"]
+    assert first.endswith(" (peak set: layers 0, 2)") and "peak set" not in second
+
+
 def test_ranks_of_too_few_layers_are_no_figure(tmp_path):
     for name in "ab":
         save_run(tmp_path / name, effects(2), weights=name)

@@ -249,12 +249,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Values as colours, 0 in the middle: ``rows`` have ``row, column, value``, the text fields of ``tooltips``, and
-    ``sure``: a dot.
+    """Values as colours: ``rows`` have ``row, column, value``, the text fields of ``tooltips``, and ``sure``: a dot.
 
-    ``row_names`` and ``column_names`` are in their order; ``limit`` is the end of the colours on both sides;
-    ``addresses`` has by row where a click on its cells leads. ``words`` is a field that is written into the cells of a
-    file, "" = none.
+    ``row_names`` and ``column_names`` are in their order. The colours end at ``limit`` on both sides of 0, or with a
+    ``lowest`` value begin there, in shades of one colour. ``addresses`` has by row where a click on its cells leads.
+    ``words`` is a field that is written into the cells of a file, "" = none.
     """
 
     rows: pd.DataFrame
@@ -266,18 +265,22 @@ class Heatmap:
     tooltips: Mapping[str, str]
     addresses: Mapping[str, str]
     words: str = ""
+    lowest: float | None = None
 
     def chart(self, width: int | None = None) -> alt.LayerChart:
         """For the page; with a ``width`` in pixels for a file."""
         limit, angle = max(self.limit, LEAST_LIMIT), 0 if self.column_title else -40
         scale = alt.Scale(scheme="redblue", reverse=True, domain=[_rounded(-limit), 0, _rounded(limit)], type="linear")
+        strong = alt.expr.abs(alt.datum.value) > 0.6 * limit
+        if self.lowest is not None:
+            scale = alt.Scale(scheme="blues", domain=[_rounded(self.lowest), _rounded(limit)], type="linear")
+            strong = alt.datum.value > self.lowest + 0.6 * (limit - self.lowest)
         legend = alt.Legend(orient="bottom", direction="horizontal", gradientLength=220, titleLimit=0)
         colour = alt.Color(field="value", type="quantitative", scale=scale, title=self.title, legend=legend)
         x_axis, y_axis = alt.Axis(labelLimit=0, labelAngle=angle), alt.Axis(labelLimit=0)
         x = alt.X(field="column", type="nominal", sort=self.column_names, title=self.column_title, axis=x_axis)
         y = alt.Y(field="row", type="nominal", sort=self.row_names, title=None, axis=y_axis)
         shared = {"x": x, "y": y, **_hover_and_click(self.tooltips, width)}
-        strong = alt.expr.abs(alt.datum.value) > 0.6 * limit
         ink = alt.when(strong).then(alt.value("#ffffff")).otherwise(alt.value("#444444"))
         layers = [alt.Chart().mark_rect().encode(**shared, color=colour)]
         if self.rows["sure"].any():

@@ -33,7 +33,7 @@ PANEL_WIDTH, OVERLAY_WIDTH, FIGURE_WIDTH, LAYER_WIDTH, MIN_HEATMAP_WIDTH = 250, 
 heatmap."""
 TITLE_LETTERS = 110  # letters of a line of a file's title
 FILES = re.compile(
-    r"(grid|overlay|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
+    r"(grid|overlay|shares|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
 )
 """Names of the files that figures are saved to."""
 INTERVALS = "95 % bootstrap intervals over clusters"
@@ -104,6 +104,7 @@ def make_figures(comparison: Comparison) -> list[Figure]:
     addresses = {row["run"]: tables.run_links(row)[0].address for row in comparison.overview.to_dict("records")}
     return [
         *_profile_figures(comparison),
+        *_share_figures(comparison),
         *_heatmap_figures(comparison, addresses),
         *_peak_figures(comparison, addresses),
         *_difference_figures(comparison),
@@ -183,6 +184,23 @@ def _overlay_charts(grid: Grid, scale: tuple[float, float], title: str) -> Itera
             yield Chart(profile, f"All corruptions by layer, {words}", caption)
 
 
+def _share_figures(comparison: Comparison) -> Iterator[Figure]:
+    """Shares recovered of all corruptions on one axis, those of clean into corrupted beside those of the reverse."""
+    by_title: dict[str, list[Chart]] = {}
+    for title, window, rows in layout.share_tables(comparison):
+        rows, _ = layout.legend_lines(rows)
+        ends = rows[["recovered_low", "recovered_high"]].to_numpy(float)
+        words = layout.window_heading(window) + "; an unbounded interval is not drawn" * bool(np.isinf(ends).any())
+        lines = layout.profile_rows(rows, "recovered")
+        profile = Profile(lines, "share of the total effect recovered", None, layout.TOOLTIPS, height=280)
+        chart = Chart(profile, f"Shares recovered by layer, {layout.window_heading(window)}", words)
+        by_title.setdefault(title, []).append(chart)
+    for number, (title, charts) in enumerate(by_title.items(), start=1):
+        end, columns = f"_{number}" if len(by_title) > 1 else "", (min(2, len(charts)), len(charts))
+        words, heading = "corruptions overlaid", " · ".join(filter(None, ("share recovered", title)))
+        yield Figure("overlay", f"shares{end}", words, [INTERVALS], charts, charts, OVERLAY_WIDTH, heading, columns)
+
+
 def _runs_by_metric(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame, str]]:
     """Each metric with its rows of ``overview`` and the end of a file's name, "" where there is one metric."""
     by_metric = comparison.overview.groupby("metric", sort=False)
@@ -229,7 +247,7 @@ def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Itera
     for metric, runs, end in _runs_by_metric(comparison):
         records = runs.to_dict("records")
         rows = {
-            "row": [f"{labels[run['run']]}, {run['peak_place'] or 'no peak'}" for run in records],
+            "row": [f"{labels[run['run']]}, {_describe_peak(run)}" for run in records],
             "value": runs["peak_effect"],
             "low": runs["peak_effect_low"],
             "high": runs["peak_effect_high"],
@@ -247,6 +265,13 @@ def _peak_figures(comparison: Comparison, addresses: Mapping[str, str]) -> Itera
         lines = [f"{layout.describe_sample(runs)}; {INTERVALS}; orange: total effect"]
         lines += [f"the first {MAX_FILE_ROWS} of {len(known)} runs"] * (len(known) > MAX_FILE_ROWS)
         yield Figure("peaks", f"peaks{end}", "peak of each run", lines, [chart], in_file, FIGURE_WIDTH)
+
+
+def _describe_peak(run: tables.Row) -> str:
+    """The peak of a row of ``overview`` in words, with the layers that may be the peak."""
+    if not run["peak_place"]:
+        return "no peak"
+    return run["peak_place"] + (f" (peak set: {run['peak_set']})" if run["peak_set"] else "")
 
 
 def _difference_figures(comparison: Comparison) -> Iterator[Figure]:
@@ -303,7 +328,7 @@ def _difference_profile(differences: pd.DataFrame, picks: Mapping[tuple[str, str
 def _rank_correlation_figure(comparison: Comparison, addresses: Mapping[str, str]) -> Iterator[Figure]:
     """Runs × runs, where there are several and they have layers enough for ranks."""
     table = comparison.rank_correlation
-    if len(table) > 1 and table.notna().any(axis=None):
+    if table.where(~np.eye(len(table), dtype=bool)).notna().any(axis=None):
         first = table.iloc[:MAX_FILE_ROWS, :MAX_FILE_ROWS]
         charts = [[_rank_correlation_chart(part, list(table.index), addresses)] for part in (table, first)]
         words, lines = "rank correlation of layer profiles", ["Spearman's, of the series that has the peak"]
@@ -316,13 +341,15 @@ def _rank_correlation_chart(table: pd.DataFrame, runs: Sequence[str], addresses:
         {
             "row": labels[a],
             "column": labels[b],
-            "value": value,
+            "value": np.nan if a == b else value,
             "sure": False,
-            "words": tables.format_number(value, ".2f"),
+            "words": "" if a == b else tables.format_number(value, ".2f"),
         }
         for a, row in table.iterrows()
         for b, value in row.items()
     ]
+    values = pd.DataFrame(cells)["value"]
+    lowest = None if values.min() < 0 else np.floor(10 * min(values.min(), 0.9) + 1e-9) / 10  # of rounded tenths
     names = [labels[run] for run in table.index]
     heatmap = Heatmap(
         rows=pd.DataFrame(cells),
@@ -330,7 +357,8 @@ def _rank_correlation_chart(table: pd.DataFrame, runs: Sequence[str], addresses:
         column_names=names,
         column_title=None,
         title="rank correlation of profiles",
-        limit=1.0,
+        limit=values.abs().max() if lowest is None else 1.0,
+        lowest=lowest,
         tooltips={"row": "row", "column": "column", "words": "rank correlation"},
         addresses={labels[run]: addresses[run] for run in table.index},
         words="words" if len(names) <= MAX_RANK_WORDS else "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,10 +61,7 @@ def make_grids(comparison: Comparison) -> list[Grid]:
 
 
 def _make_grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
-    corruptions = {
-        row["run"]: f"{row['corruption']} ({row['strength']})" if is_known(row["strength"]) else str(row["corruption"])
-        for row in runs.to_dict("records")
-    }
+    corruptions = _corruption_words(runs)
     rows = profiles[profiles["run"].isin(corruptions)]
     places = [rows["run"].map(corruptions), rows["window"].map(format_window)]
     panels = {place: _name_lines(panel) for place, panel in rows.groupby(places, sort=False)}
@@ -91,6 +88,39 @@ def overlay_rows(grid: Grid, window: str) -> pd.DataFrame:
                 rows = rows[rows["line"] == rows.loc[rows["effect"].abs().idxmax(), "line"]]
             tables.append(rows.assign(line=(f"{corruption} " + rows["line"]).str.strip()))
     return pd.concat(tables, ignore_index=True)
+
+
+def share_tables(comparison: Comparison) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Profiles of shares recovered that can stand on one axis, whatever is put into what: title, window and rows each.
+
+    Rows as of ``overlay_rows``, of runs whose share is known and that are equal in ``FACETS`` but for ``transfer``, of
+    two runs or more; a line is named by corruption and, where they differ, by what is put into what.
+    """
+    profiles = comparison.profiles[comparison.profiles["recovered"].notna()]
+    overview = comparison.overview[comparison.overview["run"].isin(profiles["run"])]
+    facets = [name for name in FACETS if name != "transfer"]
+    differing = [name for name in facets if overview[name].nunique(dropna=False) > 1]
+    for key, runs in overview.groupby(facets, sort=False, dropna=False):
+        values = dict(zip(facets, key, strict=True))
+        title = " · ".join(f"{name} {values[name]}" for name in differing if values[name])
+        names = _corruption_words(runs)
+        if runs["transfer"].nunique() > 1:
+            names = {row["run"]: f"{names[row['run']]}, {row['transfer']}" for row in runs.to_dict("records")}
+        if len(set(names.values())) < len(names):
+            names = run_labels(list(names))
+        rows = profiles[profiles["run"].isin(names)]
+        rows = rows.assign(line=rows["run"].map(names).str.cat(rows["series"], sep=" ").str.strip())
+        for window, of_window in rows.groupby("window"):
+            if of_window["run"].nunique() > 1 and of_window["line"].nunique() <= MAX_LINES:
+                yield title, format_window(window), of_window
+
+
+def _corruption_words(runs: pd.DataFrame) -> dict[str, str]:
+    """By run its corruption with its strength, of rows of ``overview``."""
+    return {
+        row["run"]: f"{row['corruption']} ({row['strength']})" if is_known(row["strength"]) else str(row["corruption"])
+        for row in runs.to_dict("records")
+    }
 
 
 def lines_table(comparison: Comparison) -> pd.DataFrame:
