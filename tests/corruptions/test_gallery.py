@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from composed import option, option_names
+from conftest import pictures
 
 from vitpatch.cli import gallery
 from vitpatch.corruptions.base import as_corruption
@@ -27,16 +28,18 @@ def test_every_class_has_a_row_and_no_strength_two():
 def test_a_row_is_clean_and_rising_and_each_cell_is_what_its_title_says(batch):
     figure = gallery.sheet(["noise", "phase_scramble", "background_swap"], batch, seed=0)
     titles = [ax.get_title() for ax in figure.axes]
-    assert titles[:6] == ["", "clean", *(f"std {share} of [0, 1]" for share in ("0.25", "0.5", "0.75", "1"))]
-    assert titles[8:12] == ["width 45°", "width 90°", "width 135°", "width 180°"]
-    assert [text.get_text() for text in figure.axes[12].texts] == ["background_swap\nkind=other_class"]
+    rising = [f"std {share} of [0, 1]" for share in ("0.25", "0.5", "0.75", "1")]
+    assert titles[:7] == ["", "clean", "noise: std 0.2 of [0, 1]", *rising]
+    assert titles[10:14] == ["width 45°", "width 90°", "width 135°", "width 180°"]
+    assert [text.get_text() for text in figure.axes[14].texts] == ["background_swap\nkind=other_class"]
     option = corruption_option("noise", "corruption")
-    option.std = 0.5
-    want = as_corruption(construct(option)).pixels(batch, 0)
-    drawn = torch.from_numpy(np.asarray(figure.axes[3].images[0].get_array())).permute(2, 0, 1)
-    for i in range(len(batch)):
-        left = i * 34 + 1
-        assert torch.equal(drawn[:, :, left : left + 32], want[i])
+    for cell, strength in ((2, option.std), (4, 0.5)):
+        option.std = strength
+        want = as_corruption(construct(option)).pixels(batch, 0)
+        drawn = torch.from_numpy(np.asarray(figure.axes[cell].images[0].get_array())).permute(2, 0, 1)
+        for i in range(len(batch)):
+            left = i * 34 + 1
+            assert torch.equal(drawn[:, :, left : left + 32], want[i])
 
 
 def test_a_row_that_cannot_be_drawn_says_why(batch):
@@ -68,6 +71,20 @@ def test_a_wrong_path_is_one_line(out, says, tmp_path, monkeypatch):
         gallery.main([str(tmp_path / out)])
     with pytest.raises(VitPatchError):
         gallery.write(tmp_path / "sheet.png", seed=-1)
+
+
+def test_ones_own_images_are_drawn_as_squares(tmp_path):
+    for i, picture in enumerate(pictures(4, size=64)):
+        (tmp_path / f"class{i % 2}").mkdir(exist_ok=True)
+        picture.resize((90, 64)).save(tmp_path / f"class{i % 2}" / f"{i}.png")
+    batch = gallery.own_images(str(tmp_path), seed=0)
+    assert batch.images.shape == (3, 3, gallery.SIDE, gallery.SIDE) and batch.masks is None
+    figure = gallery.sheet(["blur", "silhouette"], batch, 0, "photos")
+    assert figure.get_suptitle().endswith(f"on photos of {gallery.SIDE} × {gallery.SIDE} pixels")
+    assert figure.axes[3].get_title().startswith("sigma ") and figure.axes[2].get_title().startswith("blur: sigma ")
+    assert "needs object masks" in figure.axes[7 + 2].texts[0].get_text().replace("\n", " ")
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere: no such folder"):
+        gallery.main([str(tmp_path / "sheet.png"), "--data-path", str(tmp_path / "nowhere")])
 
 
 def test_help_is_short_and_says_what_is_drawn(capsys):

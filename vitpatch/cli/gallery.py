@@ -1,7 +1,8 @@
-"""``vitpatch-gallery OUT.png``: every corruption on the same emoji scenes, clean and at rising strength.
+"""``vitpatch-gallery OUT.png``: every corruption on the same images: clean, as it is, and at rising strength.
 
-A row is an option of conf/corruption; _low, _half and _high ones, which do less or more damage, have none. A cell has
-three images; above it stands the strength, a quarter, half, three quarters and all of the class's strongest.
+The images are the shipped emoji scenes, or those of --data-path. A row is an option of conf/corruption; _low, _half and
+_high ones, which do less or more damage, have none. A cell has three images; above it stands the strength: the option's
+own, then a quarter, half, three quarters and all of the class's strongest.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +20,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitpatch.corruptions.base import as_corruption
 from vitpatch.data.datamodule import DecodedImages, ImageDataModule, mean_luminance
+from vitpatch.data.folders import FolderImages
+from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import choose_partners
 from vitpatch.data.scenes import TexturedScenes
+from vitpatch.data.sources import ParquetImages
 from vitpatch.errors import VitPatchError
 from vitpatch.runs.config import asset, construct, corruption_option, corruption_options
 from vitpatch.types import ImageBatch, Partner
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the strongest."""
-STRONGEST_DISPLAYED = {"sigma": 8.0}
-"""Where the strongest is for larger images: these are 32 pixels a side."""
+STRONGEST_DISPLAYED = {"sigma": 0.25}
+"""Where the strongest is for larger images than these, in shares of their side."""
 UNITS = {"sigma": " px", "width": "°", "std": " of [0, 1]"}
 VARIANTS = ("_low", "_half", "_high")
 SUFFIXES = (".png", ".svg", ".pdf")
-ROWS, CANDIDATES = (5, 13, 51), 64
-"""Rows of the test split that are drawn, and how many of its first rows partners are taken from."""
+SCENES, CANDIDATES = (5, 13, 51), 64
+"""Rows of the emoji scenes that are drawn; how many of the first rows of all data partners are taken from."""
+SIDE = 224
+"""Pixels of one's own images, which are cut to squares."""
 CELL = (2.4, 0.95)
 """Width and height of a cell in inches."""
 
@@ -48,24 +55,27 @@ def main(arguments: list[str] | None = None) -> None:
         prog="vitpatch-gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help=f"the file to write: {', '.join(SUFFIXES)}")
+    parser.add_argument("--data-path", help="a folder with a folder of images a class, a parquet file, or one image")
     parser.add_argument("--seed", type=int, default=0, help="of noise, scrambles and partners (0)")
     options = parser.parse_args(arguments)
     try:
-        write(options.out, options.seed)
+        write(options.out, options.seed, options.data_path)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
     print(options.out)
 
 
-def write(out: Path, seed: int = 0) -> None:
-    """Draws the sheet into a file. Raises ``VitPatchError`` where it cannot be written."""
+def write(out: Path, seed: int = 0, data_path: str | None = None) -> None:
+    """Draws the sheet into a file. Raises ``VitPatchError`` where it cannot be written, or images cannot be read."""
     if out.suffix.lower() not in SUFFIXES:
         raise VitPatchError(f"{out}: expected a file name that ends in {', '.join(SUFFIXES)}")
     if not out.parent.is_dir():
         raise VitPatchError(f"{out}: there is no folder {out.parent}; make it first")
     if seed < 0:
         raise VitPatchError(f"--seed {seed}: expected a whole number, 0 or more")
-    figure = sheet(displayed_options(), scenes(seed), seed)
+    batch = scenes(seed) if data_path is None else own_images(data_path, seed)
+    images = "emoji scenes" if data_path is None else data_path
+    figure = sheet(displayed_options(), batch, seed, images)
     try:
         figure.savefig(out, dpi=110)
     except OSError as error:
@@ -82,26 +92,50 @@ def displayed_options() -> list[str]:
 
 
 def scenes(seed: int) -> ImageBatch:
-    """The images of every cell, with masks and partners of all kinds that need no column."""
+    """Emoji scenes, with masks and partners of all kinds that need no column."""
     columns = {f"{name}_column": name for name in ("image", "label", "mask")}
     source = TexturedScenes(path=asset("emoji"), split="test", cluster_column="base", limit=CANDIDATES, **columns)
-    images = source.open()
-    light = mean_luminance(images, _to_input)
-    kinds = [kind for kind in Partner if kind is not Partner.PAIR]
+    return _batch_of(source.open(), SCENES, seed, _to_tensor)
+
+
+def own_images(path: str, seed: int) -> ImageBatch:
+    """Three images of a folder or parquet file, each cut to a square of ``SIDE`` pixels; without masks.
+
+    Raises ``VitPatchError`` where they cannot be read.
+    """
+    kind = ParquetImages if Path(path).suffix == ".parquet" else FolderImages
+    images = kind(path=path, limit=CANDIDATES).open(keys="--data-path: data.")
+    chosen = np.unique(np.linspace(0, len(images) - 1, len(SCENES)).round().astype(int))
+    return _batch_of(images, images.ids[chosen].tolist(), seed, _to_square)
+
+
+def _batch_of(
+    images: LabelledImages, ids: Sequence[int], seed: int, to_input: Callable[[Image.Image], Tensor]
+) -> ImageBatch:
+    """Images by their ids, with the partners that labels give."""
+    light = mean_luminance(images, to_input)
+    kinds = [kind for kind in Partner if kind is not Partner.PAIR and images.has_labels]
     positions = {kind: choose_partners(kind, images.labels, images.clusters, seed, light) for kind in kinds}
-    return ImageDataModule(DecodedImages(images, _to_input, partners=positions), len(ROWS)).batch_of(ROWS)
+    return ImageDataModule(DecodedImages(images, to_input, partners=positions), len(ids)).batch_of(ids)
 
 
-def _to_input(image: Image.Image) -> Tensor:
+def _to_square(image: Image.Image) -> Tensor:
+    return _to_tensor(ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-def sheet(names: list[str], batch: ImageBatch, seed: int) -> Figure:
-    """A row of cells for each option."""
-    figure = Figure(figsize=((len(SHARES) + 2) * CELL[0], len(names) * CELL[1] + 0.5), layout="constrained")
-    figure.suptitle("Corruptions at rising strength, on emoji scenes of 32 × 32 pixels", fontsize=12)
-    ratios = {"width_ratios": [0.7] + [1] * (len(SHARES) + 1)}
-    axes = figure.subplots(len(names), len(SHARES) + 2, squeeze=False, gridspec_kw=ratios)
+def sheet(names: list[str], batch: ImageBatch, seed: int, images: str = "emoji scenes") -> Figure:
+    """A row of cells for each option; ``images`` is what the batch is of, in words."""
+    columns = len(SHARES) + 3
+    figure = Figure(figsize=((columns - 0.3) * CELL[0], len(names) * CELL[1] + 0.5), layout="constrained")
+    height, width = batch.images.shape[2:]
+    size = f"{width} × {height} pixels"
+    figure.suptitle(f"Corruptions as they are and at rising strength, on {images} of {size}", fontsize=12)
+    ratios = {"width_ratios": [0.7] + [1] * (columns - 1)}
+    axes = figure.subplots(len(names), columns, squeeze=False, gridspec_kw=ratios)
     for name, row in zip(names, axes, strict=True):
         for ax in row:
             ax.axis("off")
@@ -119,14 +153,20 @@ def _draw_row(row: NDArray[np.object_], name: str, batch: ImageBatch, seed: int)
     label = _describe_option(name, option, key)
     row[0].text(1, 0.5, label, ha="right", va="center", fontsize=9, transform=row[0].transAxes)
     _draw_images(row[1], batch.images, "clean")
+    own = "" if key is None else f": {_describe_strength(key, getattr(corruption, key))}"
+    _draw_images(row[2], corruption.pixels(batch, seed), f"{name}{own}")
     if key is None:  # a user's own class without a strength
-        _draw_images(row[2], corruption.pixels(batch, seed), "as it is")
         return
-    strongest = min(corruption.strongest, STRONGEST_DISPLAYED.get(key, corruption.strongest))
-    for ax, share in zip(row[2:], SHARES, strict=True):
+    side = max(batch.images.shape[2:])
+    strongest = min(corruption.strongest, STRONGEST_DISPLAYED.get(key, corruption.strongest) * side)
+    for ax, share in zip(row[3:], SHARES, strict=True):
         option[key] = share * strongest
         images = as_corruption(construct(option)).pixels(batch, seed)
-        _draw_images(ax, images, f"{key} {option[key]:g}{UNITS.get(key, '')}")
+        _draw_images(ax, images, _describe_strength(key, option[key]))
+
+
+def _describe_strength(key: str, value: float) -> str:
+    return f"{key} {value:g}{UNITS.get(key, '')}"
 
 
 def _describe_option(name: str, option: DictConfig, strength_key: str | None) -> str:
