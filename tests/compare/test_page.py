@@ -450,7 +450,7 @@ def far_page(far):
 
 
 def test_every_line_of_a_chart_is_in_its_legend_by_a_name_of_its_own(far, far_page):
-    for section, numbers in (("overlay", [2, 2, 2, 4]), ("depth", [10])):
+    for section, numbers in (("overlay", [2, 2, 2, 4] * 2), ("depth", [10])):
         specs = _specs(far_page, section)
         assert [len({row["line"] for row in spec["data"]["values"]}) for spec in specs] == numbers
         for spec in specs:

@@ -31,6 +31,7 @@ from vitpatch.data.partners import choose_partners
 from vitpatch.data.scenes import TexturedScenes
 from vitpatch.data.sources import ParquetImages
 from vitpatch.errors import VitPatchError
+from vitpatch.formatting import path_title
 from vitpatch.runs.config import asset, construct, corruption_option, corruption_options
 from vitpatch.types import ImageBatch, Partner
 
@@ -55,17 +56,18 @@ def main(arguments: list[str] | None = None) -> None:
         prog="vitpatch-gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help=f"the file to write: {', '.join(SUFFIXES)}")
-    parser.add_argument("--data-path", help="a folder with a folder of images a class, a parquet file, or one image")
+    parser.add_argument("--data-path", metavar="PATH", help="a folder with a folder of images a class, a parquet file, or one image")
+    parser.add_argument("--mask-column", metavar="NAME", help="of that parquet file, the column of object masks")
     parser.add_argument("--seed", type=int, default=0, help="of noise, scrambles and partners (0)")
     options = parser.parse_args(arguments)
     try:
-        write(options.out, options.seed, options.data_path)
+        write(options.out, options.seed, options.data_path, options.mask_column)
     except VitPatchError as error:
         sys.exit(f"error: {error}")
     print(options.out)
 
 
-def write(out: Path, seed: int = 0, data_path: str | None = None) -> None:
+def write(out: Path, seed: int = 0, data_path: str | None = None, mask_column: str | None = None) -> None:
     """Draws the sheet into a file. Raises ``VitPatchError`` where it cannot be written, or images cannot be read."""
     if out.suffix.lower() not in SUFFIXES:
         raise VitPatchError(f"{out}: expected a file name that ends in {', '.join(SUFFIXES)}")
@@ -73,8 +75,8 @@ def write(out: Path, seed: int = 0, data_path: str | None = None) -> None:
         raise VitPatchError(f"{out}: there is no folder {out.parent}; make it first")
     if seed < 0:
         raise VitPatchError(f"--seed {seed}: expected a whole number, 0 or more")
-    batch = scenes(seed) if data_path is None else own_images(data_path, seed)
-    images = "emoji scenes" if data_path is None else data_path
+    batch = scenes(seed) if data_path is None else own_images(data_path, seed, mask_column)
+    images = "emoji scenes" if data_path is None else path_title(data_path)
     figure = sheet(displayed_options(), batch, seed, images)
     try:
         figure.savefig(out, dpi=110)
@@ -98,13 +100,13 @@ def scenes(seed: int) -> ImageBatch:
     return _batch_of(source.open(), SCENES, seed, _to_tensor)
 
 
-def own_images(path: str, seed: int) -> ImageBatch:
-    """Three images of a folder or parquet file, each cut to a square of ``SIDE`` pixels; without masks.
+def own_images(path: str, seed: int, mask_column: str | None = None) -> ImageBatch:
+    """Three images of a folder or parquet file, each cut to a square of ``SIDE`` pixels.
 
     Raises ``VitPatchError`` where they cannot be read.
     """
     kind = ParquetImages if Path(path).suffix == ".parquet" else FolderImages
-    images = kind(path=path, limit=CANDIDATES).open(keys="--data-path: data.")
+    images = kind(path=path, limit=CANDIDATES, mask_column=mask_column).open(keys="--data-path: data.")
     chosen = np.unique(np.linspace(0, len(images) - 1, len(SCENES)).round().astype(int))
     return _batch_of(images, images.ids[chosen].tolist(), seed, _to_square)
 
@@ -142,7 +144,8 @@ def sheet(names: list[str], batch: ImageBatch, seed: int, images: str = "emoji s
         try:
             _draw_row(row, name, batch, seed)
         except VitPatchError as error:
-            row[2].text(0, 0.5, "\n".join(textwrap.wrap(str(error), 100)), va="center", fontsize=8)
+            words = row[2].text(0, 0.5, "\n".join(textwrap.wrap(str(error), 100)), va="center", fontsize=8)
+            words.set_in_layout(False)  # it may go over the empty cells
     return figure
 
 

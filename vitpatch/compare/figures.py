@@ -187,7 +187,9 @@ def _overlay_charts(grid: Grid, scale: tuple[float, float], title: str) -> Itera
 def _share_figures(comparison: Comparison) -> Iterator[Figure]:
     """Shares recovered of all corruptions on one axis, those of clean into corrupted beside those of the reverse."""
     by_title: dict[str, list[Chart]] = {}
+    runs: dict[str, set[str]] = {}
     for title, window, rows in layout.share_tables(comparison):
+        runs.setdefault(title, set()).update(rows["run"])
         rows, _ = layout.legend_lines(rows)
         ends = rows[["recovered_low", "recovered_high"]].to_numpy(float)
         words = layout.window_heading(window) + "; an unbounded interval is not drawn" * bool(np.isinf(ends).any())
@@ -198,7 +200,9 @@ def _share_figures(comparison: Comparison) -> Iterator[Figure]:
     for number, (title, charts) in enumerate(by_title.items(), start=1):
         end, columns = f"_{number}" if len(by_title) > 1 else "", (min(2, len(charts)), len(charts))
         words, heading = "corruptions overlaid", " · ".join(filter(None, ("share recovered", title)))
-        yield Figure("overlay", f"shares{end}", words, [INTERVALS], charts, charts, OVERLAY_WIDTH, heading, columns)
+        sample = layout.describe_sample(comparison.overview[comparison.overview["run"].isin(runs[title])])
+        lines = [f"{sample}; {INTERVALS}"]
+        yield Figure("overlay", f"shares{end}", words, lines, charts, charts, OVERLAY_WIDTH, heading, columns)
 
 
 def _runs_by_metric(comparison: Comparison) -> Iterator[tuple[str, pd.DataFrame, str]]:
