@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         prog="vitpatch-gallery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, help=f"the file to write: {', '.join(SUFFIXES)}")
-    parser.add_argument("--data-path", metavar="PATH", help="a folder with a folder of images a class, a parquet file, or one image")
+    parser.add_argument(
+        "--data-path", metavar="PATH", help="a folder with a folder of images a class, a parquet file, or one image"
+    )
     parser.add_argument("--mask-column", metavar="NAME", help="of that parquet file, the column of object masks")
     parser.add_argument("--seed", type=int, default=0, help="of noise, scrambles and partners (0)")
     options = parser.parse_args(arguments)
