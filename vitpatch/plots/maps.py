@@ -18,6 +18,7 @@ from vitpatch.types import format_window, token_position
 
 MAPS_A_ROW = 4
 GAP_ABOVE, GAP_BESIDE = 0.2, 0.08  # of a map, in its widths
+MARK = {"color": "black", "markersize": 3, "markeredgecolor": "white", "markeredgewidth": 0.5}
 PICTURE_GREY = 0.45  # how dark the picture below a map is
 
 
@@ -78,7 +79,7 @@ def draw_maps(axes: Axes, summary: pd.DataFrame, at: NDArray[np.intp]) -> AxesIm
         axes.text(x, y - 0.02, f"layer {layer}{words}", fontsize=8, va="bottom")
         axes.plot([x, x + 1, x + 1, x, x], [y, y, y + height, y + height, y], color="black", linewidth=0.8)
         marks.append([(x, y)] + (np.argwhere((low[i] > 0) | (high[i] < 0))[:, ::-1] + 0.5) / columns)
-    axes.plot(*np.concatenate(marks).T, "o", color="black", markersize=2, label="95 % interval without 0")
+    axes.plot(*np.concatenate(marks).T, "o", label="95 % interval without 0", **MARK)
     across, down = min(len(layers), MAPS_A_ROW), -(-len(layers) // MAPS_A_ROW)
     axes.set_xlim(-0.01, across * (1 + GAP_BESIDE) - GAP_BESIDE + 0.01)
     axes.set_ylim(down * (height + GAP_ABOVE) - GAP_ABOVE + 0.01, -GAP_ABOVE)
