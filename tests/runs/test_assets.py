@@ -32,7 +32,7 @@ def size(folder):
 
 def test_it_is_small_without_scripts_and_has_its_licences():
     assert not [*EMOJI.parent.rglob("*.py")]
-    assert size(EMOJI) <= 10e6 and size(MODEL) <= 6e6
+    assert size(EMOJI) <= 10e6 and size(MODEL) <= 6e6 and size(SCENES) <= 6e6
     for name in ("LICENSE-Apache-2.0.txt", "LICENSE-CC-BY-4.0.txt", "LICENSE-MIT.txt", "README.md"):
         assert (EMOJI / name).stat().st_size > 1000
 
