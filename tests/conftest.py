@@ -130,13 +130,14 @@ def patched(config, tmp_path, monkeypatch):
     Its pictures, which take longest, only where they are wanted; without them the run keeps ``kept`` images for each
     page of examples.
     """
-    from vitpatch.runs import batches
+    from vitpatch.runs import batches, reading
     from vitpatch.runs import run as room
 
     draw = room.draw
 
     def make(*overrides: str, folder: str = "run", family: str = "vit", pictures: bool = False, kept: int = 2) -> Path:
-        monkeypatch.setattr(room, "draw", draw if pictures else lambda *everything: {})
+        for drawing in (room, reading):
+            monkeypatch.setattr(drawing, "draw", draw if pictures else lambda *everything: {})
         if not pictures:
             monkeypatch.setattr(batches, "IMAGES_A_PAGE", kept)
         room.run(config(*overrides, family=family), tmp_path / folder)
@@ -148,9 +149,11 @@ def patched(config, tmp_path, monkeypatch):
 @pytest.fixture
 def small_pictures(monkeypatch):
     """Pictures of runs are small, with few images a page: for those who do not look at their looks."""
-    from vitpatch.runs import batches, folder
+    from vitpatch.plots import layout
+    from vitpatch.runs import batches
 
-    monkeypatch.setattr(folder, "DPI", 40)
+    save = layout.save_figure
+    monkeypatch.setattr(layout, "save_figure", lambda figure, path, kind, dpi: save(figure, path, kind, 40))
     monkeypatch.setattr(batches, "IMAGES_A_PAGE", 2)
 
 

@@ -39,6 +39,7 @@ Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Count = Annotated[int, Ge(1)]
 Index = Annotated[int, Ge(0)]
+FigureFormat = Literal["png", "svg", "pdf"]
 Seed = Annotated[int, Interval(ge=0, le=2**32 - 1)]
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|_PAT$|(^|_)(API)?_?KEY$", re.IGNORECASE)
@@ -212,6 +213,14 @@ def read_inclusion(value: Any) -> Inclusion:
         known = ", ".join(rule for rule in Include if rule != Include.MIN_TOTAL_EFFECT)
         raise VitPatchError(f"include {value!r}: expected {known} or min_total_effect:x, x a number") from error
     return Inclusion(Include(rule), number)
+
+
+def read_formats(key: str, value: Any) -> tuple[str, ...]:
+    """Formats of figures, each once, from one or a list of them. Raises ``VitPatchError``."""
+    formats = [check(key, one, FigureFormat) for one in (value if is_list(value) else [value])]
+    if not formats:
+        raise VitPatchError(f"{key}: an empty list; expected {describe(FigureFormat)}")
+    return tuple(dict.fromkeys(formats))
 
 
 @contextmanager

@@ -32,7 +32,9 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test")
 """Names of files and folders that say nothing without the folder they are in."""
 DONOR_IMAGES = {"same_class": "another image of its class", "other_class": "an image of another class"}
 """Donors that are other images, in words."""
-UNNAMED = ("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run")
+UNNAMED = (
+    *("sweep", "logger", "trainer", "batch_size", "memory_gb", "data.num_workers", "overwrite", "dry_run", "figures"),
+)
 """Keys that do not change what is measured (``logger`` covers ``logger.mode``); in a name only where they are swept."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 """Keys of a config that say how an object is made, not what it is given."""

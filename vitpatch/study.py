@@ -24,11 +24,12 @@ from vitpatch.checks import (
     read_inclusion,
 )
 from vitpatch.errors import ArgumentError, VitPatchError
-from vitpatch.formatting import digest
+from vitpatch.formatting import corruption_words, data_name, digest, model_name, transfer_words
 from vitpatch.types import (
     ALL_IMAGES,
     EVERY_HEAD,
     JOINT,
+    MULTI_LABEL,
     WINDOW_WORDS,
     BaseRun,
     Direction,
@@ -218,6 +219,38 @@ def _as_list(key: str, value: Any, declared: Any = Any) -> list[Any]:
     if is_list(value) and not value:
         raise VitPatchError(f"{key}: an empty list; expected at least one")
     return [check(key, one, declared) for one in (value if is_list(value) else [value])]
+
+
+def run_title(
+    config: Mapping[str, Any],
+    study: Study,
+    *,
+    readout: str | None = None,
+    problem_type: str | None = None,
+    calibrated: str | None = None,
+) -> str:
+    """A run in a line: model, data, corruption, site, window, what is put into what, and how it is read.
+
+    Of the model: which of several heads is its ``readout``, and its ``problem_type``; ``calibrated``: to which damage
+    the corruption is.
+    """
+    model, target = config["model"], study.target
+    also = ["untrained"] * bool(model.get("random_init")) + [readout] * (readout is not None)
+    also += ["multi-label"] * (problem_type == MULTI_LABEL)
+    more = f" ({', '.join(also)})" * bool(also)
+    place = str(target.site)
+    if target.heads is not None:
+        place += " of all heads" if target.heads == JOINT else " by head"
+    if target.tokens != (TokenGroup.ALL,):
+        place += f" at {' and '.join(target.tokens)}"
+    parts = [f"{model_name(model)}{more} on {data_name(config['data'])}"]
+    if study.depends_on_corruption:
+        parts.append(corruption_words(config["corruption"]) + f" calibrated to {calibrated}" * (calibrated is not None))
+    parts += [place, f"window {', '.join(map(format_window, study.windows))}"]
+    parts.append(transfer_words(study.donor, study.direction))
+    parts += [f"on {study.metric}"] * (study.metric is not Metric.PROB)
+    parts += [f"{study.include} images"] * (study.include != ALL_IMAGES)
+    return " · ".join(parts)
 
 
 def check_target(target: Target, windows: Sequence[int], sizes: Sizes) -> None:

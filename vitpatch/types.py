@@ -341,6 +341,9 @@ class Estimate:
         return self.known and not self.holds_zero
 
 
+MULTI_LABEL = "multi_label_classification"
+"""A model's ``problem_type`` whose classes do not exclude each other."""
+
 BT601_LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 luma."""
 

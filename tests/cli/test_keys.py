@@ -11,10 +11,12 @@ from composed import composed, option, option_names
 from hydra.utils import get_object
 from omegaconf import OmegaConf, open_dict
 
+from vitpatch.checks import read_inclusion
 from vitpatch.errors import VitPatchError
 from vitpatch.runs import config, setup
 from vitpatch.runs.calibration import read_wanted_damage
 from vitpatch.runs.trainer import trainer_factory
+from vitpatch.study import read_target, read_windows
 from vitpatch.training import fit
 
 LISTS = {f"[{word}]": OmegaConf.create(of) for word, of in {"": [], "1": [1], "[1]": [[1]], "x": ["x"]}.items()}
@@ -36,19 +38,20 @@ LEGAL = {
     "num_attention_heads intermediate_size": COUNT,
     "per_class limit train_limit patience image_size@model": COUNT + NULL,
     "grid@corruption": "2",
+    "dpi": COUNT,
     "seed num_workers": INDEX,
     "shuffle_seed": INDEX + NULL,
     "clip balanced streaming random_init allow_bin overwrite dry_run synergy": FLAG,
     "controls": FLAG + NULL,
     "project image_column strategy accelerator": NAME,
     "split mask_column cluster_column pair_column label_column entity config_name revision readout head_path anatomy "
-    "train_split save_to": NAME + NULL,
+    "train_split save_to name": NAME + NULL,
     "path": "x 0 1 -1 2 10**30",  # a folder may be called 2024
     "sweep": "x 0 1 -1 2 0.5 1e30 10**30",
     "precision": "x 0 1 -1 2",  # the rest is Lightning's to say
     "devices": "1 2 [1]",
     "on_error fill bg kind scale@corruption attention mode dtype direction donor interval test metric rival "
-    "matmul_precision site tokens prompts steps include": CHOICE,
+    "matmul_precision site tokens prompts steps include figures format": CHOICE,
     "resample mean std@model grid@target calibrate": NULL,
     "classes": "x 0 1 -1 2 [1] [x]" + NULL,
     "label_map": "{} {1:1}" + NULL,
@@ -67,12 +70,15 @@ def read_calibrate(value):
 def read_alone(entry):
     """The keys of a command that stand in no group, and how each is read."""
     cfg = composed(entry)
-    own = {"window": config.read_windows, "include": config.read_inclusion, "calibrate": read_calibrate}
+    own = {"window": read_windows, "include": read_inclusion, "calibrate": read_calibrate}
+    own |= {"figures": config.read_figures}
     own |= {"corruptions": fit.read_corruptions}
     declared, groups = (
         (config.PatchKeys, config.PATCH_GROUPS) if entry == "patch" else (config.TrainKeys, config.TRAIN_GROUPS)
     )
     values = {key: cfg[key] for key in cfg if key not in groups}
+    for key in cfg.get("figures", ()):
+        yield "figures", key, lambda value, key=key: config.read_figures({**cfg.figures, key: value})
     for key in values:
         yield "", key, own.get(key, lambda value, key=key: config.check_keys(values | {key: value}, declared, groups))
 
@@ -97,7 +103,7 @@ def reader(group, node, key):
     def read(value):
         new = OmegaConf.create(values)
         if group == "target":
-            return config.read_target(OmegaConf.merge(new, {key: value}))
+            return read_target(OmegaConf.merge(new, {key: value}))
         if group == "trainer":
             new[key] = value
             return trainer_factory(OmegaConf.create({group: new}))

@@ -8,12 +8,12 @@ import pytest
 import torch
 from families import save_family
 
-from vitpatch.compare.load import FinishedRun
 from vitpatch.compare.settings import ZERO_SHOT, consistency_warnings
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.vit import digest_of_weights
 from vitpatch.models.zero_shot import ZeroShot, ZeroShotCheckpoint
 from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.reading import FinishedRun
 
 MODEL = {
     "_target_": "vitpatch.models.checkpoint.Checkpoint",

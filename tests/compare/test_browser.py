@@ -9,9 +9,9 @@ from hand_made import save_run
 
 from vitpatch.compare.compare import compare_runs
 from vitpatch.compare.figures import make_figures
-from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.load import find_runs
 from vitpatch.compare.page import write_page
-from vitpatch.runs.results import write_pages
+from vitpatch.runs.reading import load_run, write_pages
 
 pytestmark = pytest.mark.long
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

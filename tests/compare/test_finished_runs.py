@@ -13,8 +13,9 @@ import pytest
 
 from vitpatch.cli.compare import main
 from vitpatch.compare.compare import compare
-from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.load import find_runs
 from vitpatch.compare.settings import run_settings
+from vitpatch.runs.reading import load_run
 
 RUNS = Path(__file__).parent / "finished_runs"
 

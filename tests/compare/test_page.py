@@ -23,7 +23,7 @@ from vitpatch.compare.charts import save_figure, spec_of
 from vitpatch.compare.compare import compare_runs
 from vitpatch.compare.figures import FILES, make_figures
 from vitpatch.compare.layout import make_grids
-from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.load import find_runs
 from vitpatch.compare.page import (
     ASSETS,
     data_url,
@@ -38,6 +38,7 @@ from vitpatch.compare.page import (
 from vitpatch.compare.tables import P_VALUE, make_cell, relative_address
 from vitpatch.formatting import UNKNOWN, run_labels, shorten_names
 from vitpatch.plots.examples import ExamplePage
+from vitpatch.runs.reading import FinishedRun, load_run
 
 SORTABLE = "8ccfb076f8831d1f4f5e7863c0b8960eb642e6bfdc2690115810daf273623e77"
 SECTIONS = "what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()
@@ -523,10 +524,10 @@ def test_cells_of_heatmaps_lead_to_their_runs(far, far_page):
 
 def test_an_album_says_how_many_images_it_shows(comparison, monkeypatch):
     (run,) = (run for run in comparison.runs if run.folder.pages.exists())
-    (image,) = run.example_pages()[0].images
+    (image,) = run.pages[0].images
     chosen = [replace(image, example_id=i, name=f"image {i}") for i in range(6)]
     pages = ExamplePage("sorted", "6 images from the largest to the smallest effect", chosen)
-    monkeypatch.setattr(page_module, "first_page", lambda of: pages if of is run else None)
+    monkeypatch.setattr(FinishedRun, "pages", property(lambda of: [pages] if of is run else []))
     (album,), _ = make_albums(comparison)
     assert album.chosen == "4 of 6 images from the largest to the smallest effect"
     assert [card.name for card in album.cards] == ["image 0", "image 2", "image 3", "image 5"]

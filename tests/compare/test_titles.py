@@ -7,11 +7,12 @@ import pytest
 from hand_made import NOISE, save_run
 
 from vitpatch.checks import read_inclusion
-from vitpatch.compare.load import find_runs, load_run
+from vitpatch.compare.load import find_runs
 from vitpatch.compare.overview import overview_table
 from vitpatch.corruptions.base import Gray, as_corruption
 from vitpatch.formatting import data_name, model_name
 from vitpatch.plots import style
+from vitpatch.runs.reading import load_run
 from vitpatch.runs.setup import prepare
 from vitpatch.study import View
 from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, base_run_of

@@ -8,9 +8,9 @@ import pandas as pd
 from hand_made import NOISE, rows, save_run
 
 from vitpatch.compare.compare import compare_runs
-from vitpatch.compare.load import Comparison, find_runs, load_run
+from vitpatch.compare.load import Comparison, find_runs
 from vitpatch.plots.examples import ExampleImage, ExamplePage
-from vitpatch.runs.results import write_pages
+from vitpatch.runs.reading import load_run, write_pages
 from vitpatch.types import BaseRun
 
 EVIL = "</script><script>alert(1)</script>&\"'$x$<img src=x>"

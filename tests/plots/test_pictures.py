@@ -10,12 +10,12 @@ from drawn import cut_off
 from matplotlib.collections import LineCollection
 from PIL import Image
 
-from vitpatch.cli.compare import read_result, redraw
+from vitpatch.cli.compare import redraw
 from vitpatch.formatting import format_interval
 from vitpatch.plots import classes, handover, heatmaps, layout, maps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.results import _with_interval, read_pages
+from vitpatch.runs.reading import load_run
+from vitpatch.runs.results import _with_interval
 from vitpatch.stats.summary import GroupPeak
 from vitpatch.types import Estimate, Metric
 
@@ -324,7 +324,7 @@ RUNS = {
 )
 def test_files_alone_give_the_same_pixels(patched, tmp_path, name):
     run = patched(*RUNS[name], pictures=True)
-    files = redraw(RunFolder(run), tmp_path)
+    files = redraw(load_run(run), tmp_path, layout.AS_WIDE_AS_NEEDED)
     assert {file.name for file in files} == {file.name for file in (run / "figures").iterdir()}
     assert ("windows.png" in {file.name for file in files}) == (name == "synergy")
     for file in files:
@@ -333,10 +333,9 @@ def test_files_alone_give_the_same_pixels(patched, tmp_path, name):
 
 
 def test_figures_have_the_numbers_of_the_run(patched):
-    run = RunFolder(patched("window=[1,3]", "synergy=true", kept=6))
-    result, manifest = read_result(run)
-    shown = read_pages(run.pages)
-    drawn = draw(result, shown, manifest)
+    run = load_run(patched("window=[1,3]", "synergy=true", kept=6))
+    result, shown = run.result, run.pages
+    drawn = draw(result, shown, run.manifest)
     wide = result.summary[result.summary["window"] == 3]
     above, below = drawn["windows"].axes
     singles = result.summary[result.summary["window"] == 1].set_index("layer")["effect"]
@@ -440,9 +439,8 @@ def test_the_colour_bar_of_two_layers_of_heads_is_whole(heads):
 
 
 def test_what_says_nothing_is_not_drawn(patched):
-    run = RunFolder(patched("window=1"))
-    result, manifest = read_result(run)
-    pages = read_pages(run.pages)
+    run = load_run(patched("window=1"))
+    result, pages, manifest = run.result, run.pages, run.manifest
     assert {"heatmap", "classes", "peak"} <= set(draw(result, pages, manifest))
     sure = [replace(group, stability=np.eye(len(group.rows))[0]) for group in result.peaks]
     one_class = replace(result, examples=result.examples.assign(label=0), peaks=sure)

@@ -1,7 +1,5 @@
 """``vitpatch.plot``: the numbers of a table on axes, the same as a run's figures have; and what is refused."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +8,8 @@ from matplotlib.figure import Figure
 
 import vitpatch
 from vitpatch import VitPatchError, plot
-from vitpatch.cli.compare import read_result
 from vitpatch.plots import run_figures
-from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.results import read_pages
+from vitpatch.runs.reading import load_run
 from vitpatch.schema import PATCH_COLUMNS
 
 
@@ -26,12 +22,10 @@ def closed():
 
 @pytest.fixture
 def finished(patched):
-    """Makes a run: what a loaded one has."""
+    """Makes a run and loads it."""
 
     def make(*overrides):
-        folder = RunFolder(patched(*overrides))
-        result, manifest = read_result(folder)
-        return SimpleNamespace(result=result, manifest=manifest, pages=read_pages(folder.pages))
+        return load_run(patched(*overrides))
 
     return make
 

@@ -12,11 +12,8 @@ from conftest import NAMES, ROOT, pictures, write_parquet
 from families import NAMES as FAMILY_NAMES
 from families import ZERO_SHOT, Brute, checkpoint_of
 
-from vitpatch.cli.compare import read_result
-from vitpatch.compare.load import find_runs, load_run
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.results import read_pages
+from vitpatch.runs.reading import load_run, read_pages
 
 
 def options_of(folder, family):
@@ -138,9 +135,9 @@ def test_a_label_that_ends_in_predicted_is_a_label(patched, made, tmp_path):
     assert not examples["label_is_predicted"].any() and manifest["label_is_predicted"] is False
     assert not any("no labels" in note for note in manifest["notes"])
     examples.drop(columns="label_is_predicted").to_parquet(run / "examples.parquet")
-    outcome, _ = read_result(RunFolder(run))
-    assert not outcome.labels_are_predicted and len(outcome.examples) == 13
-    assert load_run(*find_runs([run])).examples()["label_name"].tolist() == examples["label_name"].tolist()
+    again = load_run(run)
+    assert not again.result.labels_are_predicted and len(again.result.examples) == 13
+    assert again.examples["label_name"].tolist() == examples["label_name"].tolist()
 
 
 def test_a_stream_gives_the_same_files(patched, made, tmp_path):

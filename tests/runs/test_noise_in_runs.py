@@ -11,7 +11,7 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.runs.results import read_pages
+from vitpatch.runs.reading import read_pages
 from vitpatch.types import BaseRun
 
 PATCHES, WIDTH, LABELS = 16, 32, [i % CLASSES for i in range(13)]

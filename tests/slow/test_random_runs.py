@@ -32,7 +32,6 @@ from vitpatch.errors import VitPatchError
 from vitpatch.plots.profile import STRETCH
 from vitpatch.plots.style import MOST_LINES
 from vitpatch.runs import batches, run
-from vitpatch.runs import folder as store
 from vitpatch.runs.batches import BatchPatcher
 from vitpatch.runs.config import register_resolvers
 from vitpatch.runs.folder import RunFolder
@@ -95,12 +94,12 @@ def seen(monkeypatch, request):
     found, save, part = Seen(is_long), RunFolder._save, BatchPatcher.part
     turn = request.node.callspec.params["seed"]
 
-    def saved(folder, figure, name):
-        path = folder.figures / f"{name}.png"
+    def saved(folder, figure, name, kind, dpi):
+        path = folder.figures / f"{name}.{kind}"
         if is_long or (turn + len(found.problems)) % ONE_IN == 0:
             if not is_long:
                 figure.set_layout_engine("none")
-            save(folder, figure, name)
+            save(folder, figure, name, kind, 30)
         found.problems[name] = problems_of(figure, name) + (cut_off(figure) if is_long else [])
         if name == "layer_profile":
             found.limits = [axes.get_ylim() for axes in figure.axes]
@@ -112,7 +111,6 @@ def seen(monkeypatch, request):
 
     monkeypatch.setattr(RunFolder, "_save", saved)
     monkeypatch.setattr(BatchPatcher, "part", computed)
-    monkeypatch.setattr(store, "DPI", 30)
     monkeypatch.setattr(batches, "IMAGES_A_PAGE", 2 if is_long else 1)
     return found
 

@@ -10,12 +10,11 @@ import torch
 from conftest import CLASSES, DEPTH, pictures, write_parquet
 
 import vitpatch
-from vitpatch.cli.compare import read_result
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import DONOR_IMAGES
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.plots.run_figures import profile_references
-from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.reading import load_run
 from vitpatch.stats.inference import sign_flip_p
 
 OTHERS = ("same_class", "other_class")
@@ -288,8 +287,7 @@ def strictly(folder):
 def test_a_manifest_is_json_also_where_nothing_is_known(patched):
     folder = patched("donor=zero", "include='min_total_effect:0.01'", "window=1")
     manifest = strictly(folder)
-    outcome = read_result(RunFolder(folder))[0]
-    assert "nan" not in profile_references(outcome).unselected
+    assert "nan" not in profile_references(load_run(folder).result).unselected
     assert manifest["unselected"]["total_effect"]["mean"] is None and "nan" not in str(manifest["notes"]).lower()
     reduced = patched("donor=same_class", "data.limit=8", "model.dtype=bfloat16", "window=2", folder="reduced")
     assert strictly(reduced)["precision_error"]["largest"] > 0  # some of these images have no partner

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from vitpatch.compare.compare import SavedComparison
-    from vitpatch.runs.folder import RunFolder
-    from vitpatch.stats.result import RunResult
+    from vitpatch.plots.layout import FigureOptions
+    from vitpatch.runs.reading import FinishedRun
 
 log = logging.getLogger(__name__)
 
@@ -24,21 +25,23 @@ MAX_PAIRS = 20
 """Matched runs of groups that are printed; ``matched.csv`` has all."""
 
 
+VIEW = {
+    "metric": "the headline metric: prob, log_odds, logit, logit_diff, kl",
+    "rival": "whose runner-up logit_diff is taken against: corrupt, clean",
+    "include": "the images that means are over: all, clean_correct, flipped, min_total_effect:x",
+    "interval": "of resamples: percentile, bca",
+    "test": "which effects are tested: log_odds, headline",
+}
+"""The options that say how runs are read, as the keys of ``patch.py`` do."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="vitpatch-compare", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
-    parser.add_argument(
-        "--output", type=Path, help="where all goes (default: comparison/ in DIR; of several DIRs: here)"
-    )
-    parser.add_argument(
-        "--redraw", action="store_true", help="draw each run's own pictures again instead, into the run or --output"
-    )
-    options = parser.parse_args(arguments)
+    options = _make_parser().parse_args(arguments)
     from vitpatch.errors import VitPatchError
 
     try:
-        problems = (_redraw_and_print if options.redraw else _compare_and_print)(options.folders, options.output)
+        problems = (_redraw_and_print if options.redraw else _compare_and_print)(options)
     except (VitPatchError, OSError) as error:
         problems = [str(error)]
     for problem in problems:
@@ -47,24 +50,84 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _compare_and_print(folders: Sequence[Path], output: Path | None) -> Sequence[str]:
-    """The errors of runs that could not be compared."""
-    from vitpatch.compare.compare import compare
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vitpatch-compare", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's folder, or a sweep's")
+    parser.add_argument(
+        "--output", type=Path, help="where all goes (default: comparison/ in DIR; of several DIRs: here)"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="draw each run's own pictures again instead, into the run or --output"
+    )
+    view = parser.add_argument_group(
+        "read again",
+        "With any of these runs are read again from their files, without a model, into views/<view_id>/ in DIR or "
+        "--output: tables, figures and page. The runs stay as they are; what is not given is each run's own.",
+    )
+    for key, words in VIEW.items():
+        view.add_argument(f"--{key}", metavar=key[0].upper(), help=words)
+    view.add_argument("--format", metavar="F,F", help="of figures: png, svg, pdf, or several of them")
+    view.add_argument("--width", type=float, metavar="INCHES", help="of a run's figures, for print")
+    view.add_argument("--font", metavar="NAME", help="the family of a run's figures' letters")
+    view.add_argument("--title", metavar="T", help="of the page and, of one run, of its figures; '' = none")
+    return parser
 
-    result = compare(folders, output)
+
+def _compare_and_print(options: argparse.Namespace) -> Sequence[str]:
+    """The errors of runs that could not be compared."""
+    from vitpatch.compare.compare import Reading, compare
+
+    changes = {key: value for key in VIEW if (value := getattr(options, key)) is not None}
+    reading = None
+    if changes or any(getattr(options, name) is not None for name in ("format", "width", "font", "title")):
+        reading = Reading(changes, _figure_options(options, ("png",), None), options.title)
+    result = compare(options.folders, options.output, reading)
     print("\n".join(summary_lines(result)))
     return result.problems
 
 
-def _redraw_and_print(folders: Sequence[Path], output: Path | None) -> Sequence[str]:
-    """The errors of runs that could not be drawn, after which the others go on; below ``output`` by the run's name."""
+def _figure_options(options: argparse.Namespace, formats: Sequence[str], dpi: int | None) -> FigureOptions:
+    """How figures are drawn; ``formats`` and ``dpi`` are those of the run, where the command has none.
+
+    Raises ``VitPatchError`` for what is no format, width or installed font.
+    """
+    from matplotlib import font_manager
+
+    from vitpatch.checks import Positive, check, read_formats, suggest
+    from vitpatch.errors import VitPatchError
+    from vitpatch.plots.layout import FigureOptions
+
+    if options.format is not None:
+        formats = read_formats("--format", options.format.split(","))
+    if options.width is not None:
+        check("--width", options.width, Positive)
+    if options.font is not None:
+        known = {font.name for font in font_manager.fontManager.ttflist} | set(font_manager.font_family_aliases)
+        if options.font not in known:
+            near = suggest(options.font, sorted(known))
+            raise VitPatchError(f"--font {options.font!r}: matplotlib finds no such font; {near}")
+    return FigureOptions(tuple(formats), dpi or FigureOptions.dpi, options.width, options.font)
+
+
+def _redraw_and_print(options: argparse.Namespace) -> Sequence[str]:
+    """The errors of runs that could not be drawn, after which the others go on; below an output by the run's name."""
     from vitpatch.compare.load import find_runs
     from vitpatch.errors import VitPatchError
+    from vitpatch.runs.reading import load_run
 
+    for key in VIEW:
+        if getattr(options, key) is not None:
+            raise VitPatchError(f"--{key} with --redraw: which draws runs as they are; leave one of them out")
     problems = []
-    for location in find_runs(folders):
+    for location in find_runs(options.folders):
+        folder = location.folder.path if options.output is None else options.output / location.name
         try:
-            pictures = redraw(location.folder, location.folder.path if output is None else output / location.name)
+            run = load_run(location)
+            own = run.config.get("figures", {})
+            drawing = _figure_options(options, own.get("format", ("png",)), own.get("dpi"))
+            if options.title is not None:
+                run = replace(run, manifest=run.manifest | {"title": options.title})
+            pictures = redraw(run, folder, drawing)
         except VitPatchError as error:
             problems.append(str(error))
             continue
@@ -150,36 +213,23 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
         log.info("  W&B offline   %s", tracked.sync_command)
 
 
-def read_result(run: RunFolder) -> tuple[RunResult, dict[str, Any]]:
-    """The results of a finished run as they were drawn from, and its manifest."""
-    from vitpatch.runs.results import analyze_files
-    from vitpatch.study import read_study
-    from vitpatch.types import Donor
-
-    manifest = run.read_manifest()
-    return analyze_files(run, read_study(manifest["config"]), tuple(map(Donor, manifest["donors"]))), manifest
-
-
-def redraw(run: RunFolder, folder: Path) -> list[Path]:
+def redraw(run: FinishedRun, folder: Path, options: FigureOptions) -> list[Path]:
     """Draws the pictures of a run from its files into a folder's ``figures/``; the paths of the pictures.
 
     Raises ``VitPatchError`` where the run's files are of another version, or broken.
     """
     import pyarrow as pa
-    from omegaconf.errors import OmegaConfBaseException
 
-    from vitpatch.compare.load import broken_run
     from vitpatch.plots.run_figures import draw
     from vitpatch.runs.folder import RunFolder
-    from vitpatch.runs.results import read_pages
+    from vitpatch.runs.reading import broken_run
 
     try:
-        result, manifest = read_result(run)
-        figures = draw(result, read_pages(run.pages), manifest)
-    except (OmegaConfBaseException, pa.ArrowException, KeyError, ValueError) as error:
-        raise broken_run(run, "of another version, or a file is broken", error) from error
+        figures = draw(run.result, run.pages, run.manifest, options)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise broken_run(run.folder, "of another version, or a file is broken", error) from error
     folder.mkdir(parents=True, exist_ok=True)
-    return [file for files in RunFolder(folder).save_figures(figures).values() for file in files]
+    return [file for files in RunFolder(folder).save_figures(figures, options).values() for file in files]
 
 
 if __name__ == "__main__":

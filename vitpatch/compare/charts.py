@@ -23,6 +23,8 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 """Seven, beside eight colours: 56 lines are told apart."""
 ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
 ROW_HEIGHT, NAMED_ROW_HEIGHT = 20, 38  # pixels of a heatmap's row, and of one with its name above
+FORMATS = ("svg", "png")
+"""Of a comparison's figures, where nothing else is asked for."""
 PNG_SCALE = 2  # pixels of a PNG per pixel of a chart
 
 
@@ -49,15 +51,18 @@ def spec_of(chart: Any) -> Spec:
     return spec
 
 
-def save_figure(chart: Any, path: Path) -> None:
-    """Writes a chart as ``path``.svg and ``path``.png, by rename. The SVG keeps its text as text."""
+def save_figure(chart: Any, path: Path, formats: Sequence[str] = FORMATS) -> None:
+    """Writes a chart as ``path``.svg and so on, by rename. SVG and PDF keep their text as text."""
     text = json.dumps(spec_of(chart), ensure_ascii=False)
     options: Spec = {"config": FILE_CONFIG, "allowed_base_urls": []}
-    svg = vl_convert.vegalite_to_svg(text, **options).encode()
-    png = vl_convert.vegalite_to_png(_drawable(text), scale=PNG_SCALE, **options)
-    for kind, content in (("svg", svg), ("png", png)):
+    drawn = {
+        "svg": lambda: vl_convert.vegalite_to_svg(text, **options).encode(),
+        "png": lambda: vl_convert.vegalite_to_png(_drawable(text), scale=PNG_SCALE, **options),
+        "pdf": lambda: vl_convert.vegalite_to_pdf(_drawable(text), **options),
+    }
+    for kind in formats:
         with atomic_write(path.with_name(f"{path.name}.{kind}")) as temporary:
-            temporary.write_bytes(content)
+            temporary.write_bytes(drawn[kind]())
 
 
 def _drawable(text: str) -> str:

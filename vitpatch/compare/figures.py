@@ -33,7 +33,7 @@ PANEL_WIDTH, OVERLAY_WIDTH, FIGURE_WIDTH, LAYER_WIDTH, MIN_HEATMAP_WIDTH = 250, 
 heatmap."""
 TITLE_LETTERS = 110  # letters of a line of a file's title
 FILES = re.compile(
-    r"(grid|overlay|shares|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg)"
+    r"(grid|overlay|shares|heatmap|peaks|differences|rank_correlation|relative_depth)(_[a-z0-9_]+)?[.](png|svg|pdf)"
 )
 """Names of the files that figures are saved to."""
 INTERVALS = "95 % bootstrap intervals over clusters"

@@ -2,90 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import describe_fixed, one_line
+from vitpatch.formatting import describe_fixed
 from vitpatch.io import natural_sort
 from vitpatch.names import SWEEP_FILE
-from vitpatch.plots.examples import ExamplePage
-from vitpatch.runs.folder import RunFolder
-from vitpatch.runs.results import read_pages, read_status
-from vitpatch.schema import PATCH_COLUMNS
-from vitpatch.types import Donor
+from vitpatch.runs.folder import VIEWS, RunFolder
+from vitpatch.runs.reading import FinishedRun, RunLocation, read_json
+from vitpatch.runs.results import read_status
 
 COMPARISON = "comparison"  # the folder inside a sweep's that comparisons are written to
-NOT_RUNS = {COMPARISON, "wandb", ".hydra"}  # folders that hold copies, in which nothing is a run of its own
-MANIFEST_KEYS = {
-    "": "run_id title donors notes seconds identity config model versions counts total_effect peak",
-    "identity": "numbers_version weights precision data corruption target window donors direction seed",
-    "config": "model data corruption direction metric seed interval",
-    "model": "layers weights",
-    "versions": "vitpatch",
-    "counts": "images",
-    "total_effect": "mean low high",
-    "peak": "layer head tokens window",
-}
-"""What a manifest must have for a comparison, by its part ("" = at the top)."""
-SUMMARY_COLUMNS = (*PATCH_COLUMNS, "n", "n_clusters", "effect", "effect_low", "effect_high", "recovered", "p")
-EXAMPLES_COLUMNS = "example_id label included cluster prob_clean prob_corrupt pred_clean pred_corrupt".split()
-
-
-@dataclass(frozen=True)
-class RunLocation:
-    """A run's folder, its name, which no other run of the comparison has, and ``group``, the name of the folder on the
-    command line that it is in."""
-
-    name: str
-    group: str
-    folder: RunFolder
-
-
-@dataclass(frozen=True)
-class FinishedRun(RunLocation):
-    """A run that is compared, with its manifest and ``summary.csv``."""
-
-    manifest: Mapping[str, Any]
-    summary: pd.DataFrame
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What can change the run's numbers: what is computed, and how it is read."""
-        return self.manifest["identity"] | self.manifest.get("view", {})  # which earlier versions had in the identity
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The composed config."""
-        return self.manifest["config"]
-
-    @property
-    def donor(self) -> Donor:
-        """The donor of the run's effects."""
-        return Donor(self.manifest["donors"][0])
-
-    @property
-    def depth(self) -> int:
-        """How many blocks the model has."""
-        return self.manifest["model"]["layers"]
-
-    def examples(self) -> pd.DataFrame:
-        """The rows of ``examples.parquet``."""
-        return pd.read_parquet(self.folder.examples)
-
-    def example_pages(self) -> list[ExamplePage]:
-        """The images of its example pages."""
-        return read_pages(self.folder.pages)
+NOT_RUNS = {COMPARISON, VIEWS, "wandb", ".hydra"}  # folders that hold copies, in which nothing is a run of its own
 
 
 @dataclass(frozen=True)
@@ -94,8 +29,9 @@ class Comparison:
 
     ``warnings``: what the runs should agree in and do not (weights of one model, data, code version), a line each.
     ``left_out``: runs that are not compared, being broken or not finished, a line each. ``fixed``: what was typed for
-    all runs of a folder, by the folder's name, "" = the only one. Tables, in which ``run``, ``a``
-    and ``b`` are ``FinishedRun.name``:
+    all runs of a folder, by the folder's name, "" = the only one. ``title`` is the page's, "" = made of the runs.
+
+    Tables, in which ``run``, ``a`` and ``b`` are ``FinishedRun.name``:
 
     ``overview``, a row a run: ``run, group, title, model, data, corruption`` (in words, also that there is none),
     ``strength, calibrated`` (in words, "" = not calibrated), ``site, tokens, heads, windows, direction, donor,
@@ -134,6 +70,7 @@ class Comparison:
     matched: pd.DataFrame
     left_out: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -165,7 +102,7 @@ def find_runs(folders: Sequence[Path]) -> list[RunLocation]:
 
 def fixed_overrides(folders: Sequence[Path]) -> dict[str, str]:
     """What was typed for all runs of each sweep's folder, in one text, by the folder's name, "" where it is alone."""
-    records = [_read_json(file) if (file := folder / SWEEP_FILE).exists() else {} for folder in folders]
+    records = [read_json(file) if (file := folder / SWEEP_FILE).exists() else {} for folder in folders]
     names = list(_group_names(folders)) if len(folders) > 1 else [""]
     shared = (describe_fixed(record.get("fixed", ())) for record in records)
     return {name: text for name, text in zip(names, shared, strict=True) if text}
@@ -192,7 +129,7 @@ def _files_of_runs(folder: Path, file: str) -> list[Path]:
 def _is_run(manifest: Path) -> bool:
     """Whether a manifest is of a patching run, or cannot be read; others are of training or of another program."""
     try:
-        return "run_id" in _read_json(manifest)
+        return "run_id" in read_json(manifest)
     except ValueError:
         return True
 
@@ -228,56 +165,6 @@ def _group_names(folders: Sequence[Path]) -> Iterator[str]:
         yield numbered if often[name] > 1 else name
 
 
-def load_run(location: RunLocation) -> FinishedRun:
-    """Reads a finished run. Of its effects only the end of the file is read, which shows that the file is complete.
-
-    Raises ``VitPatchError`` where a file is of another version, or broken.
-    """
-    folder = location.folder
-    try:
-        manifest = _read_json(folder.manifest)
-        for part, keys in MANIFEST_KEYS.items():
-            file = f"manifest.json, {part}," if part else "manifest.json"
-            _check_names(file, keys.split(), manifest[part] if part else manifest)
-        run = FinishedRun(**vars(location), manifest=manifest, summary=pd.read_csv(folder.summary))
-        _check_names("manifest.json, view,", ("metric", "rival", "include"), run.identity)
-        _check_names("summary.csv", SUMMARY_COLUMNS, run.summary)
-        _check_names("examples.parquet", EXAMPLES_COLUMNS, run.examples())
-        _check_names("effects.parquet", ("effect", *PATCH_COLUMNS), pq.read_schema(folder.effects).names)
-        peak_row(run)
-        if folder.pages.exists():
-            run.example_pages()
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise broken_run(folder, "of another version, or a file is broken", error) from error
-    return run
-
-
-def broken_run(folder: RunFolder, what: str, error: Exception) -> VitPatchError:
-    """The error of a run whose files cannot be used, in one line."""
-    reason = one_line(error, 160)
-    return VitPatchError(f"{folder.path}: {what} ({reason}); run it again (overwrite=true)")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
-
-
-def _check_names(file: str, expected: Iterable[str], present: Container[str]) -> None:
-    if missing := [name for name in expected if name not in present]:
-        raise ValueError(f"{file} has no {', '.join(missing)}")
-
-
 def number_or_nan(value: float | None) -> float:
     """A number of a manifest; null becomes NaN."""
     return np.nan if value is None else float(value)
-
-
-def peak_row(run: FinishedRun) -> pd.Series | None:
-    """The row of ``summary.csv`` that the manifest calls the peak; ``None`` where there is no peak."""
-    if (peak := run.manifest["peak"])["layer"] is None:
-        return None
-    is_peak = np.logical_and.reduce([run.summary[name] == value for name, value in peak.items()])
-    if not is_peak.any():
-        raise ValueError("summary.csv has no row of the manifest's peak")
-    return run.summary[is_peak].iloc[0]

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitpatch.checks import read_inclusion
-from vitpatch.compare.load import FinishedRun, number_or_nan, peak_row
+from vitpatch.compare.load import number_or_nan
 from vitpatch.compare.settings import format_setting, format_windows
 from vitpatch.formatting import corruption_name, data_name, model_name, strength_words, transfer_words
 from vitpatch.plots.style import place_words
+from vitpatch.runs.reading import FinishedRun, peak_row
 from vitpatch.stats.inference import Array
 from vitpatch.stats.result import series_names
-from vitpatch.study import View
 from vitpatch.types import BaseRun, Direction, Metric
 
 MIN_LAYERS = 3  # ranks of fewer layers are not correlated
@@ -70,11 +69,8 @@ def _overview_row(run: FinishedRun, base: Path) -> dict[str, Any]:
 
 def _corruption_columns(run: FinishedRun) -> dict[str, str]:
     """Corruption, strength and calibration in words; no corruption where the corrupted run plays no part."""
-    identity, donor = run.identity, run.donor
-    metric, rival, include = Metric(identity["metric"]), BaseRun(identity["rival"]), read_inclusion(identity["include"])
-    view = View(metric=metric, rival=rival, include=include)
-    if not view.shows_corruption(donor, Direction(identity["direction"])):
-        return {"corruption": f"none: {donor} as donor", "strength": "", "calibrated": ""}
+    if not run.view.shows_corruption(run.donor, Direction(run.identity["direction"])):
+        return {"corruption": f"none: {run.donor} as donor", "strength": "", "calibrated": ""}
     corruption, calibrated = run.config["corruption"], ""
     if found := run.manifest.get("calibration"):
         damage = f"{found['damage']} {number_or_nan(found['drop']['drop']):.3f}"
@@ -85,7 +81,7 @@ def _corruption_columns(run: FinishedRun) -> dict[str, str]:
 
 def _base_run_columns(run: FinishedRun) -> dict[str, float]:
     """Accuracy and probability of the label in both base runs, over the included images."""
-    examples = run.examples()
+    examples = run.examples
     examples = examples[examples["included"]]
     row = {f"accuracy_{base}": float((examples[f"pred_{base}"] == examples["label"]).mean()) for base in BaseRun}
     return row | {f"prob_{base}": float(examples[f"prob_{base}"].mean()) for base in BaseRun}

@@ -27,12 +27,13 @@ from vitpatch.compare import tables
 from vitpatch.compare.charts import ASSETS, GREEN, ORANGE, THEMES, Profile
 from vitpatch.compare.figures import Chart, Figure
 from vitpatch.compare.layout import effect_title, peak_series
-from vitpatch.compare.load import Comparison, FinishedRun
+from vitpatch.compare.load import Comparison
 from vitpatch.compare.tables import Link, Table, run_links
 from vitpatch.formatting import run_labels
 from vitpatch.io import atomic_write
-from vitpatch.plots.examples import ExampleImage, ExamplePage
+from vitpatch.plots.examples import ExampleImage
 from vitpatch.plots.profile import is_clipped
+from vitpatch.runs.reading import FinishedRun
 from vitpatch.stats.result import series_names
 from vitpatch.types import BaseRun, Metric
 
@@ -116,11 +117,12 @@ def render_page(comparison: Comparison, sections: Mapping[str, Section], without
     )
     environment.filters |= {"script_json": script_json, "breakable": breakable}
     scripts, number = page_scripts(), len(comparison.runs)
+    several = number > 1
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
     more = len(comparison.left_out) - MAX_LEFT_OUT
     return environment.get_template("page.html.jinja").render(
-        title=f"Comparison of {number} runs" if number > 1 else comparison.overview["title"].iloc[0],
-        several=number > 1,
+        title=comparison.title or (f"Comparison of {number} runs" if several else comparison.overview["title"].iloc[0]),
+        several=several,
         metrics="; ".join(map(effect_title, dict.fromkeys(comparison.overview["metric"]))),
         fixed=comparison.fixed,
         warnings=comparison.warnings,
@@ -210,7 +212,7 @@ def make_albums(comparison: Comparison) -> tuple[list[Album], int]:
     albums: list[Album] = []
     letters = cards = left_out = 0
     for run in comparison.runs:
-        row, page = overview.loc[run.name].to_dict(), first_page(run)
+        row, page = overview.loc[run.name].to_dict(), next(iter(run.pages), None)
         images = [] if page is None else page.images
         spread = np.linspace(0, len(images) - 1, min(images_a_run, len(images))).round().astype(int)
         kept: list[Card] = []
@@ -228,11 +230,6 @@ def make_albums(comparison: Comparison) -> tuple[list[Album], int]:
             chosen = page.chosen if len(kept) == len(images) else f"{len(kept)} of {page.chosen}"
             albums.append(Album(labels[run.name], chosen, run_links(row), kept))
     return albums, left_out
-
-
-def first_page(run: FinishedRun) -> ExamplePage | None:
-    """The first page of the images that a run kept."""
-    return next(iter(run.example_pages()), None) if run.folder.pages.exists() else None
 
 
 def _image_chart(run: FinishedRun, row: dict[str, Any], image: ExampleImage) -> Chart:

@@ -13,11 +13,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vitpatch.checks import read_inclusion
-from vitpatch.compare.load import FinishedRun, broken_run
 from vitpatch.compare.settings import (
     RunSettings,
     describe_differing_settings,
@@ -27,7 +25,7 @@ from vitpatch.compare.settings import (
 )
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count, option_identity
-from vitpatch.runs.results import read_patches
+from vitpatch.runs.reading import FinishedRun, broken_run
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.inference import Array, Resamples, sign_flip_p
 from vitpatch.stats.recovered import is_denominator, subtract_recovered
@@ -64,11 +62,12 @@ class RunEffects:
     def read(cls, run: FinishedRun) -> RunEffects:
         """Reads a run's files. Raises ``VitPatchError`` where they are broken or do not fit together."""
         try:
-            examples, patches = run.examples(), read_patches(run.folder)
+            tables = run.tables
+            examples, patches = tables.examples, tables.patches
             if patches.to_numpy().tolist() != run.summary[list(PATCH_COLUMNS)].to_numpy().tolist():
                 raise ValueError("summary.csv and effects.parquet are not of the same patches")
             included = examples["included"].to_numpy(bool)
-            effects = pq.read_table(run.folder.effects, columns=["effect"])["effect"].to_numpy()
+            effects = np.concatenate([rows["effect"].to_numpy() for rows in tables.effects(["effect"])])
             effects = effects.reshape(-1, len(patches))
             if len(effects) != len(included):
                 raise ValueError(f"{len(effects)} images have effects, {len(included)} have base runs")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from vitpatch.compare.load import FinishedRun
 from vitpatch.formatting import (
     class_name,
     corruption_words,
@@ -19,6 +18,7 @@ from vitpatch.formatting import (
     model_name,
     option_identity,
 )
+from vitpatch.runs.reading import FinishedRun
 from vitpatch.study import VIEW_KEYS
 from vitpatch.types import format_window
 

@@ -21,8 +21,8 @@ from vitpatch.data.labels import (
 )
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import first_few
+from vitpatch.types import MULTI_LABEL
 
-MULTI_LABEL = "multi_label_classification"
 NOT_EXCLUSIVE = (
     f"problem_type {MULTI_LABEL}: the model's classes do not exclude each other, and its own probability of each is a "
     "sigmoid; prob, log_odds and kl here are of the softmax over all classes; metric=logit takes the label's own logit "

@@ -116,7 +116,7 @@ def class_profiles(
     title says so.
     """
     drawn, selection = largest_classes(effects)
-    rows = ceil(len(drawn) / PANELS_A_ROW)
+    rows = ceil(len(drawn) / layout.panels_a_row(PANELS_A_ROW, 0.9))
     columns = ceil(len(drawn) / rows)
     figure = layout.make_figure(max(2.0 * columns + 1.0, 7), 1.9 * rows + 1.2)
     panels = figure.subplots(rows, 1, sharey=True, squeeze=False, gridspec_kw={"hspace": 0.4})[:, 0]

@@ -7,10 +7,15 @@ a ``Strip`` of curves or a mosaic of pictures.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -18,8 +23,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import LayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
+PRINT_SCALE = 0.75  # of words in figures for print: a title has 7.5 points, most words 6
 PAD = 0.08  # inches round the figure, and between its title, axes and legend
 LARGEST_MARGINS = 0.8  # of the width, or of the height
 LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
@@ -56,15 +64,78 @@ class FitOnce(LayoutEngine):
         fig.subplots_adjust(left=left, right=1 - right, bottom=bottom, top=1 - top)
 
 
+@dataclass(frozen=True)
+class FigureOptions:
+    """How figures are drawn and written: ``formats`` (png, svg, pdf), and of PNG the dots an inch.
+
+    ``width`` in inches is for print, with words and marks of ``PRINT_SCALE``; ``None`` = as wide as the content asks
+    for. ``font`` is a family, ``None`` = matplotlib's own.
+    """
+
+    formats: tuple[str, ...] = ("png",)
+    dpi: int = 150
+    width: float | None = None
+    font: str | None = None
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside the block figures are made so; those for print are then to be shrunk (``shrink_for_print``)."""
+        settings: dict[str, Any] = {"text.parse_math": False}  # a label may hold a dollar
+        if self.font is not None:
+            settings["font.family"] = [self.font, "DejaVu Sans"]  # the second has letters that the first may lack
+        before = _PRINT_WIDTH.set(self.width)
+        try:
+            with matplotlib.rc_context(settings):
+                yield
+        finally:
+            _PRINT_WIDTH.reset(before)
+
+
+AS_WIDE_AS_NEEDED = FigureOptions()
+_PRINT_WIDTH: ContextVar[float | None] = ContextVar("width for print", default=None)
+
+
 def make_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches."""
+    """An empty figure of this size in inches; for print it is as wide as asked for, and lower by less than narrower."""
+    asked = _PRINT_WIDTH.get()
+    if asked is not None:
+        width, height = asked, height * sqrt(asked / width)
     return Figure(figsize=(width, height), layout=FitOnce())
 
 
-def save_png(figure: Figure, path: Path, dpi: int) -> None:
-    """Writes a figure; ``savefig`` would draw it twice."""
-    figure.set_dpi(dpi)
-    FigureCanvasAgg(figure).print_png(path)
+def panels_a_row(number: int, least: float) -> int:
+    """How many panels stand side by side: ``number``, for print as many as have ``least`` inches each."""
+    asked = _PRINT_WIDTH.get()
+    return number if asked is None else max(1, min(number, int((asked - 0.7) / least)))
+
+
+def room_for(inches: float, characters_an_inch: float) -> int:
+    """How many characters have room, of so many an inch in the usual size."""
+    return int(inches * characters_an_inch / (1 if _PRINT_WIDTH.get() is None else PRINT_SCALE))
+
+
+def shrink_for_print(figure: Figure) -> None:
+    """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for."""
+    labels = set()
+    for axis in [axis for axes in figure.findobj(Axes) for axis in (axes.xaxis, axes.yaxis)]:
+        labels |= set(axis.get_ticklabels())
+        axis.set_tick_params(labelsize=PRINT_SCALE * max([label.get_fontsize() for label in labels], default=10))
+    for text in figure.findobj(Text):
+        if text not in labels:
+            text.set_fontsize(PRINT_SCALE * text.get_fontsize())
+    for line in figure.findobj(Line2D):
+        line.set(linewidth=PRINT_SCALE * line.get_linewidth(), markersize=PRINT_SCALE * line.get_markersize())
+
+
+def save_figure(figure: Figure, path: Path, kind: str, dpi: int) -> None:
+    """Writes a figure as ``png``, ``svg`` or ``pdf``; the last two have their text as text, and no date."""
+    if kind == "png":  # which ``savefig`` would draw twice
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).print_png(path)
+        return
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitpatch", "pdf.fonttype": 42}):
+        figure.savefig(path, format=kind, metadata=no_date)
 
 
 def figure_width(layers: int) -> float:
@@ -74,7 +145,7 @@ def figure_width(layers: int) -> float:
 
 def set_headline(figure: Figure, *lines: str) -> None:
     """Sets the figure's title, each line broken at the figure's width."""
-    width = int(figure.get_figwidth() * CHARACTERS_AN_INCH)
+    width = room_for(figure.get_figwidth(), CHARACTERS_AN_INCH)
     parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
     figure.suptitle("\n".join(parts), fontsize=10, va="top")
 
@@ -88,7 +159,7 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, mor
     by_label = {label: handle for handle, label in entries} | {str(one.get_label()): one for one in more}
     if not by_label:
         return
-    room = int(figure.get_figwidth() * LEGEND_CHARACTERS_AN_INCH)
+    room = room_for(figure.get_figwidth(), LEGEND_CHARACTERS_AN_INCH)
     columns = max(1, min(columns, room // (max(map(len, by_label)) + LEGEND_HANDLE)))
     labels = ["\n".join(textwrap.wrap(label, room - LEGEND_HANDLE)) for label in by_label]
     rows = max(len(by_label), sum(label.count("\n") + 1 for label in labels))
@@ -101,7 +172,7 @@ def add_colour_bar(image: AxesImage, axes: Axes, bar_axes: Axes | None, label: s
     """Adds the colour bar of an image, into axes of its own or beside ``axes``; its label is broken at the height."""
     where = {"ax": axes, "pad": 0.02} if bar_axes is None else {"cax": bar_axes}
     bar = axes.figure.colorbar(image, **where)
-    room = max(int((axes.figure.get_figheight() - 1) * LABEL_CHARACTERS_AN_INCH), 12)
+    room = max(room_for(axes.figure.get_figheight() - 1, LABEL_CHARACTERS_AN_INCH), 12)
     bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
 
 

@@ -34,7 +34,7 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
     """
     by_layer = all(summary["layer"].iloc[group.rows].is_unique for group in groups)
     places = [_places(summary.iloc[group.rows], by_layer) for group in groups]
-    columns = min(len(groups), 3)
+    columns = layout.panels_a_row(min(len(groups), 3), 2.0)
     rows = ceil(len(groups) / columns)
     bars = max(len(_most_frequent(group, by_layer)) for group in groups)
     width = float(np.clip(1.2 + 0.3 * bars, 7 if columns == 1 else 4.0, 14 if columns == 1 else 5.6))

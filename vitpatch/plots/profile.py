@@ -120,7 +120,7 @@ def _add_panels(figure: Figure, number: int) -> tuple[Axes, list[Axes]]:
     """Adds a wide panel, and ``number`` panels below it, side by side."""
     if not number:
         return figure.add_subplot(), []
-    columns = min(number, PANELS_A_ROW)
+    columns = layout.panels_a_row(min(number, PANELS_A_ROW), 1.4)
     rows = ceil(number / columns)
     figure.set_figheight(4.4 + 2.9 * rows)
     gaps = {"wspace": 0.06, "hspace": 0.3 if number == 1 else 0.45}

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from vitpatch.plots.classes import class_figures
 from vitpatch.plots.examples import ExamplePage, image_page
 from vitpatch.plots.handover import direct_effects, direct_rows, handover
 from vitpatch.plots.heatmaps import head_heatmap
+from vitpatch.plots.layout import AS_WIDE_AS_NEEDED, FigureOptions, shrink_for_print
 from vitpatch.plots.maps import effect_maps, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
 from vitpatch.plots.profile import References, layer_profile, windows
@@ -41,13 +41,26 @@ CONTROL_WORDS = {
 }
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # a label may hold a dollar
-def draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> dict[str, Figure]:
+def draw(
+    result: RunResult,
+    pages: Sequence[ExamplePage],
+    manifest: Mapping[str, Any],
+    options: FigureOptions = AS_WIDE_AS_NEEDED,
+) -> dict[str, Figure]:
     """Draws the figures of a run that say something, by name.
 
     All is drawn from what the run's files hold; of the ``manifest`` are read ``title``, the run in a line, and
     ``calibration``, where there is one.
     """
+    with options.drawing():
+        drawn = _draw(result, pages, manifest)
+        if options.width is not None:
+            for figure in drawn.values():
+                shrink_for_print(figure)
+        return drawn
+
+
+def _draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str, Any]) -> dict[str, Figure]:
     caption, run = run_caption(result, manifest["title"]), manifest["title"]
     summary = result.summary.assign(series=series_names(result.summary))
     drawn = {

@@ -36,6 +36,8 @@ from vitpatch.schema import (
     STORED_METRICS,
 )
 from vitpatch.stats.result import RunResult, base_metric, is_included
+from vitpatch.stats.view import depends_on_view, effects_in_view, examples_in_view, stored_columns
+from vitpatch.study import Study, View
 from vitpatch.types import BaseRun, Donor, ImageBatch, Run
 
 log = logging.getLogger(__name__)
@@ -244,6 +246,27 @@ def _control_fields(donors: Sequence[Donor]) -> list[pa.Field]:
 
 def _table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(columns[f.name]).cast(f.type, safe=False) for f in schema], schema=schema)
+
+
+def tables_in_view(tables: Mapping[str, pa.Table], study: Study) -> Mapping[str, pa.Table]:
+    """The tables of some images, by the names of their files, from those of the default view."""
+    written = View().rival
+    examples = examples_in_view(tables["examples"].to_pandas(), study, written)
+    changed = {"examples": examples}
+    for kind, table in tables.items():
+        if kind != "examples":
+            names = [name for name in table.column_names if depends_on_view(name)]
+            stored = table.select(stored_columns(names, study, written)).to_pandas()
+            changed[kind] = effects_in_view(stored, examples, study, written, names)
+    return {kind: _replace_columns(table, changed[kind]) for kind, table in tables.items()}
+
+
+def _replace_columns(table: pa.Table, changed: pd.DataFrame) -> pa.Table:
+    """A table with those columns of ``changed`` that depend on the view."""
+    for number, field in enumerate(table.schema):
+        if depends_on_view(field.name):
+            table = table.set_column(number, field, pa.array(changed[field.name].to_numpy(), field.type))
+    return table
 
 
 def choose_examples(setup: Setup, result: RunResult, data: ImageDataModule) -> list[ExamplePage]:

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Positive, Seed, check_types, suggest
+from vitpatch.checks import Count, Expected, Positive, Seed, check, check_types, read_formats, suggest
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.names import run_name
@@ -35,6 +35,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 """The folder of options: a wheel has it inside the package, a checkout beside it."""
 SWEEP_VARIABLE = "VITPATCH_SWEEP"
 """Hands the sweep's time stamp down to the processes of a sweep."""
+FIGURE_KEYS = ("format", "dpi")
 Name = Annotated[str | int | float, Expected("a name")]
 """A name that may look like a number."""
 PATCH_GROUPS = ("model", "data", "corruption", "target", "trainer", "logger")
@@ -52,6 +53,7 @@ NAMES = (
 class PatchKeys(StudyKeys):
     """The keys of ``conf/patch.yaml``; of type ``Any`` those that a function of their own reads."""
 
+    figures: Any
     calibrate: Any
     train_split: str | None
     train_limit: Annotated[Count | None, "for all"]
@@ -84,6 +86,19 @@ def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) ->
         if key not in cfg:
             raise VitPatchError(f"{key} is missing: add {key}=… to the command")
     check_types(cfg, declared)
+
+
+def read_figures(figures: Any) -> tuple[tuple[str, ...], int]:
+    """The formats of figures, each once, and the dots an inch. Raises ``VitPatchError``."""
+    if not isinstance(figures, Mapping):
+        raise VitPatchError(f"figures {figures!r}: expected figures.format=[png,pdf] and figures.dpi=150")
+    for key in figures:
+        if key not in FIGURE_KEYS:
+            raise VitPatchError(f"figures.{key}: there is no such key; {suggest(key, FIGURE_KEYS)}")
+    for key in FIGURE_KEYS:
+        if key not in figures:
+            raise VitPatchError(f"figures.{key} is missing: add figures.{key}=… to the command")
+    return read_formats("figures.format", figures["format"]), check("figures.dpi", figures["dpi"], Count)
 
 
 def check_names_are_text(config: DictConfig) -> None:

@@ -33,14 +33,16 @@ from vitpatch.study import VIEW_KEYS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from vitpatch.plots.layout import FigureOptions
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Tables = Mapping[str, pa.Table]
 """A batch's tables, by the names of their files."""
 
-DPI = 130
-"""Of figures."""
+VIEWS, VIEW_FILE = "views", "view.json"
+"""The folder of a run's other views, and the file that says which one a folder has: a manifest, as it would be."""
 SKIPS = {"selection.on_error": "skip"}
 """The entry of a flat identity by which unreadable images are left out."""
 
@@ -132,20 +134,24 @@ class RunFolder:
         """Clears what an earlier run left but its shards; the manifest goes first."""
         for file in (self.manifest, self.failed, *self.tables):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.figures, ignore_errors=True)
+        for folder in (self.figures, self.path / VIEWS):
+            shutil.rmtree(folder, ignore_errors=True)
         self.figures.mkdir(parents=True)
 
-    def save_figures(self, figures: Mapping[str, Figure]) -> dict[str, list[Path]]:
-        """Writes figures as ``figures/NAME.png``; their paths, by name."""
-        return {name: [self._save(figure, name)] for name, figure in figures.items()}
-
-    def _save(self, figure: Figure, name: str) -> Path:
-        from vitpatch.plots.layout import save_png
-
+    def save_figures(self, figures: Mapping[str, Figure], options: FigureOptions) -> dict[str, list[Path]]:
+        """Writes figures as ``figures/NAME.FORMAT``; their paths, by name."""
         self.figures.mkdir(exist_ok=True)
-        path = self.figures / f"{name}.png"
+        return {
+            name: [self._save(figure, name, kind, options.dpi) for kind in options.formats]
+            for name, figure in figures.items()
+        }
+
+    def _save(self, figure: Figure, name: str, kind: str, dpi: int) -> Path:
+        from vitpatch.plots.layout import save_figure
+
+        path = self.figures / f"{name}.{kind}"
         with atomic_write(path) as temporary:
-            save_png(figure, temporary, DPI)
+            save_figure(figure, temporary, kind, dpi)
         return path
 
     @contextmanager

@@ -2,141 +2,25 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
 from vitpatch.formatting import format_count, format_interval, one_line
-from vitpatch.io import atomic_write
-from vitpatch.plots.examples import ExampleImage, ExamplePage
+from vitpatch.io import nan_to_none
 from vitpatch.plots.style import doubt_words
 from vitpatch.runs.folder import RunFolder
-from vitpatch.schema import PAGES_SCHEMA, PATCH_COLUMNS
 from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.recovered import clusters_to_exclude_zero
-from vitpatch.stats.result import RunResult, analyze, is_handover
-from vitpatch.stats.summary import Measured
-from vitpatch.stats.view import depends_on_view, effects_in_view, examples_in_view, stored_columns
-from vitpatch.study import Study, View
-from vitpatch.types import BaseRun, Direction, Donor, Estimate, Metric, Site, Tested, TokenGroup
+from vitpatch.stats.result import RunResult, is_handover
+from vitpatch.study import run_title, without_view
+from vitpatch.types import BaseRun, Direction, Estimate, Metric, Site, Tested, TokenGroup
 
-
-def analyze_files(folder: RunFolder, study: Study, donors: Sequence[Donor]) -> RunResult:
-    """Means, intervals, tests and the peak, from the merged files.
-
-    Raises ``VitPatchError`` where no image is included.
-    """
-    examples, patches = pd.read_parquet(folder.examples), read_patches(folder)
-    if "label_is_predicted" not in examples:  # of an earlier version
-        examples["label_is_predicted"] = False
-    measured, examples["has_empty_group"] = _read_effects(folder, examples, len(patches), study, donors)
-    leave_outs = pd.read_parquet(folder.leave_outs) if folder.leave_outs.exists() else None
-    return analyze(study, donors, examples, patches, measured, leave_outs)
-
-
-def tables_in_view(tables: Mapping[str, pa.Table], study: Study) -> Mapping[str, pa.Table]:
-    """The tables of some images, by the names of their files, from those of the default view."""
-    written = View().rival
-    examples = examples_in_view(tables["examples"].to_pandas(), study, written)
-    changed = {"examples": examples}
-    for kind, table in tables.items():
-        if kind != "examples":
-            names = [name for name in table.column_names if depends_on_view(name)]
-            stored = table.select(stored_columns(names, study, written)).to_pandas()
-            changed[kind] = effects_in_view(stored, examples, study, written, names)
-    return {kind: _replace_columns(table, changed[kind]) for kind, table in tables.items()}
-
-
-def _replace_columns(table: pa.Table, changed: pd.DataFrame) -> pa.Table:
-    """A table with those columns of ``changed`` that depend on the view."""
-    for number, field in enumerate(table.schema):
-        if depends_on_view(field.name):
-            table = table.set_column(number, field, pa.array(changed[field.name].to_numpy(), field.type))
-    return table
-
-
-def read_patches(folder: RunFolder) -> pd.DataFrame:
-    """What names each patch, a row each, from the rows of the first image."""
-    with pq.ParquetFile(folder.effects) as file:
-        first = file.read_row_group(0, columns=["example_id", *PATCH_COLUMNS]).to_pandas()
-    return first[first["example_id"] == first["example_id"].iloc[0]][list(PATCH_COLUMNS)].reset_index(drop=True)
-
-
-def _read_effects(
-    folder: RunFolder, examples: pd.DataFrame, patches: int, study: Study, donors: Sequence[Donor]
-) -> tuple[Measured, np.ndarray]:
-    """What was measured of all images, and whether a token group of an image is empty, a row group at a time."""
-    controls = [f"{name}_{donor}" for donor in donors[1:] for name in ("effect", "log_odds")]
-    names = ["effect", "log_odds", "prob", "direct_log_odds", "delta_norm", *controls]
-    floats = {name: np.empty((len(examples), patches), dtype=np.float32) for name in names}
-    correct = np.empty((len(examples), patches), dtype=bool)
-    is_empty = np.zeros(len(examples), dtype=bool)
-    labels = examples["label"].to_numpy()
-    recipient = {name: examples[f"{name}_{study.direction.recipient}"].to_numpy() for name in ("prob", "log_odds")}
-    row = 0
-    with pq.ParquetFile(folder.effects) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=[*names, "pred", "n_tokens"])
-            here = slice(row, row + table.num_rows // patches)
-            for name, values in floats.items():
-                values[here] = table[name].to_numpy().reshape(-1, patches)
-                for metric, base in recipient.items():
-                    if name.startswith(metric):
-                        values[here] -= base[here, None]
-            correct[here] = table["pred"].to_numpy().reshape(-1, patches) == labels[here, None]
-            is_empty[here] = (table["n_tokens"].to_numpy().reshape(-1, patches) == 0).any(1)
-            row = here.stop
-    assert row == len(examples), f"{row} images have effects, {len(examples)} have base runs"
-    measured = Measured(
-        effects=floats["effect"],
-        correct=correct,
-        log_odds=floats["log_odds"],
-        direct=floats["direct_log_odds"],
-        delta_norm=floats["delta_norm"],
-        prob=floats["prob"],
-        controls={name: floats[name] for name in controls},
-    )
-    return measured, is_empty
-
-
-def write_pages(path: Path, pages: Sequence[ExamplePage]) -> None:
-    """Writes the example pages as ``pages.parquet``, by rename."""
-    rows = [_row(page, image) for page in pages for image in page.images]
-    with atomic_write(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, PAGES_SCHEMA), temporary)
-
-
-def read_pages(path: Path) -> list[ExamplePage]:
-    """The example pages of a finished run."""
-    pages: dict[tuple[str, str], list[ExampleImage]] = {}
-    for row in pq.read_table(path).to_pylist():
-        pages.setdefault((row["page"], row["chosen"]), []).append(_image(row))
-    return [ExamplePage(name, chosen, images) for (name, chosen), images in pages.items()]
-
-
-def _row(page: ExamplePage, image: ExampleImage) -> dict[str, Any]:
-    row = {"page": page.name, "chosen": page.chosen, "example_id": image.example_id, "name": image.name}
-    for run in BaseRun:
-        png = io.BytesIO()
-        Image.fromarray(image.pictures[run]).save(png, "PNG")
-        row |= {f"{run}_png": png.getvalue(), f"predicted_{run}": image.predicted[run]}
-        row[f"metric_{run}"] = image.base[run]
-    return row | {"patched": image.patched.tolist()}
-
-
-def _image(row: Mapping[str, Any]) -> ExampleImage:
-    pictures = {run: np.asarray(Image.open(io.BytesIO(row[f"{run}_png"]))) for run in BaseRun}
-    predicted = {run: row[f"predicted_{run}"] for run in BaseRun}
-    base = {run: row[f"metric_{run}"] for run in BaseRun}
-    return ExampleImage(row["example_id"], row["name"], pictures, predicted, base, np.array(row["patched"]))
+OF_ONE_VIEW = ("unselected", "planning")
+"""Entries of a manifest that it has in some views."""
 
 
 def notes(result: RunResult) -> list[str]:
@@ -242,6 +126,32 @@ def _peak(result: RunResult) -> dict[str, Any]:
 def _peak_layers(result: RunResult) -> list[int]:
     """The layers that may be the peak."""
     return sorted({int(layer) for layer in result.summary["layer"].to_numpy()[result.peak_group.members]})
+
+
+def manifest_in_view(manifest: Mapping[str, Any], result: RunResult) -> dict[str, Any]:
+    """The manifest of a run as it would be had it been made in the view of ``result``."""
+    study, entries = result.study, manifest_entries(result)
+    view, counts, identity = study.view, manifest["counts"], without_view(manifest["identity"])
+    config = manifest["config"] | view.as_config() | {"wanted_width": study.wanted_width}
+    kind = manifest["model"].get("problem_type")
+    calibrated = identity.get("calibrate") if manifest.get("calibration") else None
+    title = run_title(config, study, readout=identity.get("readout"), problem_type=kind, calibrated=calibrated)
+    alone = result.without_partner
+    dropped = {why: number for why, number in counts.get("dropped", {}).items() if not why.startswith("not ")}
+    if not_included := counts["read"] - alone - len(result.examples):
+        dropped[f"not {study.include}"] = not_included
+    in_view = {
+        **{key: value for key, value in manifest.items() if key not in OF_ONE_VIEW},
+        "title": title,
+        "config": config,
+        "identity": identity,
+        "view_id": view.view_id,
+        "view": view.as_config(),
+        "counts": counts | {"included": len(result.examples), "dropped": dropped, "clusters": result.clusters},
+        **entries,
+        "notes": [*manifest.get("label_notes", []), *entries["notes"]],
+    }
+    return nan_to_none(in_view)
 
 
 def tracker_values(result: RunResult) -> dict[str, Any]:

@@ -22,20 +22,15 @@ from vitpatch.checks import check_no_secret
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import describe_difference, digest
 from vitpatch.io import write_csv
+from vitpatch.plots.layout import FigureOptions
 from vitpatch.plots.run_figures import draw
-from vitpatch.runs.batches import choose_examples
+from vitpatch.runs.batches import choose_examples, tables_in_view
 from vitpatch.runs.calibration import calibration_folder
-from vitpatch.runs.config import check_names_are_text
-from vitpatch.runs.folder import Begun, RunFolder, Shards
+from vitpatch.runs.config import check_names_are_text, read_figures
+from vitpatch.runs.folder import VIEWS, Begun, RunFolder, Shards
 from vitpatch.runs.predict import PredictionResult, data_module, estimate_run, predict
-from vitpatch.runs.results import (
-    analyze_files,
-    closing_lines,
-    manifest_entries,
-    tables_in_view,
-    tracker_values,
-    write_pages,
-)
+from vitpatch.runs.reading import FinishedRun, RunTables, load_run, write_pages
+from vitpatch.runs.results import closing_lines, manifest_entries, tracker_values
 from vitpatch.runs.setup import Setup, prepare, take_from_training
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, history, make_tracker
 from vitpatch.runs.trainer import check_processes, use_threads
@@ -50,8 +45,8 @@ PACKAGES = ("torch", "transformers", "lightning", "datasets", "hydra-core", "wan
 def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> None:
     """Makes the run that ``cfg`` describes in the folder ``path``; ``options`` are the names of the chosen options.
 
-    A finished run of the same ``run_id`` is left as it is, one that was stopped goes on. Raises ``VitPatchError`` for
-    what the user can mend, ``Interrupted`` where it was asked to stop.
+    A finished run of the same ``run_id`` is left as it is, and read where another view of it is asked for; one that was
+    stopped goes on. Raises ``VitPatchError`` for what the user can mend, ``Interrupted`` where it was asked to stop.
     """
     check_no_secret(OmegaConf.to_container(cfg, resolve=True))
     check_names_are_text(cfg)
@@ -65,7 +60,7 @@ def run(cfg: DictConfig, path: Path, options: dict[str, str] | None = None) -> N
         folder.mark_planned(estimate_run(setup, data_module(setup, cfg.batch_size)) or "no image can be read")
         return
     if _is_finished(folder, setup, cfg.overwrite):
-        log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
+        _read(load_run(path), setup)
         return
     check_processes(setup.trainer)
     shards = Shards(folder.shards)
@@ -96,14 +91,16 @@ def _make(
             shards.remove()
             raise VitPatchError(f"data {cfg.data.path}: none of the {done.skipped} images can be read")
         _merge(shards, folder, setup.study, data.batches)
-        result = analyze_files(folder, setup.study, setup.plan.donors)
+        result = RunTables(folder, setup.study).analyze(setup.plan.donors)
         write_csv(folder.summary, result.summary)
         if result.marginals is not None:
             write_csv(folder.marginals, result.marginals)
         pages = choose_examples(setup, result, data)
         write_pages(folder.pages, pages)
         described = {"title": setup.title, **setup.describe_training()}  # what pictures take from the manifest
-        pictures = folder.save_figures(draw(result, pages, described))
+        options = FigureOptions(*read_figures(cfg.figures))
+        pictures = folder.save_figures(draw(result, pages, described, options), options)
+        pictures = {name: [file for file in files if file.suffix == ".png"] for name, files in pictures.items()}
         manifest = (
             described
             | _manifest(setup, config, result, done)
@@ -165,6 +162,7 @@ def _manifest(setup: Setup, config: dict[str, Any], result: RunResult, done: Pre
         "data": {"digest": setup.images.digest},
         "counts": _counts(setup, result, done.skipped),
         **entries,
+        "label_notes": setup.notes,
         "notes": [*setup.notes, *entries["notes"]],
         "plan": {"line": done.line, "stepwise": setup.model.runs_by_parts(setup.study.target.site)},
         "precision_error": done.precision_error,
@@ -192,6 +190,21 @@ def _is_finished(folder: RunFolder, setup: Setup, overwrite: bool) -> bool:
         )
     Shards(folder.shards).remove()  # of a run that was killed just after its last act
     return True
+
+
+def _read(run: FinishedRun, setup: Setup) -> None:
+    """Reads a finished run in the view that is asked for, where that is not its own."""
+    path, view = run.folder.path, setup.study.view
+    if view == run.view:
+        log.info("%s: finished before, nothing to do (overwrite=true runs it again)", path)
+        return
+    own, asked = run.view.as_config(), view.as_config()
+    differing = ", ".join(f"{key}={value} (it is at {own[key]})" for key, value in asked.items() if value != own[key])
+    log.info("%s: finished before; it is read at %s, and nothing is computed again", path, differing)
+    read = run.read_as(view)
+    into = read.save(path / VIEWS / view.view_id, FigureOptions(*read_figures(setup.cfg.figures)))
+    for line in closing_lines(read.result, into, read.manifest["title"], setup.notes):
+        log.info("%s", line)
 
 
 def _begin(folder: RunFolder, shards: Shards, setup: Setup) -> Begun:

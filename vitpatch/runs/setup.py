@@ -26,17 +26,13 @@ from vitpatch.data.partners import choose_partners
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import (
-    corruption_words,
-    data_name,
     digest,
     format_count,
-    model_name,
     option_identity,
-    transfer_words,
     users_code,
 )
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.models.classes import MULTI_LABEL, Classes, label_by_classes, label_notes
+from vitpatch.models.classes import Classes, label_by_classes, label_notes
 from vitpatch.models.preprocessing import Preprocessing
 from vitpatch.models.vit import PatchableViT
 from vitpatch.patching.plan import Plan, make_plan, needs_masks
@@ -55,14 +51,15 @@ from vitpatch.runs.config import (
     check_keys,
     check_option,
     construct_option,
+    read_figures,
     resolve_steps,
     with_defaults,
 )
 from vitpatch.runs.tracking import make_tracker
 from vitpatch.runs.trainer import QUIETLY, build_trainer, on_device, trainer_factory
 from vitpatch.stats.inference import check_signed
-from vitpatch.study import Study, check_target, read_study
-from vitpatch.types import ALL_IMAGES, JOINT, Donor, Partner, Target, Tested, TokenGroup, format_window
+from vitpatch.study import Study, check_target, read_study, run_title
+from vitpatch.types import Donor, Partner, Target, Tested
 
 log = logging.getLogger(__name__)
 
@@ -121,24 +118,10 @@ class Setup(CheckedConfig):
     @property
     def title(self) -> str:
         """The run in a line: model, data, corruption, site, window, and what is put into what."""
-        target, study, head = self.study.target, self.study, self.model.head
-        also = ["untrained"] * self.checkpoint.random_init + [head] * (head is not None)
-        also += ["multi-label"] * (self.model.model.config.problem_type == MULTI_LABEL)
-        model = model_name(self.cfg.model) + f" ({', '.join(also)})" * bool(also)
-        place = str(target.site)
-        if target.heads is not None:
-            place += " of all heads" if target.heads == JOINT else " by head"
-        if target.tokens != (TokenGroup.ALL,):
-            place += f" at {' and '.join(target.tokens)}"
-        parts = [f"{model} on {data_name(self.cfg.data)}"]
-        if study.depends_on_corruption:
-            calibrated = f" calibrated to {self.wanted}" * (self.calibration is not None)
-            parts.append(corruption_words(self.cfg.corruption) + calibrated)
-        parts += [place, f"window {', '.join(map(format_window, study.windows))}"]
-        parts.append(transfer_words(study.donor, study.direction))
-        if study.include != ALL_IMAGES:
-            parts.append(f"{study.include} images")
-        return " · ".join(parts)
+        kind = self.model.model.config.problem_type
+        calibrated = None if self.calibration is None else str(self.wanted)
+        config = OmegaConf.to_container(self.cfg, resolve=True)
+        return run_title(config, self.study, readout=self.model.head, problem_type=kind, calibrated=calibrated)
 
     @property
     def run_id(self) -> str:
@@ -213,6 +196,7 @@ def check_config(cfg: DictConfig) -> CheckedConfig:
     check_keys(cfg, PatchKeys, PATCH_GROUPS)
     OmegaConf.resolve(cfg)  # once: each reading of an interpolation runs a parser
     study = read_study(cfg)
+    read_figures(cfg.figures)
     if study.test is Tested.HEADLINE:
         check_signed(study.metric, study.direction)
     wanted = None if cfg.calibrate is None else read_wanted_damage(cfg.calibrate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from vitpatch.stats.inference import (
     unknown_spread,
 )
 from vitpatch.stats.recovered import recovered
-from vitpatch.types import Donor, Estimate, Tested, format_window
+from vitpatch.types import Direction, Donor, Estimate, Tested, format_window
 
 SPLITS = 500
 TIE = 1e-6
@@ -49,6 +49,53 @@ class Measured:
         """Some of the images, (images,) bool."""
         arrays = {name: values[images] for name, values in vars(self).items() if isinstance(values, np.ndarray)}
         return replace(self, **arrays, controls={name: values[images] for name, values in self.controls.items()})
+
+
+def measured_columns(donors: Sequence[Donor]) -> list[str]:
+    """The columns of ``effects.parquet`` that ``measure`` takes."""
+    names = ["effect", "log_odds", "prob", "direct_log_odds", "delta_norm", *_measured_controls(donors)]
+    return [*names, "pred", "n_tokens"]
+
+
+def _measured_controls(donors: Sequence[Donor]) -> list[str]:
+    return [f"{name}_{donor}" for donor in donors[1:] for name in ("effect", "log_odds")]
+
+
+def measure(
+    rows: Iterable[pd.DataFrame], examples: pd.DataFrame, patches: int, direction: Direction, donors: Sequence[Donor]
+) -> tuple[Measured, NDArray[np.bool_]]:
+    """What was measured of all images, and whether a token group of an image is empty, (images,).
+
+    ``rows`` of ``effects.parquet`` are some images' at a time, with ``measured_columns``.
+    """
+    names = [name for name in measured_columns(donors) if name not in ("pred", "n_tokens")]
+    floats = {name: np.empty((len(examples), patches), dtype=np.float32) for name in names}
+    correct = np.empty((len(examples), patches), dtype=bool)
+    is_empty = np.zeros(len(examples), dtype=bool)
+    labels = examples["label"].to_numpy()
+    recipient = {name: examples[f"{name}_{direction.recipient}"].to_numpy() for name in ("prob", "log_odds")}
+    first = 0
+    for table in rows:
+        here = slice(first, first + len(table) // patches)
+        for name, values in floats.items():
+            values[here] = table[name].to_numpy().reshape(-1, patches)
+            for metric, base in recipient.items():
+                if name.startswith(metric):
+                    values[here] -= base[here, None]
+        correct[here] = table["pred"].to_numpy().reshape(-1, patches) == labels[here, None]
+        is_empty[here] = (table["n_tokens"].to_numpy().reshape(-1, patches) == 0).any(1)
+        first = here.stop
+    assert first == len(examples), f"{first} images have effects, {len(examples)} have base runs"
+    measured = Measured(
+        effects=floats["effect"],
+        correct=correct,
+        log_odds=floats["log_odds"],
+        direct=floats["direct_log_odds"],
+        delta_norm=floats["delta_norm"],
+        prob=floats["prob"],
+        controls={name: floats[name] for name in _measured_controls(donors)},
+    )
+    return measured, is_empty
 
 
 @dataclass(frozen=True)
