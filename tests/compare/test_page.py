@@ -376,6 +376,21 @@ def test_shares_of_both_directions_stand_on_one_axis(tmp_path):
     assert {grid.title for grid in grids} == {"clean into corrupted", "corrupted into clean"}
 
 
+def test_a_line_of_shares_keeps_its_words_where_there_are_several_windows(tmp_path):
+    """Runs that differ only in their window are in no common chart, so they need no names of runs."""
+    for window in (1, 3):
+        for direction, sign in (("denoise", 1), ("noise", -1)):
+            name = tmp_path / "x" / f"direction={direction},window={window}"
+            options = {"patches": rows(range(4), window), "direction": direction, "window": [window]}
+            save_run(name, sign * effects(4), total=np.full(12, sign * 0.5), **options)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path)
+    (shares,) = (figure for figure in make_figures(comparison) if figure.name == "shares")
+    assert [chart.caption for chart in shares.charts] == ["window 1", "window 3"]
+    for chart in shares.charts:
+        words = ["gray, clean into corrupted (n = 12)", "gray, corrupted into clean (n = 12)"]
+        assert sorted(chart.drawing.lines) == words
+
+
 @pytest.mark.parametrize(
     ("profiles", "domain"),
     [

@@ -106,13 +106,13 @@ def share_tables(comparison: Comparison) -> Iterator[tuple[str, str, pd.DataFram
         names = _corruption_words(runs)
         if runs["transfer"].nunique() > 1:
             names = {row["run"]: f"{names[row['run']]}, {row['transfer']}" for row in runs.to_dict("records")}
-        if len(set(names.values())) < len(names):
-            names = run_labels(list(names))
-        rows = profiles[profiles["run"].isin(names)]
-        rows = rows.assign(line=rows["run"].map(names).str.cat(rows["series"], sep=" ").str.strip())
-        for window, of_window in rows.groupby("window"):
-            if of_window["run"].nunique() > 1 and of_window["line"].nunique() <= MAX_LINES:
-                yield title, format_window(window), of_window
+        for window, rows in profiles[profiles["run"].isin(names)].groupby("window"):
+            own = {run: names[run] for run in rows["run"].unique()}
+            if len(set(own.values())) < len(own):
+                own = run_labels(list(own))
+            rows = rows.assign(line=rows["run"].map(own).str.cat(rows["series"], sep=" ").str.strip())
+            if len(own) > 1 and rows["line"].nunique() <= MAX_LINES:
+                yield title, format_window(window), rows
 
 
 def _corruption_words(runs: pd.DataFrame) -> dict[str, str]:
