@@ -1,7 +1,7 @@
 """Activation patching (causal tracing) for vision transformers.
 
-``vitpatch.load``, ``vitpatch.patch``, ``vitpatch.summarize`` and ``vitpatch.plot`` are for notebooks. Nothing heavy is
-imported here: Hydra imports the package to answer ``--help``.
+``vitpatch.load``, ``vitpatch.patch``, ``vitpatch.summarize``, ``vitpatch.load_run`` and ``vitpatch.plot`` are for
+notebooks. Nothing heavy is imported here: Hydra imports the package to answer ``--help``.
 """
 
 from importlib import import_module
@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from vitpatch import plot
     from vitpatch.api import load, patch, summarize
     from vitpatch.errors import VitPatchError
+    from vitpatch.runs.reading import load_run
 
 __version__ = "0.1.0"
 
 NUMBERS_VERSION = 3
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
 
-__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "patch", "plot", "summarize"]
+__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "load_run", "patch", "plot", "summarize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from vitpatch import api
 
         return getattr(api, name)
+    if name == "load_run":  # which needs no torch
+        from vitpatch.runs.reading import load_run
+
+        return load_run
     if name == "plot":
         return import_module("vitpatch.plot")
     if name == "VitPatchError":

@@ -130,6 +130,7 @@ def test_a_sweep_goes_on_with_more_or_fewer_values_in_any_order(tmp_path):
         (["window=1", "data.limit=4", "seed=1"], "its runs have no seed, this command seed=1"),
         (["window=1", "data.limit=4,8"], "its runs have data.limit=4, this command several data.limit"),
         (["window=1", "data.limit=4", "++corruption=blur"], "its runs have no corruption, this command ++corruption"),
+        (["window=1", "data.limit=4", "metric=kl"], "--metric kl reads them so; to compute again choose another name"),
     ],
 )
 def test_a_start_with_other_fixed_settings_is_refused_in_a_line(tmp_path, overrides, says):

@@ -10,9 +10,10 @@ import pytest
 from conftest import DEPTH, ROOT
 from run_files import results
 
+import vitpatch
 from vitpatch.compare.load import find_runs
 from vitpatch.errors import VitPatchError
-from vitpatch.runs.reading import load_run
+from vitpatch.runs.reading import FinishedRun, load_run
 
 EARLIER = ROOT / "tests" / "compare" / "finished_runs"
 
@@ -103,6 +104,17 @@ def test_kl_of_the_noise_direction_is_not_tested(patched):
     run = load_run(patched("window=2", "data.limit=6", "direction=noise"))
     with pytest.raises(VitPatchError, match="metric=kl, direction=noise: effects are ≥ 0 by construction"):
         run.read(metric="kl", test="headline")
+
+
+def test_a_run_is_loaded_from_python(patched):
+    """Without torch: that a comparison, which imports the same, needs none is shown by the walks."""
+    folder = patched("window=1", "data.limit=6")
+    run = vitpatch.load_run(str(folder))
+    assert isinstance(run, FinishedRun) and run.name == "run" and run.finding == run.manifest.get("finding", [])
+    assert_equal(run.effects, pd.read_parquet(folder / "effects.parquet"))
+    assert_equal(run.examples, pd.read_parquet(folder / "examples.parquet"))
+    assert list(run.images) == ["largest", "sorted", "random"] and len(run.summary) == DEPTH
+    assert run.images["random"][0].pictures["clean"].shape == (32, 32, 3)
 
 
 def test_what_is_no_finished_run_is_one_line(patched, tmp_path):

@@ -25,6 +25,7 @@ from vitpatch.formatting import is_unnamed, override_key
 from vitpatch.io import write_json
 from vitpatch.names import SWEEP_FILE, name_parts, name_runs, plain_name
 from vitpatch.runs.config import resolve_steps
+from vitpatch.study import VIEW_KEYS
 
 DECIDES_CORRUPTION = re.compile(r"(corruption|experiment|calibrate)\b")
 """Keys that say which corruption a job has, and whether it is matched with others."""
@@ -104,9 +105,13 @@ def check_same_settings(folder: Path, before: SweepRecord, now: SweepRecord) -> 
         " and ".join(fixed.get(key, f"several {key}" if key in now.swept else f"no {key}") for key in differ)
         for fixed in (was, new)
     )
+    remedy = "choose another name (sweep=…)"
+    if set(differ) <= {*VIEW_KEYS} & {*new}:
+        view = " ".join(f"--{new[key].replace('=', ' ', 1)}" for key in differ)
+        remedy = f"vitpatch-compare {folder} {view} reads them so; to compute again {remedy}"
     raise VitPatchError(
         f"sweep {folder}: its runs have {there}, this command {here}; runs are named by what is swept "
-        f"({', '.join(before.swept)}) alone: choose another name (sweep=…)"
+        f"({', '.join(before.swept)}) alone: {remedy}"
     )
 
 
