@@ -29,13 +29,14 @@ from vitpatch.plots import run_figures
 from vitpatch.runs import run
 from vitpatch.runs.config import register_resolvers
 from vitpatch.runs.folder import RunFolder, Shards
+from vitpatch.runs.reading import RunTables
 
 ROOT = Path(__file__).parents[1]
 PARTS = {
     "load the model, read the images' names": [(run, "prepare")],
     "patch": [(run, "predict")],
     "join the shards": [(Shards, "merge")],
-    "statistics": [(run, "analyze_files")],
+    "statistics": [(RunTables, "analyze")],
     "tables": [(run, "write_csv")],
     "example images": [(run, "choose_examples"), (run, "write_pages")],
     "figures: statistics of windows, words": [(run, "draw")],

@@ -110,7 +110,7 @@ def test_a_bug_of_ours_is_a_failure_too(cli, tiny, tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("the frobnicator is off")
 
-    monkeypatch.setattr(vitpatch.runs.run, "analyze_files", broken)
+    monkeypatch.setattr(vitpatch.runs.run.RunTables, "analyze", broken)
     code, printed = cli(*tiny)
     assert code == 1 and "error: RuntimeError: the frobnicator is off (a bug in vitpatch" in printed
     assert (tmp_path / "run" / "failed.json").exists() and not (tmp_path / "run" / "manifest.json").exists()
@@ -122,7 +122,7 @@ def test_ctrl_c_is_no_success(cli, tiny, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vitpatch.runs.run, "analyze_files", interrupted)
+    monkeypatch.setattr(vitpatch.runs.run.RunTables, "analyze", interrupted)
     code, printed = cli(*tiny)
     assert code == 130 and "interrupted: " in printed
     assert "interrupted" in (tmp_path / "run" / "failed.json").read_text()

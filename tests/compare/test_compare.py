@@ -18,6 +18,7 @@ from vitpatch.compare.compare import compare
 from vitpatch.plots import run_figures
 from vitpatch.runs.calibration import Calibration, grid, read_wanted_damage
 from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.reading import FinishedRun
 from vitpatch.types import Estimate
 
 TABLES = ("overview", "profiles", "differences", "not_subtracted", "settings", "rank_correlation", "matched")
@@ -362,7 +363,7 @@ def one_figure(monkeypatch):
     """Of a run's pictures the layer profile only: ``test_finished_runs`` and ``test_pictures`` draw them all."""
     monkeypatch.setattr(run_figures, "class_figures", lambda *everything: {})
     monkeypatch.setattr(run_figures, "_target_figures", lambda *everything: {})
-    monkeypatch.setattr(run_figures, "image_pages", lambda *everything: {})
+    monkeypatch.setattr(FinishedRun, "pages", [])
 
 
 @pytest.mark.usefixtures("one_figure")
