@@ -92,6 +92,18 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, call, options, says):
     assert code == 1 and said.startswith(says) and len(said.splitlines()) == 1, said
 
 
+def test_a_figure_is_laid_out_alike_in_every_format(tmp_path):
+    figure = layout.make_figure(4, 3)
+    axes = figure.add_subplot()
+    axes.set_ylabel("effect")
+    layout.set_headline(figure, "words " * 30)
+    places = []
+    for kind in ("png", "pdf", "svg"):
+        layout.save_figure(figure, tmp_path / f"figure.{kind}", kind, 150)
+        places.append(axes.get_position().extents)
+    assert places[1] == pytest.approx(places[0], abs=0.01) and places[2] == pytest.approx(places[0], abs=0.01)
+
+
 def test_figures_for_print_have_the_width_and_no_smaller_words():
     with layout.FigureOptions(width=3.3).drawing():
         figure = layout.make_figure(8, 4.4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -68,6 +68,10 @@ class Trace:
 def image_page(result: RunResult, page: ExamplePage, caption: Caption, summary: pd.DataFrame) -> Figure:
     """The figure of a page; ``summary`` has a column ``series``."""
     metric, at = style.METRIC_NAMES[caption.metric], rows_over_image(summary)
+    most = layout.panels_a_row(len(page.images), 0.8)
+    if at is None and most < len(page.images):
+        spread = np.linspace(0, len(page.images) - 1, most).round().astype(int)
+        page = replace(page, images=[page.images[i] for i in spread], chosen=f"{most} of {page.chosen}")
     height, width = page.images[0].pictures[BaseRun.CLEAN].shape[:2]
     if at is not None:
         caption = caption.add_to_title(displayed_part(summary, at.flat[0]))

@@ -70,7 +70,8 @@ def draw_numbers(
         without_zero = low[row, column] > 0 or high[row, column] < 0
         emphasis = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
         ink = "white" if abs(value) > 0.6 * limit and row not in pale else "black"
-        axes.text(column, row, _short(value), ha="center", va="center", fontsize=7, color=ink, **emphasis)
+        place = {"ha": "center", "va": "center", "rotation": 90 if layout.numbers_stand(len(columns)) else 0}
+        axes.text(column, row, _short(value), fontsize=7, color=ink, **place, **emphasis)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns])
     axes.set_yticks(range(len(rows)), row_names)
     for row in pale:

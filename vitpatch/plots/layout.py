@@ -6,6 +6,7 @@ a ``Strip`` of curves or a mosaic of pictures.
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,10 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # of a PDF's fonts it says each table that it cuts
+
 PRINT_SCALE = 0.75  # of words in figures for print: a title has 7.5 points, most words 6
+LEAST_CELL = 0.4  # inches a column, with what stands beside the cells, in which a number has room for print
 PAD = 0.08  # inches round the figure, and between its title, axes and legend
 LARGEST_MARGINS = 0.8  # of the width, or of the height
 LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
@@ -57,7 +61,7 @@ class FitOnce(LayoutEngine):
         before[1] += sum(legend.get_window_extent().height for legend in fig.legends)
         for title in fig.texts:
             title.set_y(1 - pad / size[1])
-            after[1] += title.get_window_extent().height + pad
+            after[1] += title.get_window_extent(fig._get_renderer()).height + pad  # else that of the last format
         shares = np.array([before, after]) / size
         shares *= np.minimum(1, LARGEST_MARGINS / shares.sum(0))
         (left, bottom), (right, top) = shares
@@ -114,9 +118,19 @@ def room_for(inches: float, characters_an_inch: float) -> int:
     return int(inches * characters_an_inch / (1 if _PRINT_WIDTH.get() is None else PRINT_SCALE))
 
 
+def numbers_stand(columns: int) -> bool:
+    """Whether numbers in so many columns of cells are written upwards: for print, where cells are narrow."""
+    asked = _PRINT_WIDTH.get()
+    return asked is not None and asked < LEAST_CELL * columns
+
+
 def shrink_for_print(figure: Figure) -> None:
-    """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for."""
+    """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for; breaks labels at y."""
     labels = set()
+    room = room_for(figure.get_figheight() - 1, LABEL_CHARACTERS_AN_INCH)
+    for axes in figure.findobj(Axes):
+        words = [line for part in axes.get_ylabel().split("\n") for line in textwrap.wrap(part, max(room, 12))]
+        axes.yaxis.label.set_text("\n".join(words))
     for axis in [axis for axes in figure.findobj(Axes) for axis in (axes.xaxis, axes.yaxis)]:
         labels |= set(axis.get_ticklabels())
         axis.set_tick_params(labelsize=PRINT_SCALE * max([label.get_fontsize() for label in labels], default=10))
@@ -135,7 +149,7 @@ def save_figure(figure: Figure, path: Path, kind: str, dpi: int) -> None:
         return
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitpatch", "pdf.fonttype": 42}):
-        figure.savefig(path, format=kind, metadata=no_date)
+        figure.savefig(path, format=kind, dpi=72, metadata=no_date)  # in which both measure words
 
 
 def figure_width(layers: int) -> float:
