@@ -11,7 +11,7 @@ from conftest import CLASSES, DEPTH, pictures, write_parquet
 from vitpatch.corruptions.embedding_noise import EmbeddingNoise
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
-from vitpatch.runs.reading import read_pages
+from vitpatch.runs.reading import load_run, read_pages
 from vitpatch.types import BaseRun
 
 PATCHES, WIDTH, LABELS = 16, 32, [i % CLASSES for i in range(13)]
@@ -101,6 +101,12 @@ def test_a_single_image_is_shown_by_ten_draws(made, patched, data):
         for image in page.images:
             assert image.base[BaseRun.CORRUPT] == pytest.approx(corrupt[image.example_id], abs=1e-5)
             assert np.allclose(image.patched, restored[:, image.example_id], rtol=0, atol=1e-5)
+    run = load_run(folder).read(metric="log_odds")  # for which there are the draws of the run alone
+    odds = run.effects["log_odds"].to_numpy().reshape(-1, len(run.summary))
+    for page in run.pages:
+        assert page.chosen.endswith("; chosen on prob") and "draws" not in page.chosen
+        for image in page.images:
+            assert np.allclose(image.patched, odds[image.example_id], rtol=0, atol=1e-5)
 
 
 def test_noise_on_embeddings_is_no_step_of_a_chain(patched, data):

@@ -66,7 +66,7 @@ def test_the_images_of_its_pages_stay_and_their_curves_are_read(patched):
     effects, examples = read.effects, read.examples.set_index("example_id")
     assert [page.name for page in read.pages] == [page.name for page in run.pages]
     for page, before in zip(read.pages, run.pages, strict=True):
-        assert page.chosen == f"{before.chosen}; chosen on prob"
+        assert page.chosen == f"{before.chosen}; chosen on prob of all images"
         for image, old in zip(page.images, before.images, strict=True):
             assert (image.example_id, image.name, image.predicted) == (old.example_id, old.name, old.predicted)
             assert all(np.array_equal(image.pictures[base], old.pictures[base]) for base in image.pictures)

@@ -26,6 +26,8 @@ PANEL = 1.5  # inches that an image has on a page
 BETWEEN = 0.28  # between its clean and its corrupted picture, in widths of one
 TICKS_A_PANEL = 6
 MOST_PIXELS = 160  # of a side of a picture with a map
+MEANS_OF_DRAWS = ", means of {} draws"
+"""Ends the words on how a page's images were chosen, where what is shown is not what the run itself drew."""
 
 
 @dataclass(frozen=True)

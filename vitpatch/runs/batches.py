@@ -23,7 +23,7 @@ from vitpatch.formatting import format_count, format_duration
 from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import execute, mean_values, token_masks, zero_values
 from vitpatch.patching.metrics import AblationValues, Columns, Outputs, average_draws, join_columns, to_columns
-from vitpatch.plots.examples import ExampleImage, ExamplePage
+from vitpatch.plots.examples import MEANS_OF_DRAWS, ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device, use_matmul_precision
@@ -274,7 +274,7 @@ def choose_examples(setup: Setup, result: RunResult, data: ImageDataModule) -> l
 
     On the trainer's device where the model is needed again.
     """
-    also = f", means of {EXAMPLE_DRAWS} draws" if _is_drawn_again(setup) else ""
+    also = MEANS_OF_DRAWS.format(EXAMPLE_DRAWS) if _is_drawn_again(setup) else ""
     pages = _choose_rows(result)
     where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:

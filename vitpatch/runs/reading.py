@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from vitpatch.checks import suggest
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.io import atomic_write, write_csv, write_json
-from vitpatch.plots.examples import ExampleImage, ExamplePage
+from vitpatch.plots.examples import MEANS_OF_DRAWS, ExampleImage, ExamplePage
 from vitpatch.plots.layout import FigureOptions
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.folder import VIEW_FILE, RunFolder
@@ -265,11 +266,14 @@ def _pages_in_view(pages: Sequence[ExamplePage], run: FinishedRun) -> list[Examp
     for table in tables.effects(["example_id", "effect"]):
         for example_id, rows in table[table["example_id"].isin(ids)].groupby("example_id"):
             patched[example_id] = base[study.direction.recipient][example_id] + rows["effect"].to_numpy()
-    chosen = f"; chosen on {run.written.metric}" * (study.metric is not run.written.metric)
+    of, was = run.view, run.written
+    how = [f"on {was.metric}"] * (of.metric is not was.metric)
+    how += [f"of {was.include} images"] * (of.include != was.include)
+    chosen = f"; chosen {' '.join(how)}" * bool(how)
     return [
         replace(
             page,
-            chosen=page.chosen + chosen,
+            chosen=re.sub(MEANS_OF_DRAWS.format(r"\d+"), "", page.chosen) + chosen,  # the run took draws of its own
             images=[
                 replace(image, base={r: base[r][image.example_id] for r in BaseRun}, patched=patched[image.example_id])
                 for image in page.images
