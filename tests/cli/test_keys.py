@@ -29,7 +29,7 @@ SHARE, PART, STRENGTH, ABOVE_0 = "0 1 0.5", "0 0.5", "0 1 2 0.5", "1 2 0.5"
 COUNT, INDEX, FLAG, NAME, CHOICE, NULL = "1 2", "0 1 2", "true", "x", "", " null"
 LEGAL = {
     "amount gray erase jitter scale@augment shear shift": SHARE,
-    "warmup label_smoothing average validation": PART,
+    "warmup label_smoothing average validation drop_path_rate": PART,
     "std@corruption sigma width rotate learning_rate weight_decay initializer_range": STRENGTH,
     "cutoff finish_timeout timeout": ABOVE_0,
     "crop_share": "1 0.5" + NULL,
@@ -41,7 +41,9 @@ LEGAL = {
     "dpi": COUNT,
     "seed num_workers": INDEX,
     "shuffle_seed": INDEX + NULL,
+    "layer_scale_init_value": STRENGTH,
     "clip balanced streaming random_init allow_bin overwrite dry_run synergy": FLAG,
+    "use_mean_pooling use_absolute_position_embeddings": FLAG,
     "controls": FLAG + NULL,
     "project image_column strategy accelerator": NAME,
     "split mask_column cluster_column pair_column label_column entity config_name revision readout head_path anatomy "

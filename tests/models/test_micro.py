@@ -57,7 +57,7 @@ def log_odds(model, site, window, direction, tokens="all"):
     logits = execute(plan, model, pixels, masks, ComputeLimits(1, 1))
     clean = logits.base[BaseRun.CLEAN]
     rivals = runner_up(logits.base[BaseRun.CORRUPT], batch.labels)
-    read = lambda x: metrics(x, batch.labels, rivals, clean)["log_odds"]  # noqa: E731
+    read = lambda x: metrics(x, batch.labels, rivals, rivals, clean)["log_odds"]  # noqa: E731
     base = [float(read(logits.base[run])) for run in (BaseRun.CLEAN, BaseRun.CORRUPT)]
     return *base, read(logits.patched).flatten().tolist()
 

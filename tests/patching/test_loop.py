@@ -47,12 +47,13 @@ def test_every_number_is_the_oracles(made, patched, family, site, window, direct
         model, family.split("_")[0], (pixels - 0.5) / 0.5, (gray - 0.5) / 0.5,
         site=site, window=window, direction=direction, tokens=tokens,
     )  # fmt: skip
-    others = corrupt.clone()
-    others[range(13), labels] = -torch.inf
-    rivals = others.argmax(-1)
+    others = torch.stack([corrupt, clean])
+    others[:, range(13), labels] = -torch.inf
+    rivals, other_rivals = others.argmax(-1)
     assert examples["rival"].tolist() == rivals.tolist()
+    assert examples["other_rival"].tolist() == other_rivals.tolist()
     for run, logits in (("clean", clean), ("corrupt", corrupt)):
-        for name, want in metrics(logits, labels, rivals, clean).items():
+        for name, want in metrics(logits, labels, rivals, other_rivals, clean).items():
             if f"{name}_{run}" in examples:
                 assert examples[f"{name}_{run}"].to_numpy() == pytest.approx(want.numpy(), rel=1e-4, abs=1e-5), name
     recipient = examples[f"prob_{'corrupt' if direction == 'denoise' else 'clean'}"].to_numpy()
@@ -62,7 +63,7 @@ def test_every_number_is_the_oracles(made, patched, family, site, window, direct
         assert set(zip(rows.first_layer, rows.last_layer, rows.n_layers, strict=True)) == {
             (parse_window[0], parse_window[-1], len(parse_window))
         }
-        for name, want in metrics(logits, labels, rivals, clean).items():
+        for name, want in metrics(logits, labels, rivals, other_rivals, clean).items():
             assert rows[name].to_numpy() == pytest.approx(want.numpy(), rel=1e-4, abs=1e-5), (layer, name)
         assert rows["effect"].to_numpy() == pytest.approx(rows["prob"].to_numpy() - recipient, abs=1e-6)
     assert np.abs(effects["effect"]).max() > 0.05  # the random models answer to the patch
@@ -120,12 +121,13 @@ def test_the_tables_have_the_contracts_columns_and_order(patched):
     assert pq.read_schema(folder / "effects.parquet").equals(EFFECTS_SCHEMA)
     examples, effects = read(folder)
     assert set(examples.columns) == {
-        *("example_id", "label", "label_name", "label_is_predicted", "rival", "included", "cluster", "kl_corrupt"),
+        *("example_id", "label", "label_name", "label_is_predicted", "rival", "other_rival", "included", "cluster"),
         *(f"{m}_{r}" for m in ("prob", "log_odds", "logit", "logit_diff", "pred") for r in ("clean", "corrupt")),
+        *("kl_corrupt", "logit_diff_other_rival_clean", "logit_diff_other_rival_corrupt"),
     }
     assert effects.columns.tolist() == [
         *("example_id", "site", "layer", "head", "tokens", "window", "first_layer", "last_layer", "n_layers"),
-        *("prob", "log_odds", "logit", "logit_diff", "kl", "pred", "effect"),
+        *("prob", "log_odds", "logit", "logit_diff", "kl", "logit_diff_other_rival", "pred", "effect"),
         *("delta_norm", "direct_log_odds", "n_tokens"),
     ]
     assert examples.example_id.tolist() == list(range(13))

@@ -263,7 +263,7 @@ def test_a_refused_start_leaves_the_composed_config(starts, few, tmp_path):
     assert starts(*here, "metric=log_odds")[0] == 0
     before = files_of(tmp_path / "run")
     code, printed, *_ = starts(*here, "seed=7")
-    assert code == 1 and "metric (" in printed and "overwrite=true" in printed, printed
+    assert code == 1 and "seed (0 there, 7 here)" in printed and "overwrite=true" in printed, printed
     assert composed(tmp_path / "run")["metric"] == "log_odds" and composed(tmp_path / "run")["seed"] == 0
     after = {path for path, content in files_of(tmp_path / "run").items() if before.get(path) != content}
     assert {path.name for path in after} <= {"config.yaml", "hydra.yaml", "overrides.yaml", "start.json", "patch.log"}

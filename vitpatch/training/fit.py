@@ -140,6 +140,10 @@ class ArchitectureKeys(TypedDict, total=False):
     num_attention_heads: Size
     intermediate_size: Size
     initializer_range: Annotated[float, Interval(ge=0, le=100)]
+    layer_scale_init_value: Annotated[float, Interval(ge=0, le=100)]
+    drop_path_rate: Annotated[float, Interval(ge=0, lt=1)]
+    use_mean_pooling: bool
+    use_absolute_position_embeddings: bool
 
 
 def check_architecture(sizes: Mapping[str, Any]) -> None:
