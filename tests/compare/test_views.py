@@ -1,6 +1,7 @@
 """``vitpatch-compare … --metric …``: finished runs read again from their files, into a folder of their own."""
 
 import json
+import logging
 import re
 
 import pandas as pd
@@ -28,15 +29,16 @@ def call(capsys):
     return make
 
 
-def test_one_run_is_read_into_a_folder_of_its_own(patched, call, monkeypatch):
+def test_one_run_is_read_into_a_folder_of_its_own(patched, call, monkeypatch, caplog):
     """Of its figures only the profile is written: the others take longest."""
     folder = patched("window=1", "data.limit=6")
     monkeypatch.setattr(run_figures, "class_figures", lambda *everything: {})
     monkeypatch.setattr(reading, "draw", lambda *run: {"layer_profile": run_figures.draw(*run)["layer_profile"]})
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     options = "--metric log_odds --include clean_correct --format svg,pdf --width 3.3".split()
-    code, said = call(folder, *options, "--font", "DejaVu Serif", "--title", "A figure & its title")
-    assert code == 0, said
+    with caplog.at_level(logging.INFO):
+        code, said = call(folder, *options, "--font", "DejaVu Serif", "--title", "A figure & its title")
+    assert code == 0 and "pruned" not in caplog.text, said  # of the fonts in a PDF
     read = load_run(folder).read(metric="log_odds", include="clean_correct")
     view = folder / "views" / read.view.view_id
     assert f"\n{view}: figures, index.html, summary.csv, view.json\n" in said

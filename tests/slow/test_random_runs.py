@@ -198,10 +198,10 @@ def compared(monkeypatch, seen):
     """Compares the runs below a folder; what is wrong with the figures and the page."""
     found = {}
 
-    def saved(figure, path):
+    def saved(figure, path, formats):
         found[path.name] = chart_problems(spec_of(figure))
         if seen.is_long:
-            save_figure(figure, path)
+            save_figure(figure, path, formats)
             found[path.name] += ["reaches its edge"] * reaches_the_edge(path.with_name(f"{path.name}.png"))
 
     monkeypatch.setattr(compare_module, "save_figure", saved)

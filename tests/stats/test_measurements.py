@@ -84,6 +84,22 @@ def test_another_image_as_the_donor_of_a_run(made, patched, donor, direction):
     assert np.allclose(share, summary.loc[share.index, "effect"] / total, rtol=1e-4)
 
 
+def test_a_run_against_the_clean_runs_rival_is_the_call_from_python(made, patched):
+    """Which takes it from the logits at once; a run stores both, and puts them in their places."""
+    examples, effects, _, _ = read(patched("metric=logit_diff", "rival=clean", "window=2", "data.limit=6"))
+    clean, gray = (pixels[:6] for pixels in pixels_of(made))
+    asked = {"metric": "logit_diff", "window": 2}
+    table = vitpatch.patch(model_of(made), clean, gray, examples["label"], rival="clean", **asked)
+    first = table.drop_duplicates("example_id")
+    for name in ("effect", "logit_diff", "logit_diff_other_rival"):
+        assert np.allclose(effects[name], table[name], **CLOSE)
+    assert (examples["rival"] == first["rival"].to_numpy()).all() and (
+        examples["rival"] != examples["other_rival"]
+    ).any()
+    other = vitpatch.patch(model_of(made), clean, gray, examples["label"], rival="corrupt", **asked)
+    assert np.allclose(effects["logit_diff_other_rival"], other["logit_diff"], **CLOSE)
+
+
 def hooked(model, pixels, layers, value):
     """Softmax with the attention output of layers replaced by ``value(layer)``, by hooks of this test's own."""
     handles = [

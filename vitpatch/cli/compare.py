@@ -193,10 +193,12 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
     ``track``: also logs the comparison to the tracker, as a run of the sweep's group. Raises ``VitPatchError`` where
     nothing can be compared.
     """
+    from vitpatch.compare.charts import FORMATS
     from vitpatch.compare.compare import PAGE, compare
+    from vitpatch.runs.config import read_figures
     from vitpatch.runs.tracking import Results, RunInfo, make_tracker
 
-    compared = compare([root])
+    compared = compare([root], formats=dict.fromkeys((*FORMATS, *read_figures(cfg.figures)[0])))
     for warning in (*compared.comparison.warnings, *compared.problems):
         log.warning("comparison: %s", warning)
     log.info("comparison: %s", compared.folder / PAGE)
@@ -204,7 +206,7 @@ def report_sweep(root: Path, cfg: DictConfig, track: bool) -> None:
         return
     config = {"sweep": str(cfg.sweep), "runs": [run.name for run in compared.comparison.runs]}
     with make_tracker(cfg).run(RunInfo(compared.folder, str(cfg.sweep), config, job_type="compare")) as tracked:
-        kinds = (".csv", ".png", ".svg", ".html")
+        kinds = (".csv", ".png", ".svg", ".pdf", ".html")
         files = {path.name: path for path in sorted(compared.folder.iterdir()) if path.suffix in kinds}
         pictures = {f"figure/{path.stem}": [path] for path in files.values() if path.suffix == ".png"}
         tables = {f"table/{name}": table for name, table in compared.comparison.tables.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -51,7 +51,7 @@ def spec_of(chart: Any) -> Spec:
     return spec
 
 
-def save_figure(chart: Any, path: Path, formats: Sequence[str] = FORMATS) -> None:
+def save_figure(chart: Any, path: Path, formats: Iterable[str] = FORMATS) -> None:
     """Writes a chart as ``path``.svg and so on, by rename. SVG and PDF keep their text as text."""
     text = json.dumps(spec_of(chart), ensure_ascii=False)
     options: Spec = {"config": FILE_CONFIG, "allowed_base_urls": []}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +60,13 @@ class Reading:
             raise VitPatchError(str(error) if path in str(error) else f"{path}: {error}") from error
 
 
-def compare(folders: Sequence[Path], output: Path | None = None, reading: Reading | None = None) -> SavedComparison:
-    """Compares all finished runs in and below folders and writes tables, figures and page.
+def compare(
+    folders: Sequence[Path],
+    output: Path | None = None,
+    reading: Reading | None = None,
+    formats: Iterable[str] = FORMATS,
+) -> SavedComparison:
+    """Compares all finished runs in and below folders and writes tables, figures in the ``formats``, and page.
 
     They go to ``output``; without it to ``comparison/``, in the folder if it is one, else in the working folder. With a
     ``reading`` they go to ``views/<view_id>/`` there, with the summary and the figures of each run, below its name
@@ -87,7 +92,7 @@ def compare(folders: Sequence[Path], output: Path | None = None, reading: Readin
     folder = output or (folders[0] / where if len(folders) == 1 else Path(where))
     comparison = compare_runs(runs, folder, [*left_out, *list_unfinished(folders)], fixed_overrides(folders))
     if reading is None:
-        _save(comparison, folder)
+        _save(comparison, folder, formats)
     else:
         _save_reading(replace(comparison, title=reading.title or ""), folder, reading.figures)
     return SavedComparison(comparison, folder, tuple(problems))
@@ -99,7 +104,7 @@ def _view_id(runs: Sequence[FinishedRun]) -> str:
     return views[0] if len(views) == 1 else digest(views)
 
 
-def _save(comparison: Comparison, folder: Path, formats: Sequence[str] = FORMATS) -> None:
+def _save(comparison: Comparison, folder: Path, formats: Iterable[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         if FILES.fullmatch(file.name):  # of an earlier comparison, of which this one may have fewer
