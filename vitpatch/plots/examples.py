@@ -160,13 +160,13 @@ def draw_pictures(axes: Axes, traces: Sequence[Trace], strip: Strip) -> None:
     tall, between, right = strip.width * height / width, strip.width * BETWEEN, strip.starts[-1] + strip.width
     tiles, step = [[image.pictures[run] for image in images] for run in BaseRun], tall + between
     axes.imshow(mosaic(tiles, (between / tall, strip.gap / strip.width)), extent=(0, right, step + tall, 0))
-    small = {"fontsize": 8, "va": "top"}
+    small, most = {"fontsize": 8, "va": "top"}, 17 if layout.is_for_print() else 24
     for x, trace in zip(strip.starts, traces, strict=True):
         image = trace.image
-        name = "\n".join(textwrap.wrap(image.name, 24)[:2])
+        name = "\n".join(textwrap.wrap(image.name, most)[:2])
         axes.text(x, -0.1 * between, name, **small | {"va": "bottom"})
         for y, run in zip((tall, step + tall), BaseRun, strict=True):
-            said = f"{run}, {image.base[run]:.2f}\n“{style.shorten(image.predicted[run], 22)}”"
+            said = f"{run}, {image.base[run]:.2f}\n“{style.shorten(image.predicted[run], most - 2)}”"
             axes.text(x, y + 0.1 * between, said, **small)
         axes.text(x, 2 * step + 0.1 * between, trace.label, **small)
     axes.set_xlim(0, right)

@@ -99,6 +99,11 @@ AS_WIDE_AS_NEEDED = FigureOptions()
 _PRINT_WIDTH: ContextVar[float | None] = ContextVar("width for print", default=None)
 
 
+def is_for_print() -> bool:
+    """Whether figures that are made here and now have a width that was asked for."""
+    return _PRINT_WIDTH.get() is not None
+
+
 def make_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches; for print it is as wide as asked for, and lower by less than narrower."""
     asked = _PRINT_WIDTH.get()
@@ -115,7 +120,7 @@ def panels_a_row(number: int, least: float) -> int:
 
 def room_for(inches: float, characters_an_inch: float) -> int:
     """How many characters have room, of so many an inch in the usual size."""
-    return int(inches * characters_an_inch / (1 if _PRINT_WIDTH.get() is None else PRINT_SCALE))
+    return int(inches * characters_an_inch / (PRINT_SCALE if is_for_print() else 1))
 
 
 def numbers_stand(columns: int) -> bool:
