@@ -43,7 +43,7 @@ def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
     figure = layout.make_figure(8, 4.8)
     axes = figure.add_subplot()
     draw_handover(axes, summary)
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    layout.add_legend(figure, axes)
     what = "handover: where the information moves to CLS"
     layout.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
@@ -76,7 +76,7 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
             dotted = look | {"linestyle": ":", "markerfacecolor": "white"}
             style.draw_series(axes, x, rows, DIRECT, label=f"{prefix}direct effect", **dotted)
         label_axes(axes, summary, "change of the log odds of the true class (nats)")
-        axes.legend(loc="best", frameon=False, fontsize=9)
+        layout.add_legend(figure, axes)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
     layout.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure

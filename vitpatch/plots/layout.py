@@ -132,7 +132,7 @@ def numbers_stand(columns: int) -> bool:
 def shrink_for_print(figure: Figure) -> None:
     """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for; breaks labels at y."""
     labels = set()
-    room = room_for(figure.get_figheight() - 1, LABEL_CHARACTERS_AN_INCH)
+    room = room_for(figure.get_figheight() - 1.6, LABEL_CHARACTERS_AN_INCH)
     for axes in figure.findobj(Axes):
         words = [line for part in axes.get_ylabel().split("\n") for line in textwrap.wrap(part, max(room, 12))]
         axes.yaxis.label.set_text("\n".join(words))
@@ -167,6 +167,14 @@ def set_headline(figure: Figure, *lines: str) -> None:
     width = room_for(figure.get_figwidth(), CHARACTERS_AN_INCH)
     parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
     figure.suptitle("\n".join(parts), fontsize=10, va="top")
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Adds the legend of axes where it hides least of them; for print, where it has no room, below."""
+    if is_for_print():
+        add_legend_below(figure, [axes])
+    else:
+        axes.legend(loc="best", frameon=False, fontsize=9)
 
 
 def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
