@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def one_line(error: object, most: int = 300) -> str:
 def first_few(words: Sequence[str], most: int = 5, between: str = ", ") -> str:
     """The first few of a list, ``a, b, …``."""
     return between.join([*words[:most], *["…"] * (len(words) > most)])
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """Layers in words, neighbours as a range: ``layer 3``, ``layers 4–6, 9``."""
+    layers = sorted(layers)
+    runs = [list(run) for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+    parts = [(run[0][1], run[-1][1]) for run in runs]
+    words = ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in parts)
+    return f"layer{'s' * (len(layers) > 1)} {words}"
 
 
 def format_count(number: int, noun: str) -> str:

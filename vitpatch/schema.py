@@ -70,5 +70,10 @@ and, a value a patch, of the patched ones.
 """
 
 
+OBJECT_OVERLAP = "random_object_overlap"
+"""Column of ``examples.parquet``: the share of the object's patches that ``random_object`` has too; NaN where there is
+no object."""
+
+
 OF_CORRUPTION = "partner_corruption"
 """Column of ``examples.parquet``: ``example_id`` of the image that a corruption with partners takes."""

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import subprocess
 
 import pytest
 from conftest import pictures, save_model, write_parquet
 
 from vitpatch.cli.commands import STOPPED
+from vitpatch.cli.compare import main as compare_main
 from vitpatch.runs import run
 
 
@@ -147,6 +149,20 @@ def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):
     code, printed = cli(*tiny)
     assert code == 0 and (tmp_path / "run" / "manifest.json").exists(), printed
     assert not (tmp_path / "run" / "failed.json").exists()
+
+
+@pytest.mark.usefixtures("tables_only")
+def test_what_a_run_says_to_run_next_can_be_typed(cli, tiny, tmp_path, monkeypatch):
+    assert cli(*tiny, "corruption=noise", "data.limit=13", "window=3")[0] == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    read_again, stronger = map(shlex.split, manifest["next"])
+    assert manifest["finding"] and read_again[:4] == ["python", "-m", "vitpatch.compare", str(tmp_path / "run")]
+    monkeypatch.setattr("vitpatch.runs.reading.draw", lambda *everything: {})
+    compare_main(read_again[3:])
+    assert len(list((tmp_path / "run" / "views").iterdir())) == 1
+    assert stronger[0] == "python" and stronger[1].endswith("patch.py") and "hydra" not in str(stronger)
+    code, printed = cli(*stronger[2:], "dry_run=true", f"hydra.run.dir={tmp_path / 'next'}")
+    assert stronger[-1] == "corruption=noise_high" and code == 0 and "plan: " in printed, printed
 
 
 @pytest.mark.parametrize(

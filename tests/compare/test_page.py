@@ -41,7 +41,7 @@ from vitpatch.plots.examples import ExamplePage
 from vitpatch.runs.reading import FinishedRun, load_run
 
 SORTABLE = "8ccfb076f8831d1f4f5e7863c0b8960eb642e6bfdc2690115810daf273623e77"
-SECTIONS = "what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()
+SECTIONS = "found what grid overlay heatmap peaks differences matched rank depth synergy controls gallery".split()
 
 
 def page(comparison):
@@ -418,6 +418,14 @@ def test_a_peak_is_shown_with_the_layers_that_may_be_it(tmp_path):
     (figure,) = (figure for figure in make_figures(comparison) if figure.section == "peaks")
     first, second = figure.charts[0].drawing.rows["row"]
     assert first.endswith(" (peak set: layers 0, 2)") and "peak set" not in second
+
+
+def test_a_finding_is_read_first(tmp_path):
+    manifest = save_run(tmp_path / "a", effects(6)) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"finding": ["One.", "Two < three."]}))
+    read = Reader(page(compare_runs([load_run(run) for run in find_runs([tmp_path])], tmp_path)))
+    assert read.attributes("section", "id")[0] == "found"
+    assert "One. Two < three." in [text for cells in read.rows for _, text in cells]
 
 
 def test_ranks_of_too_few_layers_are_no_figure(tmp_path):

@@ -20,6 +20,7 @@ from vitpatch.errors import VitPatchError
 from vitpatch.formatting import OWN_CORRUPTIONS, corruption_words
 from vitpatch.runs.calibration import adjustable
 from vitpatch.runs.config import construct, corruption_option, corruption_options, register_resolvers, resolve_steps
+from vitpatch.runs.folder import RunFolder
 from vitpatch.training import fit
 from vitpatch.types import ImageBatch
 
@@ -283,6 +284,8 @@ def test_a_users_own_option_is_found_and_its_values_are_the_runs(cli, made, tmp_
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     steps = manifest["config"]["corruption"]["steps"]
     assert [step.get("std") for step in steps] == [None, 0.35]
+    typed = [f"--config-dir={where[1]}" if way == "--config-dir" else where[0], "corruption=chain"]
+    assert RunFolder(tmp_path / "run").typed_arguments()[:2] == typed  # a command to run next finds it too
     (tmp_path / "own" / "corruption" / "grain.yaml").write_text(OWN.replace("0.35", "0.25"))  # another run by value
     code, out = cli(*where, "corruption=chain", "corruption.steps=[gray,grain]", *tiny, *rest)
     assert code == 1 and "holds a finished run with other corruption.steps (" in out, out

@@ -56,6 +56,7 @@ def hostile(folder: Path) -> Comparison:
     (folder / "comparison").mkdir()
     overview = comparison.overview.copy()
     overview["wandb_url"] = ["javascript:alert(1)", "https://wandb.ai/a?b=1&c=<2>", *[""] * (len(overview) - 2)]
+    overview["finding"] = [EVIL, *[""] * (len(overview) - 1)]
     overview["notes"] = [EVIL, *[""] * (len(overview) - 1)]
     overview.loc[1, ["total_effect", "peak_p", "peak_recovered"]] = np.nan
     synergy = np.where(comparison.profiles["window"] == 3, 0.1, np.nan)

@@ -46,7 +46,7 @@ def test_a_dry_run_says_its_line_and_touches_nothing(patched, tmp_path, caplog):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with caplog.at_level(logging.INFO):
         patched("window=2", "dry_run=true", folder="dry")
-    assert "plan: 4 patches" in caplog.text
+    assert "plan: 4 patches" in caplog.text and "for 13 images (first image in " in caplog.text
     assert [p.name for p in (tmp_path / "dry").rglob("*") if p.is_file()] == ["start.json"]
     with pytest.raises(VitPatchError, match=r"other window \(\[1\] there, \[2\] here\)"):
         patched("window=2")
@@ -168,7 +168,15 @@ def test_object_and_its_control_come_from_the_datas_mask(patched, tmp_path):
     assert number["background"].tolist() == [12, 8, 16, 0] and set(number["each:cls"]) == {1}
     empty = effects[effects["n_tokens"] == 0]
     assert (empty["effect"].abs() < 1e-6).all() and empty["delta_norm"].isna().all()
-    assert any("a token group has no token: 2" in note for note in manifest_of(folder)["notes"])
+    notes = manifest_of(folder)["notes"]
+    assert "a token group has no token: 2" in notes[0]
+    overlap = pd.read_parquet(folder / "examples.parquet")["random_object_overlap"].to_numpy()
+    in_corner = [np.random.default_rng([0, 0, 1]).permutation(16)[:4].tolist()]  # the draw of image 0
+    drawn = np.isin(in_corner, [0, 1, 4, 5]).mean()
+    assert overlap[[0, 3]].tolist() == [drawn, 1] and 0 <= overlap[1] <= 1 and np.isnan(overlap[2])
+    mean = np.nanmean(overlap)
+    assert f"random_object has {mean:.0%} of the object's patches on average" in notes[1]
+    assert ("warning" in notes[1]) == (mean > 0.5)
 
 
 def test_a_model_that_can_only_be_run_whole_says_so(patched, made, caplog):

@@ -15,7 +15,6 @@ from vitpatch.formatting import format_interval
 from vitpatch.plots import classes, handover, heatmaps, layout, maps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.reading import load_run
-from vitpatch.runs.results import _with_interval
 from vitpatch.stats.summary import GroupPeak
 from vitpatch.types import Estimate, Metric
 
@@ -115,7 +114,6 @@ def test_a_control_that_no_image_has_is_not_said():
     rows = a_summary(series=tuple(f"h{i}" for i in range(20)), layers=1).assign(effect_same_class=np.nan)
     words = words_of(profile.layer_profile(rows, profile.References(TOTAL, None, "own", CONTROLS), CAPTION))
     assert any("other class -0.100" in one for one in words) and not any("same class" in one for one in words)
-    assert _with_interval(NONE) == "none: no included image has such a partner"
 
 
 def test_a_layer_by_itself_is_in_the_middle():

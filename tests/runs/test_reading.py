@@ -158,7 +158,7 @@ def test_the_same_run_in_another_view_is_read_instead_of_computed(patched, monke
         patched("window=1", "metric=log_odds", "include=clean_correct")
     view = folder / "views" / made.view.view_id
     assert "it is read at metric=log_odds (it is at prob), include=clean_correct (it is at all)" in caplog.text
-    assert f"{view}\n" in caplog.text and f"peak layer    {made.result.peak_layer}: " in caplog.text
+    assert f"{view}\n" in caplog.text and made.finding[0] in caplog.text
     assert {path: path.read_bytes() for path in before} == before
     assert (view / "summary.csv").read_bytes() == (made.folder.path / "summary.csv").read_bytes()
     assert json.loads((view / "view.json").read_text())["total_effect"] == made.manifest["total_effect"]

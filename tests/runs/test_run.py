@@ -55,7 +55,7 @@ def test_pictures_are_pictures(patched, tmp_path, caplog):
     odd = [f"data.path={path}", "data.label_map={0: class_0, 1: class_1, 2: class_2, 3: class_3, 4: class_4}"]
     with caplog.at_level(logging.INFO):
         folder = patched(*odd, "window=3", "metric=log_odds", "synergy=true", "target.layers=[2,0]", pictures=True)
-    for part in (str(folder), "total effect", "on log_odds, n = 13 images", "peak layer", "layer_profile.png"):
+    for part in (str(folder), "total effect", "on log_odds, n = 13 images", "finding", "layer_profile.png"):
         assert part in caplog.text
     found = sorted(path.name for path in (folder / "figures").iterdir())
     names = ["classes", "direct", "examples", "heatmap", "layer_profile", "peak", "windows"]
@@ -149,7 +149,7 @@ def test_a_run_without_a_readable_image_is_no_run(patched, half_broken, tmp_path
 def test_a_corruption_that_does_nothing_says_so(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("corruption=none")
-    assert "is not shown to move the model" in caplog.text and "peak layer    none" in caplog.text
+    assert "is not shown to move the model" in caplog.text and "Nothing is said of places" in caplog.text
     manifest = manifest_of(folder)
     assert manifest["total_effect"]["mean"] == 0 and manifest["peak_layer"] is None
     assert any("recovered is empty" in note and note.endswith("the total effect is 0") for note in manifest["notes"])
@@ -161,16 +161,16 @@ def test_one_image_has_effects_and_no_interval(patched, caplog):
         folder = patched("data.limit=1")
     assert "one cluster: no interval" in caplog.text and "is not shown to move" not in caplog.text
     assert manifest_of(folder)["total_effect"]["low"] is None
-    assert any("one cluster" in note for note in manifest_of(folder)["notes"])
+    assert any("without intervals" in sentence for sentence in manifest_of(folder)["finding"])
 
 
 def test_the_whole_state_is_noted(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("target=resid_post", "window=1")
     assert "the effect is the total effect by construction" in caplog.text
-    assert any("the peak says nothing" in note for note in manifest_of(folder)["notes"])
+    assert any("the whole residual stream is replaced" in sentence for sentence in manifest_of(folder)["finding"])
     parts = patched("target=resid_post", "window=1", "target.tokens=[cls,all]", folder="parts")
-    assert not any("the peak says nothing" in note for note in manifest_of(parts)["notes"])
+    assert not any("the whole residual stream is replaced" in sentence for sentence in manifest_of(parts)["finding"])
 
 
 def test_weights_that_are_not_finite_are_found_when_loaded(patched, tmp_path):

@@ -30,7 +30,7 @@ def info(folder):
 def results():
     row = {"layer": 0, "effect": 0.1, "effect_low": 0.0, "effect_high": 0.2, "recovered": float("nan")}
     summary, scalars = pd.DataFrame([row]), {"total_effect": 0.5, "peak_layer": 0}
-    return Results("effects", {"effects": summary}, {}, {}, history(summary, [""]), scalars)
+    return Results("effects", {"effects": summary}, {}, {}, history(summary, [""]), scalars, "Layer 3 restores most.")
 
 
 def inspected(folder):
@@ -50,6 +50,7 @@ def test_a_failed_job_is_marked_and_does_not_leak_into_the_next(tmp_path):
         second.log(results())
     assert first.details["id"] != second.details["id"] and wandb.run is None
     assert str(tmp_path / "second" / "wandb") in second.sync_command
+    assert "Layer 3 restores most." in str(inspected(tmp_path / "second"))
     codes = [
         next(row["exit"] for row in inspected(tmp_path / name) if row["type"] == "exit") for name in ("first", "second")
     ]

@@ -39,8 +39,8 @@ class Comparison:
     prob_corrupt, total_effect, total_effect_low, total_effect_high, peak_layer, peak_place`` (in words),
     ``peak_relative_depth, peak_effect, peak_effect_low, peak_effect_high, peak_recovered, peak_recovered_low,
     peak_recovered_high, peak_p, peak_set`` (in words), ``peak_stability, peak_effect_split_halves, depth`` (blocks of
-    the model), ``seconds, weights, data_digest, code, notes, folder, config`` (paths relative to the comparison's
-    folder), ``wandb_url``.
+    the model), ``seconds, weights, data_digest, code, finding`` (sentences), ``notes, folder, config`` (paths relative
+    to the comparison's folder), ``wandb_url``.
 
     ``profiles``, a row a run and patch: ``run, series`` (what differs between rows of one layer, "" = nothing), all
     columns of ``summary.csv``, ``depth, relative_depth`` = (layer + ½) / depth.

@@ -60,6 +60,7 @@ def _overview_row(run: FinishedRun, base: Path) -> dict[str, Any]:
         "weights": manifest["model"]["weights"],
         "data_digest": identity["data"],
         "code": f"{manifest['versions']['vitpatch']}, numbers {identity['numbers_version']}",
+        "finding": " ".join(run.finding),
         "notes": "; ".join(manifest["notes"]),
         "folder": _relative(run.folder.path, base),
         "config": _relative(composed, base) if composed.exists() else "",

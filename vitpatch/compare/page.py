@@ -180,6 +180,7 @@ def make_sections(comparison: Comparison, figures: Sequence[Figure]) -> dict[str
     several = len(comparison.runs) > 1
     albums, left_out = make_albums(comparison)
     sections = {
+        "found": Section(tables=[tables.findings_table(comparison)]),
         "what": Section(
             tables=[tables.runs_table(comparison)],
             folded=[tables.settings_table(comparison)] if several and len(comparison.settings) else [],

@@ -170,6 +170,12 @@ def shared_facts(comparison: Comparison) -> list[tuple[str, str]]:
     return [(RUN_COLUMNS[name], str(overview[name].iloc[0])) for name in same if is_known(overview[name].iloc[0])]
 
 
+def findings_table(comparison: Comparison) -> Table:
+    """A row a run that has a finding: in sentences, what its numbers say."""
+    rows = comparison.overview[comparison.overview["finding"] != ""]
+    return make_table("The finding of each run", [*run_columns(comparison), column("finding", "finding")], rows)
+
+
 def runs_table(comparison: Comparison) -> Table:
     """A row a run: what differs between runs, and the base runs."""
     overview = comparison.overview

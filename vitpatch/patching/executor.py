@@ -35,7 +35,7 @@ from vitpatch.patching.plan import (
     possible_tokens,
     run_state,
 )
-from vitpatch.types import BaseRun, Run, Site, Sizes
+from vitpatch.types import BaseRun, Run, Site, Sizes, TokenGroup
 
 OBJECT_SHARE = 0.5
 """An image patch is part of the object when at least this share of its pixels is."""
@@ -69,6 +69,17 @@ def token_masks(
             if group in groups:
                 groups[group][:, len(sizes.special) :] = patches
     return torch.from_numpy(np.stack([groups[name] for name in names]))
+
+
+def random_object_overlap(sizes: Sizes, masks: Tensor | None, ids: Sequence[int], seed: int) -> np.ndarray:
+    """The share of each image's object patches that ``random_object`` has too, (batch,); NaN where there is no object.
+
+    Arguments as of ``token_masks``.
+    """
+    names = (TokenGroup.OBJECT, TokenGroup.RANDOM_OBJECT)
+    is_object, is_drawn = token_masks(names, sizes, None, masks, ids, seed).numpy()
+    number = is_object.sum(1)
+    return np.divide((is_object & is_drawn).sum(1), number, out=np.full(len(ids), np.nan), where=number > 0)
 
 
 def zero_values(model: PatchableViT, site: Site) -> AblationValues:

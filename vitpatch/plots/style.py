@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from vitpatch.formatting import format_count
-from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, token_position
+from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, Site, token_position
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
@@ -37,6 +37,29 @@ METRIC_NAMES = {
     Metric.KL: "KL(clean ‖ run) (nats)",
 }
 
+SITE_WORDS = {
+    Site.RESID_PRE: "residual states before a layer",
+    Site.ATTN_OUT: "attention outputs",
+    Site.RESID_MID: "residual states between attention and MLP",
+    Site.MLP_OUT: "MLP outputs",
+    Site.RESID_POST: "residual states after a layer",
+    Site.Z: "head outputs",
+    Site.Q: "queries",
+    Site.K: "keys",
+    Site.V: "values",
+    Site.PATTERN: "attention patterns",
+}
+TOKEN_WORDS = {
+    "all": "",
+    "cls": " at CLS",
+    "registers": " at the registers",
+    "patches": " at the image patches",
+    "object": " at the object's patches",
+    "background": " at the background's patches",
+    "random_object": " at as many random patches",
+    "each": " at single tokens",
+    "grid": " at single blocks of patches",
+}
 
 PREDICTED = " (predicted)"  # after the name of a label that the image does not have
 DOES_NOT_MOVE = "the total effect's interval holds 0: this corruption is not shown to move the model"

@@ -21,7 +21,7 @@ from vitpatch.data.labels import UNKNOWN
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import format_count, format_duration
 from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
-from vitpatch.patching.executor import execute, mean_values, token_masks, zero_values
+from vitpatch.patching.executor import execute, mean_values, random_object_overlap, token_masks, zero_values
 from vitpatch.patching.metrics import AblationValues, Columns, Outputs, average_draws, join_columns, to_columns
 from vitpatch.plots.examples import MEANS_OF_DRAWS, ExampleImage, ExamplePage
 from vitpatch.plots.style import label_words, place_words
@@ -32,13 +32,14 @@ from vitpatch.schema import (
     EFFECTS_SCHEMA,
     EXAMPLES_SCHEMA,
     LEAVE_OUTS_SCHEMA,
+    OBJECT_OVERLAP,
     OF_CORRUPTION,
     STORED_METRICS,
 )
 from vitpatch.stats.result import RunResult, base_metric, is_included
 from vitpatch.stats.view import depends_on_view, effects_in_view, examples_in_view, stored_columns
 from vitpatch.study import Study, View
-from vitpatch.types import BaseRun, Donor, ImageBatch, Run
+from vitpatch.types import BaseRun, Donor, ImageBatch, Run, TokenGroup
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +120,8 @@ class BatchPatcher:
             **{donor: model.normalize(other.images) for donor, other in others.items()},
         }
         images = images.to("cpu")
-        blocks, ids = plan.target.grid, images.ids.tolist()
-        masks = token_masks(plan.token_groups, plan.sizes, blocks, model.crop_to_patches(images.masks), ids, seed)
+        blocks, ids, objects = plan.target.grid, images.ids.tolist(), model.crop_to_patches(images.masks)
+        masks = token_masks(plan.token_groups, plan.sizes, blocks, objects, ids, seed)
         outputs = average_draws(self._draws(pixels, masks, images.ids))
         self._check_finite(outputs, pixels, images)
         predicted = outputs.base[BaseRun.CLEAN].argmax(1)
@@ -129,6 +130,8 @@ class BatchPatcher:
         measured = to_columns(outputs, plan, labels, images.ids, masks, setup.study.metric, setup.study.rival, ids_of)
         if (kind := setup.corruption.partner) is not None:
             measured.examples[OF_CORRUPTION] = images.partners[kind].ids.numpy()
+        if TokenGroup.RANDOM_OBJECT in plan.token_groups:
+            measured.examples[OBJECT_OVERLAP] = random_object_overlap(plan.sizes, objects, ids, seed)
         return measured
 
     def _draws(self, pixels: Mapping[Run, Tensor], masks: Tensor, ids: Tensor) -> Iterator[Outputs]:
@@ -215,6 +218,7 @@ def tables_of(setup: Setup, measured: Columns) -> dict[str, pa.Table]:
     plan = setup.plan
     also = _partner_fields(plan.donors, bool(plan.all_layers))
     also += [pa.field(OF_CORRUPTION, pa.int64())] * (OF_CORRUPTION in examples)
+    also += [pa.field(OBJECT_OVERLAP, pa.float32())] * (OBJECT_OVERLAP in examples)
     tables = {
         "examples": _table(examples, pa.schema([*EXAMPLES_SCHEMA, *also])),
         "effects": _table(measured.effects, pa.schema([*EFFECTS_SCHEMA, *_control_fields(plan.donors)])),

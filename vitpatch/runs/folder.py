@@ -177,6 +177,20 @@ class RunFolder:
             with atomic_write(self.start.parent / "config.yaml") as temporary:
                 temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(of_hydra)), encoding="utf-8")
 
+    def typed_arguments(self) -> list[str] | None:
+        """What was typed behind the command that started the run here, but for where it goes.
+
+        ``None`` where Hydra did not start it.
+        """
+        file = self.start.parent / "hydra.yaml"
+        if not file.exists():
+            return None
+        hydra = OmegaConf.to_container(OmegaConf.load(file), resolve=False)["hydra"]
+        sources, overrides = hydra["runtime"]["config_sources"], hydra["overrides"]
+        found_in = [f"--config-dir={one['path']}" for one in sources if one["provider"] == "command-line"]
+        searched = [override for override in overrides["hydra"] if override.startswith("hydra.searchpath=")]
+        return [*found_in, *searched, *overrides["task"]]
+
     def mark_failed(self, status: str, reason: str) -> None:
         """Writes ``failed.json``; finished batches stay, for the next start.
 

@@ -307,7 +307,7 @@ def _make_patcher(setup: Setup, data: ImageDataModule, shards: Shards, group: Gr
 
 
 def estimate_run(setup: Setup, data: ImageDataModule) -> str | None:
-    """What the run would cost, in a line, from its first images; ``None`` where none of these can be read.
+    """What the run would cost, in a line, by the time of one image; ``None`` where none of the first can be read.
 
     Nothing is taken from training images, which would not change what it costs.
     """
@@ -317,5 +317,5 @@ def estimate_run(setup: Setup, data: ImageDataModule) -> str | None:
         patcher = BatchPatcher(setup, data.batch_size)
         images, _ = next(iter(data.predict_dataloader()))
         if images is not None:
-            patcher.columns(next(patcher.parts(images.to(device))), logs_cost=True)
+            patcher.columns(images.part(slice(1)).to(device), logs_cost=True)
         return patcher.cost_line

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vitpatch.formatting import format_count, format_interval, one_line
+from vitpatch.formatting import corruption_name, format_count, format_interval, one_line, override_key
 from vitpatch.io import nan_to_none
-from vitpatch.plots.style import doubt_words
+from vitpatch.plots.finding import finding_sentences
 from vitpatch.runs.folder import RunFolder
+from vitpatch.schema import OBJECT_OVERLAP
+from vitpatch.stats.finding import find
 from vitpatch.stats.inference import FLIPS, RESAMPLES
 from vitpatch.stats.recovered import clusters_to_exclude_zero
 from vitpatch.stats.result import RunResult, is_handover
-from vitpatch.study import run_title, without_view
-from vitpatch.types import BaseRun, Direction, Estimate, Metric, Site, Tested, TokenGroup
+from vitpatch.stats.suggestions import Possible, suggest
+from vitpatch.stats.summary import estimates
+from vitpatch.study import VIEW_KEYS, run_title, without_view
+from vitpatch.types import BaseRun, Direction, Estimate, Include, Metric, Tested
 
+PACKAGE = Path(__file__).parents[1]
 OF_ONE_VIEW = ("unselected", "planning")
 """Entries of a manifest that it has in some views."""
+MOST_OVERLAP = 0.5
+"""Of the object's patches, in a control for the object."""
 
 
-def notes(result: RunResult) -> list[str]:
-    """What a reader of the means must know."""
+def notes(result: RunResult, calibration: Mapping[str, Any] | None = None) -> list[str]:
+    """What a reader of the means must know beside the finding; ``calibration`` is the manifest's."""
     study, summary, selected = result.study, result.summary, result.unselected
-    texts = []
+    texts = _calibration_notes(result, calibration) if calibration else []
     if result.labels_are_predicted:
         texts.append("the images have no labels: each one's is what the clean run predicts, so the clean accuracy is 1")
     if empty := int(result.examples["has_empty_group"].sum()):
         where = f"images in which a token group has no token: {empty}"
         texts.append(f"{where}; their effect there is 0, and they are in the means")
+    if OBJECT_OVERLAP in result.examples and result.examples[OBJECT_OVERLAP].notna().any():
+        overlap = result.examples[OBJECT_OVERLAP].mean()
+        hardly = "; warning: it is hardly a control, being mostly the object itself" * bool(overlap > MOST_OVERLAP)
+        texts.append(f"random_object has {overlap:.0%} of the object's patches on average{hardly}")
     if selected is not None:
         total = "" if np.isnan(selected.total.mean) else f"total effect {selected.total.mean:+.3f}, "
         peak = "no peak layer" if selected.peak_layer is None else f"peak layer {selected.peak_layer}"
@@ -53,23 +67,39 @@ def notes(result: RunResult) -> list[str]:
             f"donor={study.donor}: is no run, so there is no total effect and recovered is empty; the peak is what "
             "does most harm"
         )
-        return texts
-    if (summary["tokens"] == TokenGroup.ALL).all() and Site(summary["site"].iloc[0]).is_stream:
-        texts.append(
-            "the whole residual stream is replaced, so the run is the donor's from there: every layer's effect is the "
-            "total effect, and the peak says nothing; target.tokens=[cls,patches] says where it lies"
-        )
-    if doubt := doubt_words(result.total, study.donor, study.direction):
-        texts.append(doubt)
-    if not result.total.known:
-        texts.append("no interval: all images are of one cluster")
-    if summary["recovered"].isna().all():
-        texts.append(_why_recovered_is_empty(result))
-        if is_handover(summary):
-            texts.append("there is no picture of the handover: nothing is known of what is recovered")
-    if is_handover(summary) and summary["window"].nunique() > 1:
+    elif is_handover(summary) and summary["recovered"].isna().all():
+        texts.append("there is no picture of the handover: nothing is known of what is recovered")
+    elif is_handover(summary) and summary["window"].nunique() > 1:
         texts.append("there is no picture of the handover: it is drawn where there is one window")
     return texts
+
+
+def _calibration_notes(result: RunResult, calibration: Mapping[str, Any]) -> list[str]:
+    """That the damage which a run was calibrated to lies outside the interval of the run's own damage, if it does.
+
+    Nothing is said of images that were chosen by the damage.
+    """
+    if result.study.include.selects_on_the_outcome:
+        return []
+    examples, wanted = result.examples, calibration["wanted"]
+    is_prob = calibration["damage"] == "prob_drop"
+    scores = [examples[f"prob_{run}"] if is_prob else examples[f"pred_{run}"] == examples["label"] for run in BaseRun]
+    drops = scores[0].to_numpy(float) - scores[1].to_numpy(float)
+    (drop,) = estimates(drops[:, None], examples["cluster"].to_numpy(), result.study.seed)
+    if not drop.known or drop.low <= wanted <= drop.high:
+        return []
+    own = format_interval(drop.mean, drop.low, drop.high, ".3f")
+    images = "these images" if result.study.include.rule is Include.ALL else "the included images"
+    where = f"calibrate={calibration['asked']}: over {images} the drop is {own}"
+    return [f"{where}, which leaves the wanted {wanted:.3g} out"]
+
+
+def _notes_on_empty_values(result: RunResult) -> list[str]:
+    """Why values of the summary and the manifest are empty."""
+    texts = []
+    if not result.study.donor.is_constant and result.summary["recovered"].isna().all():
+        texts.append(_why_recovered_is_empty(result))
+    return texts + ["peak_layer is null: the mean total effect is 0 and has no direction"] * (result.peak is None)
 
 
 def _why_recovered_is_empty(result: RunResult) -> str:
@@ -78,17 +108,21 @@ def _why_recovered_is_empty(result: RunResult) -> str:
         return "recovered is empty: the total effect is 0"
     if not total.known:
         return f"recovered is empty: the total effect has no {result.study.interval} interval"
-    reason = f"recovered is empty: the interval of the total effect holds 0, {_with_interval(total)}"
+    reason = f"recovered is empty: the interval of the total effect holds 0, {estimate_words(total)}"
     if (needed := clusters_to_exclude_zero(total, result.clusters)) is not None:
         has = f"{format_count(needed, 'cluster')}, of which there are {result.clusters}"
         reason += f"; if it stays as large, about {has}, leave 0 out"
     return reason
 
 
-def manifest_entries(result: RunResult) -> dict[str, Any]:
-    """The result as entries of the manifest; what is not known is null, with the reason in ``notes``."""
+def manifest_entries(result: RunResult, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The result as entries of the manifest, of which ``config`` and ``calibration`` are known.
+
+    What is not known is null, with the reason in ``notes``; these begin with the ``label_notes``.
+    """
     study, selected, group, peak = result.study, result.unselected, result.peak_group, _peak(result)
     entries = {
+        "finding": finding_sentences(result, find(result), corruption_name(manifest["config"]["corruption"])),
         "total_effect": asdict(result.total),
         "peak_layer": result.peak_layer,
         "peak_effect": peak["effect"],
@@ -112,8 +146,8 @@ def manifest_entries(result: RunResult) -> dict[str, Any]:
         "images": len(result.examples),
         "clusters": result.clusters,
     }
-    no_peak = "peak_layer is null: the mean total effect is 0 and has no direction"
-    return entries | {"notes": notes(result) + [no_peak] * (result.peak is None)}
+    own = [*notes(result, manifest.get("calibration")), *_notes_on_empty_values(result)]
+    return entries | {"notes": [*manifest.get("label_notes", ()), *own]}
 
 
 def _peak(result: RunResult) -> dict[str, Any]:
@@ -130,7 +164,7 @@ def _peak_layers(result: RunResult) -> list[int]:
 
 def manifest_in_view(manifest: Mapping[str, Any], result: RunResult) -> dict[str, Any]:
     """The manifest of a run as it would be had it been made in the view of ``result``."""
-    study, entries = result.study, manifest_entries(result)
+    study, entries = result.study, manifest_entries(result, manifest)
     view, counts, identity = study.view, manifest["counts"], without_view(manifest["identity"])
     config = manifest["config"] | view.as_config() | {"wanted_width": study.wanted_width}
     kind = manifest["model"].get("problem_type")
@@ -149,7 +183,7 @@ def manifest_in_view(manifest: Mapping[str, Any], result: RunResult) -> dict[str
         "view": view.as_config(),
         "counts": counts | {"included": len(result.examples), "dropped": dropped, "clusters": result.clusters},
         **entries,
-        "notes": [*manifest.get("label_notes", []), *entries["notes"]],
+        "next": [],  # the run's own follow from another finding
     }
     return nan_to_none(in_view)
 
@@ -168,60 +202,82 @@ def tracker_values(result: RunResult) -> dict[str, Any]:
     return values
 
 
-def closing_lines(result: RunResult, folder: RunFolder, title: str, more_notes: Sequence[str] = ()) -> list[str]:
-    """The few lines that end a run; ``more_notes`` are those on its labels and probabilities."""
+def next_runs(result: RunResult, folder: RunFolder, possible: Possible) -> list[tuple[str, str]]:
+    """What to run next: a reason and a command each.
+
+    Commands are made of the one that started the run, which Hydra left in the folder: without it there is none.
+    """
+    typed, runs = folder.typed_arguments(), []
+    for suggestion in [] if typed is None else suggest(result, find(result), possible):
+        changes = suggestion.overrides
+        is_read = set(changes) <= set(VIEW_KEYS)
+        runs.append((suggestion.reason, (read_command(folder, changes) if is_read else run_command(typed, changes))))
+    return runs
+
+
+def run_command(typed: Sequence[str], overrides: Mapping[str, str]) -> str:
+    """The command of another run, quoted for a shell: the arguments ``typed``, with other values of some keys.
+
+    Where the option of a group is changed, keys that were typed of the former option are left out; so are those that
+    belong to the one start.
+    """
+    groups = {key for key in overrides if key in ("target", "corruption")}
+    dropped = {"overwrite", "dry_run", *overrides}
+    kept = [
+        argument
+        for argument in typed
+        if (key := override_key(argument)) not in dropped and key.partition(".")[0] not in groups
+    ]
+    script = ["python", os.path.relpath(PACKAGE.parent / "patch.py")]
+    changed = [f"{key}={value}" for key, value in overrides.items()]
+    return shlex.join([*(["vitpatch"] if _is_installed() else script), *kept, *changed])
+
+
+def read_command(folder: RunFolder, view: Mapping[str, str]) -> str:
+    """The command that reads a finished run again in another view."""
+    path = os.path.relpath(folder.path)
+    path = str(folder.path) if path.startswith("..") else path
+    program = ["vitpatch-compare"] if _is_installed() else ["python", "-m", "vitpatch.compare"]
+    return shlex.join([*program, path, *(part for key, value in view.items() for part in (f"--{key}", value))])
+
+
+def _is_installed() -> bool:
+    """Whether the package is a wheel's, with the commands that it brings, or a checkout's."""
+    return (PACKAGE / "conf").is_dir()
+
+
+def closing_lines(
+    result: RunResult, folder: RunFolder, manifest: Mapping[str, Any], to_run: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """The few lines that end a run; ``to_run`` next, a reason and a command each."""
     values, images = tracker_values(result), len(result.examples)
     corrupt = f", corrupt {values['accuracy_corrupt']:.3f}" * result.study.depends_on_corruption
     clusters = f" in {format_count(result.clusters, 'cluster')}" * (result.clusters < images)
-    total = f"{_with_interval(result.total)} on {result.study.metric}"
+    all_notes = [*manifest.get("label_notes", ()), *notes(result, manifest.get("calibration"))]
+    total = f"{estimate_words(result.total)} on {result.study.metric}"
     if np.isnan(result.total.mean):
         total = f"none on {result.study.metric} (donor {result.study.donor})"
     lines = [
         f"{folder.path}",
-        f"  run           {title}",
+        *(f"  {'' if at else 'finding':14}{sentence}" for at, sentence in enumerate(manifest["finding"])),
+        f"  run           {manifest['title']}",
         f"  accuracy      clean {values['accuracy_clean']:.3f}{corrupt}",
         f"  total effect  {total}, n = {format_count(images, 'image')}{clusters}",
-        *(f"  note          {note}" for note in [*more_notes, *notes(result)]),
-        *_peak_lines(result),
+        *(f"  note          {note}" for note in all_notes),
     ]
     if result.needed is not None:
         width, needed = result.needed
         takes = format_count(needed, "cluster")
         lines.append(f"  planning      an interval {width:.2g} wide at the peak takes about {takes}")
     pictures = ", ".join(sorted(path.name for path in folder.figures.iterdir()))
-    return [*lines, f"  pictures      {pictures} in figures/"]
-
-
-def _peak_lines(result: RunResult) -> list[str]:
-    peak, series, group = result.peak, result.peak_series, result.peak_group
-    if peak is None:
-        return ["  peak layer    none: the mean total effect is 0"]
-    share = "" if np.isnan(peak["recovered"]) else f", {peak['recovered']:.0%} of the total effect"
-    where = f"{result.peak_layer} ({series})" if series else str(result.peak_layer)
-    lines = [f"  peak layer    {where}: {_with_interval(_estimate(peak, 'effect'))}{share}"]
-    if group is not None and not np.isnan(peak["peak_share"]):
-        layers = _peak_layers(result)
-        places = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-        if not result.summary["layer"].iloc[group.rows].is_unique:
-            places = f"{len(group.members)} of {len(group.rows)} places, in {places}"
-        lines.append(
-            f"  peak set      {places}; in {peak['peak_share']:.0%} of resamples the peak is this one; "
-            f"{group.size:+.3f} from split halves"
-        )
-    for donor in result.controls:
-        images = int(peak[f"n_{donor}"])
-        some = f", n = {format_count(images, 'image')}" * (images < len(result.examples))
-        lines.append(f"  control       {donor} there: {_with_interval(_estimate(peak, f'effect_{donor}'))}{some}")
+    lines.append(f"  pictures      {pictures} in figures/")
+    for reason, command in to_run:
+        lines += [f"  next          {reason}:", f"    {command}"]
     return lines
 
 
-def _estimate(row: pd.Series, column: str) -> Estimate:
-    return Estimate(row[column], np.nan, row[f"{column}_low"], row[f"{column}_high"])
-
-
-def _with_interval(estimate: Estimate) -> str:
-    if np.isnan(estimate.mean):
-        return "none: no included image has such a partner"
+def estimate_words(estimate: Estimate) -> str:
+    """A mean with its interval, or why there is none."""
     if not estimate.known:
         return f"{estimate.mean:+.3f} (one cluster: no interval)"
     return format_interval(estimate.mean, estimate.low, estimate.high)

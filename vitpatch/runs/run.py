@@ -20,22 +20,24 @@ from omegaconf import DictConfig, OmegaConf
 from vitpatch import __version__
 from vitpatch.checks import check_no_secret
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import describe_difference, digest
+from vitpatch.formatting import describe_difference, digest, override_key
 from vitpatch.io import write_csv
 from vitpatch.plots.layout import FigureOptions
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.batches import choose_examples, tables_in_view
 from vitpatch.runs.calibration import calibration_folder
-from vitpatch.runs.config import check_names_are_text, read_figures
+from vitpatch.runs.config import check_names_are_text, corruption_options, read_figures
 from vitpatch.runs.folder import VIEWS, Begun, RunFolder, Shards
 from vitpatch.runs.predict import PredictionResult, data_module, estimate_run, predict
 from vitpatch.runs.reading import FinishedRun, RunTables, load_run, write_pages
-from vitpatch.runs.results import closing_lines, manifest_entries, tracker_values
+from vitpatch.runs.results import closing_lines, manifest_entries, next_runs, tracker_values
 from vitpatch.runs.setup import Setup, prepare, take_from_training
 from vitpatch.runs.tracking import Results, RunInfo, Tracker, history, make_tracker
 from vitpatch.runs.trainer import check_processes, use_threads
 from vitpatch.stats.result import RunResult, series_names
+from vitpatch.stats.suggestions import Possible, stronger_option
 from vitpatch.study import Study, View, without_view
+from vitpatch.types import Site
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +100,16 @@ def _make(
         pages = choose_examples(setup, result, data)
         write_pages(folder.pages, pages)
         described = {"title": setup.title, **setup.describe_training()}  # what pictures take from the manifest
-        options = FigureOptions(*read_figures(cfg.figures))
-        pictures = folder.save_figures(draw(result, pages, described, options), options)
+        drawing = FigureOptions(*read_figures(cfg.figures))
+        pictures = folder.save_figures(draw(result, pages, described, drawing), drawing)
         pictures = {name: [file for file in files if file.suffix == ".png"] for name, files in pictures.items()}
+        to_run = next_runs(result, folder, _possible(setup, options, folder))
+        manifest = described | _manifest(setup, config, result, done)
         manifest = (
-            described
-            | _manifest(setup, config, result, done)
+            manifest
+            | manifest_entries(result, manifest)
             | {
+                "next": [command for _, command in to_run],
                 "files": folder.checksums(),
                 "devices": {
                     "accelerator": trainer.accelerator.name(),
@@ -120,9 +125,10 @@ def _make(
         files[folder.manifest.name] = after_tracker.enter_context(folder.writing_manifest(manifest))
         by_layer = history(result.summary, series_names(result.summary))
         tables = {"effects": result.summary}
-        tracked.log(Results("effects", tables, pictures, files, by_layer, tracker_values(result)))
+        found = "\n".join([*manifest["finding"], *(f"\nNext, {why}:\n{command}" for why, command in to_run)])
+        tracked.log(Results("effects", tables, pictures, files, by_layer, tracker_values(result), found))
     shards.remove()
-    for line in closing_lines(result, folder, setup.title, setup.notes):
+    for line in closing_lines(result, folder, manifest, to_run):
         log.info("%s", line)
     if done.skipped:
         log.info("  skipped       %d of %d images could not be read", done.skipped, len(setup.images))
@@ -139,9 +145,21 @@ def _merge(shards: Shards, folder: RunFolder, study: Study, batches: int) -> Non
         shards.merge(into, batches, lambda tables: tables_in_view(tables, study))
 
 
+def _possible(setup: Setup, options: Mapping[str, str], folder: RunFolder) -> Possible:
+    """What can be asked of the run's model and data."""
+    typed = map(override_key, folder.typed_arguments() or ())
+    has_own_strength = setup.wanted is not None or any(key.startswith("corruption.") for key in typed)
+    return Possible(
+        stronger="" if has_own_strength else stronger_option(options.get("corruption", ""), corruption_options()),
+        limit=setup.cfg.data.get("limit"),
+        has_cls="cls" in setup.plan.sizes.special,
+        has_heads=Site.Z not in setup.model.missing,
+    )
+
+
 def _manifest(setup: Setup, config: dict[str, Any], result: RunResult, done: PredictionResult) -> dict[str, Any]:
-    """The manifest's entries, but for those on files, devices, tracking and times."""
-    cfg, entries = setup.cfg, manifest_entries(result)
+    """The manifest's entries, but for those of the result, on files, devices, tracking and times."""
+    cfg = setup.cfg
     return {
         "run_id": setup.run_id,
         "donors": [str(donor) for donor in result.donors],
@@ -161,9 +179,7 @@ def _manifest(setup: Setup, config: dict[str, Any], result: RunResult, done: Pre
         "view": setup.study.view.as_config(),
         "data": {"digest": setup.images.digest},
         "counts": _counts(setup, result, done.skipped),
-        **entries,
         "label_notes": setup.notes,
-        "notes": [*setup.notes, *entries["notes"]],
         "plan": {"line": done.line, "stepwise": setup.model.runs_by_parts(setup.study.target.site)},
         "precision_error": done.precision_error,
     }
@@ -203,7 +219,7 @@ def _read(run: FinishedRun, setup: Setup) -> None:
     log.info("%s: finished before; it is read at %s, and nothing is computed again", path, differing)
     read = run.read_as(view)
     into = read.save(path / VIEWS / view.view_id, FigureOptions(*read_figures(setup.cfg.figures)))
-    for line in closing_lines(read.result, into, read.manifest["title"], setup.notes):
+    for line in closing_lines(read.result, into, read.manifest):
         log.info("%s", line)
 
 

@@ -51,7 +51,7 @@ class Results:
     """What is logged of a finished run or a comparison: tables, pictures and scalars by key, and files to keep.
 
     ``kind`` is the type of the artifact that keeps the files: ``effects`` or ``comparison``. ``history``: (layer,
-    values) in order of layer. ``page``, one of the files, is logged as HTML.
+    values) in order of layer. ``notes``: what was found, in words. ``page``, one of the files, is logged as HTML.
     """
 
     kind: str
@@ -60,6 +60,7 @@ class Results:
     files: Mapping[str, Path]
     history: Iterable[tuple[int, dict[str, float]]] = ()
     scalars: Mapping[str, Any] = field(default_factory=dict)
+    notes: str = ""
     page: Path | None = None
 
 
@@ -333,6 +334,8 @@ class _WandbRun(UntrackedRun):
             media["page"] = wandb.Html(str(results.page), inject=False)
         self._run.log(media)
         self._run.summary.update(dict(results.scalars))
+        if results.notes:
+            self._run.notes = results.notes
         artifact = wandb.Artifact(f"{results.kind}-{self._run.id}", type=results.kind)
         for name, path in results.files.items():
             artifact.add_file(str(path), name=name)

@@ -26,6 +26,9 @@ SPLITS = 500
 TIE = 1e-6
 """Means closer than this are of one size where the furthest is looked for."""
 
+OWN_MINUS = {Donor.SAME_CLASS: "own_minus_same", Donor.OTHER_CLASS: "own_minus_other"}
+"""Columns of the own donor's effects less a control's."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -134,9 +137,10 @@ def summary_table(
     kind, own = ("log_odds", measured.log_odds) if tested is Tested.LOG_ODDS else ("effect", measured.effects)
     columns = _control_columns(measured, resamples, method)
     columns["p"] = sign_flip_p(own, resamples.clusters, resamples.seed)
-    other = measured.controls.get(f"{kind}_{Donor.OTHER_CLASS}")
-    if other is not None and compare_controls:
-        columns |= _own_minus_other(own - other, resamples, method)
+    for donor, name in OWN_MINUS.items():
+        control = measured.controls.get(f"{kind}_{donor}")
+        if control is not None and compare_controls:
+            columns |= _own_minus_control(name, own - control, resamples, method)
     columns |= _synergy_columns(measured, summary, resamples, method)
     peaks = list(_group_peaks(summary, measured.effects, total_sign, resamples)) if total_sign else []
     return summary.assign(**columns, **_peak_columns(peaks, len(summary))), peaks
@@ -195,14 +199,14 @@ def _control_columns(measured: Measured, resamples: Resamples, method: str) -> d
     return columns
 
 
-def _own_minus_other(difference: Array, resamples: Resamples, method: str) -> dict[str, Array]:
-    """Mean, interval and family-wise p of own − other-class donor, over the images that have one."""
+def _own_minus_control(name: str, difference: Array, resamples: Resamples, method: str) -> dict[str, Array]:
+    """Mean, interval and family-wise p of own − control, over the images that have such a partner."""
     known = ~np.isnan(difference[:, 0])
-    columns = _spread_of_known(difference, known, resamples, method).columns("own_minus_other")
+    columns = _spread_of_known(difference, known, resamples, method).columns(name)
     unknown = np.full(difference.shape[1], np.nan)
     clusters, seed = resamples.clusters[known], resamples.seed
     p = sign_flip_p(difference[known], clusters, seed) if known.any() else unknown
-    return columns | {"p_own_minus_other": p}
+    return columns | {f"p_{name}": p}
 
 
 def _spread_of_known(values: Array, known: NDArray[np.bool_], resamples: Resamples, method: str) -> Spread:

@@ -1,0 +1,396 @@
+"""A run's finding in words: a few plain sentences, made of facts that rules have found.
+
+Intervals of effects at places are simultaneous ones, since places are chosen among many by their effects; those of
+shares of the total effect are of the place alone, as ``recovered`` in ``summary.csv``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from vitpatch.formatting import format_count, format_interval, format_layers
+from vitpatch.plots.style import METRIC_NAMES, SITE_WORDS, TOKEN_WORDS, doubt_words
+from vitpatch.stats.finding import Control, Finding, Places, Reach, Remedies, Takeover
+from vitpatch.stats.result import RunResult
+from vitpatch.types import (
+    ALL_HEADS,
+    PREFIX,
+    Direction,
+    Donor,
+    Estimate,
+    Include,
+    Metric,
+    Site,
+    Tested,
+    token_position,
+)
+
+MOST_GROUPS, MOST_NAMED = 4, 3
+"""So many groups of rows beside the first are described; of groups with several places a layer so many are named."""
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """What activations do that move a run towards the donor's, what those do that move it furthest, and the reverse."""
+
+    towards: str
+    most: str
+    away: str
+
+
+RESTORE = Verbs("restore", "restore most", "make it worse")
+DAMAGE = Verbs("do damage", "do most damage", "make it better")
+HARM = Verbs("do harm", "do most harm", "make it better")
+MOVE = Verbs("move the run towards the donor's", "move the run furthest towards the donor's", "move it away from that")
+
+
+def finding_sentences(result: RunResult, finding: Finding, corruption: str = "the corruption") -> list[str]:
+    """The finding in a few sentences; ``corruption`` is its name."""
+    sentences = list(_sentences(result, finding, corruption))
+    return [f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences]
+
+
+def _sentences(result: RunResult, finding: Finding, corruption: str) -> Iterator[str]:
+    if finding.remedies is not None:
+        yield from _not_shown(result, finding.remedies)
+    elif not result.study.donor.is_constant:
+        yield f"{_total_words(result, corruption)} ({_sample_words(result)})."
+    if finding.by_construction:
+        yield (
+            "every layer has the total effect by construction, since the whole residual stream is replaced: where the "
+            "effect lies is not asked."
+        )
+    if finding.takeover is not None:
+        yield _takeover_words(result, finding.takeover)
+    for reach in finding.reaches:
+        yield _reach_words(result.summary, reach)
+    if finding.places:
+        yield from _places_sentences(result, finding.places)
+    if finding.controls:
+        yield _control_words(result, finding.controls)
+
+
+# --- the total effect ---
+
+
+def _total_words(result: RunResult, corruption: str) -> str:
+    """The total effect as what the corruption does, or of another donor as it is."""
+    study, total = result.study, result.total
+    if study.donor is not Donor.PAIR:
+        what = f"the total effect, {study.donor} donor − {study.direction.recipient} run"
+        return f"{what}, is {_of_metric(total, study.metric)}"
+    added, metric = total if study.direction is Direction.NOISE else _negative(total), METRIC_NAMES[study.metric]
+    if study.metric is Metric.KL:
+        return f"under {corruption} the {metric} is {_plain(added)}"
+    verb, size = ("rise", added) if added.mean > 0 else ("fall", _negative(added))
+    verb += "s" * (study.metric is not Metric.LOG_ODDS)
+    return f"under {corruption} the {metric} {verb} by {_plain(size)}"
+
+
+def _negative(estimate: Estimate) -> Estimate:
+    return Estimate(-estimate.mean, estimate.se, -estimate.high, -estimate.low)
+
+
+def _plain(estimate: Estimate) -> str:
+    return _interval(estimate.mean, estimate.low, estimate.high).replace("+", "")
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    """An effect with its interval, a small one with two digits."""
+    largest = np.nanmax(np.abs([mean, low, high]))
+    return format_interval(mean, low, high, "+.3f" if largest >= 0.01 or largest == 0 else "+.2g")
+
+
+def _of_metric(total: Estimate, metric: Metric) -> str:
+    return f"{_interval(total.mean, total.low, total.high)} on the {METRIC_NAMES[metric]}"
+
+
+def _sample_words(result: RunResult) -> str:
+    """How many images, in how many clusters, and how these were chosen and labelled."""
+    images, rule = len(result.examples), result.study.include
+    words = format_count(images, "image")
+    if result.clusters < images:
+        words += f" in {format_count(result.clusters, 'cluster')}"
+    if rule.rule is Include.CLEAN_CORRECT:
+        words += " that the clean run gets right"
+    elif rule.selects_on_the_outcome:
+        words += f" chosen by what the corruption did to them, include={rule}"
+    words += ", labelled by the clean run" * result.labels_are_predicted
+    return words + ", without intervals, so of these alone" * (result.clusters < 2)
+
+
+def _not_shown(result: RunResult, remedies: Remedies) -> Iterator[str]:
+    """That nothing is said of places, and what would make the total effect large enough."""
+    study, total = result.study, result.total
+    reason = doubt_words(total, study.donor, study.direction) or "the total effect is not known to differ from 0"
+    yield f"{reason}: {_of_metric(total, study.metric)} ({_sample_words(result)}). Nothing is said of places."
+    ways = []
+    if remedies.metric is not None:
+        metric, of_metric = remedies.metric
+        also = ", above 0 by construction" * (metric is Metric.KL)
+        value = _interval(of_metric.mean, of_metric.low, of_metric.high)
+        ways.append(f"on the {METRIC_NAMES[metric]} it is {value}{also}")
+    if (right := remedies.clean_correct) is not None:
+        where = "over the images that the clean run gets right"
+        ways.append(f"{where} it is {_interval(right.mean, right.low, right.high)}")
+    if remedies.clusters is not None:
+        there = format_count(remedies.clusters, "cluster")
+        ways.append(f"about {there} (now {result.clusters}) would be enough, if it stays as large")
+    if ways:
+        yield f"{'; '.join(ways)}."
+
+
+# --- places ---
+
+
+def _places_sentences(result: RunResult, places: Sequence[Places]) -> Iterator[str]:
+    first, others = places[0], places[1:]
+    if len(first.rows) == 1:
+        yield from _only_place(result, first)
+    elif result.clusters < 2:
+        where = f"{_place_with_window(result, first.best)}: {_effect(result, first.best)}"
+        yield f"{_donor_words(result, first)} {_verbs(result).most} at {where}."
+    else:
+        yield from _first_group(result, first)
+    if others:
+        some = [_other_group(result, group, first) for group in others[:MOST_GROUPS]]
+        more = [f"{len(others) - MOST_GROUPS} more in summary.csv"] * (len(others) > MOST_GROUPS)
+        yield f"{'; '.join(some + more)}."
+    if opposed := [group for group in places if group.opposed]:
+        yield _opposed_words(result, opposed)
+
+
+def _first_group(result: RunResult, group: Places) -> Iterator[str]:
+    """Where the effect is furthest, what is not told apart from that, and where it is shown in all."""
+    subject, verbs, best = _donor_words(result, group), _verbs(result), group.best
+    noun, effect = _noun_of(result, group), _effect(result, best)
+    if not group.is_shown:
+        furthest = f"the furthest is {_place_with_window(result, best)}, {_effect(result, best, with_share=False)}"
+        yield f"{subject} are not shown to {verbs.towards} at any {noun}: {furthest}{_enough_words(result, group)}."
+        return
+    if len(group.alike) == len(group.shown) == len(group.rows) > 1:
+        yield (
+            f"{subject} {verbs.towards} at every {noun}, and no {noun} is told apart from the furthest, "
+            f"{_place_with_window(result, best)}: {effect}."
+        )
+        return
+    others = [row for row in group.alike if row != best]
+    apart = f"it is told apart from every other {noun}"
+    if others:
+        everything = f"any other {noun}" if len(group.alike) == len(group.rows) else _list_rows(result, group, others)
+        apart = f"not told apart from {everything}"
+    yield f"{subject} {verbs.most} at {_place_with_window(result, best)}: {effect}; {apart}."
+    if len(group.shown) > 1:
+        everywhere = len(group.shown) == len(group.rows)
+        where = f"every {noun}" if everywhere else _list_rows(result, group, group.shown)
+        yield f"they are shown to {verbs.towards} at {where}."
+
+
+def _enough_words(result: RunResult, group: Places) -> str:
+    """The p that leaves the furthest place in doubt where its interval does not, or how many clusters would show it."""
+    best = result.summary.iloc[group.best]
+    if group.clusters is None:
+        is_by_p = best["effect_sim_low"] > 0 or best["effect_sim_high"] < 0
+        return f", but p = {best['p']:.2f}" if is_by_p and not group.is_shown else ""
+    there = format_count(group.clusters, "cluster")
+    return f"; about {there} (now {result.clusters}) would show it, if it stays as large"
+
+
+def _only_place(result: RunResult, group: Places) -> Iterator[str]:
+    """What is shown at the only place of a group; what is shown the other way has a sentence of its own."""
+    does, is_said = _verbs(result).towards, group.is_shown or result.clusters < 2
+    if not group.opposed:
+        place, effect = _place_with_window(result, group.best), _effect(result, group.best, with_share=is_said)
+        does = does if is_said else f"are not shown to {does}"
+        yield f"{_donor_words(result, group)} {does} at {place}: {effect}{_enough_words(result, group)}."
+
+
+def _other_group(result: RunResult, group: Places, first: Places) -> str:
+    """What is shown of another window or other tokens, in a few words."""
+    row, lead = result.summary.iloc[group.best], result.summary.iloc[first.best]
+    parts = []
+    if result.summary["window"].nunique() > 1:
+        parts.append(f"with window {row['window']}")
+    if _token_kind(row["tokens"]) != _token_kind(lead["tokens"]) or not parts:
+        parts.append((TOKEN_WORDS[_token_kind(row["tokens"])] or " at all tokens").strip())
+    where = " ".join(parts)
+    if not group.is_shown and result.clusters > 1:
+        return f"{where} nowhere shown"
+    return f"{where} most at {_describe_row(result, group.best)}, {_effect(result, group.best)}"
+
+
+def _opposed_words(result: RunResult, groups: Sequence[Places]) -> str:
+    """Where activations move the run the other way, and how far, against the total effect."""
+    towards = result.total_sign * result.summary["effect"].to_numpy()
+    worst = min((group.opposed[0] for group in groups), key=lambda row: towards[row])
+    where = " and ".join(_list_rows(result, group, group.opposed, with_window=True) for group in groups)
+    group = next(group for group in groups if worst in group.opposed)
+    most = ""
+    if sum(len(group.opposed) for group in groups) > 1:
+        most = f", most at {_place_with_window(result, worst) if len(groups) > 1 else _describe_row(result, worst)}"
+    row = result.summary.iloc[worst]
+    effect = _interval(row["effect"], row["effect_sim_low"], row["effect_sim_high"])
+    against = ""
+    if not result.study.donor.is_constant:
+        against = f", against a total effect of {_interval(result.total.mean, np.nan, np.nan)}"
+    return f"{_donor_words(result, group)} {_verbs(result).away} at {where}{most}: {effect}{against}."
+
+
+def _verbs(result: RunResult) -> Verbs:
+    """What the donor's activations do where they move a run towards the total effect."""
+    study = result.study
+    if study.donor.is_constant:
+        return HARM
+    clean_is_higher = (result.total_sign > 0) != (study.direction is Direction.NOISE)
+    clean_is_better = clean_is_higher != (study.metric is Metric.KL)
+    if study.donor is not Donor.PAIR or not clean_is_better:
+        return MOVE
+    return RESTORE if study.direction is Direction.DENOISE else DAMAGE
+
+
+def _effect(result: RunResult, row: int, with_share: bool = True) -> str:
+    """An effect with its simultaneous interval, and its share of the total effect."""
+    values = result.summary.iloc[row]
+    words = _interval(values["effect"], values["effect_sim_low"], values["effect_sim_high"])
+    if not with_share or np.isnan(values["recovered"]):
+        return words
+    share = format_interval(values["recovered"], values["recovered_low"], values["recovered_high"], ".0%")
+    return f"{words}, {share} of the total effect"
+
+
+# --- names of places ---
+
+
+def _donor_words(result: RunResult, group: Places) -> str:
+    """What is put where, in the plural."""
+    study, row = result.study, result.summary.iloc[group.best]
+    what = SITE_WORDS[Site(row["site"])] + TOKEN_WORDS[_token_kind(row["tokens"])]
+    if study.donor.is_constant:
+        return f"{what} set to {'zero' if study.donor is Donor.ZERO else 'their mean'}"
+    if study.donor is not Donor.PAIR:
+        return f"{what} of another image of {'its' if study.donor is Donor.SAME_CLASS else 'another'} class"
+    return f"{'clean' if study.direction is Direction.DENOISE else 'corrupted'} {what}"
+
+
+def _token_kind(tokens: str) -> str:
+    """The kind of a token group: ``each`` of ``each:0x3``."""
+    return tokens.partition(":")[0]
+
+
+def _noun_of(result: RunResult, group: Places) -> str:
+    """What a place of a group is called."""
+    rows = result.summary.iloc[list(group.rows)]
+    if rows["layer"].is_unique:
+        return "layer"
+    kinds = {"head": (rows["head"] != ALL_HEADS).any(), "token": (rows["tokens"].map(_token_kind) == "each").any()}
+    kinds["block"] = (rows["tokens"].map(_token_kind) == "grid").any()
+    names = [name for name, is_it in kinds.items() if is_it]
+    return names[0] if len(names) == 1 else "place"
+
+
+def _place_with_window(result: RunResult, row: int) -> str:
+    """A place in words, with its window where that is not one layer."""
+    return _describe_row(result, row) + _window_words(result, row)
+
+
+def _window_words(result: RunResult, row: int) -> str:
+    """The window of a row in brackets; "" where all are of one layer."""
+    windows = result.summary["window"]
+    return "" if (windows == 1).all() else f" (window {windows.iloc[row]})"
+
+
+def _describe_row(result: RunResult, row: int) -> str:
+    """A place in words: its layer, head and token."""
+    values = result.summary.iloc[row]
+    words = f"layer {values['layer']}"
+    if values["head"] != ALL_HEADS:
+        words = f"head {values['head']} of {words}"
+    if (position := token_position(values["tokens"])) is not None:
+        kind = "token" if _token_kind(values["tokens"]) == "each" else "block"
+        return f"{words}, {kind} in row {position[0]}, column {position[1]}"
+    return words + (f", {values['tokens'].partition(':')[2]}" if ":" in values["tokens"] else "")
+
+
+def _list_rows(result: RunResult, group: Places, rows: Sequence[int], with_window: bool = False) -> str:
+    """Places in words: layers as ranges; of groups with several places a layer how many they are, or a few by name."""
+    layers = sorted({int(layer) for layer in result.summary["layer"].iloc[list(rows)]})
+    noun, end = _noun_of(result, group), _window_words(result, group.best) if with_window else ""
+    if noun == "layer":
+        return format_layers(layers) + end
+    if len(rows) <= MOST_NAMED:
+        return " and ".join(_describe_row(result, row) for row in rows) + end
+    return f"{len(rows)} of {len(group.rows)} {noun}s, in {format_layers(layers)}{end}"
+
+
+# --- handover, prefixes and suffixes, controls ---
+
+
+def _takeover_words(result: RunResult, takeover: Takeover) -> str:
+    """At which layer CLS takes over, with its interval and the shares there."""
+    layers, number = takeover.layers, len(takeover.layers)
+    ends = ""
+    if takeover.low is not None:
+        low, high = (str(layers[end]) if end < number else "none" for end in (takeover.low, takeover.high))
+        ends = f" [{low}, {high}]"
+    at = min(takeover.at, number - 1)
+    cls, patches = (_share(result.summary, rows[at]) for rows in (takeover.cls, takeover.patches))
+    if takeover.at == number:
+        where = f"at layer {layers[-1]} {cls} against {patches}"
+        return f"CLS recovers more than the image patches at no layer{ends}: {where}."
+    return (
+        f"CLS takes over from the image patches at layer {layers[at]}{ends}, the first at which it recovers more of "
+        f"the total effect: {cls} against {patches}."
+    )
+
+
+def _share(summary: pd.DataFrame, row: int) -> str:
+    values = summary.iloc[row]
+    return format_interval(values["recovered"], values["recovered_low"], values["recovered_high"], ".0%")
+
+
+def _reach_words(summary: pd.DataFrame, reach: Reach) -> str:
+    """Which prefix or suffix recovers half of the total effect, and which most of it."""
+    kind = "prefix" if reach.window == PREFIX else "suffix"
+
+    def layers(row: int) -> str:
+        return format_layers(range(summary["first_layer"].iloc[row], summary["last_layer"].iloc[row] + 1))
+
+    longest = f"the longest, {layers(reach.longest)}, {_share(summary, reach.longest)}"
+    if reach.half is None:
+        return f"no {kind} recovers half of the total effect; {longest}."
+    words = f"the smallest {kind} that recovers half of the total effect is {layers(reach.half)}"
+    words += f", {_share(summary, reach.half)}"
+    if reach.most is None:
+        return f"{words}; none recovers 90%, {longest}."
+    if reach.most == reach.half:
+        return f"{words}, which is 90% as well."
+    return f"{words}; 90% is recovered by {layers(reach.most)}, {_share(summary, reach.most)}."
+
+
+def _control_words(result: RunResult, controls: Sequence[Control]) -> str:
+    """Whether what is restored is the image's own or goes with its class, as far as controls tell them apart."""
+    headline = result.study.test is Tested.HEADLINE
+    unit = METRIC_NAMES[result.study.metric if headline else Metric.LOG_ODDS].replace(" (nats)", ", nats")
+    lower_is_better = headline and result.study.metric is Metric.KL
+    less = {c.donor: c.is_shown and (c.difference.mean > 0) != lower_is_better for c in controls}
+    if less.get(Donor.SAME_CLASS):
+        claim = "what is restored there is more than the class"
+    elif less.get(Donor.OTHER_CLASS):
+        claim = "what is restored there goes with the class, and nothing beyond the class is shown"
+    else:
+        claim = "what is restored there is not shown to be the image's own"
+    clauses = [_control_clause(control, less[control.donor]) for control in controls]
+    return f"{claim}: as donor there, {'; '.join(clauses)} (own − other image, in {unit})."
+
+
+def _control_clause(control: Control, is_less: bool) -> str:
+    other = "another image of its class" if control.donor is Donor.SAME_CLASS else "an image of another class"
+    does = "does less than the image itself" if is_less else "does more than the image itself"
+    if not control.is_shown:
+        does = "is not told apart from the image itself"
+    difference = control.difference
+    return f"{other} {does}, {_interval(difference.mean, difference.low, difference.high)}"
