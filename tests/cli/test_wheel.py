@@ -148,9 +148,11 @@ def test_what_wandb_logged_is_the_summary(sweep, run):
     for base in ("clean", "corrupt"):
         assert updates[f"prob_{base}"] == pytest.approx(examples[f"prob_{base}"].mean())
         assert updates[f"accuracy_{base}"] == pytest.approx((examples[f"pred_{base}"] == examples.label).mean())
-    (started,) = [row["run"] for row in rows if row["type"] == "run"]
-    assert (started["project"], started["run_group"], started["job_type"]) == ("vitpatch", "demo", "patch")
-    assert started["display_name"] == run
+    told = [row["run"] for row in rows if row["type"] == "run"]  # once at the start, once more with what was found
+    assert {(row["project"], row["run_group"], row["job_type"]) for row in told} == {("vitpatch", "demo", "patch")}
+    assert {row["display_name"] for row in told} == {run} and len({row["run_id"] for row in told}) == 1
+    assert told[-1]["notes"].startswith("\n".join(manifest["finding"]))
+    assert manifest["next"] and all(command in told[-1]["notes"] for command in manifest["next"])
     metrics = {m.get("glob_name"): m.get("step_metric") for m in (r["metric"] for r in rows if r["type"] == "metric")}
     assert metrics["effect/*"] == "layer"
     artifacts = [row["artifact"] for row in rows if row["type"] == "artifact"]
