@@ -410,14 +410,14 @@ def test_ranks_are_on_a_scale_on_which_they_differ(tmp_path, profiles, domain):
 
 
 def test_a_peak_is_shown_with_the_layers_that_may_be_it(tmp_path):
-    folder = save_run(tmp_path / "x" / "a", [[0.1, 0.2, 0.3]] * 4)
+    folder = save_run(tmp_path / "x" / "a", [[0.1, 0.2, 0.3, 0.2, 0.3]] * 4)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"peak_set": [0, 2]}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"peak_set": [0, 1, 2, 4]}))
     save_run(tmp_path / "x" / "b", [[0.1, 0.2, 0.3]] * 4)
     comparison = compare_runs([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path)
     (figure,) = (figure for figure in make_figures(comparison) if figure.section == "peaks")
     first, second = figure.charts[0].drawing.rows["row"]
-    assert first.endswith(" (peak set: layers 0, 2)") and "peak set" not in second
+    assert first.endswith(" (peak set: layers 0–2, 4)") and "peak set" not in second
 
 
 def test_a_finding_is_read_first(tmp_path):

@@ -142,7 +142,7 @@ def test_the_same_run_twice_is_0_and_said(save, compared, rng):
     ("a", "b", "said"),
     [
         ({}, {"data": "other"}, "the data differ"),
-        ({}, {"direction": "noise"}, "the direction differs: denoise and noise"),
+        ({}, {"direction": "noise"}, "the direction differs: clean into corrupted and corrupted into clean"),
         ({}, {"metric": "log_odds"}, "the metric differs: prob and log_odds"),
         ({"metric": "logit_diff"}, {"metric": "logit_diff", "weights": "w1"}, "logit_diff regresses"),
         ({}, {"depth": 6}, "the models have 3 and 6 layers: compare them by relative depth"),

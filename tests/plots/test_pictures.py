@@ -15,6 +15,7 @@ from vitpatch.formatting import format_interval
 from vitpatch.plots import classes, handover, heatmaps, layout, maps, peak, profile, run_figures, style
 from vitpatch.plots.run_figures import draw
 from vitpatch.runs.reading import load_run
+from vitpatch.stats.finding import Takeover, read_takeover
 from vitpatch.stats.summary import GroupPeak
 from vitpatch.types import Estimate, Metric
 
@@ -398,10 +399,14 @@ def handover_summary(cls, patches):
 
 def test_the_handover_marks_where_cls_takes_over():
     axes = handover.handover(handover_summary([0, 0.2, 0.7, 0.6], [1, 0.8, 0.3, 0.7]), CAPTION).axes[0]
-    line = line_of(axes, "CLS recovers more than the patches from layer 2 on")
+    line = line_of(axes, "CLS takes over from the patches at layer 2")
     assert set(line.get_xdata()) == {2}
+    assert handover.takeover_layer(Takeover((3, 5), (0, 1), (2, 3), 1, 0, 2)) == "layer 5 [3, none]"
+    interval = replace(read_takeover(handover_summary([0, 1], [1, 0])), low=0, high=2)
+    (band,) = handover.handover(handover_summary([0, 1], [1, 0]), CAPTION, interval).axes[0].patches
+    assert (band.get_x(), band.get_width()) == (0, 1.5)  # to the end of the axis
     axes = handover.handover(handover_summary([0, 0.2], [1, 0.8]), CAPTION).axes[0]
-    assert not [line for line in axes.get_lines() if "from layer" in line.get_label()]
+    assert not [line for line in axes.get_lines() if "takes over" in line.get_label()]
 
 
 def test_maps_mark_the_cells_whose_interval_leaves_0_out():

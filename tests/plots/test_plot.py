@@ -81,7 +81,7 @@ def test_windows_maps_and_handover_have_their_numbers(finished):
     both = pd.concat([cls, cls.assign(tokens="patches", recovered=1 - cls["recovered"])])
     drawn = points(plot.handover(both))
     assert drawn["resid_post at cls"][:, 1].tolist() == cls["recovered"].tolist()
-    assert drawn["CLS recovers more than the patches from layer 2 on"][:, 0].tolist() == [2, 2]
+    assert drawn["CLS takes over from the patches at layer 2"][:, 0].tolist() == [2, 2]
 
 
 def test_what_a_table_has_not_is_said(finished):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from vitpatch.compare.load import number_or_nan
 from vitpatch.compare.settings import format_setting, format_windows
-from vitpatch.formatting import corruption_name, data_name, model_name, strength_words, transfer_words
+from vitpatch.formatting import corruption_name, data_name, format_layers, model_name, strength_words, transfer_words
 from vitpatch.plots.style import place_words
 from vitpatch.runs.reading import FinishedRun, peak_row
 from vitpatch.stats.inference import Array
@@ -97,8 +97,8 @@ def _peak_columns(run: FinishedRun) -> dict[str, Any]:
         layer, series = int(peak["layer"]), series_names(run.summary)[run.summary.index.get_loc(peak.name)]
         row["peak_layer"], row["peak_place"] = layer, place_words(layer, series)
         row["peak_relative_depth"] = relative_depth(layer, run.depth)
-    layers = manifest.get("peak_set") or []
-    row["peak_set"] = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else ""
+    layers = manifest.get("peak_set")
+    row["peak_set"] = format_layers(layers) if layers else ""
     return row | {name: number_or_nan(manifest.get(name)) for name in ("peak_stability", "peak_effect_split_halves")}
 
 

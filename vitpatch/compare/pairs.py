@@ -24,7 +24,7 @@ from vitpatch.compare.settings import (
     runs_by_group,
 )
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import format_count, option_identity
+from vitpatch.formatting import format_count, option_identity, transfer_words
 from vitpatch.runs.reading import FinishedRun, broken_run
 from vitpatch.schema import PATCH_COLUMNS
 from vitpatch.stats.inference import Array, Resamples, sign_flip_p
@@ -212,9 +212,11 @@ def check_comparable(a: FinishedRun, b: FinishedRun) -> None:
         raise VitPatchError("the data differ: not the same images, or their labels are other classes")
     if a.depth != b.depth:
         raise VitPatchError(f"the models have {a.depth} and {b.depth} layers: compare them by relative depth")
-    for key in ("direction", "metric"):
-        if a.config[key] != b.config[key]:
-            raise VitPatchError(f"the {key} differs: {a.config[key]} and {b.config[key]}")
+    if a.config["direction"] != b.config["direction"]:
+        transfers = [transfer_words(run.donor, run.config["direction"]) for run in (a, b)]
+        raise VitPatchError(f"the direction differs: {transfers[0]} and {transfers[1]}")
+    if a.config["metric"] != b.config["metric"]:
+        raise VitPatchError(f"the metric differs: {a.config['metric']} and {b.config['metric']}")
     if a.config["metric"] == Metric.LOGIT_DIFF:
         raise VitPatchError("logit_diff regresses under any disturbance: compare runs in prob or log_odds")
     if not have_same_corruption(a, b):

@@ -17,6 +17,7 @@ from vitpatch.formatting import (
     format_count,
     model_name,
     option_identity,
+    transfer_words,
 )
 from vitpatch.runs.reading import FinishedRun
 from vitpatch.study import VIEW_KEYS
@@ -60,8 +61,9 @@ def run_settings(run: FinishedRun) -> dict[str, Setting]:
         "layers": (target["layers"], format_setting(target["layers"]) or "all"),
         "window": (identity["window"], format_windows(identity["window"])),
         "donor": (identity["donors"][0], identity["donors"][0]),
+        "direction": (identity["direction"], transfer_words(run.donor, identity["direction"])),
     }
-    rest = ("direction", "metric", "rival", "include", "seed")
+    rest = ("metric", "rival", "include", "seed")
     settings |= {key: (identity[key], str(identity[key])) for key in rest}
     settings["code"] = (identity["numbers_version"], f"numbers version {identity['numbers_version']}")
     return {name: Setting(digest(value), words) for name, (value, words) in settings.items()}

@@ -331,20 +331,22 @@ def _list_rows(result: RunResult, group: Places, rows: Sequence[int], with_windo
 
 def _takeover_words(result: RunResult, takeover: Takeover) -> str:
     """At which layer CLS takes over, with its interval and the shares there."""
-    layers, number = takeover.layers, len(takeover.layers)
-    ends = ""
-    if takeover.low is not None:
-        low, high = (str(layers[end]) if end < number else "none" for end in (takeover.low, takeover.high))
-        ends = f" [{low}, {high}]"
-    at = min(takeover.at, number - 1)
+    at = min(takeover.at, len(takeover.layers) - 1)
     cls, patches = (_share(result.summary, rows[at]) for rows in (takeover.cls, takeover.patches))
-    if takeover.at == number:
-        where = f"at layer {layers[-1]} {cls} against {patches}"
-        return f"CLS recovers more than the image patches at no layer{ends}: {where}."
+    if takeover.at > at:
+        where = f"at layer {takeover.layers[-1]} {cls} against {patches}"
+        return f"CLS recovers more than the image patches at {takeover_layer(takeover)}: {where}."
     return (
-        f"CLS takes over from the image patches at layer {layers[at]}{ends}, the first at which it recovers more of "
+        f"CLS takes over from the image patches at {takeover_layer(takeover)}, the first at which it recovers more of "
         f"the total effect: {cls} against {patches}."
     )
+
+
+def takeover_layer(takeover: Takeover) -> str:
+    """The layer of a takeover with its interval: ``layer 5 [4, 6]``, or ``no layer [11, none]``."""
+    names = [*map(str, takeover.layers), "none"]
+    layer = "no layer" if takeover.at == len(takeover.layers) else f"layer {names[takeover.at]}"
+    return layer if takeover.low is None else f"{layer} [{names[takeover.low]}, {names[takeover.high]}]"
 
 
 def _share(summary: pd.DataFrame, row: int) -> str:

@@ -7,17 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vitpatch.plots import layout, style
+from vitpatch.plots.finding import takeover_layer
 from vitpatch.plots.profile import label_axes
 from vitpatch.plots.style import Caption
+from vitpatch.stats.finding import Takeover, read_takeover
 from vitpatch.stats.inference import INERT
 
 DIRECT, WHOLE = "direct_log_odds", "log_odds_effect"
 
 
-def draw_handover(axes: Axes, summary: pd.DataFrame) -> None:
+def draw_handover(axes: Axes, summary: pd.DataFrame, takeover: Takeover | None = None) -> None:
     """Share of the total effect recovered by the residual stream at CLS and at the image patches, by layer.
 
-    A line marks the first layer at which CLS recovers more.
+    A line marks the layer at which CLS takes over, a band its interval where ``takeover`` has one; without it the layer
+    is read from the summary.
     """
     for level in (0, 1):
         axes.axhline(level, color="black", linewidth=0.8)
@@ -25,25 +28,26 @@ def draw_handover(axes: Axes, summary: pd.DataFrame) -> None:
     for tokens, rows, look, x in style.each_series(groups, "tokens", apart=0):
         label = f"{summary['site'].iloc[0]} at {tokens}"
         style.draw_series(axes, x, rows, "recovered", label=label, **look)
-    if (layer := takeover_layer(groups)) is not None:
-        label = f"CLS recovers more than the patches from layer {layer} on"
-        axes.axvline(layer, color=style.GREEN, linewidth=1.5, linestyle=":", zorder=1, label=label)
+    takeover = takeover or read_takeover(summary)
+    if takeover is not None and takeover.at < len(takeover.layers):
+        _mark_takeover(axes, takeover)
     label_axes(axes, summary, "share of the total effect recovered")
 
 
-def takeover_layer(summary: pd.DataFrame) -> int | None:
-    """The first layer at which CLS recovers more than the image patches; ``None`` where it does at none."""
-    by_layer = summary.pivot(index="layer", columns="tokens", values="recovered").sort_index()
-    is_ahead = (by_layer["cls"] > by_layer["patches"]).to_numpy()
-    return int(by_layer.index[is_ahead.argmax()]) if is_ahead.any() else None
+def _mark_takeover(axes: Axes, takeover: Takeover) -> None:
+    layers = [*takeover.layers, takeover.layers[-1] + 0.5]  # to the end of the axis, where the interval has no end
+    label = f"CLS takes over from the patches at {takeover_layer(takeover)}"
+    axes.axvline(layers[takeover.at], color=style.GREEN, linewidth=1.5, linestyle=":", zorder=1, label=label)
+    if takeover.low is not None:
+        axes.axvspan(layers[takeover.low], layers[takeover.high], color=style.GREEN, alpha=0.12, linewidth=0)
 
 
-def handover(summary: pd.DataFrame, caption: Caption) -> Figure:
+def handover(summary: pd.DataFrame, caption: Caption, takeover: Takeover | None = None) -> Figure:
     """``draw_handover`` as a figure."""
-    figure = layout.make_figure(8, 4.8)
+    figure = layout.make_figure(8, 4.6)
     axes = figure.add_subplot()
-    draw_handover(axes, summary)
-    layout.add_legend(figure, axes)
+    draw_handover(axes, summary, takeover)
+    layout.add_legend_below(figure, [axes], 2)
     what = "handover: where the information moves to CLS"
     layout.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure
@@ -62,13 +66,12 @@ def direct_rows(summary: pd.DataFrame) -> pd.DataFrame:
 
 def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
     """Effect on the log odds and its direct share: by layer, or of many series as dots, direct against whole."""
-    figure = layout.make_figure(8, 4.8)
+    figure = layout.make_figure(8, 4.6)
     axes = figure.add_subplot()
     axes.axhline(0, color="black", linewidth=0.8)
     number = summary["series"].nunique()
     if number > style.MOST_LINES // 2 or (number > 1 and not style.has_order(summary)):
         _draw_direct_points(axes, summary)
-        layout.add_legend_below(figure, [axes])
     else:
         for name, rows, look, x in style.each_series(summary):
             prefix = f"{name}: " * bool(name)
@@ -76,7 +79,7 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
             dotted = look | {"linestyle": ":", "markerfacecolor": "white"}
             style.draw_series(axes, x, rows, DIRECT, label=f"{prefix}direct effect", **dotted)
         label_axes(axes, summary, "change of the log odds of the true class (nats)")
-        layout.add_legend(figure, axes)
+    layout.add_legend_below(figure, [axes], 2)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
     layout.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
     return figure

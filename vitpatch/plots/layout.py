@@ -169,14 +169,6 @@ def set_headline(figure: Figure, *lines: str) -> None:
     figure.suptitle("\n".join(parts), fontsize=10, va="top")
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """Adds the legend of axes where it hides least of them; for print, where it has no room, below."""
-    if is_for_print():
-        add_legend_below(figure, [axes])
-    else:
-        axes.legend(loc="best", frameon=False, fontsize=9)
-
-
 def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
     """Adds the legend of some axes, each label once, and ``more`` entries below the figure, which grows by as much.
 

@@ -27,6 +27,7 @@ from vitpatch.plots.maps import effect_maps, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
 from vitpatch.plots.profile import References, layer_profile, windows
 from vitpatch.plots.style import Caption
+from vitpatch.stats.finding import find_takeover
 from vitpatch.stats.inference import Resamples
 from vitpatch.stats.result import RunResult, is_handover, series_names
 from vitpatch.stats.summary import single_rows, synergy
@@ -112,7 +113,7 @@ def _target_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) 
     if result.study.target.one_head_at_a_time and summary["tokens"].nunique() <= MOST_GROUPS:
         drawn["heads"] = head_heatmap(summary, caption)
     if is_handover(summary) and summary["window"].nunique() == 1 and summary["recovered"].notna().all():
-        drawn["handover"] = handover(summary, caption)
+        drawn["handover"] = handover(summary, caption, find_takeover(result))
     if len(direct := direct_rows(summary)):
         drawn["direct"] = direct_effects(direct, caption)
     if (at := rows_over_image(summary)) is not None:

@@ -7,7 +7,7 @@ Rows are rows of the summary, by number.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -73,15 +73,15 @@ class Takeover:
     """The first layer, as a position among ``layers``, at which CLS recovers more than the image patches.
 
     ``at``, and the ends of its interval over resamples of clusters; ``len(layers)`` = at none of them. ``low`` and
-    ``high`` are ``None`` of one cluster. ``cls`` and ``patches`` are rows, one a layer.
+    ``high`` are ``None`` where that is not known, as of one cluster. ``cls`` and ``patches`` are rows, one a layer.
     """
 
     layers: tuple[int, ...]
     cls: tuple[int, ...]
     patches: tuple[int, ...]
     at: int
-    low: int | None
-    high: int | None
+    low: int | None = None
+    high: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,24 +177,30 @@ def find_controls(result: RunResult, at: int) -> Iterator[Control]:
 
 
 def find_takeover(result: RunResult) -> Takeover | None:
-    """At which layer CLS takes over from the image patches, in the narrowest window; ``None`` where there is none."""
-    summary = result.summary
+    """At which layer CLS takes over from the image patches, with its interval; ``None`` where no window has a size."""
+    takeover = read_takeover(result.summary)
+    resamples = Resamples(result.examples["cluster"].to_numpy(), result.study.seed)
+    if takeover is None or resamples.n < 2:
+        return takeover
+    ahead = result.effects[:, list(takeover.cls)] - result.effects[:, list(takeover.patches)]
+    firsts = np.sort(_first_above_zero(resamples.means(result.total_sign * ahead)))
+    tail = int(TAIL * (len(firsts) - 1))
+    return replace(takeover, low=int(firsts[tail]), high=int(firsts[-1 - tail]))
+
+
+def read_takeover(summary: pd.DataFrame) -> Takeover | None:
+    """The same from the shares that a summary has, so without the interval; in the narrowest window."""
     windows = summary["window"][summary["window"] > 0]
     if windows.empty:
         return None
-    of_window = summary[summary["window"] == windows.min()]
-    at = {tokens: of_window.index[of_window["tokens"] == tokens] for tokens in (TokenGroup.CLS, TokenGroup.PATCHES)}
-    cls, patches = (in_layer_order(summary, rows.to_numpy()) for rows in at.values())
-    ahead = result.total_sign * (result.effects[:, cls] - result.effects[:, patches])
-    resamples = Resamples(result.examples["cluster"].to_numpy(), result.study.seed)
-    low = high = None
-    if resamples.n > 1:
-        firsts = np.sort(_first_above_zero(resamples.means(ahead)))
-        tail = int(TAIL * (len(firsts) - 1))
-        low, high = int(firsts[tail]), int(firsts[-1 - tail])
-    layers = tuple(summary["layer"].to_numpy()[cls].tolist())
-    observed = int(_first_above_zero(ahead.mean(0, dtype=float)[None])[0])
-    return Takeover(layers, tuple(cls.tolist()), tuple(patches.tolist()), observed, low, high)
+    is_asked = (summary["window"] == windows.min()).to_numpy()
+    of_tokens = (
+        np.flatnonzero(is_asked & (summary["tokens"] == name)) for name in (TokenGroup.CLS, TokenGroup.PATCHES)
+    )
+    cls, patches = (in_layer_order(summary, rows) for rows in of_tokens)
+    shares, layers = summary["recovered"].to_numpy(), summary["layer"].to_numpy()[cls]
+    at = int(_first_above_zero((shares[cls] - shares[patches])[None])[0])
+    return Takeover(tuple(layers.tolist()), tuple(cls.tolist()), tuple(patches.tolist()), at)
 
 
 def _first_above_zero(values: Array) -> NDArray[np.intp]:
