@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = {
-    "vitpatch": 1,  # the files that lie in no folder, but api.py and plot.py
+    "vitpatch": 1,  # the files that lie in no folder, but api.py, plot.py and notebook.py
     "corruptions": 2,
     "data": 2,
     "models": 3,
@@ -20,6 +20,7 @@ FLOORS = {
     "api": 6,
     "runs": 6,
     "plot": 7,
+    "notebook": 7,
     "compare": 7,
     "training": 7,
     "cli": 8,
@@ -83,6 +84,21 @@ def test_folders_files_and_functions_are_small():
     longest = sorted(lengths)
     assert longest[-1][0] <= 80, longest[-3:]
     assert longest[int(0.9 * len(longest))][0] <= 40
+
+
+def test_a_finished_run_is_shown_without_torch():
+    reached, todo = set(), ["vitpatch.notebook", "vitpatch.plot", "vitpatch.runs.reading"]
+    while todo:
+        if (module := todo.pop()) in reached or module not in MODULES:
+            continue
+        reached.add(module)
+        for node in ast.parse(MODULES[module].read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            assert not {name.partition(".")[0] for name in names} & {"torch", "hydra", "lightning"}, module
+            todo += names
+    assert "vitpatch.stats.result" in reached
 
 
 def test_entries_are_thin():

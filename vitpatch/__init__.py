@@ -1,7 +1,8 @@
 """Activation patching (causal tracing) for vision transformers.
 
-``vitpatch.load``, ``vitpatch.patch``, ``vitpatch.summarize``, ``vitpatch.load_run`` and ``vitpatch.plot`` are for
-notebooks. Nothing heavy is imported here: Hydra imports the package to answer ``--help``.
+``vitpatch.load``, ``vitpatch.corrupt``, ``vitpatch.patch``, ``vitpatch.show``, ``vitpatch.summarize``,
+``vitpatch.load_run`` and ``vitpatch.plot`` are for notebooks. Nothing heavy is imported here: Hydra imports the package
+to answer ``--help``.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from vitpatch import plot
     from vitpatch.api import load, patch, summarize
     from vitpatch.errors import VitPatchError
+    from vitpatch.notebook import show
     from vitpatch.runs.reading import load_run
 
 __version__ = "0.1.0"
@@ -18,22 +20,21 @@ __version__ = "0.1.0"
 NUMBERS_VERSION = 3
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
 
-__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "load_run", "patch", "plot", "summarize"]
+__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "load_run", "patch", "plot", "show", "summarize"]
+
+_MODULES = {
+    "load": "vitpatch.api",
+    "patch": "vitpatch.api",
+    "summarize": "vitpatch.api",
+    "load_run": "vitpatch.runs.reading",  # which needs no torch, as show does not
+    "show": "vitpatch.notebook",
+    "VitPatchError": "vitpatch.errors",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "patch", "summarize"):
-        from vitpatch import api
-
-        return getattr(api, name)
-    if name == "load_run":  # which needs no torch
-        from vitpatch.runs.reading import load_run
-
-        return load_run
     if name == "plot":
         return import_module("vitpatch.plot")
-    if name == "VitPatchError":
-        from vitpatch.errors import VitPatchError
-
-        return VitPatchError
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'vitpatch' has no attribute {name!r}")

@@ -24,11 +24,10 @@ from vitpatch.patching.cost import estimate_cost, memory_limit
 from vitpatch.patching.executor import execute, token_masks
 from vitpatch.patching.metrics import Columns, Outputs, join_columns, to_columns
 from vitpatch.patching.plan import Plan, make_plan
-from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA, PATCH_COLUMNS
-from vitpatch.stats.inference import Resamples
+from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA
 from vitpatch.stats.result import total_effects
-from vitpatch.stats.summary import Measured, summary_table
-from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Donor, Metric, Site, Target, TokenGroup
+from vitpatch.stats.table import result_of
+from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Donor, Interval, Metric, Site, Target, TokenGroup
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +101,8 @@ def patch(
     The model is left as it was, on its device, in its mode.
 
     Returns the columns of ``effects.parquet`` (its docstring is ``vitpatch.schema.EFFECTS_SCHEMA``'s), after
-    ``example_id`` also ``label``, ``cluster``, ``total_effect`` and the base runs' metrics (``prob_clean``, …).
+    ``example_id`` also ``label``, ``cluster``, ``direction``, ``metric`` and ``total_effect``, at the end the base
+    runs' metrics (``prob_clean``, …).
     Raises ``VitPatchError`` for what does not fit the model. ``vitpatch.summarize`` has the means.
     """
     if not isinstance(model, nn.Module):
@@ -180,42 +180,7 @@ def summarize(table: pd.DataFrame, seed: int = 0, method: str = "percentile") ->
 
     ``method`` of the intervals: ``percentile`` or ``bca``.
     """
-    if not isinstance(table, pd.DataFrame) or table.empty:
-        raise VitPatchError(f"summarize: got {type(table).__name__} without rows; give what vitpatch.patch returned")
-    needed = {"example_id", "cluster", "label", "total_effect", "log_odds_recipient", "prob_recipient", *PATCH_COLUMNS}
-    if missing := sorted(needed - set(table.columns)):
-        raise VitPatchError(f"summarize: the table lacks {', '.join(missing)}; give what vitpatch.patch returned")
-    key = ["example_id", *PATCH_COLUMNS]
-    if table.duplicated(key).any():
-        row = table[table.duplicated(key)].iloc[0]
-        raise VitPatchError(
-            f"summarize: two rows of example_id {row['example_id']}, layer {row['layer']}; where tables of several "
-            "calls are joined, give each its own ids"
-        )
-    patches = table[list(PATCH_COLUMNS)].drop_duplicates(ignore_index=True)
-    in_order = patches.assign(_patch=range(len(patches)))
-    table = table.merge(in_order, on=list(PATCH_COLUMNS)).sort_values(["example_id", "_patch"], ignore_index=True)
-    images = table.drop_duplicates("example_id")
-    if len(table) != len(images) * len(patches):
-        raise VitPatchError(
-            f"summarize: {len(table)} rows for {len(images)} images and {len(patches)} patches; expected one of each"
-        )
-
-    def matrix(values: pd.Series) -> np.ndarray:
-        return values.to_numpy().reshape(len(images), len(patches))
-
-    measured = Measured(
-        effects=matrix(table["effect"]),
-        correct=matrix(table["pred"] == table["label"]),
-        log_odds=matrix(table["log_odds"] - table["log_odds_recipient"]),
-        direct=matrix(table["direct_log_odds"]),
-        delta_norm=matrix(table["delta_norm"]),
-        prob=matrix(table["prob"] - table["prob_recipient"]),
-    )
-    total_sign = float(np.sign(images["total_effect"].mean()))
-    resamples = Resamples(images["cluster"].to_numpy(), seed)
-    examples = images[["cluster", "label", "total_effect"]]
-    return summary_table(patches, measured, examples, resamples, total_sign, method=method)[0]
+    return result_of("summarize", table, seed, one_of("method", method, Interval)).summary
 
 
 def _check_is_classifier(model: Any) -> None:
@@ -313,11 +278,10 @@ def _table(parts: list[Columns], plan: Plan, metric: Metric, clusters: Sequence[
     of_image = base | {
         "cluster": np.asarray(clusters),
         "total_effect": total_effects(pd.DataFrame(base), Donor.PAIR, plan.direction, metric),
-        "log_odds_recipient": base[f"log_odds_{plan.recipient}"],
-        "prob_recipient": base[f"prob_{plan.recipient}"],
     }
     of_image.pop("example_id")
     repeated = pd.DataFrame({name: np.repeat(values, number) for name, values in of_image.items()})
-    first = ["label", "cluster", "total_effect"]
+    repeated = repeated.assign(direction=str(plan.direction), metric=str(metric))
+    first = ["label", "cluster", "direction", "metric", "total_effect"]
     parts_of_table = [table[["example_id"]], repeated[first], table.drop(columns="example_id")]
     return pd.concat([*parts_of_table, repeated.drop(columns=first)], axis=1)

@@ -1,7 +1,7 @@
 """What runs draw, for notebooks: each function draws on one matplotlib ``Axes`` and returns it.
 
-``table`` is what ``vitpatch.patch`` returned, or ``vitpatch.summarize``, or a finished run (with ``result``, ``pages``
-and ``manifest``), whose figures say more: the metric, controls, the peak set. ``ax=None`` makes a figure of the usual
+``table`` is what ``vitpatch.patch`` returned, or a finished run (with ``result``, ``pages`` and ``manifest``), or what
+``vitpatch.summarize`` returned, which does not say what its effects are on. ``ax=None`` makes a figure of the usual
 size with pyplot. All raise ``VitPatchError`` for a table that has not the numbers.
 """
 
@@ -26,9 +26,9 @@ from vitpatch.plots.peak import draw_strength
 from vitpatch.plots.profile import References, draw_profile, draw_windows
 from vitpatch.plots.run_figures import profile_references, run_caption
 from vitpatch.schema import PATCH_COLUMNS
-from vitpatch.stats.inference import Resamples
 from vitpatch.stats.result import is_handover, series_names
 from vitpatch.stats.summary import single_rows
+from vitpatch.stats.table import result_of
 from vitpatch.types import Estimate
 
 EFFECT = "mean effect"
@@ -144,25 +144,19 @@ def _result(name: str, run: Any) -> Any:
 
 def _read(name: str, table: Any) -> Numbers:
     """What is drawn of a run, of what ``patch`` returned, or of what ``summarize`` returned."""
-    if hasattr(table, "result"):
-        result = table.result
+    if hasattr(table, "result") or (isinstance(table, pd.DataFrame) and "example_id" in table):
+        result = result_of(name, table)
         summary = result.summary.assign(series=series_names(result.summary))
         return Numbers(summary, profile_references(result), run_caption(result, "").effect)
     if not isinstance(table, pd.DataFrame) or table.empty:
         raise VitPatchError(
             f"{name}: got {type(table).__name__}; give what vitpatch.patch or vitpatch.summarize returned"
         )
-    total = None
-    if "example_id" in table:
-        from vitpatch.api import summarize
-
-        images, table = table.drop_duplicates("example_id"), summarize(table)
-        total = Resamples(images["cluster"].to_numpy(), 0).spread(images[["total_effect"]].to_numpy(float)).estimates[0]
     needed = (*PATCH_COLUMNS, "effect", "effect_low", "effect_high", "effect_sim_low", "effect_sim_high", "recovered")
     if missing := [column for column in needed if column not in table]:
         raise VitPatchError(f"{name}: the table lacks {first_few(missing, 3)}; give what vitpatch.summarize returned")
     table = table.reset_index(drop=True)
-    return Numbers(table.assign(series=series_names(table)), References(total or _total_of(table)))
+    return Numbers(table.assign(series=series_names(table)), References(_total_of(table)))
 
 
 def _total_of(summary: pd.DataFrame) -> Estimate:

@@ -229,24 +229,29 @@ def run_title(
     problem_type: str | None = None,
     calibrated: str | None = None,
 ) -> str:
-    """A run in a line: model, data, corruption, site, window, what is put into what, and how it is read.
+    """A run in a line: model, data, corruption, and what ``study_title`` has.
 
     Of the model: which of several heads is its ``readout``, and its ``problem_type``; ``calibrated``: to which damage
     the corruption is.
     """
-    model, target = config["model"], study.target
+    model = config["model"]
     also = ["untrained"] * bool(model.get("random_init")) + [readout] * (readout is not None)
     also += ["multi-label"] * (problem_type == MULTI_LABEL)
     more = f" ({', '.join(also)})" * bool(also)
-    place = str(target.site)
+    parts = [f"{model_name(model)}{more} on {data_name(config['data'])}"]
+    if study.depends_on_corruption:
+        parts.append(corruption_words(config["corruption"]) + f" calibrated to {calibrated}" * (calibrated is not None))
+    return " · ".join([*parts, study_title(study)])
+
+
+def study_title(study: Study) -> str:
+    """What is patched in a line: the site, the window, what is put into what, and how it is read."""
+    target, place = study.target, str(study.target.site)
     if target.heads is not None:
         place += " of all heads" if target.heads == JOINT else " by head"
     if target.tokens != (TokenGroup.ALL,):
         place += f" at {' and '.join(target.tokens)}"
-    parts = [f"{model_name(model)}{more} on {data_name(config['data'])}"]
-    if study.depends_on_corruption:
-        parts.append(corruption_words(config["corruption"]) + f" calibrated to {calibrated}" * (calibrated is not None))
-    parts += [place, f"window {', '.join(map(format_window, study.windows))}"]
+    parts = [place, f"window {', '.join(map(format_window, study.windows))}"]
     parts.append(transfer_words(study.donor, study.direction))
     parts += [f"on {study.metric}"] * (study.metric is not Metric.PROB)
     parts += [f"{study.include} images"] * (study.include != ALL_IMAGES)

@@ -44,3 +44,9 @@ def result_of(effects, total, patches=None, clusters=None, controls=None, predic
     defaults = {"target": target, "windows": tuple(dict.fromkeys(patches["window"])), "direction": direction}
     asked = Study(**defaults | {"seed": 0} | study)
     return analyze(asked, (asked.donor, *controls), pd.DataFrame(examples), patches, measured)
+
+
+def table_of(run):
+    """The rows of a run as ``vitpatch.patch`` returns them."""
+    study = run.study
+    return run.effects.merge(run.examples, on="example_id").assign(direction=study.direction, metric=study.metric)

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from measured import table_of
 
 import vitpatch
 from vitpatch import VitPatchError, plot
 from vitpatch.plots import run_figures
 from vitpatch.runs.reading import load_run
-from vitpatch.schema import PATCH_COLUMNS
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +30,6 @@ def finished(patched):
     return make
 
 
-def table_of(run):
-    """The rows of a run as ``vitpatch.patch`` returns them, as far as ``summarize`` reads them."""
-    result = run.result
-    patches, images = result.summary[list(PATCH_COLUMNS)], result.examples
-    table = images[["example_id", "cluster", "label", "total_effect"]].merge(patches, how="cross")
-    effects = result.effects.ravel().astype(float)
-    zero = {"log_odds_recipient": 0.0, "prob_recipient": 0.0, "direct_log_odds": 0.0, "delta_norm": 1.0, "pred": 0}
-    return table.assign(effect=effects, prob=effects, log_odds=effects, **zero)
-
-
 def points(axes):
     """The points of all lines of axes, of all series by label."""
     return {line.get_label(): np.nan_to_num(line.get_xydata(), nan=9) for line in axes.get_lines()}
@@ -51,7 +41,7 @@ def test_a_run_a_table_and_its_summary_have_the_profile_of_the_figure(finished):
     own = plot.profile(run)
     assert own.get_ylabel() == drawn.get_ylabel() and own.get_xlabel() == drawn.get_xlabel()
     assert all(np.array_equal(xy, points(own)[label]) for label, xy in points(drawn).items())
-    images = table_of(run).assign(total_effect=0.5)
+    images = table_of(run).assign(prob_clean=lambda table: table["prob_corrupt"] + 0.5)
     for table in (images, vitpatch.summarize(images)):
         axes = plot.profile(table)
         assert np.allclose(points(axes)["mean effect"], points(drawn)["mean effect"], atol=1e-6)

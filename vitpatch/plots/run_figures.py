@@ -35,6 +35,8 @@ from vitpatch.types import Direction, Donor
 
 PAGE = "sorted"
 """Of the pages of examples the one that is drawn, where there is a peak; else the last, drawn by lot."""
+MAIN = ("handover", "heads", "maps")
+"""Figures that say more than the profile."""
 MOST_GROUPS = 4  # token groups side by side in the heatmap of heads, and with windows
 CONTROL_WORDS = {
     Donor.SAME_CLASS: "donor: another image of its class, clean",
@@ -79,6 +81,15 @@ def _draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str
     for page in [page for page in pages if page.name == PAGE] or pages[-1:]:
         drawn["examples"] = image_page(result, page, caption, summary)
     return drawn
+
+
+def draw_main(result: RunResult, title: str) -> Figure:
+    """The figure that says most of a run, which ``title`` names: of the handover, heads or places over the image where
+    these are asked for, else the profile."""
+    caption, summary = run_caption(result, title), result.summary.assign(series=series_names(result.summary))
+    drawn = _target_figures(result, summary, caption)
+    chosen = next((drawn[name] for name in MAIN if name in drawn), None)
+    return chosen or layer_profile(summary, profile_references(result), caption)
 
 
 def run_caption(result: RunResult, run: str) -> Caption:

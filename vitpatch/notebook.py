@@ -1,0 +1,104 @@
+"""``vitpatch.show``: what a table or a finished run says, in sentences, a picture and numbers; no model is needed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vitpatch.errors import VitPatchError
+from vitpatch.formatting import corruption_name, first_few, format_interval
+from vitpatch.plots.finding import finding_sentences
+from vitpatch.plots.layout import save_figure
+from vitpatch.plots.run_figures import draw_main
+from vitpatch.runs.results import notes
+from vitpatch.stats.finding import find
+from vitpatch.stats.table import result_of
+from vitpatch.study import study_title
+from vitpatch.types import format_window
+
+MOST_ROWS = 24
+"""Of the summary so many are shown, those with the largest effects; all are in ``Shown.summary``."""
+PLACE = ("layer", "head", "tokens", "window")
+DPI, CHARACTERS = 80, 100
+"""Dots an inch of the picture; characters a line in a terminal."""
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """What a table or a run says. A notebook shows it all; ``print`` and a terminal all but the picture.
+
+    ``title`` says what was patched, ``finding`` in sentences what the numbers say, ``notes`` what a reader must know
+    beside it; ``figure`` is matplotlib's, as runs draw it; ``summary`` has the columns of ``summary.csv``.
+    """
+
+    title: str
+    finding: tuple[str, ...]
+    notes: tuple[str, ...]
+    figure: Figure
+    summary: pd.DataFrame
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        for words in (*self.finding, *(f"Note: {note}" for note in self.notes)):
+            lines += textwrap.wrap(words, CHARACTERS, initial_indent="  ", subsequent_indent="    ")
+        rows = self._rows.to_string(index=False)
+        return "\n".join([*lines, "", rows, *[self._left_out] * bool(self._left_out)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        png = io.BytesIO()
+        save_figure(self.figure, png, "png", DPI)
+        sentences = "".join(f"<li>{escape(words)}</li>" for words in self.finding)
+        sentences += "".join(f"<li><em>{escape(note)}</em></li>" for note in self.notes)
+        picture = base64.b64encode(png.getvalue()).decode("ascii")
+        parts = [f"<h4>{escape(self.title)}</h4>", f"<ul>{sentences}</ul>"]
+        parts.append(f'<img alt="{escape(self.title)}" src="data:image/png;base64,{picture}">')
+        return "\n".join([*parts, self._rows.to_html(index=False, border=0), f"<p>{escape(self._left_out)}</p>"])
+
+    @property
+    def _rows(self) -> pd.DataFrame:
+        """The rows that are shown, as words: what names a place as far as places differ, and its numbers."""
+        largest = self.summary["effect"].abs().nlargest(MOST_ROWS).index
+        rows = self.summary.loc[sorted(largest)]
+        named = [name for name in PLACE if self.summary[name].nunique() > 1] or ["layer"]
+        words = rows.assign(window=rows["window"].map(format_window))[named]
+        for name, digits in (("effect", "+.3f"), ("recovered", ".0%")):
+            intervals = zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
+            words[name] = [format_interval(*interval, digits) for interval in intervals]
+        return words.assign(p=rows["p"].map("{:.4f}".format))
+
+    @property
+    def _left_out(self) -> str:
+        number = len(self.summary)
+        return f"The {MOST_ROWS} largest of {number} effects; .summary has all." * (number > MOST_ROWS)
+
+
+def show(table: Any) -> Shown:
+    """What ``vitpatch.patch`` returned, or a finished run of ``vitpatch.load_run``, in words, a picture and numbers.
+
+    The finding is made by the rules of a run's. Raises ``VitPatchError`` for anything else, and for a table of several
+    sites.
+    """
+    result = result_of("show", table)
+    sites = result.summary["site"].unique()
+    if len(sites) > 1:
+        raise VitPatchError(f"show: site {first_few(sorted(sites))}; give the rows of one, as table[table.site == ...]")
+    manifest: Mapping[str, Any] = getattr(table, "manifest", {})
+    corruption = [corruption_name(manifest["config"]["corruption"])] if manifest else []
+    title = manifest["title"] if manifest else study_title(result.study)
+    return Shown(
+        title=title,
+        finding=tuple(finding_sentences(result, find(result), *corruption)),
+        notes=tuple(manifest["notes"] if manifest else notes(result)),
+        figure=draw_main(result, title),
+        summary=result.summary,
+    )
