@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from vitpatch.plots.examples import ExampleImage, Trace, draw_curves, draw_head_maps, draw_map_rows, draw_pictures
+from vitpatch.plots.examples import (
+    ExampleImage,
+    Trace,
+    draw_curves,
+    draw_head_maps,
+    draw_map_rows,
+    draw_pictures,
+    in_even_steps,
+)
 from vitpatch.plots.layout import Strip, mosaic
 from vitpatch.plots.maps import lay_over, rows_over_image
 from vitpatch.plots.style import layer_words
@@ -22,6 +30,12 @@ def trace(maps, cls=(), shade=0):
 
 def words_of(axes):
     return [text.get_text() for text in axes.texts]
+
+
+def test_examples_are_far_apart_also_where_most_images_have_no_effect():
+    effects = np.array([0.01, 0.9, 0.0, -0.6, 0.002, 0.31, 0.28, 0.001, -0.003])
+    assert effects[in_even_steps(effects, 4)].tolist() == [0.9, 0.31, -0.003, -0.6]  # steps 0.9, 0.4, -0.1, -0.6
+    assert in_even_steps(effects, 1).tolist() == [1] and sorted(in_even_steps(effects, 9)) == list(range(9))
 
 
 def test_each_series_of_an_image_is_at_its_own_layers():

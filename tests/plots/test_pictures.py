@@ -431,6 +431,13 @@ def test_series_without_a_direct_effect_are_left_out():
     assert not len(handover.direct_rows(rows.assign(direct_log_odds=[np.nan, *[0.2] * 5])))
 
 
+def test_small_effects_have_digits_enough_to_be_told_apart():
+    rows = a_summary(2).assign(head=0)
+    for effects, words in (([0.034, -0.0123], [".034", "-.012"]), ([0.234, -0.004], [".23", "0"])):
+        axes = heatmaps.head_heatmap(rows.assign(effect=effects), CAPTION).axes[0]
+        assert [text.get_text() for text in axes.texts] == words
+
+
 @pytest.mark.parametrize("heads", [3, 12])
 def test_the_colour_bar_of_two_layers_of_heads_is_whole(heads):
     rows = pd.concat([a_summary(2).assign(head=head) for head in range(heads)], ignore_index=True)

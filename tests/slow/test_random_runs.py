@@ -142,18 +142,18 @@ def pictures_of(summary: pd.DataFrame, examples: pd.DataFrame, manifest: dict) -
     yield from ("layer_profile", "examples")
     groups, heads = set(summary["tokens"]), manifest["identity"]["target"]["heads"]
     several_windows = summary["window"].nunique() > 1
-    is_handover = summary["site"].iloc[0].startswith("resid") and {"cls", "patches"} <= groups and not several_windows
+    is_handover = summary["site"].iloc[0].startswith("resid") and {"cls", "patches"} <= groups
     several_classes = examples.loc[examples["included"], "label"].nunique() > 1
     shares = summary.get("peak_share", pd.Series(dtype=float))
     found = {
         "heatmap": several_classes,
         "classes": several_classes,
-        "peak": manifest["peak_layer"] is not None and ((shares > 0) & (shares < 1)).any(),
+        "peak": manifest["peak_layer"] is not None and ((shares > 0) & (shares < 1)).any() and not is_handover,
         "heads": heads not in (None, "joint") and len(groups) <= 4,
         "windows": several_windows and summary["head"].nunique() == 1 and len(groups) <= 4,
         "maps": any(re.search(r":\d+x\d+$", group) for group in groups),
         "direct": summary["direct_log_odds"].notna().all() and (summary["direct_log_odds"].abs() > 1e-6).any(),
-        "handover": is_handover and summary["recovered"].notna().all(),
+        "handover": is_handover and not several_windows and summary["recovered"].notna().all(),
     }
     yield from (name for name, is_there in found.items() if is_there)
 

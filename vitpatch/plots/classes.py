@@ -142,7 +142,7 @@ def _draw_classes(
     totals = {"color": style.ORANGE, "linewidth": 1.3, "linestyle": "--", "label": "total effect of the class"}
     if not np.isnan(classes[0].total):
         axes.hlines([group.total for group in classes], starts, starts + strip.width, **totals)
-    look = {"color": style.GREY, "linewidth": 1.2, "linestyle": ":", "label": "all images"}
+    look = {"color": style.GREY, "linewidth": 1.2, "linestyle": ":", "marker": "_", "label": "all images"}
     axes.plot(*style.break_line(np.concatenate(x), [*means] * number), **look)
     for is_small, words in ((False, "class"), (True, f"class of fewer than {style.FEW_CLUSTERS} clusters")):
         some = [i for i, group in enumerate(classes) if group.is_small == is_small]

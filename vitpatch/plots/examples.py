@@ -67,6 +67,16 @@ class Trace:
     label: str = ""
 
 
+def in_even_steps(effects: NDArray[np.floating], number: int) -> NDArray[np.intp]:
+    """Positions of so many effects from the largest to the smallest, each the nearest to one of even steps between."""
+    left, chosen = np.arange(len(effects)), []
+    for step in np.linspace(effects.max(), effects.min(), number):
+        at = np.abs(effects[left] - step).argmin()
+        chosen.append(left[at])
+        left = np.delete(left, at)
+    return np.array(chosen)[np.argsort(-effects[chosen], kind="stable")]
+
+
 def image_page(result: RunResult, page: ExamplePage, caption: Caption, summary: pd.DataFrame) -> Figure:
     """The figure of a page; ``summary`` has a column ``series``."""
     metric, at = style.METRIC_NAMES[caption.metric], rows_over_image(summary)

@@ -25,7 +25,7 @@ def draw_handover(axes: Axes, summary: pd.DataFrame, takeover: Takeover | None =
     for level in (0, 1):
         axes.axhline(level, color="black", linewidth=0.8)
     groups = summary[summary["tokens"].isin(("cls", "patches"))].sort_values("tokens")
-    for tokens, rows, look, x in style.each_series(groups, "tokens", apart=0):
+    for tokens, rows, look, x in style.each_series(groups, "tokens"):
         label = f"{summary['site'].iloc[0]} at {tokens}"
         style.draw_series(axes, x, rows, "recovered", label=label, **look)
     takeover = takeover or read_takeover(summary)
@@ -70,18 +70,19 @@ def direct_effects(summary: pd.DataFrame, caption: Caption) -> Figure:
     axes = figure.add_subplot()
     axes.axhline(0, color="black", linewidth=0.8)
     number = summary["series"].nunique()
-    if number > style.MOST_LINES // 2 or (number > 1 and not style.has_order(summary)):
+    is_points = number > style.MOST_LINES // 2 or (number > 1 and not style.has_order(summary))
+    if is_points:
         _draw_direct_points(axes, summary)
     else:
         for name, rows, look, x in style.each_series(summary):
             prefix = f"{name}: " * bool(name)
             style.draw_series(axes, x, rows, WHOLE, label=f"{prefix}whole effect", **look)
             dotted = look | {"linestyle": ":", "markerfacecolor": "white"}
-            style.draw_series(axes, x, rows, DIRECT, label=f"{prefix}direct effect", **dotted)
+            style.draw_series(axes, x + style.APART, rows, DIRECT, label=f"{prefix}direct effect", **dotted)
         label_axes(axes, summary, "change of the log odds of the true class (nats)")
     layout.add_legend_below(figure, [axes], 2)
     what = "direct: carried straight to the readout, last layer norm's scale frozen"
-    layout.set_headline(figure, caption.title, what, f"{caption.sample}; {caption.intervals}")
+    layout.set_headline(figure, caption.title, what, caption.sample + f"; {caption.intervals}" * (not is_points))
     return figure
 
 

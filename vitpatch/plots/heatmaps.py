@@ -71,7 +71,7 @@ def draw_numbers(
         emphasis = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
         ink = "white" if abs(value) > 0.6 * limit and row not in pale else "black"
         place = {"ha": "center", "va": "center", "rotation": 90 if layout.numbers_stand(len(columns)) else 0}
-        axes.text(column, row, _short(value), fontsize=7, color=ink, **place, **emphasis)
+        axes.text(column, row, _short(value, limit), fontsize=7, color=ink, **place, **emphasis)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns])
     axes.set_yticks(range(len(rows)), row_names)
     for row in pale:
@@ -79,10 +79,12 @@ def draw_numbers(
     return image
 
 
-def _short(value: float) -> str:
-    if abs(value) < 0.005:
-        return "0"
-    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.1f}"
+def _short(value: float, limit: float) -> str:
+    """A number of a table whose largest is about ``limit``: two digits of it, ``.12``, ``-.034``."""
+    if abs(value) >= 0.995:
+        return f"{value:.1f}"
+    text = f"{value:.{3 if limit < 0.1 else 2}f}"
+    return text.replace("0.", ".", 1) if float(text) else "0"
 
 
 def colour_limit(effects: NDArray[np.floating]) -> float:

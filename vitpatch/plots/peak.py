@@ -22,7 +22,7 @@ from vitpatch.stats.summary import GroupPeak
 
 MOST_BARS, NAMED_BARS = 48, 16
 """Of more places that have a number, or a name, the ``NAMED_BARS`` most frequent are drawn."""
-LABELLED_SHARE = 0.005  # bars below are without a number
+LABELLED_SHARE = 0.005  # bars up to it are without a number
 IN_SET = 0.15  # how dark the ground of the peak set is
 DAMAGE = {"prob_drop": "mean drop of the probability of the true class", "accuracy_drop": "drop of accuracy"}
 
@@ -87,7 +87,7 @@ def _draw_bars(axes: Axes, group: GroupPeak, drawn: np.ndarray, names: Sequence[
         axes.axvspan(i - 0.5, i + 0.5, color=style.BLUE, alpha=IN_SET, linewidth=0)
     axes.bar(x, shares, color=[style.BLUE if member else style.GREY for member in is_member], width=0.7)
     for i, share in enumerate(shares):
-        if share >= LABELLED_SHARE:
+        if share > LABELLED_SHARE:
             place = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
             axes.annotate(f"{100 * share:.0f} %", (x[i], share), fontsize=7 if len(x) <= 24 else 5.5, **place)
     best = x[group.rows[drawn] == group.best]

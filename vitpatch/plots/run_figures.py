@@ -74,7 +74,8 @@ def _draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str
     few_groups = summary["tokens"].nunique() <= MOST_GROUPS
     if summary["window"].nunique() > 1 and summary["head"].nunique() == 1 and few_groups:
         drawn["windows"] = windows(summary, _window_sums(result, summary), result.total, caption)
-    if result.clusters > 1 and any(max(group.stability) < 1 for group in result.peaks):
+    is_unsure = result.clusters > 1 and any(max(group.stability) < 1 for group in result.peaks)
+    if is_unsure and not is_handover(summary):  # whose last layers have all at CLS by construction
         drawn["peak"] = peak_stability(result.peaks, summary, caption)
     if manifest.get("calibration"):
         drawn["strength"] = strength_curve(manifest["calibration"], run)

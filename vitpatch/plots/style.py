@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -201,7 +202,7 @@ def has_order(rows: pd.DataFrame) -> bool:
 
 
 def each_series(
-    summary: pd.DataFrame, column: str = "series", apart: float = APART
+    summary: pd.DataFrame, column: str = "series"
 ) -> Iterator[tuple[str, pd.DataFrame, dict[str, str], NDArray[np.floating]]]:
     """The first ``MOST_LINES`` values of a column: each with its rows in order of layer, the style of its line, its x.
 
@@ -210,13 +211,15 @@ def each_series(
     names = list(dict.fromkeys(summary[column]))
     for i, (name, look) in enumerate(zip(names, STYLES, strict=False)):
         rows = summary[summary[column] == name].sort_values("layer")
-        yield name, rows, look, rows["layer"].to_numpy() + apart * (i - (len(names) - 1) / 2)
+        yield name, rows, look, rows["layer"].to_numpy() + APART * (i - (len(names) - 1) / 2)
 
 
 def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Writes a number at each point; the legend has their names."""
+    """Writes a number at each point, of points above each other on both sides; the legend has their names."""
+    at_x: Counter[float] = Counter()
     for i, (x, y, name) in enumerate(points, start=1):
-        side = {"ha": "left", "xytext": (5, -3)} if i % 2 else {"ha": "right", "xytext": (-5, -3)}
+        at_x[x] += 1
+        side = {"ha": "left", "xytext": (5, -3)} if at_x[x] % 2 else {"ha": "right", "xytext": (-5, -3)}
         axes.annotate(str(i), (x, y), textcoords="offset points", fontsize=8, **side)
         axes.plot([], [], " ", label=f"{i}: {name}")
 

@@ -23,7 +23,7 @@ from vitpatch.formatting import format_count, format_duration
 from vitpatch.patching.cost import describe_cost, estimate_cost, memory_limit
 from vitpatch.patching.executor import execute, mean_values, random_object_overlap, token_masks, zero_values
 from vitpatch.patching.metrics import AblationValues, Columns, Outputs, average_draws, join_columns, to_columns
-from vitpatch.plots.examples import MEANS_OF_DRAWS, ExampleImage, ExamplePage
+from vitpatch.plots.examples import MEANS_OF_DRAWS, ExampleImage, ExamplePage, in_even_steps
 from vitpatch.plots.style import label_words, place_words
 from vitpatch.runs.setup import Setup
 from vitpatch.runs.trainer import on_device, use_matmul_precision
@@ -300,10 +300,10 @@ def _choose_rows(result: RunResult) -> Iterator[tuple[str, str, NDArray[np.intp]
         most = np.argsort(-(result.total_sign or 1) * total, kind="stable")[:number]
         yield "largest", f"the {images} with the largest total effect", most
     if result.peak is not None:
-        by_effect = np.argsort(-result.total_sign * result.effects[:, result.peak.name], kind="stable")
-        spread = by_effect[np.linspace(0, len(by_effect) - 1, number).round().astype(int)]
-        place = place_words(result.peak_layer, result.peak_series)
-        yield "sorted", f"{images} from the largest to the smallest effect at {place}", spread
+        effects = result.total_sign * result.effects[:, result.peak.name]
+        place, median = place_words(result.peak_layer, result.peak_series), result.total_sign * np.median(effects)
+        words = f"{images} from the largest to the smallest effect at {place}, in even steps (median {median:+.3f})"
+        yield "sorted", words, in_even_steps(effects, number)
     lot = np.random.default_rng(result.study.seed).choice(len(total), number, replace=False)
     yield "random", f"{images} drawn by lot", np.sort(lot)
 
