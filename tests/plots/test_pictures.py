@@ -253,6 +253,15 @@ def test_bars_are_the_shares_of_resamples():
         assert axes.get_title() == f"{name}\npeak effect +0.200, from split halves +0.150\npeak set: 2 of 3"
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_groups_that_do_not_fill_a_row_are_drawn(groups):
+    summary = pd.concat([a_summary(3)] * groups, ignore_index=True)
+    peaks = [group_peak(range(3 * i, 3 * i + 3), [0.8, 0.2, 0], [0, 1]) for i in range(groups)]
+    figure = peak.peak_stability(peaks, summary, CAPTION)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == groups and not cut_off(figure)
+
+
 def test_of_many_heads_the_most_frequent_are_named():
     shares = np.r_[np.zeros(30), 0.4, 0.6]
     summary = pd.DataFrame({"layer": 0, "head": range(32), "window": 1, "tokens": "all", "effect": 0.2})

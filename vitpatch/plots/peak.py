@@ -51,7 +51,7 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
         number = f"peak set: {len(group.members)} of {len(names)}"
         axes.set_title("\n".join(filter(None, (group.name, size, number))), fontsize=9)
     for axes in panels[len(groups) :]:
-        axes.set_visible(False)
+        axes.remove()
     for axes in panels[::columns]:
         axes.set_ylabel("share of resamples\nin which it is the peak")
     key = [
