@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
 import vl_convert
 from altair.utils.schemapi import validate_jsonschema
@@ -376,6 +377,34 @@ def test_shares_of_both_directions_stand_on_one_axis(tmp_path):
     assert {grid.title for grid in grids} == {"clean into corrupted", "corrupted into clean"}
 
 
+def test_intervals_of_shares_beyond_the_scale_are_cut_and_have_arrows(tmp_path):
+    for name, direction, sign in (("there", "denoise", 1), ("back", "noise", -1)):
+        file = save_run(tmp_path / name, sign * effects(4), total=np.full(12, sign * 0.5), direction=direction)
+        summary = pd.read_csv(file / "summary.csv")
+        summary.loc[[0, 1], ["recovered_low", "recovered_high"]] = [[-np.inf, np.inf], [-0.2, 9]]
+        summary.to_csv(file / "summary.csv", index=False)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path])], tmp_path)
+    (shares,) = (figure for figure in make_figures(comparison) if figure.name == "shares")
+    drawing = shares.charts[0].drawing
+    of_layer, (low, high) = drawing.rows.groupby("layer"), drawing.domain
+    assert of_layer["low_beyond"].agg("all").tolist() == [True, False, False, False]
+    assert of_layer["high_beyond"].agg("all").tolist() == [True, True, False, False]
+    assert drawing.rows["low"].min() == low > -2 and drawing.rows["high"].max() == high < 3
+    assert shares.charts[0].caption == "window 1; arrow: an interval goes on beyond the scale"
+    assert [str(layer).count("'shape': 'arrow'") for layer in drawing.chart(300).to_dict()["layer"]].count(1) == 2
+
+
+def test_of_a_run_with_many_series_the_largest_has_its_share(tmp_path):
+    heads = pd.concat([rows(range(2), head=head, site="z") for head in range(30)], ignore_index=True)
+    for name, direction, sign in (("there", "denoise", 1), ("back", "noise", -1)):
+        values = 0.01 * np.ones((12, 60)) + 0.3 * (np.arange(60) == 15)  # head 7 of layer 1
+        save_run(tmp_path / name, sign * values, heads, total=np.full(12, sign * 0.5), direction=direction)
+    comparison = compare_runs([load_run(run) for run in find_runs([tmp_path])], tmp_path)
+    (shares,) = (figure for figure in make_figures(comparison) if figure.name == "shares")
+    words = ["gray, clean into corrupted h7 (n = 12)", "gray, corrupted into clean h7 (n = 12)"]
+    assert sorted(shares.charts[0].drawing.lines) == words
+
+
 def test_a_line_of_shares_keeps_its_words_where_there_are_several_windows(tmp_path):
     """Runs that differ only in their window are in no common chart, so they need no names of runs."""
     for window in (1, 3):
@@ -407,6 +436,7 @@ def test_ranks_are_on_a_scale_on_which_they_differ(tmp_path, profiles, domain):
     (figure,) = (figure for figure in make_figures(comparison) if figure.section == "rank")
     cells = figure.charts[0].drawing.rows
     assert cells.loc[cells["row"] == cells["column"], "value"].isna().all()
+    assert [layer["mark"]["type"] for layer in figure.charts[0].spec["layer"]] == ["rect", "text"]
 
 
 def test_a_peak_is_shown_with_the_layers_that_may_be_it(tmp_path):

@@ -23,6 +23,7 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 """Seven, beside eight colours: 56 lines are told apart."""
 ORANGE, GREEN, GREY, BLUE = "#D55E00", "#009E73", "#888888", "#3B8FD0"
 ROW_HEIGHT, NAMED_ROW_HEIGHT = 20, 38  # pixels of a heatmap's row, and of one with its name above
+MAX_COLUMNS_OF_WORDS = 12  # columns of a heatmap of the page whose cells have room for words
 FORMATS = ("svg", "png")
 """Of a comparison's figures, where nothing else is asked for."""
 PNG_SCALE = 2  # pixels of a PNG per pixel of a chart
@@ -137,6 +138,7 @@ class Profile:
     """Values by layer: lines with ribbons, full markers, and hollow ones where ``clipped``.
 
     ``rows`` have ``line, layer, value, low, high, clipped`` and the text fields of ``tooltips`` (titles by field).
+    ``low_beyond`` and ``high_beyond``, where there are any, say which ends of intervals have an arrow.
     ``names`` are the lines that a legend lists, by default all; where it is empty, points have one colour and no lines.
     ``totals`` have ``run, line, value, words``: dashed, several in the colours of their lines. ``levels``: (value,
     name, colour, dashes) of lines across, instead of one at 0. ``x`` is a field with its title; its values are in 0 … 1
@@ -181,6 +183,11 @@ class Profile:
             layers.append(line.encode(x=self._x, y=self._y(), color=self._colour, opacity=opacity(1)))
         if has_intervals and (not self.lines or rows["line"].value_counts().min() < 2):
             layers.append(alt.Chart().mark_rule().encode(**ends, opacity=opacity(0.5)))
+        for end, angle in (("low", 180), ("high", 0)):  # of intervals that go on beyond the scale
+            if rows.get(f"{end}_beyond", pd.Series(dtype=bool)).any():
+                arrows = alt.Chart().mark_point(shape="arrow", filled=True, size=90, angle=angle)
+                arrows = arrows.transform_filter(f"datum.{end}_beyond")
+                layers.append(arrows.encode(x=self._x, y=self._y(end), color=self._colour, opacity=opacity(1)))
         points = [
             self._points(clipped).encode(opacity=opacity(1)) for clipped in sorted(set(map(bool, rows["clipped"])))
         ]
@@ -258,7 +265,7 @@ class Heatmap:
 
     ``row_names`` and ``column_names`` are in their order. The colours end at ``limit`` on both sides of 0, or with a
     ``lowest`` value begin there, in shades of one colour. ``addresses`` has by row where a click on its cells leads.
-    ``words`` is a field that is written into the cells of a file, "" = none.
+    ``words`` is a field that is written into the cells, "" = none; on the page where it has room.
     """
 
     rows: pd.DataFrame
@@ -291,7 +298,7 @@ class Heatmap:
         if self.rows["sure"].any():
             dots = alt.Chart().mark_point(filled=True, size=9, opacity=1).transform_filter("datum.sure")
             layers.append(dots.encode(**shared, color=ink))
-        if self.words and width:
+        if self.words and (width or len(self.column_names) <= MAX_COLUMNS_OF_WORDS):
             text = alt.Text(field=self.words, type="nominal")
             layers.append(alt.Chart().mark_text(fontSize=9).encode(x=x, y=y, text=text, color=ink))
         addresses = inline_data([{"row": row, "href": address} for row, address in self.addresses.items()])

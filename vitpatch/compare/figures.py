@@ -190,12 +190,12 @@ def _share_figures(comparison: Comparison) -> Iterator[Figure]:
     runs: dict[str, set[str]] = {}
     for title, window, rows in layout.share_tables(comparison):
         runs.setdefault(title, set()).update(rows["run"])
-        rows, _ = layout.legend_lines(rows)
-        ends = rows[["recovered_low", "recovered_high"]].to_numpy(float)
-        words = layout.window_heading(window) + "; an unbounded interval is not drawn" * bool(np.isinf(ends).any())
-        lines = layout.profile_rows(rows, "recovered")
-        profile = Profile(lines, "share of the total effect recovered", None, layout.TOOLTIPS, height=280)
-        chart = Chart(profile, f"Shares recovered by layer, {layout.window_heading(window)}", words)
+        rows, truncation = layout.legend_lines(rows)
+        lines, scale, note = layout.clip_intervals(layout.profile_rows(rows, "recovered"))
+        profile = Profile(lines, "share of the total effect recovered", scale, layout.TOOLTIPS, height=280)
+        heading = layout.window_heading(window)
+        words = "; ".join(filter(None, (heading, truncation, note)))
+        chart = Chart(profile, f"Shares recovered by layer, {heading}", words)
         by_title.setdefault(title, []).append(chart)
     for number, (title, charts) in enumerate(by_title.items(), start=1):
         end, columns = f"_{number}" if len(by_title) > 1 else "", (min(2, len(charts)), len(charts))
@@ -378,10 +378,11 @@ def _relative_depth_figure(comparison: Comparison) -> Iterator[Figure]:
     if comparison.overview["depth"].nunique() < 2 or table["run"].nunique() < 2:
         return
     table, truncation = layout.legend_lines(table, with_depth=True)
-    rows = layout.profile_rows(table, "recovered").assign(relative_depth=table["relative_depth"].to_numpy())
+    rows, scale, note = layout.clip_intervals(layout.profile_rows(table, "recovered"))
+    rows = rows.assign(relative_depth=table["relative_depth"].to_numpy())
     x = ("relative_depth", "relative depth, (layer + ½) / blocks")
     title, tooltips = "share of the total effect recovered", layout.TOOLTIPS | {"relative_depth": "relative depth"}
-    profile = Profile(rows, title, None, tooltips, x=x, height=300)
-    charts = [Chart(profile, "Share recovered by relative depth", truncation)]
-    lines = [f"{layout.describe_sample(comparison.overview)}; {INTERVALS}", truncation]
+    profile, words = Profile(rows, title, scale, tooltips, x=x, height=300), "; ".join(filter(None, (truncation, note)))
+    charts = [Chart(profile, "Share recovered by relative depth", words)]
+    lines = [f"{layout.describe_sample(comparison.overview)}; {INTERVALS}", words]
     yield Figure("depth", "relative_depth", "runs by relative depth", lines, charts, charts, FIGURE_WIDTH)

@@ -84,17 +84,24 @@ def overlay_rows(grid: Grid, window: str) -> pd.DataFrame:
     tables = []
     for corruption in grid.corruptions:
         if (rows := grid.panels.get((corruption, window))) is not None:
-            if rows["line"].nunique() > MAX_SERIES:
-                rows = rows[rows["line"] == rows.loc[rows["effect"].abs().idxmax(), "line"]]
+            rows = largest_series(rows, "line")
             tables.append(rows.assign(line=(f"{corruption} " + rows["line"]).str.strip()))
     return pd.concat(tables, ignore_index=True)
+
+
+def largest_series(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows; of more than ``MAX_SERIES`` series, named by ``column``, those of the one with the largest effect."""
+    if rows[column].nunique() <= MAX_SERIES:
+        return rows
+    return rows[rows[column] == rows.loc[rows["effect"].abs().idxmax(), column]]
 
 
 def share_tables(comparison: Comparison) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Profiles of shares recovered that can stand on one axis, whatever is put into what: title, window and rows each.
 
     Rows as of ``overlay_rows``, of runs whose share is known and that are equal in ``FACETS`` but for ``transfer``, of
-    two runs or more; a line is named by corruption and, where they differ, by what is put into what.
+    two runs or more, of each its ``largest_series``; a line is named by corruption and, where they differ, by what is
+    put into what.
     """
     profiles = comparison.profiles[comparison.profiles["recovered"].notna()]
     overview = comparison.overview[comparison.overview["run"].isin(profiles["run"])]
@@ -110,9 +117,10 @@ def share_tables(comparison: Comparison) -> Iterator[tuple[str, str, pd.DataFram
             own = {run: names[run] for run in rows["run"].unique()}
             if len(set(own.values())) < len(own):
                 own = run_labels(list(own))
-            rows = rows.assign(line=rows["run"].map(own).str.cat(rows["series"], sep=" ").str.strip())
-            if len(own) > 1 and rows["line"].nunique() <= MAX_LINES:
-                yield title, format_window(window), rows
+            if len(own) > 1:
+                rows = pd.concat([largest_series(of_run, "series") for _, of_run in rows.groupby("run", sort=False)])
+                lines = rows["run"].map(own).str.cat(rows["series"], sep=" ").str.strip()
+                yield title, format_window(window), rows.assign(line=lines)
 
 
 def _corruption_words(runs: pd.DataFrame) -> dict[str, str]:
@@ -191,6 +199,22 @@ def profile_rows(rows: pd.DataFrame, column: str = "effect") -> pd.DataFrame:
             "p": [format_number(row.get("p"), ".4f") for row in records],
         }
     )
+
+
+def clip_intervals(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[float, float] | None, str]:
+    """Rows of ``profile_rows`` whose intervals end on a scale, the scale, and words on what goes on beyond it.
+
+    The scale holds 0 and all values, and beside them has room for as much again; ``low_beyond`` and ``high_beyond`` say
+    which ends are cut there. ``None`` and "" where none is.
+    """
+    low, high = min(0.0, rows["value"].min()), max(0.0, rows["value"].max())
+    reach = max(high - low, 1.0)
+    domain = max(low - reach, rows["low"].min()), min(high + reach, rows["high"].max())
+    ends = {"low_beyond": rows["low"] < domain[0], "high_beyond": rows["high"] > domain[1]}
+    if not any(beyond.any() for beyond in ends.values()):
+        return rows, None, ""
+    clipped = {end: rows[end].clip(*domain) for end in ("low", "high")}
+    return rows.assign(**clipped, **ends), domain, "arrow: an interval goes on beyond the scale"
 
 
 def effect_title(metric: str) -> str:
