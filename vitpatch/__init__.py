@@ -6,23 +6,31 @@ to answer ``--help``.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitpatch import plot
-    from vitpatch.api import load, patch, summarize
+    from vitpatch.api import corrupt, load, patch, summarize
     from vitpatch.errors import VitPatchError
     from vitpatch.notebook import show
     from vitpatch.runs.reading import load_run
 
 __version__ = "0.1.0"
 
+ASSETS = str(Path(__file__).parent / "assets")
+"""The folder of the data and models that ship with the package."""
+
 NUMBERS_VERSION = 3
 """Raised by hand when a change of the code changes numbers; part of every ``run_id``."""
 
-__all__ = ["NUMBERS_VERSION", "VitPatchError", "__version__", "load", "load_run", "patch", "plot", "show", "summarize"]
+__all__ = [
+    "ASSETS", "NUMBERS_VERSION", "VitPatchError", "__version__", "corrupt", "load", "load_run", "patch", "plot",
+    "show", "summarize",
+]  # fmt: skip
 
 _MODULES = {
+    "corrupt": "vitpatch.api",
     "load": "vitpatch.api",
     "patch": "vitpatch.api",
     "summarize": "vitpatch.api",

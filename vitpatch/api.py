@@ -1,11 +1,11 @@
-"""From Python: two pixel tensors → the table of effects, without Hydra, Lightning or Weights & Biases."""
+"""From Python: images → corrupted ones; two pixel tensors → the table of effects, without Lightning or a tracker."""
 
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vitpatch.checks import Index, check, one_of, parse_window
+from vitpatch.checks import Index, Seed, check, one_of, parse_window, whole_numbers
+from vitpatch.corruptions.base import as_corruption
+from vitpatch.data.arrays import GivenImages, choose_others
 from vitpatch.errors import VitPatchError
 from vitpatch.models.checkpoint import Checkpoint
 from vitpatch.models.families import family_of
@@ -27,7 +29,19 @@ from vitpatch.patching.plan import Plan, make_plan
 from vitpatch.schema import EFFECTS_SCHEMA, EXAMPLES_SCHEMA
 from vitpatch.stats.result import total_effects
 from vitpatch.stats.table import result_of
-from vitpatch.types import EVERY_HEAD, JOINT, BaseRun, Direction, Donor, Interval, Metric, Site, Target, TokenGroup
+from vitpatch.types import (
+    EVERY_HEAD,
+    JOINT,
+    BaseRun,
+    Direction,
+    Donor,
+    Interval,
+    Metric,
+    Partner,
+    Site,
+    Target,
+    TokenGroup,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +69,68 @@ def load(model: nn.Module | str | Path, input_size: tuple[int, int] | None = Non
         vit = PatchableViT(model, family, input_size=input_size)
         verify_model(vit)
     return vit
+
+
+def corrupt(
+    name: str,
+    images: Any,
+    *,
+    model: PatchableViT | None = None,
+    masks: Any = None,
+    labels: Sequence[int] | None = None,
+    clusters: Sequence[Any] | None = None,
+    pairs: Any = None,
+    ids: Sequence[int] | None = None,
+    seed: int = 0,
+    **keys: Any,
+) -> Tensor:
+    """Corrupts images by an option of ``conf/corruption``, as ``patch.py corruption=NAME`` does: ``gray``, for one.
+
+    Parameters:
+    - ``images``: PIL images (one or several), bytes (images, height, width, 3), or numbers in [0, 1] (images, 3,
+      height, width), not normalised.
+    - ``model``: what ``vitpatch.load`` returned of a hub id or folder. Images are resized and cropped as it wants them
+      (numbers must have that size), and what is returned is normalised: what ``vitpatch.patch`` takes. So the clean
+      images are those of ``none``.
+    - ``keys``: the option's own, such as ``std=0.4`` of ``noise`` or ``steps=["gray", "blur"]`` of ``chain``.
+    - ``masks``, for what goes by the object, 1 = object: PIL images, bytes (images, height, width), or numbers in
+      [0, 1] (images, 1, height, width).
+    - ``labels`` (images,), for what takes another image: partners are chosen by them as in a run, never within one of
+      ``clusters`` (images,), default ``ids``. With ``kind="pair"`` ``pairs`` are each image's partner.
+    - ``ids`` (images,), default the row, and ``seed``: what is drawn for an image is a function of both.
+
+    Returns float32 (images, 3, height, width) on the [0, 1] scale, with ``model`` normalised, in its type: of a run's
+    images, ids and seed the run's own values. Raises ``VitPatchError`` for a name that is no option, and for what the
+    option does not take or lacks.
+    """
+    from vitpatch.runs.config import make_corruption  # with Hydra, which patching does without
+
+    check("seed", seed, Seed)
+    if model is not None and getattr(model, "preprocessing", None) is None:
+        raise VitPatchError(
+            f"model: got {type(model).__name__} without an image processor; give what vitpatch.load returned of a hub "
+            "id or folder, or give no model and normalise yourself"
+        )
+    given = GivenImages(*((None, None) if model is None else (model.preprocessing.to_input, model.input_size)))
+    batch = given.batch(images, masks, ids, labels)
+    corruption = as_corruption(make_corruption(name, keys))
+    if corruption.is_inside_model:
+        raise VitPatchError(
+            f"corruption {name}: is added inside the model, no pixels show it; patch with python patch.py "
+            f"corruption={name}, and read the run with vitpatch.load_run(folder)"
+        )
+    if corruption.needs_masks and masks is None:
+        raise VitPatchError(f"corruption {name}: goes by the object; give masks of the images, 1 = object")
+    if corruption.partner is Partner.PAIR:
+        if pairs is None:
+            raise VitPatchError(f"corruption {name}: takes each image's counterpart; give pairs, as many as images")
+        batch = replace(batch, others=given.pairs(pairs, batch))
+    elif corruption.partner is not None:
+        if labels is None:
+            raise VitPatchError(f"corruption {name}: takes another image by its class; give labels of the images")
+        batch = replace(batch, others=choose_others(batch, corruption.partner, clusters, seed, name))
+    corrupted = corruption.pixels(batch, seed)
+    return corrupted if model is None else model.normalize(corrupted.to(model.device)).cpu()
 
 
 def patch(
@@ -107,9 +183,9 @@ def patch(
     """
     if not isinstance(model, nn.Module):
         raise VitPatchError(f"model: got {type(model).__name__}; expected a Hugging Face image classifier")
-    labels = torch.tensor(_integers("labels", labels), dtype=torch.int64)
-    ids = torch.tensor(_integers("ids", range(len(labels)) if ids is None else ids), dtype=torch.int64)
-    clusters = ids.tolist() if clusters is None else _integers("clusters", clusters)
+    labels = torch.tensor(whole_numbers("labels", labels), dtype=torch.int64)
+    ids = torch.tensor(whole_numbers("ids", range(len(labels)) if ids is None else ids), dtype=torch.int64)
+    clusters = ids.tolist() if clusters is None else whole_numbers("clusters", clusters)
     metric, rival = one_of("metric", metric, Metric), one_of("rival", rival, BaseRun)
     with _in_eval_mode(model):
         vit = model if isinstance(model, PatchableViT) else load(model, _input_size(clean))
@@ -207,19 +283,6 @@ def _input_size(images: Any) -> tuple[int, int] | None:
     return tuple(images.shape[2:]) if isinstance(images, Tensor) and images.dim() == 4 else None
 
 
-def _integers(name: str, values: Any) -> tuple[int, ...]:
-    """A sequence, array, series or tensor of whole numbers as a tuple; of heads and layers also one by itself."""
-    if name in ("heads", "layers") and isinstance(values, int):
-        values = [values]
-    try:
-        numbers = tuple(values.tolist() if hasattr(values, "tolist") else values)
-        if any(isinstance(number, bool) for number in numbers):
-            raise TypeError
-        return tuple(operator.index(number) for number in numbers)
-    except TypeError as error:
-        raise VitPatchError(f"{name} {str(values)[:60]!r}: expected a list of whole numbers") from error
-
-
 def _check_images(model: PatchableViT, clean: Tensor, corrupt: Tensor, labels: Tensor, masks: Tensor | None) -> None:
     number = len(labels)
     tensors = {"clean": (clean, 3), "corrupt": (corrupt, 3)} | ({} if masks is None else {"masks": (masks, 1)})
@@ -247,13 +310,13 @@ def _target(site: Any, tokens: Any, layers: Any, heads: Any, grid: Any) -> Targe
     if heads is None and site.by_head:
         heads = EVERY_HEAD
     if heads is not None and heads not in (EVERY_HEAD, JOINT):
-        heads = tuple(dict.fromkeys(_integers("heads", heads)))
-    layers = None if layers is None else tuple(dict.fromkeys(_integers("layers", layers)))
+        heads = tuple(dict.fromkeys(whole_numbers("heads", heads)))
+    layers = None if layers is None else tuple(dict.fromkeys(whole_numbers("layers", layers)))
     for name, values in (("tokens", groups), ("layers", layers), ("heads", heads)):
         if values is not None and len(values) == 0:
             raise VitPatchError(f"{name}: empty; expected at least one")
     if grid is not None:
-        grid = _integers("grid", grid)
+        grid = whole_numbers("grid", grid)
         if len(grid) != 2 or min(grid) < 1:
             raise VitPatchError(f"grid {grid}: expected (rows, columns), 1 or more each")
     return Target(site, layers, tuple(one_of("tokens", group, TokenGroup) for group in groups), heads, grid)

@@ -105,9 +105,14 @@ def one_of(key: str, value: Any, kind: type[E]) -> E:
     return kind(check(key, value, kind))
 
 
+def nearest(key: Any, known: Collection[str]) -> list[str]:
+    """The known name that an unknown one is most like; none where it is like none."""
+    return difflib.get_close_matches(str(key), list(known), n=1)
+
+
 def suggest(key: Any, known: Collection[str]) -> str:
     """The hint in an error about an unknown key: the nearest known one, or some of them."""
-    near = difflib.get_close_matches(str(key), list(known), n=1)
+    near = nearest(key, known)
     return f"did you mean {near[0]}?" if near else f"there are {first_few([*known], 12) or 'none'}"
 
 
@@ -198,6 +203,19 @@ def parse_window(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < 1:
         raise VitPatchError(f"window {value!r}: expected a whole number, 1 or more, prefix, suffix, or a list of these")
     return operator.index(value)
+
+
+def whole_numbers(key: str, values: Any) -> tuple[int, ...]:
+    """A sequence, array, series or tensor of whole numbers as a tuple; of heads and layers also one by itself."""
+    if key in ("heads", "layers") and isinstance(values, int):
+        values = [values]
+    try:
+        numbers = tuple(values.tolist() if hasattr(values, "tolist") else values)
+        if any(isinstance(number, bool) for number in numbers):
+            raise TypeError
+        return tuple(operator.index(number) for number in numbers)
+    except TypeError as error:
+        raise VitPatchError(f"{key} {str(values)[:60]!r}: expected a list of whole numbers") from error
 
 
 def read_inclusion(value: Any) -> Inclusion:

@@ -298,8 +298,8 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, rows: slice) -> ImageBatch:
-        """Some of the images."""
+    def part(self, rows: slice | Tensor) -> ImageBatch:
+        """Some of the images, by a slice or by their positions."""
         return self._each(lambda tensor: tensor[rows], lambda batch: batch.part(rows))
 
     def to(self, device: Any) -> ImageBatch:

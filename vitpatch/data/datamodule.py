@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from vitpatch.data.arrays import luminance
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.partners import NO_PARTNER
 from vitpatch.data.sources import AUTO, ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.types import BT601_LUMA, ImageBatch, Partner
+from vitpatch.types import ImageBatch, Partner
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def mean_luminance(images: LabelledImages, to_input: Any) -> NDArray[np.float64]
     decoded = DecodedImages(images, to_input, masks=False)
     for position in range(len(images)):
         if isinstance(image := decoded[position], ImageBatch):
-            means[position] = float(image.images[0].mean((1, 2)) @ torch.tensor(BT601_LUMA))
+            means[position] = luminance(image.images[0])
     return means
 
 

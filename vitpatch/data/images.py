@@ -138,12 +138,12 @@ class LabelledImages:
 
         Raises ``VitPatchError`` that names file and row.
         """
-        return _to_rgb(self._decode(position, self.columns.pair if of_pair else self.columns.image))
+        return to_rgb(self._decode(position, self.columns.pair if of_pair else self.columns.image))
 
     def mask(self, position: int) -> Image.Image | None:
         """The object mask as RGB gray, where the data have masks."""
         column = self.columns.mask
-        return self._decode(position, column).convert("L").convert("RGB") if column else None
+        return to_mask(self._decode(position, column)) if column else None
 
     def name(self, example_id: int) -> str:
         """A name to show for an image: its ``name`` column, the stem of its file, or its id."""
@@ -205,7 +205,7 @@ def _bytes(stored: dict[str, Any]) -> bytes:
     return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB; what is transparent becomes white, as on paper; 16-bit gray is scaled to 8 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -214,3 +214,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """An object mask as RGB gray."""
+    return image.convert("L").convert("RGB")

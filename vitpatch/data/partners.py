@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vitpatch.errors import VitPatchError
+from vitpatch.formatting import format_count
 from vitpatch.types import Partner
 
 NO_PARTNER = -1
@@ -36,6 +38,15 @@ def choose_partners(
         rows = np.flatnonzero(labels == label)
         partner[rows] = _deranged(rows, labels, clusters, True, rng)
     return partner
+
+
+def check_partners(kind: Partner, positions: Numbers, ids: Numbers, corruption: str) -> None:
+    """Raises ``VitPatchError`` where an image has no partner and a corruption asks for one of every image."""
+    if (alone := np.flatnonzero(positions < 0)).size:
+        raise VitPatchError(
+            f"corruption {corruption}: {len(alone)} of {format_count(len(ids), 'image')}, the first {ids[alone[0]]}, "
+            f"have no {kind} partner in another cluster; choose another kind or more images"
+        )
 
 
 def _deranged(

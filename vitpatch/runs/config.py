@@ -22,7 +22,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from vitpatch.checks import Count, Expected, Positive, Seed, check, check_types, read_formats, suggest
+from vitpatch import ASSETS
+from vitpatch.checks import Count, Expected, Positive, Seed, check, check_types, nearest, read_formats, suggest
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.names import run_name
@@ -222,6 +223,18 @@ def corruption_option(name: str, key: str) -> DictConfig:
     return resolve_steps(_compose_with(name, key)).corruption
 
 
+def make_corruption(name: str, overrides: Mapping[str, Any]) -> Any:
+    """What ``patch.py corruption=NAME`` corrupts by, other values of its keys being ``overrides``.
+
+    Raises ``VitPatchError`` for a name that is no option, and for a key or value that it does not take.
+    """
+    cfg = _compose_with(name, "corruption")
+    with open_dict(cfg):
+        for key, value in overrides.items():
+            cfg.corruption[key] = value.item() if hasattr(value, "item") else value  # numpy's numbers
+    return construct_option(resolve_steps(cfg), "corruption", Callable)
+
+
 def corruption_options() -> list[str]:
     """The names of all options of conf/corruption, in alphabetical order."""
     with _hydra() as searched:
@@ -233,7 +246,10 @@ def _compose_with(name: str, key: str) -> DictConfig:
     """The whole config with one option of conf/corruption."""
     options = corruption_options()
     if name not in options:
-        raise VitPatchError(f"{key}: no option {name!r} in conf/corruption; there are {', '.join(options)}")
+        near = [f"did you mean {one}? " for one in nearest(name, options)]
+        raise VitPatchError(
+            f"{key}: no option {name!r} in conf/corruption; {''.join(near)}there are {', '.join(options)}"
+        )
     with _hydra() as searched:
         try:
             return compose("patch", overrides=[f"corruption={name}", *searched])
@@ -291,7 +307,7 @@ def default_direction(donor: Any) -> str:
 
 def asset(name: str) -> str:
     """The folder of data or a model that ships with the package."""
-    return str(PACKAGE / "assets" / name)
+    return f"{ASSETS}/{name}"
 
 
 def register_resolvers() -> None:

@@ -22,7 +22,7 @@ from vitpatch.corruptions import Corruption
 from vitpatch.corruptions.base import as_corruption, missing_masks
 from vitpatch.data.datamodule import PartnerPositions, mean_luminance, training_images
 from vitpatch.data.images import LabelledImages
-from vitpatch.data.partners import choose_partners
+from vitpatch.data.partners import check_partners, choose_partners
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import (
@@ -343,11 +343,8 @@ def find_partners(
         positions = np.where(np.isnan(luminance), np.arange(len(images)), positions)  # what cannot be read needs none
     else:
         positions = choose_partners(kind, images.labels, images.clusters, seed)
-    if needed_by is not None and (alone := np.flatnonzero(positions < 0)).size:
-        raise VitPatchError(
-            f"corruption {needed_by}: {len(alone)} of {format_count(len(images), 'image')}, the first "
-            f"{images.ids[alone[0]]}, have no {kind} partner in another cluster; choose another kind or more images"
-        )
+    if needed_by is not None:
+        check_partners(kind, positions, images.ids, needed_by)
     return positions
 
 
