@@ -66,11 +66,12 @@ def draw_numbers(
     limit = max(limit, colour_limit(means))
     image = axes.imshow(means, cmap=COLOURS, norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     axes.barh(pale, len(columns), 1, -0.5, color="white", alpha=0.55)
+    rotation = 90 if layout.numbers_stand(len(columns)) else 0
     for (row, column), value in np.ndenumerate(means):
         without_zero = low[row, column] > 0 or high[row, column] < 0
         emphasis = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
         ink = "white" if abs(value) > 0.6 * limit and row not in pale else "black"
-        place = {"ha": "center", "va": "center", "rotation": 90 if layout.numbers_stand(len(columns)) else 0}
+        place = {"ha": "center", "va": "center", "rotation": rotation, "in_layout": False}
         axes.text(column, row, _short(value, limit), fontsize=7, color=ink, **place, **emphasis)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns])
     axes.set_yticks(range(len(rows)), row_names)
