@@ -67,6 +67,12 @@ def format_interval(
     return f"{format_number(mean, spec)} [{format_number(low, spec)}, {format_number(high, spec)}]"
 
 
+def format_effect(mean: float, low: float, high: float) -> str:
+    """An effect with its interval: three digits behind the point, of a small one the first two that count."""
+    largest = max((abs(value) for value in (mean, low, high) if _is_known(value)), default=0.0)
+    return format_interval(mean, low, high, "+.3f" if largest >= 0.01 or largest == 0 else "+.2g")
+
+
 def _is_known(value: float | None) -> bool:
     return value is not None and value == value  # NaN is not equal to itself
 

@@ -291,8 +291,8 @@ def test_of_a_total_effect_that_is_not_shown_no_place_is_said(rng, planted_at):
     none = 0.1 * rng.normal(size=IMAGES)
     none -= none.mean() - 0.005
     first, ways = said(result_of(planted_at({3: 0.8}), none, log_odds=none + 0.5))
-    assert first.startswith("The total effect's interval holds 0: this corruption is not shown to move the model: +0.0")
-    assert first.endswith("Nothing is said of places.")
+    assert first.startswith("Gray is not shown to change the probability of the true class, which falls by 0.005 [-0.0")
+    assert first.endswith(" (80 images). Nothing is said of places.")
     assert ways.startswith("On the log odds of the true class (nats) it is +0.505 [")
 
 
@@ -300,7 +300,9 @@ def test_the_clearest_metric_is_taken_and_kl_only_where_there_is_no_other(rng, p
     none = 0.1 * rng.normal(size=IMAGES)
     none -= none.mean()
     assert find(result_of(planted_at({}), none, log_odds=none + 0.5)).remedies.metric[0] is Metric.LOG_ODDS
-    assert find(result_of(planted_at({}), none, log_odds=none)).remedies.metric[0] is Metric.KL
+    only_kl = result_of(planted_at({}), none, log_odds=none)
+    assert find(only_kl).remedies.metric[0] is Metric.KL
+    assert said(only_kl)[1].startswith("The KL(clean ‖ run) (nats), which any change raises, is 0.")
     _, estimate = find(result_of(planted_at({}), none, log_odds=none - 0.5)).remedies.metric
     assert estimate.mean == pytest.approx(-0.5) and estimate.high < 0
 

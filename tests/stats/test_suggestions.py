@@ -99,9 +99,11 @@ def test_nothing_is_suggested_that_a_model_or_data_do_not_have():
 def test_more_images_are_as_many_as_have_so_many_clusters():
     result = result_of(AT_3, SMALL, clusters=np.arange(IMAGES) // 2, log_odds=0 * SMALL)
     clusters = find(result).remedies.clusters
-    assert suggest(result, find(result), replace(EVERYTHING, stronger=""))[-1].overrides == {
-        "data.limit": str(2 * clusters)
-    }
+    more_then_kl = suggest(result, find(result), replace(EVERYTHING, stronger=""))
+    assert [suggestion.overrides for suggestion in more_then_kl] == [
+        {"data.limit": str(2 * clusters)},
+        {"metric": "kl"},
+    ]
 
 
 @pytest.mark.parametrize(

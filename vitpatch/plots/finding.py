@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vitpatch.formatting import format_count, format_interval, format_layers
-from vitpatch.plots.style import METRIC_NAMES, SITE_WORDS, TOKEN_WORDS, doubt_words
+from vitpatch.formatting import format_count, format_effect, format_interval, format_layers
+from vitpatch.plots.style import METRIC_NAMES, SITE_WORDS, TOKEN_WORDS, describe_place, doubt_words, token_kind
 from vitpatch.stats.finding import Control, Finding, Places, Reach, Remedies, Takeover
 from vitpatch.stats.result import RunResult
 from vitpatch.types import (
@@ -26,7 +26,6 @@ from vitpatch.types import (
     Metric,
     Site,
     Tested,
-    token_position,
 )
 
 MOST_GROUPS, MOST_NAMED = 4, 3
@@ -56,7 +55,9 @@ def finding_sentences(result: RunResult, finding: Finding, corruption: str = "th
 
 def _sentences(result: RunResult, finding: Finding, corruption: str) -> Iterator[str]:
     if finding.remedies is not None:
-        yield from _not_shown(result, finding.remedies)
+        yield f"{_doubt_words(result, corruption)} ({_sample_words(result)}). Nothing is said of places."
+        if ways := list(_ways_out(result, finding.remedies)):
+            yield f"{'; '.join(ways)}."
     elif not result.study.donor.is_constant:
         yield f"{_total_words(result, corruption)} ({_sample_words(result)})."
     if finding.by_construction:
@@ -79,34 +80,41 @@ def _sentences(result: RunResult, finding: Finding, corruption: str) -> Iterator
 
 def _total_words(result: RunResult, corruption: str) -> str:
     """The total effect as what the corruption does, or of another donor as it is."""
-    study, total = result.study, result.total
+    study = result.study
     if study.donor is not Donor.PAIR:
-        what = f"the total effect, {study.donor} donor − {study.direction.recipient} run"
-        return f"{what}, is {_of_metric(total, study.metric)}"
-    added, metric = total if study.direction is Direction.NOISE else _negative(total), METRIC_NAMES[study.metric]
+        return f"the total effect, {study.donor} donor − {study.direction.recipient} run, is {_of_metric(result)}"
+    return f"under {corruption} the {METRIC_NAMES[study.metric]} {_change_words(result)}"
+
+
+def _doubt_words(result: RunResult, corruption: str) -> str:
+    """The same of a total effect that is not shown."""
+    study, total = result.study, result.total
+    if study.donor is Donor.PAIR and total.holds_zero:
+        metric = METRIC_NAMES[study.metric]
+        return f"{corruption} is not shown to change the {metric}, which {_change_words(result)}"
+    reason = doubt_words(total, study.donor, study.direction) or "the total effect is not known to differ from 0"
+    return f"{reason}: {_of_metric(result)}"
+
+
+def _change_words(result: RunResult) -> str:
+    """What the metric does under the corruption: "falls by", with the interval."""
+    study, total = result.study, result.total
     if study.metric is Metric.KL:
-        return f"under {corruption} the {metric} is {_plain(added)}"
-    verb, size = ("rise", added) if added.mean > 0 else ("fall", _negative(added))
-    verb += "s" * (study.metric is not Metric.LOG_ODDS)
-    return f"under {corruption} the {metric} {verb} by {_plain(size)}"
+        return f"is {_size(total)}"
+    rises = (total.mean > 0) == (study.direction is Direction.NOISE)
+    verb = ("rise" if rises else "fall") + "s" * (study.metric is not Metric.LOG_ODDS)
+    return f"{verb} by {_size(total)}"
 
 
-def _negative(estimate: Estimate) -> Estimate:
-    return Estimate(-estimate.mean, estimate.se, -estimate.high, -estimate.low)
+def _size(estimate: Estimate) -> str:
+    """An estimate with its interval, turned so that it is above 0."""
+    mean, low, high = estimate.mean, estimate.low, estimate.high
+    return format_effect(*((-mean, -high, -low) if mean < 0 else (mean, low, high))).replace("+", "")
 
 
-def _plain(estimate: Estimate) -> str:
-    return _interval(estimate.mean, estimate.low, estimate.high).replace("+", "")
-
-
-def _interval(mean: float, low: float, high: float) -> str:
-    """An effect with its interval, a small one with two digits."""
-    largest = np.nanmax(np.abs([mean, low, high]))
-    return format_interval(mean, low, high, "+.3f" if largest >= 0.01 or largest == 0 else "+.2g")
-
-
-def _of_metric(total: Estimate, metric: Metric) -> str:
-    return f"{_interval(total.mean, total.low, total.high)} on the {METRIC_NAMES[metric]}"
+def _of_metric(result: RunResult) -> str:
+    total = result.total
+    return f"{format_effect(total.mean, total.low, total.high)} on the {METRIC_NAMES[result.study.metric]}"
 
 
 def _sample_words(result: RunResult) -> str:
@@ -123,25 +131,26 @@ def _sample_words(result: RunResult) -> str:
     return words + ", without intervals, so of these alone" * (result.clusters < 2)
 
 
-def _not_shown(result: RunResult, remedies: Remedies) -> Iterator[str]:
-    """That nothing is said of places, and what would make the total effect large enough."""
-    study, total = result.study, result.total
-    reason = doubt_words(total, study.donor, study.direction) or "the total effect is not known to differ from 0"
-    yield f"{reason}: {_of_metric(total, study.metric)} ({_sample_words(result)}). Nothing is said of places."
-    ways = []
+def _ways_out(result: RunResult, remedies: Remedies) -> Iterator[str]:
+    """What would make the total effect large enough, in a few words each."""
     if remedies.metric is not None:
         metric, of_metric = remedies.metric
-        also = ", above 0 by construction" * (metric is Metric.KL)
-        value = _interval(of_metric.mean, of_metric.low, of_metric.high)
-        ways.append(f"on the {METRIC_NAMES[metric]} it is {value}{also}")
+        name = METRIC_NAMES[metric]
+        if metric is Metric.KL:
+            yield f"the {name}, which any change raises, is {_size(of_metric)}"
+        else:
+            yield f"on the {name} it is {format_effect(of_metric.mean, of_metric.low, of_metric.high)}"
     if (right := remedies.clean_correct) is not None:
         where = "over the images that the clean run gets right"
-        ways.append(f"{where} it is {_interval(right.mean, right.low, right.high)}")
+        yield f"{where} it is {format_effect(right.mean, right.low, right.high)}"
     if remedies.clusters is not None:
-        there = format_count(remedies.clusters, "cluster")
-        ways.append(f"about {there} (now {result.clusters}) would be enough, if it stays as large")
-    if ways:
-        yield f"{'; '.join(ways)}."
+        yield f"{_needed_words(result, remedies.clusters)} would be enough, if it stays as large"
+
+
+def _needed_words(result: RunResult, clusters: int) -> str:
+    """About how many clusters are needed, which are called images where each is one."""
+    noun = "cluster" if result.clusters < len(result.examples) else "image"
+    return f"about {format_count(clusters, noun)} (now {result.clusters})"
 
 
 # --- places ---
@@ -196,8 +205,7 @@ def _enough_words(result: RunResult, group: Places) -> str:
     if group.clusters is None:
         is_by_p = best["effect_sim_low"] > 0 or best["effect_sim_high"] < 0
         return f", but p = {best['p']:.2f}" if is_by_p and not group.is_shown else ""
-    there = format_count(group.clusters, "cluster")
-    return f"; about {there} (now {result.clusters}) would show it, if it stays as large"
+    return f"; {_needed_words(result, group.clusters)} would show it, if it stays as large"
 
 
 def _only_place(result: RunResult, group: Places) -> Iterator[str]:
@@ -215,8 +223,8 @@ def _other_group(result: RunResult, group: Places, first: Places) -> str:
     parts = []
     if result.summary["window"].nunique() > 1:
         parts.append(f"with window {row['window']}")
-    if _token_kind(row["tokens"]) != _token_kind(lead["tokens"]) or not parts:
-        parts.append((TOKEN_WORDS[_token_kind(row["tokens"])] or " at all tokens").strip())
+    if token_kind(row["tokens"]) != token_kind(lead["tokens"]) or not parts:
+        parts.append((TOKEN_WORDS[token_kind(row["tokens"])] or " at all tokens").strip())
     where = " ".join(parts)
     if not group.is_shown and result.clusters > 1:
         return f"{where} nowhere shown"
@@ -233,10 +241,10 @@ def _opposed_words(result: RunResult, groups: Sequence[Places]) -> str:
     if sum(len(group.opposed) for group in groups) > 1:
         most = f", most at {_place_with_window(result, worst) if len(groups) > 1 else _describe_row(result, worst)}"
     row = result.summary.iloc[worst]
-    effect = _interval(row["effect"], row["effect_sim_low"], row["effect_sim_high"])
+    effect = format_effect(row["effect"], row["effect_sim_low"], row["effect_sim_high"])
     against = ""
     if not result.study.donor.is_constant:
-        against = f", against a total effect of {_interval(result.total.mean, np.nan, np.nan)}"
+        against = f", against a total effect of {format_effect(result.total.mean, np.nan, np.nan)}"
     return f"{_donor_words(result, group)} {_verbs(result).away} at {where}{most}: {effect}{against}."
 
 
@@ -255,7 +263,7 @@ def _verbs(result: RunResult) -> Verbs:
 def _effect(result: RunResult, row: int, with_share: bool = True) -> str:
     """An effect with its simultaneous interval, and its share of the total effect."""
     values = result.summary.iloc[row]
-    words = _interval(values["effect"], values["effect_sim_low"], values["effect_sim_high"])
+    words = format_effect(values["effect"], values["effect_sim_low"], values["effect_sim_high"])
     if not with_share or np.isnan(values["recovered"]):
         return words
     share = format_interval(values["recovered"], values["recovered_low"], values["recovered_high"], ".0%")
@@ -268,7 +276,7 @@ def _effect(result: RunResult, row: int, with_share: bool = True) -> str:
 def _donor_words(result: RunResult, group: Places) -> str:
     """What is put where, in the plural."""
     study, row = result.study, result.summary.iloc[group.best]
-    what = SITE_WORDS[Site(row["site"])] + TOKEN_WORDS[_token_kind(row["tokens"])]
+    what = SITE_WORDS[Site(row["site"])] + TOKEN_WORDS[token_kind(row["tokens"])]
     if study.donor.is_constant:
         return f"{what} set to {'zero' if study.donor is Donor.ZERO else 'their mean'}"
     if study.donor is not Donor.PAIR:
@@ -276,18 +284,13 @@ def _donor_words(result: RunResult, group: Places) -> str:
     return f"{'clean' if study.direction is Direction.DENOISE else 'corrupted'} {what}"
 
 
-def _token_kind(tokens: str) -> str:
-    """The kind of a token group: ``each`` of ``each:0x3``."""
-    return tokens.partition(":")[0]
-
-
 def _noun_of(result: RunResult, group: Places) -> str:
     """What a place of a group is called."""
     rows = result.summary.iloc[list(group.rows)]
     if rows["layer"].is_unique:
         return "layer"
-    kinds = {"head": (rows["head"] != ALL_HEADS).any(), "token": (rows["tokens"].map(_token_kind) == "each").any()}
-    kinds["block"] = (rows["tokens"].map(_token_kind) == "grid").any()
+    kinds = {"head": (rows["head"] != ALL_HEADS).any(), "token": (rows["tokens"].map(token_kind) == "each").any()}
+    kinds["block"] = (rows["tokens"].map(token_kind) == "grid").any()
     names = [name for name, is_it in kinds.items() if is_it]
     return names[0] if len(names) == 1 else "place"
 
@@ -304,15 +307,7 @@ def _window_words(result: RunResult, row: int) -> str:
 
 
 def _describe_row(result: RunResult, row: int) -> str:
-    """A place in words: its layer, head and token."""
-    values = result.summary.iloc[row]
-    words = f"layer {values['layer']}"
-    if values["head"] != ALL_HEADS:
-        words = f"head {values['head']} of {words}"
-    if (position := token_position(values["tokens"])) is not None:
-        kind = "token" if _token_kind(values["tokens"]) == "each" else "block"
-        return f"{words}, {kind} in row {position[0]}, column {position[1]}"
-    return words + (f", {values['tokens'].partition(':')[2]}" if ":" in values["tokens"] else "")
+    return describe_place(result.summary.iloc[row])
 
 
 def _list_rows(result: RunResult, group: Places, rows: Sequence[int], with_window: bool = False) -> str:
@@ -395,4 +390,4 @@ def _control_clause(control: Control, is_less: bool) -> str:
     if not control.is_shown:
         does = "is not told apart from the image itself"
     difference = control.difference
-    return f"{other} {does}, {_interval(difference.mean, difference.low, difference.high)}"
+    return f"{other} {does}, {format_effect(difference.mean, difference.low, difference.high)}"

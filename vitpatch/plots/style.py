@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from vitpatch.formatting import format_count
-from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, Site, token_position
+from vitpatch.types import ALL_HEADS, PREFIX, SUFFIX, Direction, Donor, Estimate, Metric, Site, token_position
 
 # Okabe & Ito's colours, told apart by colour-blind people and by lightness
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"
@@ -120,6 +120,22 @@ def label_words(example: Mapping[str, Any]) -> str:
 def place_words(layer: int, series: str) -> str:
     """A layer, and its series where there are several."""
     return f"layer {layer}{f', {series}' if series else ''}"
+
+
+def token_kind(tokens: str) -> str:
+    """The kind of a token group: ``each`` of ``each:0x3``."""
+    return tokens.partition(":")[0]
+
+
+def describe_place(row: Mapping[str, Any]) -> str:
+    """A place of a summary in words: its layer, head and token."""
+    words, tokens = f"layer {row['layer']}", row["tokens"]
+    if row["head"] != ALL_HEADS:
+        words = f"head {row['head']} of {words}"
+    if (position := token_position(tokens)) is not None:
+        kind = "token" if token_kind(tokens) == "each" else "block"
+        return f"{words}, {kind} in row {position[0]}, column {position[1]}"
+    return words + (f", {tokens.partition(':')[2]}" if ":" in tokens else "")
 
 
 def doubt_words(total: Estimate, donor: Donor, direction: Direction) -> str:

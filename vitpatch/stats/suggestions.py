@@ -64,8 +64,8 @@ def suggest(result: RunResult, finding: Finding, possible: Possible) -> list[Sug
 
 
 def _for_a_larger_total(result: RunResult, remedies: Remedies, possible: Possible) -> Iterator[Suggestion]:
-    if remedies.metric is not None:
-        metric = remedies.metric[0]
+    metric = None if remedies.metric is None else remedies.metric[0]
+    if metric not in (None, Metric.KL):
         yield Suggestion(f"the same in {metric}, where the total effect is shown", {"metric": str(metric)})
     if possible.stronger:
         yield Suggestion("a stronger corruption", {"corruption": possible.stronger})
@@ -73,6 +73,8 @@ def _for_a_larger_total(result: RunResult, remedies: Remedies, possible: Possibl
         yield Suggestion("only images that the clean run gets right", {"include": "clean_correct"})
     if remedies.clusters is not None and possible.limit is not None:
         yield _more_images(result, remedies.clusters, possible.limit)
+    if metric is Metric.KL:
+        yield Suggestion("where the answer changes at all, for the better or the worse", {"metric": "kl"})
 
 
 def _instead_of_the_whole_stream(possible: Possible) -> Iterator[Suggestion]:
