@@ -1,5 +1,8 @@
 """``vitpatch.patch`` and ``vitpatch.summarize``: the numbers of patch.py, from two tensors."""
 
+import io
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -315,3 +318,20 @@ def test_the_default_window_fits_a_model_of_one_layer(tensors, tmp_path):
 def test_summarize_wants_the_table_of_patch(model, tensors):
     with pytest.raises(VitPatchError, match="lacks cluster"):
         vitpatch.summarize(vitpatch.patch(model, *tensors).drop(columns="cluster"))
+
+
+def test_a_bar_shows_how_many_images_are_done_where_somebody_watches(model, tensors, monkeypatch):
+    """In a terminal or a notebook, unless ``progress`` is false."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def shown(stream, **more):
+        monkeypatch.setattr("sys.stderr", stream)
+        vitpatch.patch(model, *tensors, layers=[0], **more)
+        return stream.getvalue()
+
+    assert "0/13 [" in shown(Terminal()) and not shown(Terminal(), progress=False) and not shown(io.StringIO())
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert "patching:" in shown(io.StringIO())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from vitpatch.checks import Index, Seed, check, one_of, parse_window, whole_numbers
 from vitpatch.corruptions.base import as_corruption
@@ -153,6 +155,7 @@ def patch(
     clusters: Sequence[int] | None = None,
     seed: int = 0,
     memory_gb: float | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Patches an image classifier; a row an image and patch.
 
@@ -173,6 +176,7 @@ def patch(
     - ``ids`` (images,), default the row, and ``seed``: what is drawn by image is a function of both. Images of one of
       ``clusters`` (images,), default ``ids``, are not independent.
     - ``memory_gb``: bound on what states take (default: what is free, less a fifth).
+    - ``progress``: whether a bar shows how many images are done, in a notebook or terminal.
 
     The model is left as it was, on its device, in its mode.
 
@@ -202,13 +206,20 @@ def patch(
         masks = vit.crop_to_patches(masks)
         group_masks = token_masks(plan.token_groups, plan.sizes, what.grid, masks, ids.tolist(), seed)
         images = {BaseRun.CLEAN: clean, BaseRun.CORRUPT: corrupt}
-        parts = [
-            to_columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival)
-            for rows, outputs in _execute_in_parts(plan, vit, images, group_masks, memory_gb)
-        ]
+        parts = []
+        with _bar(len(labels), progress) as bar:
+            for rows, outputs in _execute_in_parts(plan, vit, images, group_masks, memory_gb):
+                parts.append(to_columns(outputs, plan, labels[rows], ids[rows], group_masks[:, rows], metric, rival))
+                bar.update(len(labels[rows]))
     for note in vit.notes:
         log.warning("%s", note)
     return _table(parts, plan, metric, clusters)
+
+
+def _bar(images: int, is_wanted: bool) -> tqdm:
+    """A bar of images, gone when they are done; where nobody watches, neither a notebook nor a terminal, none."""
+    is_watched = "ipykernel" in sys.modules or sys.stderr.isatty()
+    return tqdm(total=images, desc="patching", unit=" images", leave=False, disable=not (is_wanted and is_watched))
 
 
 @contextmanager

@@ -198,10 +198,11 @@ def test_a_model_that_can_only_be_run_whole_says_so(patched, made, caplog):
 
 
 def test_the_readmes_python_runs(monkeypatch, capsys):
-    text = (ROOT / "README.md").read_text().partition("## From Python\n\n")[2].partition("\n\n`patch` takes")[0]
+    text = (ROOT / "README.md").read_text().partition("## From Python\n\n")[2].partition("\n\n`corrupt` takes")[0]
     code = "\n".join(line[4:] for line in text.splitlines())
     assert code.count("\n") <= 11
     monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "recovered" in printed and len(printed.splitlines()) == 13
+    assert printed.startswith("attn_out · window 3 · clean into corrupted\n  Under the corruption ")
+    assert "recovered" in printed and len(printed.partition("\n\n")[2].splitlines()) == 13
