@@ -27,6 +27,8 @@ OWN_CORRUPTIONS = (
 )
 """The classes of ``vitpatch.corruptions``, named here so that a title needs no torch."""
 
+UNSAID = {"amount": 1, "clip": True}
+"""Parameters of a corruption that are said only where they have another value."""
 SAVED_MODEL = "model"
 """The folder of a training's run that its model is saved in."""
 SPLITS = ("train", "training", "val", "valid", "validation", "test")
@@ -229,9 +231,12 @@ def _step_words(step: Mapping[str, Any]) -> str:
 
 
 def strength_words(corruption: Mapping[str, Any]) -> str:
-    """The corruption's parameters, ``key=value``; an ``amount`` of 1 is unsaid."""
-    unsaid = {*HYDRA_KEYS, *(["amount"] if corruption.get("amount") == 1 else [])}
-    unsaid |= {"steps"} if class_name(corruption["_target_"]) == "Chain" else set()
+    """The corruption's parameters, ``key=value``, without those of ``UNSAID`` values."""
+    target = str(corruption["_target_"])
+    unsaid = {*HYDRA_KEYS, *(key for key, value in UNSAID.items() if corruption.get(key) == value)}
+    if not target.startswith("vitpatch."):  # whose default may be another
+        unsaid -= {"clip"}
+    unsaid |= {"steps"} if class_name(target) == "Chain" else set()
     return ", ".join(f"{key}={_value_words(value)}" for key, value in corruption.items() if key not in unsaid)
 
 

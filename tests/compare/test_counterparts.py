@@ -80,9 +80,9 @@ def test_runs_given_themselves_are_two_groups(save, between):
     result = between("x/one", "x/two")
     row = result.comparison.matched.iloc[0]
     assert (row["a"], row["b"], row["quantity"]) == ("one", "two", "recovered")
-    assert row["differing"] == "corruption: gray / noise (std=0.2, clip=True); window: 1 / 3"
+    assert row["differing"] == "corruption: gray / noise (std=0.2); window: 1 / 3"
     said = "\n".join(summary_lines(result))
-    assert "one - two (corruption: gray / noise (std=0.2, clip=True); window: 1 / 3):\n  recovered differs most" in said
+    assert "one - two (corruption: gray / noise (std=0.2); window: 1 / 3):\n  recovered differs most" in said
 
 
 def test_where_nothing_is_recovered_a_cell_says_why(save, between):

@@ -91,7 +91,7 @@ def test_an_option_that_nobody_has_is_named_where_it_was_asked_for():
         (["corruption=gray", "corruption.amount=0.5"], "gray (amount=0.5)"),
         (["corruption=none"], "no corruption"),
         (["corruption=patch_shuffle"], "patch shuffle (grid=4)"),
-        (["corruption=chain", "corruption.steps=[gray,noise_low]"], "gray then noise (std=0.1, clip=True)"),
+        (["corruption=chain", "corruption.steps=[gray,noise_low]"], "gray then noise (std=0.1)"),
         (["corruption=chain", "corruption.amount=0.5"], "gray then blur (sigma=3) (amount=0.5)"),
     ],
 )

@@ -83,8 +83,20 @@ def test_ones_own_images_are_drawn_as_squares(tmp_path):
     assert figure.get_suptitle().endswith(f"on photos of {gallery.SIDE} × {gallery.SIDE} pixels")
     assert figure.axes[3].get_title().startswith("sigma ") and figure.axes[2].get_title().startswith("blur: sigma ")
     assert "needs object masks" in figure.axes[7 + 2].texts[0].get_text().replace("\n", " ")
-    with pytest.raises(SystemExit, match=r"^error: .*nowhere: no such folder"):
+    with pytest.raises(SystemExit, match=r"^error: --data-path .*nowhere: no such folder"):
         gallery.main([str(tmp_path / "sheet.png"), "--data-path", str(tmp_path / "nowhere")])
+
+
+def test_loose_images_are_drawn_and_those_that_cannot_be_read_are_left_out(tmp_path, capsys):
+    for i, picture in enumerate(pictures(3, size=24)):
+        picture.save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    batch = gallery.own_images(str(tmp_path), seed=0)
+    assert batch.ids.tolist() == [0, 2] and not batch.partners
+    for i in (0, 2):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"^error: --data-path .*: none of its first 3 images can be read$"):
+        gallery.main([str(tmp_path / "sheet.png"), "--data-path", str(tmp_path)])
 
 
 def test_help_is_short_and_says_what_is_drawn(capsys):

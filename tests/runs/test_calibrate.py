@@ -184,7 +184,7 @@ def test_a_run_has_the_strength_that_does_the_wanted_damage(patched, on_splits, 
     for point in said["curve"][:: len(said["curve"]) - 1]:
         drops = by_hand(made, 7, 24, lambda batch, at=point["strength"]: Noise(at)(batch, 0))
         assert point["drop"] == pytest.approx(drops.mean(), abs=1e-6)
-    assert f"noise (std={std:.4g}, clip=True) calibrated to prob_drop:0.2 · attn_out" in caplog.text  # the run's title
+    assert f"noise (std={std:.4g}) calibrated to prob_drop:0.2 · attn_out" in caplog.text  # the run's title
     examples = pd.read_parquet(folder / "examples.parquet")
     drops = by_hand(made, 0, 13, lambda batch: Noise(std)(batch, 0))  # the run itself is of this strength
     assert (examples.prob_clean - examples.prob_corrupt).to_numpy() == pytest.approx(drops, abs=1e-6)

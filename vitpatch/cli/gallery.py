@@ -99,25 +99,43 @@ def scenes(seed: int) -> ImageBatch:
     """Emoji scenes, with masks and partners of all kinds that need no column."""
     columns = {f"{name}_column": name for name in ("image", "label", "mask")}
     source = TexturedScenes(path=asset("emoji"), split="test", cluster_column="base", limit=CANDIDATES, **columns)
-    return _batch_of(source.open(), SCENES, seed, _to_tensor)
+    images = source.open()
+    return _batch_of(images, SCENES, seed, _to_tensor, mean_luminance(images, _to_tensor))
 
 
 def own_images(path: str, seed: int, mask_column: str | None = None) -> ImageBatch:
-    """Three images of a folder or parquet file, each cut to a square of ``SIDE`` pixels.
+    """Three images of a folder or parquet file, each cut to a square of ``SIDE`` pixels; of those that can be read.
 
-    Raises ``VitPatchError`` where they cannot be read.
+    Raises ``VitPatchError`` where none can.
     """
+    images = _open(path, mask_column)
+    light = mean_luminance(images, _to_square)
+    readable = images.ids[np.isfinite(light)]
+    if not len(readable):
+        raise VitPatchError(f"--data-path {path}: none of its first {len(images)} images can be read")
+    chosen = np.unique(np.linspace(0, len(readable) - 1, len(SCENES)).round().astype(int))
+    return _batch_of(images, readable[chosen].tolist(), seed, _to_square, light)
+
+
+def _open(path: str, mask_column: str | None) -> LabelledImages:
+    """The first images; without labels where these are not found, as of loose images."""
     kind = ParquetImages if Path(path).suffix == ".parquet" else FolderImages
-    images = kind(path=path, limit=CANDIDATES, mask_column=mask_column).open(keys="--data-path: data.")
-    chosen = np.unique(np.linspace(0, len(images) - 1, len(SCENES)).round().astype(int))
-    return _batch_of(images, images.ids[chosen].tolist(), seed, _to_square)
+    for labels in ({}, {"label_column": None}):
+        try:
+            return kind(path=path, limit=CANDIDATES, mask_column=mask_column, **labels).open()
+        except VitPatchError as error:
+            reason = str(error)
+    raise VitPatchError(reason.replace("data.path", "--data-path").replace("data.mask_column", "--mask-column"))
 
 
 def _batch_of(
-    images: LabelledImages, ids: Sequence[int], seed: int, to_input: Callable[[Image.Image], Tensor]
+    images: LabelledImages,
+    ids: Sequence[int],
+    seed: int,
+    to_input: Callable[[Image.Image], Tensor],
+    light: NDArray[np.float64],
 ) -> ImageBatch:
-    """Images by their ids, with the partners that labels give."""
-    light = mean_luminance(images, to_input)
+    """Images by their ids, with the partners that labels give; ``light`` is each image's luminance, (images,)."""
     kinds = [kind for kind in Partner if kind is not Partner.PAIR and images.has_labels]
     positions = {kind: choose_partners(kind, images.labels, images.clusters, seed, light) for kind in kinds}
     return ImageDataModule(DecodedImages(images, to_input, partners=positions), len(ids)).batch_of(ids)

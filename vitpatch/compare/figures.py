@@ -121,7 +121,8 @@ def _profile_figures(comparison: Comparison) -> Iterator[Figure]:
     overview, grids = comparison.overview.set_index("run", drop=False), layout.make_grids(comparison)
     for number, grid in enumerate(grids, start=1):
         end, columns = f"_{number}" if len(grids) > 1 else "", len(grid.windows)
-        scale, title = layout.effect_range(comparison, grid.metric), layout.effect_title(grid.metric)
+        scale = layout.effect_range(comparison, grid.metric, grid.transfer)
+        title = layout.effect_title(grid.metric)
         sample = layout.describe_sample(overview.loc[list(pd.concat(grid.panels.values())["run"].unique())])
         places = [(corruption, window) for corruption in grid.corruptions for window in grid.windows]
         charts = [

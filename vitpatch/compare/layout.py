@@ -42,6 +42,7 @@ class Grid:
 
     title: str
     metric: str
+    transfer: str
     corruptions: tuple[str, ...]
     windows: tuple[str, ...]
     panels: Mapping[tuple[str, str], pd.DataFrame]
@@ -66,8 +67,9 @@ def _make_grid(title: str, runs: pd.DataFrame, profiles: pd.DataFrame) -> Grid:
     places = [rows["run"].map(corruptions), rows["window"].map(format_window)]
     panels = {place: _name_lines(panel) for place, panel in rows.groupby(places, sort=False)}
     windows = sorted(set(rows["window"]), key=lambda window: (window < 0, window))
-    metric, names = str(runs["metric"].iloc[0]), tuple(dict.fromkeys(corruptions.values()))
-    return Grid(title, metric, names, tuple(map(format_window, windows)), panels)
+    metric, transfer = (str(runs[name].iloc[0]) for name in ("metric", "transfer"))
+    names = tuple(dict.fromkeys(corruptions.values()))
+    return Grid(title, metric, transfer, names, tuple(map(format_window, windows)), panels)
 
 
 def _name_lines(panel: pd.DataFrame) -> pd.DataFrame:
@@ -151,9 +153,11 @@ def peak_series(rows: pd.DataFrame, column: str, overview_row: Mapping[str, obje
     return rows[rows[column] == (rows[is_peak] if is_peak.any() else rows)[column].iloc[0]]
 
 
-def effect_range(comparison: Comparison, metric: str) -> tuple[float, float]:
-    """The one scale of all panels of a metric: 0, effects with their intervals, and total effects."""
-    runs = comparison.overview[comparison.overview["metric"] == metric]
+def effect_range(comparison: Comparison, metric: str, transfer: str) -> tuple[float, float]:
+    """The one scale of all panels of a metric and of what is put into what, since effects of the reverse have the other
+    sign: 0, effects with their intervals, and total effects."""
+    overview = comparison.overview
+    runs = overview[(overview["metric"] == metric) & (overview["transfer"] == transfer)]
     rows = comparison.profiles[comparison.profiles["run"].isin(runs["run"])]
     effects = rows[["effect", "effect_low", "effect_high"]].to_numpy(float)
     ends = np.array([0.0, *effects.flat, *runs["total_effect"].astype(float)])
