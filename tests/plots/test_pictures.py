@@ -437,6 +437,7 @@ def test_series_without_a_direct_effect_are_left_out():
     rows.loc[rows["series"] == "patches", "direct_log_odds"] = 0
     assert set(handover.direct_rows(rows)["series"]) == {"cls"}
     assert not len(handover.direct_rows(rows.assign(direct_log_odds=0.0)))
+    assert not len(handover.direct_rows(rows.assign(direct_log_odds=[0.001] * 5 + [-0.005])))  # next to none
     assert not len(handover.direct_rows(rows.assign(direct_log_odds=[np.nan, *[0.2] * 5])))
 
 
@@ -445,6 +446,13 @@ def test_small_effects_have_digits_enough_to_be_told_apart():
     for effects, words in (([0.034, -0.0123], [".034", "-.012"]), ([0.234, -0.004], [".23", "0"])):
         axes = heatmaps.head_heatmap(rows.assign(effect=effects), CAPTION).axes[0]
         assert [text.get_text() for text in axes.texts] == words
+
+
+def test_a_title_is_broken_between_its_parts():
+    figure = layout.make_figure(5, 3)  # 65 letters
+    layout.set_headline(figure, "a model on some images · gray (amount=0.5) · window 1 · clean into corrupted\nn = 9")
+    first, rest = "a model on some images · gray (amount=0.5) · window 1", "clean into corrupted\nn = 9"
+    assert figure.get_suptitle() == f"{first}\n{rest}"
 
 
 @pytest.mark.parametrize("heads", [3, 12])

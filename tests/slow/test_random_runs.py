@@ -145,6 +145,7 @@ def pictures_of(summary: pd.DataFrame, examples: pd.DataFrame, manifest: dict) -
     is_handover = summary["site"].iloc[0].startswith("resid") and {"cls", "patches"} <= groups
     several_classes = examples.loc[examples["included"], "label"].nunique() > 1
     shares = summary.get("peak_share", pd.Series(dtype=float))
+    least_direct = max(1e-6, 0.02 * summary["log_odds_effect"].abs().max())
     found = {
         "heatmap": several_classes,
         "classes": several_classes,
@@ -152,7 +153,7 @@ def pictures_of(summary: pd.DataFrame, examples: pd.DataFrame, manifest: dict) -
         "heads": heads not in (None, "joint") and len(groups) <= 4,
         "windows": several_windows and summary["head"].nunique() == 1 and len(groups) <= 4,
         "maps": any(re.search(r":\d+x\d+$", group) for group in groups),
-        "direct": summary["direct_log_odds"].notna().all() and (summary["direct_log_odds"].abs() > 1e-6).any(),
+        "direct": summary["direct_log_odds"].notna().all() and (summary["direct_log_odds"].abs() > least_direct).any(),
         "handover": is_handover and not several_windows and summary["recovered"].notna().all(),
     }
     yield from (name for name, is_there in found.items() if is_there)

@@ -14,6 +14,7 @@ from vitpatch.stats.finding import Takeover, read_takeover
 from vitpatch.stats.inference import INERT
 
 DIRECT, WHOLE = "direct_log_odds", "log_odds_effect"
+LEAST_DIRECT = 0.02  # of the largest whole effect: a series whose direct effects are all smaller has none to show
 
 
 def draw_handover(axes: Axes, summary: pd.DataFrame, takeover: Takeover | None = None) -> None:
@@ -56,9 +57,9 @@ def handover(summary: pd.DataFrame, caption: Caption, takeover: Takeover | None 
 def direct_rows(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows of the series that have a direct effect; none where it is not known.
 
-    A series has none by construction, say, of image patches where the classifier reads CLS alone.
+    A series has none by construction, say, of image patches where the classifier reads CLS alone, or next to none.
     """
-    is_direct = summary[DIRECT].abs() > INERT
+    is_direct = summary[DIRECT].abs() > max(INERT, LEAST_DIRECT * summary[WHOLE].abs().max())
     return (
         summary[is_direct.groupby(summary["series"]).transform("any")] if summary[DIRECT].notna().all() else summary[:0]
     )

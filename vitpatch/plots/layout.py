@@ -36,6 +36,7 @@ PAD = 0.08  # inches round the figure, and between its title, axes and legend
 LARGEST_MARGINS = 0.8  # of the width, or of the height
 LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
 CHARACTERS_AN_INCH = 13.0  # of a title
+BETWEEN_PARTS = " · "  # of a title
 LEGEND_ROW = 0.21  # inches
 LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
 COMPRESSION = 3  # of a PNG, which takes half as long as zlib's own 6 and is 6 % larger
@@ -170,10 +171,17 @@ def figure_width(layers: int) -> float:
 
 
 def set_headline(figure: Figure, *lines: str) -> None:
-    """Sets the figure's title, each line broken at the figure's width."""
+    """Sets the figure's title, each line broken at the figure's width, where it can be between parts (`` · ``)."""
     width = room_for(figure.get_figwidth(), CHARACTERS_AN_INCH)
-    parts = [part for line in lines for piece in line.split("\n") for part in textwrap.wrap(piece, width)]
-    figure.suptitle("\n".join(parts), fontsize=10, va="top")
+    title: list[str] = []
+    for line in "\n".join(lines).split("\n"):
+        first = len(title)
+        for part in line.split(BETWEEN_PARTS):
+            if len(title) > first and len(title[-1] + BETWEEN_PARTS + part) <= width:
+                title[-1] += BETWEEN_PARTS + part
+            else:
+                title += textwrap.wrap(part, width)
+    figure.suptitle("\n".join(title), fontsize=10, va="top")
 
 
 def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:
