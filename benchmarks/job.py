@@ -47,7 +47,7 @@ PARTS = {
     "example images": [(run, "choose_examples"), (run, "write_pages")],
     "figures: statistics of windows, words": [(run, "draw")],
     "figures: layer_profile": [(run_figures, "layer_profile")],
-    "figures: heatmap and classes": [(run_figures, "class_figures")],
+    "figures: heatmap": [(run_figures, "_class_figures")],
     "figures: by target": [(run_figures, "_target_figures")],
     "figures: peak": [(run_figures, "peak_stability")],
     "figures: examples": [(run_figures, "image_page")],

@@ -361,7 +361,7 @@ def test_help_and_the_import_take_nothing_heavy():
 @pytest.fixture
 def one_figure(monkeypatch):
     """Of a run's pictures the layer profile only: ``test_finished_runs`` and ``test_pictures`` draw them all."""
-    monkeypatch.setattr(run_figures, "class_figures", lambda *everything: {})
+    monkeypatch.setattr(run_figures, "_class_figures", lambda *everything: {})
     monkeypatch.setattr(run_figures, "_target_figures", lambda *everything: {})
     monkeypatch.setattr(FinishedRun, "pages", [])
 

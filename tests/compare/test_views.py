@@ -32,7 +32,7 @@ def call(capsys):
 def test_one_run_is_read_into_a_folder_of_its_own(patched, call, monkeypatch, caplog):
     """Of its figures only the profile is written: the others take longest."""
     folder = patched("window=1", "data.limit=6")
-    monkeypatch.setattr(run_figures, "class_figures", lambda *everything: {})
+    monkeypatch.setattr(run_figures, "_class_figures", lambda *everything: {})
     monkeypatch.setattr(reading, "draw", lambda *run: {"layer_profile": run_figures.draw(*run)["layer_profile"]})
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     options = "--metric log_odds --include clean_correct --format svg,pdf --width 3.3".split()

@@ -125,7 +125,7 @@ def test_a_layer_by_itself_is_in_the_middle():
 def test_what_rounding_leaves_has_no_colour():
     effects = pd.DataFrame({"effect": [1e-8], "effect_low": np.nan, "effect_high": np.nan})
     tiny = [classes.ClassEffects("cat", 9, 9, effects, 0.0)]
-    (image,) = classes.class_heatmap(tiny, [0], "layer", CAPTION).axes[0].images
+    (image,) = classes.class_heatmap(tiny, a_summary(1), CAPTION).axes[0].images
     assert image.get_clim() == (-style.LEAST_LIMIT, style.LEAST_LIMIT)
 
 
@@ -187,45 +187,29 @@ def some_classes(number, layers):
         yield classes.ClassEffects(f"class {i}", 10 + i, 7 if known else 4, effects, 0.4)
 
 
-def in_panel(axes, label, panel, width):
-    """The y of a line in a panel of a strip, without its ends."""
-    line = line_of(axes, label).get_xydata()
-    line = line[np.isfinite(line).all(1)]
-    strip = layout.Strip(9, 0, width)
-    start = strip.starts[panel]
-    return line[(line[:, 0] > start) & (line[:, 0] < start + width), 1]
-
-
-def test_each_class_has_a_panel_with_its_numbers():
-    drawn = list(some_classes(3, 4))
-    (axes,) = classes.class_profiles(drawn, range(4), [0.2] * 4, "layer", CAPTION).axes
-    titles = [text for text in axes.texts if "\n" in text.get_text()]
-    assert [title.get_text() for title in titles] == [
-        "class 0\n10 images in 7 clusters", "class 1\n11 images in 4 clusters", "class 2\n12 images in 7 clusters",
-    ]  # fmt: skip
-    small = "class of fewer than 5 clusters"
-    for panel, (one, title) in enumerate(zip(drawn, titles, strict=True)):
-        assert np.allclose(in_panel(axes, small if panel == 1 else "class", panel, 4), one.effects["effect"])
-        assert np.allclose(in_panel(axes, "all images", panel, 4), 0.2)
-        assert title.get_color() == (style.GREY if panel == 1 else "black")
-    assert line_of(axes, small).get_alpha() < 1 and line_of(axes, "class").get_alpha() is None
-    known = pd.concat([drawn[0].effects, drawn[2].effects])
-    assert whiskers_of(axes, known, "effect")  # few clusters have no interval
-    assert not whiskers_of(axes, drawn[1].effects, "effect")
-    (totals,) = [lines for lines in axes.collections if lines.get_label() == "total effect of the class"]
-    assert [line[:, 1].tolist() for line in totals.get_segments()] == [[0.4, 0.4]] * 3
-
-
 def test_of_many_classes_those_with_most_images_are_drawn():
-    figure = classes.class_profiles(list(some_classes(100, 40)), range(40), [0.2] * 40, "layer", CAPTION)
-    words = [text.get_text() for axes in figure.axes for text in axes.texts]
-    shown = [word.split("\n")[0] for word in words if "\n" in word]
-    assert shown == [f"class {i}" for i in range(60, 100)] and "the 40 of 100 classes" in figure.get_suptitle()
-    assert len({axes.get_ylim() for axes in figure.axes}) == len({axes.get_xlim() for axes in figure.axes}) == 1
+    figure = classes.class_heatmap(list(some_classes(100, 4)), a_summary(4), CAPTION)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [f"class {i} (n = {10 + i}, total +0.40)" for i in range(60, 100)]
+    assert "the 40 of 100 classes" in figure.get_suptitle()
+
+
+def test_a_number_says_that_its_interval_leaves_zero_out():
+    effects = pd.DataFrame(
+        {"effect": [0.2, 0.1, -0.2], "effect_low": [0.1, -0.1, -0.3], "effect_high": [0.3, 0.3, -0.1]}
+    )
+    for table, shown in (
+        (effects, [".20", "-.20"]),
+        (effects[["effect"]].reindex(columns=list(effects)), [".20", ".10", "-.20"]),
+    ):
+        figure = classes.class_heatmap([classes.ClassEffects("cat", 9, 9, table, np.nan)], a_summary(3), CAPTION)
+        axes = figure.axes[0]
+        assert [text.get_text() for text in axes.texts] == shown
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["cat (n = 9)"]
 
 
 def test_classes_of_few_images_are_told_apart_in_the_heatmap():
-    figure = classes.class_heatmap(list(some_classes(3, 4)), range(4), "layer", CAPTION)
+    figure = classes.class_heatmap(list(some_classes(3, 4)), a_summary(4), CAPTION)
     axes = figure.axes[0]
     assert [label.get_color() for label in axes.get_yticklabels()] == ["black", style.GREY, "black"]
     (pale,) = axes.patches
@@ -353,16 +337,11 @@ def test_figures_have_the_numbers_of_the_run(patched):
     for axes, group in zip(drawn["peak"].axes, result.peaks, strict=True):
         assert np.array_equal([p.get_height() for p in axes.patches if p.get_width() < 1], group.stability)
     examples, rows = result.examples, np.flatnonzero(result.summary["window"] == result.peak["window"])
-    (axes,), depth = drawn["classes"].axes, result.summary["layer"].nunique()
-    names = [text.get_text().split("\n")[0] for text in axes.texts if "\n" in text.get_text()]
-    assert names == examples.sort_values("label")["label_name"].drop_duplicates().tolist()
-    (totals,) = [lines for lines in axes.collections if lines.get_label() == "total effect of the class"]
-    for panel, name in enumerate(names):
-        of_class = (examples["label_name"] == name).to_numpy()
-        label = "class" if of_class.sum() >= style.FEW_CLUSTERS else "class of fewer than 5 clusters"
-        means = result.effects[of_class][:, rows].mean(0)
-        assert np.allclose(in_panel(axes, label, panel, depth), means, atol=1e-7)
-        assert np.allclose(totals.get_segments()[panel][:, 1], examples["total_effect"][of_class].mean())
+    heatmap, by_label = drawn["heatmap"].axes[0], examples.sort_values("label").groupby("label_name", sort=False)
+    means = [result.effects[of_class.index][:, rows].mean(0) for _, of_class in by_label]
+    assert np.allclose(heatmap.images[0].get_array(), means, atol=1e-7)
+    names = [f"{name} (n = {len(rows)}, total {rows['total_effect'].mean():+.2f})" for name, rows in by_label]
+    assert [label.get_text() for label in heatmap.get_yticklabels()] == names
     assert "strength" not in drawn
     check_each_image_has_its_effect_at_the_peak(result, shown, drawn["examples"])
 
@@ -468,7 +447,7 @@ def test_the_colour_bar_of_two_layers_of_heads_is_whole(heads):
 def test_what_says_nothing_is_not_drawn(patched):
     run = load_run(patched("window=1"))
     result, pages, manifest = run.result, run.pages, run.manifest
-    assert {"heatmap", "classes", "peak"} <= set(draw(result, pages, manifest))
+    assert {"heatmap", "peak"} <= set(draw(result, pages, manifest))
     sure = [replace(group, stability=np.eye(len(group.rows))[0]) for group in result.peaks]
     one_class = replace(result, examples=result.examples.assign(label=0), peaks=sure)
-    assert not {"heatmap", "classes", "peak"} & set(draw(one_class, pages, manifest))
+    assert not {"heatmap", "peak"} & set(draw(one_class, pages, manifest))

@@ -58,7 +58,7 @@ def test_pictures_are_pictures(patched, tmp_path, caplog):
     for part in (str(folder), "total effect", "on log_odds, n = 13 images", "finding", "layer_profile.png"):
         assert part in caplog.text
     found = sorted(path.name for path in (folder / "figures").iterdir())
-    names = ["classes", "direct", "examples", "heatmap", "layer_profile", "peak", "windows"]
+    names = ["direct", "examples", "heatmap", "layer_profile", "peak", "windows"]
     assert found == [f"{name}.png" for name in names]
     for name in found:
         pixels = np.asarray(Image.open(folder / "figures" / name).convert("RGB"))

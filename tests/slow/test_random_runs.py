@@ -148,7 +148,6 @@ def pictures_of(summary: pd.DataFrame, examples: pd.DataFrame, manifest: dict) -
     least_direct = max(1e-6, 0.02 * summary["log_odds_effect"].abs().max())
     found = {
         "heatmap": several_classes,
-        "classes": several_classes,
         "peak": manifest["peak_layer"] is not None and ((shares > 0) & (shares < 1)).any() and not is_handover,
         "heads": heads not in (None, "joint") and len(groups) <= 4,
         "windows": several_windows and summary["head"].nunique() == 1 and len(groups) <= 4,

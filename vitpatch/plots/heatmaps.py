@@ -16,6 +16,7 @@ from vitpatch.plots import layout, style
 from vitpatch.plots.style import Caption
 
 COLOURS = "RdBu_r"
+NUMBERS = "numbers: 95 % interval without 0"
 
 
 def draw_heads(axes: Axes, rows: pd.DataFrame, limit: float = 0) -> AxesImage:
@@ -45,7 +46,7 @@ def head_heatmap(summary: pd.DataFrame, caption: Caption) -> Figure:
         if axes is not panels[0]:
             axes.set_ylabel("")
     layout.add_colour_bar(image, panels[0], bar, f"mean {caption.effect}")
-    layout.set_headline(figure, caption.title, f"{caption.sample}; bold: 95 % interval without 0")
+    layout.set_headline(figure, caption.title, f"{caption.sample}; {NUMBERS}")
     return figure
 
 
@@ -57,7 +58,7 @@ def draw_numbers(
     limit: float = 0,
     pale: Sequence[int] = (),
 ) -> AxesImage:
-    """Effects as colours and numbers, bold where the 95 % interval leaves 0 out.
+    """Effects as colours, and as numbers where the 95 % interval leaves 0 out; all of them where there is no interval.
 
     ``rows`` has a table of cells a row, in order of ``columns``; those with the numbers ``pale`` are paler than the
     others. The colours end at ``limit`` or at the largest effect.
@@ -67,12 +68,11 @@ def draw_numbers(
     image = axes.imshow(means, cmap=COLOURS, norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
     axes.barh(pale, len(columns), 1, -0.5, color="white", alpha=0.55)
     rotation = 90 if layout.numbers_stand(len(columns)) else 0
-    for (row, column), value in np.ndenumerate(means):
-        without_zero = low[row, column] > 0 or high[row, column] < 0
-        emphasis = {"fontweight": "bold"} if without_zero else {"alpha": 0.75}
+    place = {"ha": "center", "va": "center", "rotation": rotation, "in_layout": False}
+    for row, column in np.argwhere((low > 0) | (high < 0) | np.isnan(low).all()):
+        value = means[row, column]
         ink = "white" if abs(value) > 0.6 * limit and row not in pale else "black"
-        place = {"ha": "center", "va": "center", "rotation": rotation, "in_layout": False}
-        axes.text(column, row, _short(value, limit), fontsize=7, color=ink, **place, **emphasis)
+        axes.text(column, row, _short(value, limit), fontsize=7, color=ink, **place)
     axes.set_xticks(range(len(columns)), [str(column) for column in columns])
     axes.set_yticks(range(len(rows)), row_names)
     for row in pale:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from vitpatch.formatting import format_count
 from vitpatch.plots import style
-from vitpatch.plots.classes import class_figures
+from vitpatch.plots.classes import class_effects, class_heatmap
 from vitpatch.plots.examples import ExamplePage, image_page
 from vitpatch.plots.handover import direct_effects, direct_rows, handover
 from vitpatch.plots.heatmaps import head_heatmap
@@ -68,7 +68,7 @@ def _draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str
     summary = result.summary.assign(series=series_names(result.summary))
     drawn = {
         "layer_profile": layer_profile(summary, profile_references(result), caption),
-        **class_figures(result, summary, caption),
+        **_class_figures(result, summary, caption),
         **_target_figures(result, summary, caption),
     }
     few_groups = summary["tokens"].nunique() <= MOST_GROUPS
@@ -117,6 +117,13 @@ def profile_references(result: RunResult) -> References:
         unselected = f"all {format_count(result.unselected.images, 'image')}, not selected"
         unselected += "" if np.isnan(total) else f"; their total effect {total:+.3f}"
     return References(result.total, result.all_layers, own, controls, unselected)
+
+
+def _class_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
+    """The heatmap of class × layer; none of a single class, whose effects are those of all images."""
+    if result.examples["label"].nunique() < 2:
+        return {}
+    return {"heatmap": class_heatmap(*class_effects(result, summary), caption)}
 
 
 def _target_figures(result: RunResult, summary: pd.DataFrame, caption: Caption) -> dict[str, Figure]:
