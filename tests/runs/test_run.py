@@ -149,7 +149,7 @@ def test_a_run_without_a_readable_image_is_no_run(patched, half_broken, tmp_path
 def test_a_corruption_that_does_nothing_says_so(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("corruption=none")
-    assert "is not shown to move the model" in caplog.text and "Nothing is said of places" in caplog.text
+    assert "Nothing changes the probability of the true class: the total effect is 0 (13 images). N" in caplog.text
     manifest = manifest_of(folder)
     assert manifest["total_effect"]["mean"] == 0 and manifest["peak_layer"] is None
     assert any("recovered is empty" in note and note.endswith("the total effect is 0") for note in manifest["notes"])
@@ -159,7 +159,7 @@ def test_a_corruption_that_does_nothing_says_so(patched, caplog):
 def test_one_image_has_effects_and_no_interval(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("data.limit=1")
-    assert "one cluster: no interval" in caplog.text and "is not shown to move" not in caplog.text
+    assert "one cluster: no interval" in caplog.text and "is not shown to change" not in caplog.text
     assert manifest_of(folder)["total_effect"]["low"] is None
     assert any("without intervals" in sentence for sentence in manifest_of(folder)["finding"])
 

@@ -89,6 +89,8 @@ def _total_words(result: RunResult, corruption: str) -> str:
 def _doubt_words(result: RunResult, corruption: str) -> str:
     """The same of a total effect that is not shown."""
     study, total = result.study, result.total
+    if study.donor is Donor.PAIR and total.mean == total.low == total.high == 0:
+        return f"nothing changes the {METRIC_NAMES[study.metric]}: the total effect is 0"
     if study.donor is Donor.PAIR and total.holds_zero:
         metric = METRIC_NAMES[study.metric]
         return f"{corruption} is not shown to change the {metric}, which {_change_words(result)}"
