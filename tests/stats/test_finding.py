@@ -1,6 +1,7 @@
 """What was planted is what a run's finding says, and of nothing it says nothing."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ from repeated import binomial_band
 
 import vitpatch
 from vitpatch.formatting import format_layers
-from vitpatch.plots.finding import finding_sentences
-from vitpatch.stats.finding import find, shown_signs
+from vitpatch.plots.finding import _control_clause, finding_sentences
+from vitpatch.plots.style import describe_place
+from vitpatch.stats.finding import Control, find, shown_signs
 from vitpatch.stats.inference import Resamples, sign_flip_p
-from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Include, Inclusion, Metric
+from vitpatch.types import PREFIX, SUFFIX, Direction, Donor, Estimate, Include, Inclusion, Metric
 
 IMAGES, LAYERS = 80, 8
 
@@ -150,6 +152,30 @@ def test_a_control_that_no_image_has_is_not_said(planted_at, total):
     controls = {Donor.SAME_CLASS: np.full_like(effects, np.nan), Donor.OTHER_CLASS: 0 * effects}
     carried = said(result_of(effects, total, controls=controls))[-1]
     assert "of its class" not in carried and "an image of another class does less" in carried
+
+
+def test_a_control_whose_interval_leaves_0_out_and_whose_p_is_large_has_its_p():
+    """Of three clusters no difference has a p below 1 / 4."""
+    control = Control(Donor.SAME_CLASS, Estimate(0.3, 0.1, 0.1, 0.5), 0.25)
+    assert not control.is_shown and _control_clause(control, False).endswith(
+        "is not told apart from the image itself, +0.300 [+0.100, +0.500], but p = 0.25"
+    )
+    assert replace(control, p=0.04).is_shown
+
+
+@pytest.mark.parametrize(
+    ("tokens", "head", "words"),
+    [
+        ("all", -1, "layer 3"),
+        ("all", 2, "head 2 of layer 3"),
+        ("each:cls", -1, "layer 3 at CLS"),
+        ("each:0x4", -1, "layer 3, token in row 0, column 4"),
+        ("grid:1x2", -1, "layer 3, block in row 1, column 2"),
+        ("patches", -1, "layer 3"),
+    ],
+)
+def test_a_place_in_words(tokens, head, words):
+    assert describe_place({"layer": 3, "tokens": tokens, "head": head}) == words
 
 
 def test_controls_are_not_read_where_nothing_is_shown(planted_at, total):

@@ -392,4 +392,5 @@ def _control_clause(control: Control, is_less: bool) -> str:
     if not control.is_shown:
         does = "is not told apart from the image itself"
     difference = control.difference
-    return f"{other} {does}, {format_effect(difference.mean, difference.low, difference.high)}"
+    but = f", but p = {control.p:.2f}" * (difference.excludes_zero and not control.is_shown)
+    return f"{other} {does}, {format_effect(difference.mean, difference.low, difference.high)}{but}"

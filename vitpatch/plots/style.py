@@ -135,7 +135,8 @@ def describe_place(row: Mapping[str, Any]) -> str:
     if (position := token_position(tokens)) is not None:
         kind = "token" if token_kind(tokens) == "each" else "block"
         return f"{words}, {kind} in row {position[0]}, column {position[1]}"
-    return words + (f", {tokens.partition(':')[2]}" if ":" in tokens else "")
+    name = tokens.partition(":")[2]
+    return words + (f" at {'CLS' if name == 'cls' else name}" if name else "")
 
 
 def doubt_words(total: Estimate, donor: Donor, direction: Direction) -> str:

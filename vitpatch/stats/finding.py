@@ -61,11 +61,16 @@ class Places:
 
 @dataclass(frozen=True)
 class Control:
-    """What the image's own activations do beyond those of another image there, and whether that is shown."""
+    """What the image's own activations do beyond those of another image there, with its family-wise p."""
 
     donor: Donor
     difference: Estimate
-    is_shown: bool
+    p: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the two are shown to differ."""
+        return bool(self.difference.excludes_zero and self.p < 1 - LEVEL)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def find_controls(result: RunResult, at: int) -> Iterator[Control]:
         name = OWN_MINUS[donor]
         if name in row and not np.isnan(row[name]):
             difference = Estimate(row[name], np.nan, row[f"{name}_low"], row[f"{name}_high"])
-            yield Control(donor, difference, bool(difference.excludes_zero and row[f"p_{name}"] < 1 - LEVEL))
+            yield Control(donor, difference, row[f"p_{name}"])
 
 
 def find_takeover(result: RunResult) -> Takeover | None:
