@@ -301,6 +301,15 @@ def test_maps_of_few_layers_have_room_for_their_words(layers, metric):
     assert not cut_off(figure)
 
 
+def test_maps_for_print_stand_apart():
+    rows = pd.DataFrame({"layer": range(3), "tokens": "grid:0x0"}).assign(window=1, head=-1, effect=0.1)
+    rows = rows.assign(effect_low=-0.1, effect_high=0.2)
+    with layout.FigureOptions(width=3.3).drawing():
+        figure = maps.effect_maps(rows, maps.rows_over_image(rows), CAPTION)
+    lefts = [image.get_extent()[0] for image in figure.axes[0].images]
+    assert lefts[0] == lefts[2] < lefts[1]
+
+
 RUNS = {
     "controls": ("window=1",),
     "synergy": ("window=[1,3]", "synergy=true"),

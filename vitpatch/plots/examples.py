@@ -219,7 +219,7 @@ def draw_map_rows(axes: Axes, traces: Sequence[Trace], layers: Sequence[int]) ->
         limit = colour_limit(trace.maps)
         tiles.append([clean, corrupt, *(lay_over(clean, trace.maps[i], limit) for i in kept)])
     tall, gap = clean.shape[0] / clean.shape[1], 0.08
-    down, across = tall + 0.5, 1 + gap
+    down, across = tall + (0.75 if layout.is_for_print() else 0.5), 1 + gap
     shape = (len(kept) + 1) * across + 1, (len(traces) - 1) * down + tall
     axes.imshow(mosaic(tiles, (down / tall - 1, gap)), extent=(0, shape[0], shape[1], 0))
     small = {"fontsize": 7, "va": "top"}

@@ -7,6 +7,7 @@ a ``Strip`` of curves or a mosaic of pictures.
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -138,15 +139,18 @@ def numbers_stand(columns: int) -> bool:
 
 def shrink_for_print(figure: Figure) -> None:
     """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for; breaks labels at y."""
-    labels = set()
     room = room_for(figure.get_figheight() - 1.6, LABEL_CHARACTERS_AN_INCH)
     for axes in figure.findobj(Axes):
         words = [line for part in axes.get_ylabel().split("\n") for line in textwrap.wrap(part, max(room, 12))]
         axes.yaxis.label.set_text("\n".join(words))
-    for axis in [axis for axes in figure.findobj(Axes) for axis in (axes.xaxis, axes.yaxis)]:
-        labels |= set(axis.get_ticklabels())
-        axis.set_tick_params(labelsize=PRINT_SCALE * max([label.get_fontsize() for label in labels], default=10))
-    for text in figure.findobj(Text):
+    each_axis = [axis for axes in figure.findobj(Axes) for axis in (axes.xaxis, axes.yaxis)]
+    for axis in each_axis:
+        sizes = [label.get_fontsize() for label in axis.get_ticklabels()]
+        axis.set_tick_params(labelsize=PRINT_SCALE * max(sizes, default=10))
+    texts = figure.findobj(Text)  # this makes the ticks that smaller labels leave room for
+    ticks = [tick for axis in each_axis for tick in (*axis.majorTicks, *axis.minorTicks)]
+    labels = {label for tick in ticks for label in (tick.label1, tick.label2)}
+    for text in texts:
         if text not in labels:
             text.set_fontsize(PRINT_SCALE * text.get_fontsize())
     for line in figure.findobj(Line2D):
@@ -174,14 +178,15 @@ def set_headline(figure: Figure, *lines: str) -> None:
     """Sets the figure's title, each line broken at the figure's width, where it can be between parts (`` · ``)."""
     width = room_for(figure.get_figwidth(), CHARACTERS_AN_INCH)
     title: list[str] = []
-    for line in "\n".join(lines).split("\n"):
+    lines = [re.sub(r" (\S{1,2})$", "\u00a0\\1", line) for line in "\n".join(lines).split("\n")]  # not by itself
+    for line in lines:
         first = len(title)
         for part in line.split(BETWEEN_PARTS):
             if len(title) > first and len(title[-1] + BETWEEN_PARTS + part) <= width:
                 title[-1] += BETWEEN_PARTS + part
             else:
                 title += textwrap.wrap(part, width)
-    figure.suptitle("\n".join(title), fontsize=10, va="top")
+    figure.suptitle("\n".join(title).replace("\u00a0", " "), fontsize=10, va="top")
 
 
 def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, more: Sequence[Artist] = ()) -> None:

@@ -16,7 +16,7 @@ from vitpatch.plots.heatmaps import COLOURS, colour_limit
 from vitpatch.plots.style import Caption
 from vitpatch.types import format_window, token_position
 
-MAPS_A_ROW = 4
+MAPS_A_ROW, LEAST_MAP = 4, 1.2  # inches of a map for print, with its words
 GAP_ABOVE, GAP_BESIDE = 0.2, 0.08  # of a map, in its widths
 MARK = {"color": "black", "markersize": 3, "markeredgecolor": "white", "markeredgewidth": 0.5}
 PICTURE_GREY = 0.45  # how dark the picture below a map is
@@ -70,9 +70,9 @@ def draw_maps(axes: Axes, summary: pd.DataFrame, at: NDArray[np.intp]) -> AxesIm
     layers = summary["layer"].iloc[at[:, 0, 0]].tolist()
     cls = [f", CLS {effect:+.3f}" for effect in summary["effect"].iloc[cls_rows(summary, at)]] or [""] * len(layers)
     norm, (_, rows, columns) = TwoSlopeNorm(0, *(sign * colour_limit(means) for sign in (-1, 1))), at.shape
-    height, marks = rows / columns, []  # of a map, in its widths
+    height, marks, a_row = rows / columns, [], _maps_a_row(len(layers))  # height of a map, in its widths
     for i, (layer, words) in enumerate(zip(layers, cls, strict=True)):
-        x, y = i % MAPS_A_ROW * (1 + GAP_BESIDE), i // MAPS_A_ROW * (height + GAP_ABOVE)
+        x, y = i % a_row * (1 + GAP_BESIDE), i // a_row * (height + GAP_ABOVE)
         image = axes.imshow(
             means[i], cmap=COLOURS, norm=norm, extent=(x, x + 1, y + height, y), interpolation="nearest"
         )
@@ -80,16 +80,21 @@ def draw_maps(axes: Axes, summary: pd.DataFrame, at: NDArray[np.intp]) -> AxesIm
         axes.plot([x, x + 1, x + 1, x, x], [y, y, y + height, y + height, y], color="black", linewidth=0.8)
         marks.append([(x, y)] + (np.argwhere((low[i] > 0) | (high[i] < 0))[:, ::-1] + 0.5) / columns)
     axes.plot(*np.concatenate(marks).T, "o", label="95 % interval without 0", **MARK)
-    across, down = min(len(layers), MAPS_A_ROW), -(-len(layers) // MAPS_A_ROW)
-    axes.set_xlim(-0.01, across * (1 + GAP_BESIDE) - GAP_BESIDE + 0.01)
+    down = -(-len(layers) // a_row)
+    axes.set_xlim(-0.01, a_row * (1 + GAP_BESIDE) - GAP_BESIDE + 0.01)
     axes.set_ylim(down * (height + GAP_ABOVE) - GAP_ABOVE + 0.01, -GAP_ABOVE)
     axes.set_axis_off()
     return image
 
 
+def _maps_a_row(layers: int) -> int:
+    return layout.panels_a_row(min(MAPS_A_ROW, layers), LEAST_MAP)
+
+
 def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -> Figure:
     """``draw_maps`` as a figure."""
-    columns, rows = min(MAPS_A_ROW, len(at)), -(-len(at) // MAPS_A_ROW)
+    columns = _maps_a_row(len(at))
+    rows = -(-len(at) // columns)
     height = 2.1 * rows * (at.shape[1] / at.shape[2] + GAP_ABOVE) + 0.9
     figure = layout.make_figure(max(2.2 * columns + 1.2, layout.LEAST_WIDTH), max(height, layout.LEAST_HEIGHT))
     axes = figure.add_subplot()
