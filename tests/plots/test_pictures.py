@@ -440,7 +440,9 @@ def test_a_title_is_broken_between_its_parts():
     figure = layout.make_figure(5, 3)  # 65 letters
     layout.set_headline(figure, "a model on some images · gray (amount=0.5) · window 1 · clean into corrupted\nn = 9")
     first, rest = "a model on some images · gray (amount=0.5) · window 1", "clean into corrupted\nn = 9"
-    assert figure.get_suptitle() == f"{first}\n{rest}"
+    assert figure.get_suptitle() == f"{first}\n{rest}" and figure.get_figheight() == 3
+    layout.set_headline(figure, "a\nb\nc\nd\ne")
+    assert figure.get_figheight() == pytest.approx(3 + 2 * layout.TITLE_LINE)
 
 
 @pytest.mark.parametrize("heads", [3, 12])

@@ -38,6 +38,7 @@ LARGEST_MARGINS = 0.8  # of the width, or of the height
 LEAST_WIDTH, LEAST_HEIGHT = 5.5, 3.2  # inches of a heatmap that a title and a colour bar have room in
 CHARACTERS_AN_INCH = 13.0  # of a title
 BETWEEN_PARTS = " · "  # of a title
+TITLE_LINES, TITLE_LINE = 3, 0.17  # lines of a title that a figure has room for; inches of one more
 LEGEND_ROW = 0.21  # inches
 LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
 COMPRESSION = 3  # of a PNG, which takes half as long as zlib's own 6 and is 6 % larger
@@ -175,7 +176,10 @@ def figure_width(layers: int) -> float:
 
 
 def set_headline(figure: Figure, *lines: str) -> None:
-    """Sets the figure's title, each line broken at the figure's width, where it can be between parts (`` · ``)."""
+    """Sets the figure's title, each line broken at the figure's width, where it can be between parts (`` · ``).
+
+    For more lines than ``TITLE_LINES`` the figure grows.
+    """
     width = room_for(figure.get_figwidth(), CHARACTERS_AN_INCH)
     title: list[str] = []
     lines = [re.sub(r" (\S{1,2})$", "\u00a0\\1", line) for line in "\n".join(lines).split("\n")]  # not by itself
@@ -186,6 +190,8 @@ def set_headline(figure: Figure, *lines: str) -> None:
                 title[-1] += BETWEEN_PARTS + part
             else:
                 title += textwrap.wrap(part, width)
+    more = TITLE_LINE * max(0, len(title) - TITLE_LINES) * (PRINT_SCALE if is_for_print() else 1)
+    figure.set_figheight(figure.get_figheight() + more)
     figure.suptitle("\n".join(title).replace("\u00a0", " "), fontsize=10, va="top")
 
 
