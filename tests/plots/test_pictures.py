@@ -89,6 +89,7 @@ def test_the_ring_is_at_the_peak_set_where_resamples_say_so():
     (ring,) = rings(a_summary())
     assert list(ring.get_xdata()) == [2]
     assert not rings(a_summary().assign(peak_share=np.nan))
+    assert not rings(a_summary().assign(window=-1))  # a prefix
 
 
 @pytest.mark.parametrize(("deep", "number"), [(-0.1, 1), (-2.0, 2)])
@@ -461,4 +462,6 @@ def test_what_says_nothing_is_not_drawn(patched):
     assert {"heatmap", "peak"} <= set(draw(result, pages, manifest))
     sure = [replace(group, stability=np.eye(len(group.rows))[0]) for group in result.peaks]
     one_class = replace(result, examples=result.examples.assign(label=0), peaks=sure)
-    assert not {"heatmap", "peak"} & set(draw(one_class, pages, manifest))
+    prefixes = replace(one_class, summary=result.summary.assign(window=-1), peaks=result.peaks)
+    for nothing in (one_class, prefixes):
+        assert not {"heatmap", "peak"} & set(draw(nothing, pages, manifest))

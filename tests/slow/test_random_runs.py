@@ -144,7 +144,7 @@ def pictures_of(summary: pd.DataFrame, examples: pd.DataFrame, manifest: dict) -
     several_windows = summary["window"].nunique() > 1
     is_handover = summary["site"].iloc[0].startswith("resid") and {"cls", "patches"} <= groups
     several_classes = examples.loc[examples["included"], "label"].nunique() > 1
-    shares = summary.get("peak_share", pd.Series(dtype=float))
+    shares = summary[summary["window"] > 0].get("peak_share", pd.Series(dtype=float))
     least_direct = max(1e-6, 0.02 * summary["log_odds_effect"].abs().max())
     found = {
         "heatmap": several_classes,

@@ -27,6 +27,7 @@ from matplotlib.image import AxesImage
 from matplotlib.layout_engine import LayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # of a PDF's fonts it says each table that it cuts
@@ -40,6 +41,7 @@ CHARACTERS_AN_INCH = 13.0  # of a title
 BETWEEN_PARTS = " · "  # of a title
 TITLE_LINES, TITLE_LINE = 3, 0.17  # lines of a title that a figure has room for; inches of one more
 LEGEND_ROW = 0.21  # inches
+COLOUR_BAR_STEPS = 6  # at most, whatever its height, so that the width of its labels stays as it is measured
 LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
 COMPRESSION = 3  # of a PNG, which takes half as long as zlib's own 6 and is 6 % larger
 LEGEND_CHARACTERS_AN_INCH, LEGEND_HANDLE = 14.5, 8  # of a legend's label; characters that a handle takes the room of
@@ -216,7 +218,7 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, mor
 def add_colour_bar(image: AxesImage, axes: Axes, bar_axes: Axes | None, label: str) -> None:
     """Adds the colour bar of an image, into axes of its own or beside ``axes``; its label is broken at the height."""
     where = {"ax": axes, "pad": 0.02} if bar_axes is None else {"cax": bar_axes}
-    bar = axes.figure.colorbar(image, **where)
+    bar = axes.figure.colorbar(image, ticks=MaxNLocator(COLOUR_BAR_STEPS), **where)
     room = max(room_for(axes.figure.get_figheight() - 1, LABEL_CHARACTERS_AN_INCH), 12)
     bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)
 

@@ -17,6 +17,7 @@ from vitpatch.plots.style import Caption
 from vitpatch.types import format_window, token_position
 
 MAPS_A_ROW, LEAST_MAP = 4, 1.2  # inches of a map for print, with its words
+MAP, BESIDE_MAPS = 2.2, 1.2  # inches of a map, and beside all maps for the colour bar
 GAP_ABOVE, GAP_BESIDE = 0.2, 0.08  # of a map, in its widths
 MARK = {"color": "black", "markersize": 3, "markeredgecolor": "white", "markeredgewidth": 0.5}
 PICTURE_GREY = 0.45  # how dark the picture below a map is
@@ -95,8 +96,10 @@ def effect_maps(summary: pd.DataFrame, at: NDArray[np.intp], caption: Caption) -
     """``draw_maps`` as a figure."""
     columns = _maps_a_row(len(at))
     rows = -(-len(at) // columns)
-    height = 2.1 * rows * (at.shape[1] / at.shape[2] + GAP_ABOVE) + 0.9
-    figure = layout.make_figure(max(2.2 * columns + 1.2, layout.LEAST_WIDTH), max(height, layout.LEAST_HEIGHT))
+    figure = layout.make_figure(max(MAP * columns + BESIDE_MAPS, layout.LEAST_WIDTH), layout.LEAST_HEIGHT)
+    width = min((figure.get_figwidth() - BESIDE_MAPS) / columns, MAP)
+    height = width * rows * (at.shape[1] / at.shape[2] + GAP_ABOVE) + 0.9
+    figure.set_figheight(max(height, figure.get_figheight()))
     axes = figure.add_subplot()
     image = draw_maps(axes, summary, at)
     what = "token" if summary["tokens"].iloc[at.flat[0]].startswith("each") else "block of patches"

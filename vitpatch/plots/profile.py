@@ -169,7 +169,12 @@ def _may_be_peak(rows: pd.DataFrame) -> np.ndarray:
     """Which rows are in the peak set, as far as there are resamples, (rows,) bool."""
     if "peak_share" not in rows:
         return np.zeros(len(rows), dtype=bool)
-    return (rows["in_peak_set"] & rows["peak_share"].notna()).to_numpy(bool)
+    return (rows["in_peak_set"] & rows["peak_share"].notna()).to_numpy(bool) & has_peak(rows)
+
+
+def has_peak(rows: pd.DataFrame) -> np.ndarray:
+    """Which rows are of windows with a peak, (rows,) bool: not prefixes and suffixes, the longest of which has all."""
+    return (rows["window"] > 0).to_numpy()
 
 
 def _ring(colour: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vitpatch.plots.heatmaps import head_heatmap
 from vitpatch.plots.layout import AS_WIDE_AS_NEEDED, FigureOptions, shrink_for_print
 from vitpatch.plots.maps import effect_maps, rows_over_image
 from vitpatch.plots.peak import peak_stability, strength_curve
-from vitpatch.plots.profile import References, layer_profile, windows
+from vitpatch.plots.profile import References, has_peak, layer_profile, windows
 from vitpatch.plots.style import Caption
 from vitpatch.stats.finding import find_takeover
 from vitpatch.stats.inference import Resamples
@@ -74,9 +74,9 @@ def _draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str
     few_groups = summary["tokens"].nunique() <= MOST_GROUPS
     if summary["window"].nunique() > 1 and summary["head"].nunique() == 1 and few_groups:
         drawn["windows"] = windows(summary, _window_sums(result, summary), result.total, caption)
-    is_unsure = result.clusters > 1 and any(max(group.stability) < 1 for group in result.peaks)
-    if is_unsure and not is_handover(summary):  # whose last layers have all at CLS by construction
-        drawn["peak"] = peak_stability(result.peaks, summary, caption)
+    peaks = [] if is_handover(summary) else [peak for peak in result.peaks if has_peak(summary.iloc[peak.rows]).all()]
+    if result.clusters > 1 and any(max(peak.stability) < 1 for peak in peaks):
+        drawn["peak"] = peak_stability(peaks, summary, caption)
     if manifest.get("calibration"):
         drawn["strength"] = strength_curve(manifest["calibration"], run)
     for page in [page for page in pages if page.name == PAGE] or pages[-1:]:
