@@ -81,18 +81,18 @@ def check_values(prefix: str, values: Mapping[str, Any], declared: Mapping[str, 
 
 def check_types(values: Mapping[str, Any], declared: type) -> None:
     """Raises ``VitPatchError`` for a value that is not of the type that ``declared`` has for its key."""
-    for key, kind in _types_of(declared).items():
+    for key, kind in types_of(declared).items():
         if key in values:
             check(key, values[key], kind)
 
 
 def check_fields(instance: Any, group: str) -> None:
     """Checks the fields of a dataclass: the keys of ``conf/<group>``."""
-    check_values(f"{group}.", vars(instance), _types_of(type(instance)))
+    check_values(f"{group}.", vars(instance), types_of(type(instance)))
 
 
 @cache
-def _types_of(declaring: Any) -> dict[str, Any]:
+def types_of(declaring: Any) -> dict[str, Any]:
     """The declared types of a class's fields; none where some cannot be resolved."""
     try:
         return get_type_hints(declaring, include_extras=True)

@@ -279,12 +279,12 @@ def choose_examples(setup: Setup, result: RunResult, data: ImageDataModule) -> l
     On the trainer's device where the model is needed again.
     """
     also = MEANS_OF_DRAWS.format(EXAMPLE_DRAWS) if _is_drawn_again(setup) else ""
-    pages = _choose_rows(result)
+    pages = list(_choose_rows(result))
+    rows = sorted({int(row) for _, _, at in pages for row in at})  # an image may be on several pages
     where = on_device(setup.model, setup.trainer, setup.cfg.matmul_precision) if also else nullcontext()
     with where:
-        return [
-            ExamplePage(name, words + also, list(_example_images(setup, result, data, at))) for name, words, at in pages
-        ]
+        images = dict(zip(rows, _example_images(setup, result, data, rows), strict=True))
+    return [ExamplePage(name, words + also, [images[row] for row in at]) for name, words, at in pages]
 
 
 def _is_drawn_again(setup: Setup) -> bool:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
@@ -23,7 +25,18 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vitpatch import ASSETS
-from vitpatch.checks import Count, Expected, Positive, Seed, check, check_types, nearest, read_formats, suggest
+from vitpatch.checks import (
+    Count,
+    Expected,
+    Positive,
+    Seed,
+    check,
+    check_types,
+    nearest,
+    read_formats,
+    suggest,
+    types_of,
+)
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import one_line
 from vitpatch.names import run_name
@@ -79,7 +92,7 @@ class TrainKeys(TypedDict):
 
 def check_keys(cfg: Mapping[str, Any], declared: type, groups: Sequence[str]) -> None:
     """Raises ``VitPatchError`` for a key that is missing or not known, or a value that is not of the declared type."""
-    types = get_type_hints(declared, include_extras=True)
+    types = types_of(declared)
     for key in cfg:
         if key not in types and key not in groups:
             raise VitPatchError(f"{key}: there is no such key; {suggest(key, [*types, *groups])}")
@@ -187,13 +200,16 @@ def construct(cfg: DictConfig) -> Any:
 
 
 def resolve_steps(cfg: DictConfig) -> DictConfig:
-    """A copy of a whole config in which the options that steps of ``corruption`` name stand in their place.
+    """A whole config in which the options that steps of ``corruption`` name stand in their place: a copy if it has any.
 
     Raises ``VitPatchError`` for a name that is no option, and for a chain that holds itself.
     """
+    corruption = cfg.get("corruption")
+    resolved = _resolve_steps(corruption, ()) if OmegaConf.is_dict(corruption) else corruption
+    if resolved is corruption:
+        return cfg
     new = cfg.copy()
-    if OmegaConf.is_dict(new.get("corruption")):
-        new.corruption = _resolve_steps(new.corruption, ())
+    new.corruption = resolved
     return new
 
 
@@ -238,8 +254,13 @@ def make_corruption(name: str, overrides: Mapping[str, Any]) -> Any:
 def corruption_options() -> list[str]:
     """The names of all options of conf/corruption, in alphabetical order."""
     with _hydra() as searched:
-        loader = GlobalHydra.instance().config_loader()
-        return loader.get_group_options("corruption", config_name="patch", overrides=searched)
+        return list(_find_options(GlobalHydra.instance().config_loader(), tuple(searched)))
+
+
+@lru_cache(maxsize=1)
+def _find_options(loader: ConfigLoader, searched: tuple[str, ...]) -> tuple[str, ...]:
+    """The options of conf/corruption that a loader finds, once for all jobs of a sweep."""
+    return tuple(loader.get_group_options("corruption", config_name="patch", overrides=[*searched]))
 
 
 def _compose_with(name: str, key: str) -> DictConfig:

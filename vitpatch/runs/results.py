@@ -202,13 +202,10 @@ def tracker_values(result: RunResult) -> dict[str, Any]:
     return values
 
 
-def next_runs(result: RunResult, folder: RunFolder, possible: Possible) -> list[tuple[str, str]]:
-    """What to run next: a reason and a command each.
-
-    Commands are made of the one that started the run, which Hydra left in the folder: without it there is none.
-    """
-    typed, runs = folder.typed_arguments(), []
-    for suggestion in [] if typed is None else suggest(result, find(result), possible):
+def next_runs(result: RunResult, folder: RunFolder, typed: Sequence[str], possible: Possible) -> list[tuple[str, str]]:
+    """What to run next: a reason and a command each, made of what was ``typed`` to start the run."""
+    runs = []
+    for suggestion in suggest(result, find(result), possible):
         changes = suggestion.overrides
         is_read = set(changes) <= set(VIEW_KEYS)
         runs.append((suggestion.reason, (read_command(folder, changes) if is_read else run_command(typed, changes))))

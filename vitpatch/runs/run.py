@@ -6,7 +6,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -103,7 +103,8 @@ def _make(
         drawing = FigureOptions(*read_figures(cfg.figures))
         pictures = folder.save_figures(draw(result, pages, described, drawing), drawing)
         pictures = {name: [file for file in files if file.suffix == ".png"] for name, files in pictures.items()}
-        to_run = next_runs(result, folder, _possible(setup, options, folder))
+        typed = folder.typed_arguments()
+        to_run = [] if typed is None else next_runs(result, folder, typed, _possible(setup, options, typed))
         manifest = described | _manifest(setup, config, result, done)
         manifest = (
             manifest
@@ -145,10 +146,9 @@ def _merge(shards: Shards, folder: RunFolder, study: Study, batches: int) -> Non
         shards.merge(into, batches, lambda tables: tables_in_view(tables, study))
 
 
-def _possible(setup: Setup, options: Mapping[str, str], folder: RunFolder) -> Possible:
-    """What can be asked of the run's model and data."""
-    typed = map(override_key, folder.typed_arguments() or ())
-    has_own_strength = setup.wanted is not None or any(key.startswith("corruption.") for key in typed)
+def _possible(setup: Setup, options: Mapping[str, str], typed: Sequence[str]) -> Possible:
+    """What can be asked of the model and data of a run that was started by what was ``typed``."""
+    has_own_strength = setup.wanted is not None or any(override_key(one).startswith("corruption.") for one in typed)
     return Possible(
         stronger="" if has_own_strength else stronger_option(options.get("corruption", ""), corruption_options()),
         limit=setup.cfg.data.get("limit"),

@@ -339,9 +339,10 @@ def in_layer_order(summary: pd.DataFrame, rows: NDArray[np.intp]) -> NDArray[np.
 
 def single_rows(summary: pd.DataFrame) -> dict[int, list[int]]:
     """For each row of several layers the rows of its layers alone, where all of them are there."""
-    alone = {(row.tokens, row.head, row.layer): row.Index for row in summary.itertuples() if row.window == 1}
+    ones = summary[summary["window"] == 1]
+    alone = dict(zip(zip(ones["tokens"], ones["head"], ones["layer"], strict=True), ones.index, strict=True))
     singles = {}
-    for row in summary[summary["n_layers"] > 1].itertuples():
+    for row in summary[summary["n_layers"] > 1].itertuples() if alone else ():
         layers = [alone.get((row.tokens, row.head, layer)) for layer in range(row.first_layer, row.last_layer + 1)]
         if None not in layers:
             singles[row.Index] = layers
