@@ -111,15 +111,17 @@ def test_figures_for_print_have_the_width_and_no_smaller_words():
         figure = layout.make_figure(8, 4.4)
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], label="a line")
-        axes.set_xlabel("layer", fontsize=8)
+        axes.set_xlabel("layer (the centre of a window of 3, the last of a prefix)", fontsize=8)
         axes.set_xlim(0, 0.35)  # with a tick beyond it
         layout.set_headline(figure, "words " * 30)
         layout.add_legend_below(figure, [axes])
         layout.shrink_for_print(figure)
         assert layout.panels_a_row(4, 1.2) == 2
     lines = figure.get_suptitle().split("\n")
+    assert axes.get_xlabel().count("\n") == 1
     assert figure.get_figwidth() == 3.3 and 2.5 < figure.get_figheight() < 3.3
     assert max(map(len, lines)) <= 3.3 * layout.CHARACTERS_AN_INCH / 0.75 < len(lines[0]) + 6
+    figure.draw_without_rendering()
     sizes = [text.get_fontsize() for text in (figure._suptitle, axes.xaxis.label, axes.get_xticklabels()[0])]
     assert sizes == [7.5, 6, 7.5] and not cut_off(figure)
     assert {text.get_fontsize() for text in axes.get_xticklabels()} == {7.5}

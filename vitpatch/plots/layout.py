@@ -41,6 +41,7 @@ CHARACTERS_AN_INCH = 13.0  # of a title
 BETWEEN_PARTS = " · "  # of a title
 TITLE_LINES, TITLE_LINE = 3, 0.17  # lines of a title that a figure has room for; inches of one more
 LEGEND_ROW = 0.21  # inches
+BAR = 0.05  # how wide a colour bar may be, of what it shares with its axes
 COLOUR_BAR_STEPS = 6  # at most, whatever its height, so that the width of its labels stays as it is measured
 LABEL_CHARACTERS_AN_INCH = 15  # of a colour bar's label
 COMPRESSION = 3  # of a PNG, which takes half as long as zlib's own 6 and is 6 % larger
@@ -141,11 +142,13 @@ def numbers_stand(columns: int) -> bool:
 
 
 def shrink_for_print(figure: Figure) -> None:
-    """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for; breaks labels at y."""
+    """Makes words, lines and markers smaller by ``PRINT_SCALE``, as there was room left for; breaks labels of axes."""
     room = room_for(figure.get_figheight() - 1.6, LABEL_CHARACTERS_AN_INCH)
     for axes in figure.findobj(Axes):
         words = [line for part in axes.get_ylabel().split("\n") for line in textwrap.wrap(part, max(room, 12))]
         axes.yaxis.label.set_text("\n".join(words))
+        width = room_for(axes.get_position().width * figure.get_figwidth(), CHARACTERS_AN_INCH)
+        axes.xaxis.label.set_text(textwrap.fill(axes.get_xlabel(), max(width, 12)))
     each_axis = [axis for axes in figure.findobj(Axes) for axis in (axes.xaxis, axes.yaxis)]
     for axis in each_axis:
         sizes = [label.get_fontsize() for label in axis.get_ticklabels()]
@@ -217,7 +220,7 @@ def add_legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 1, mor
 
 def add_colour_bar(image: AxesImage, axes: Axes, bar_axes: Axes | None, label: str) -> None:
     """Adds the colour bar of an image, into axes of its own or beside ``axes``; its label is broken at the height."""
-    where = {"ax": axes, "pad": 0.02} if bar_axes is None else {"cax": bar_axes}
+    where = {"ax": axes, "pad": 0.02, "fraction": BAR, "aspect": 30} if bar_axes is None else {"cax": bar_axes}
     bar = axes.figure.colorbar(image, ticks=MaxNLocator(COLOUR_BAR_STEPS), **where)
     room = max(room_for(axes.figure.get_figheight() - 1, LABEL_CHARACTERS_AN_INCH), 12)
     bar.set_label("\n".join(textwrap.wrap(label, room)), fontsize=8)

@@ -236,7 +236,8 @@ def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     at_x: Counter[float] = Counter()
     for i, (x, y, name) in enumerate(points, start=1):
         at_x[x] += 1
-        side = {"ha": "left", "xytext": (5, -3)} if at_x[x] % 2 else {"ha": "right", "xytext": (-5, -3)}
+        away = 5 + 8 * ((at_x[x] - 1) // 2)  # points; beside each other where there are more
+        side = {"ha": "left", "xytext": (away, -3)} if at_x[x] % 2 else {"ha": "right", "xytext": (-away, -3)}
         axes.annotate(str(i), (x, y), textcoords="offset points", fontsize=8, **side)
         axes.plot([], [], " ", label=f"{i}: {name}")
 
