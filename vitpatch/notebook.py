@@ -8,18 +8,21 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitpatch.checks import Count, Positive, check, read_formats
 from vitpatch.errors import VitPatchError
 from vitpatch.formatting import corruption_name, first_few, format_interval
 from vitpatch.plots.finding import finding_sentences
-from vitpatch.plots.layout import save_figure
+from vitpatch.plots.layout import FigureOptions, save_figure
 from vitpatch.plots.run_figures import draw_main
 from vitpatch.runs.results import notes
 from vitpatch.stats.finding import find
+from vitpatch.stats.result import RunResult
 from vitpatch.stats.table import result_of
 from vitpatch.study import study_title
 from vitpatch.types import format_window
@@ -36,14 +39,35 @@ class Shown:
     """What a table or a run says. A notebook shows it all; ``print`` and a terminal all but the picture.
 
     ``title`` says what was patched, ``finding`` in sentences what the numbers say, ``notes`` what a reader must know
-    beside it; ``figure`` is matplotlib's, as runs draw it; ``summary`` has the columns of ``summary.csv``.
+    beside it; ``result`` has the numbers. It may be given to the functions of ``vitpatch.plot``.
     """
 
     title: str
     finding: tuple[str, ...]
     notes: tuple[str, ...]
-    figure: Figure
-    summary: pd.DataFrame
+    result: RunResult
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """The means, with the columns of ``summary.csv``."""
+        return self.result.summary
+
+    @property
+    def figure(self) -> Figure:
+        """The picture, as runs draw it."""
+        return draw_main(self.result, self.title)
+
+    def save(self, path: str | Path, *, width: float | None = None, title: str | None = None, dpi: int = 150) -> None:
+        """Writes the picture as PNG, SVG or PDF, by the ending of ``path``.
+
+        With a ``width`` in inches it is for print, its words and marks small enough for that; ``title``: another one,
+        "" = none. Raises ``VitPatchError`` for another ending, or a width that is none.
+        """
+        path = Path(path)
+        (kind,) = read_formats(f"{path}: its ending", path.suffix.removeprefix("."))
+        check("width", width, Annotated[Positive | None, "for as wide as its content"])
+        figure = draw_main(self.result, self.title if title is None else title, FigureOptions(width=width))
+        save_figure(figure, path, kind, check("dpi", dpi, Count))
 
     def __str__(self) -> str:
         lines = [self.title]
@@ -99,6 +123,5 @@ def show(table: Any) -> Shown:
         title=title,
         finding=tuple(finding_sentences(result, find(result), *corruption)),
         notes=tuple(manifest["notes"] if manifest else notes(result)),
-        figure=draw_main(result, title),
-        summary=result.summary,
+        result=result,
     )

@@ -1,8 +1,8 @@
 """What runs draw, for notebooks: each function draws on one matplotlib ``Axes`` and returns it.
 
-``table`` is what ``vitpatch.patch`` returned, or a finished run (with ``result``, ``pages`` and ``manifest``), or what
-``vitpatch.summarize`` returned, which does not say what its effects are on. ``ax=None`` makes a figure of the usual
-size with pyplot. All raise ``VitPatchError`` for a table that has not the numbers.
+``table`` is what ``vitpatch.patch`` returned, or a finished run, or what ``vitpatch.show`` returned of them, or
+``vitpatch.summarize``, which does not say what its effects are on. ``ax=None`` makes a figure of the usual size with
+pyplot. All raise ``VitPatchError`` for a table that has not the numbers.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _make_axes(ax: Axes | None, width: float, height: float) -> Axes:
 
 def _result(name: str, run: Any) -> Any:
     """The result of a finished run."""
-    if not hasattr(run, "result"):
+    if not hasattr(run, "pages"):
         raise VitPatchError(f"{name}: got {type(run).__name__}; expected a finished run")
     return run.result
 

@@ -198,7 +198,7 @@ def test_a_model_that_can_only_be_run_whole_says_so(patched, made, caplog):
 
 
 def test_the_readmes_python_runs(monkeypatch, capsys):
-    text = (ROOT / "README.md").read_text().partition("## From Python\n\n")[2].partition("\n\n`corrupt` takes")[0]
+    text = (ROOT / "README.md").read_text().partition("The shortest way:\n\n")[2].partition("\n\n`corrupt` takes")[0]
     code = "\n".join(line[4:] for line in text.splitlines())
     assert code.count("\n") <= 11
     monkeypatch.chdir(ROOT)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -163,7 +163,7 @@ def shrink_for_print(figure: Figure) -> None:
         line.set(linewidth=PRINT_SCALE * line.get_linewidth(), markersize=PRINT_SCALE * line.get_markersize())
 
 
-def save_figure(figure: Figure, path: Path, kind: str, dpi: int) -> None:
+def save_figure(figure: Figure, path: Path | BinaryIO, kind: str, dpi: int) -> None:
     """Writes a figure as ``png``, ``svg`` or ``pdf``; the last two have their text as text, and no date."""
     if kind == "png":  # which ``savefig`` would draw twice
         figure.set_dpi(dpi)

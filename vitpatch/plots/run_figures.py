@@ -84,13 +84,17 @@ def _draw(result: RunResult, pages: Sequence[ExamplePage], manifest: Mapping[str
     return drawn
 
 
-def draw_main(result: RunResult, title: str) -> Figure:
+def draw_main(result: RunResult, title: str, options: FigureOptions = AS_WIDE_AS_NEEDED) -> Figure:
     """The figure that says most of a run, which ``title`` names: of the handover, heads or places over the image where
     these are asked for, else the profile."""
-    caption, summary = run_caption(result, title), result.summary.assign(series=series_names(result.summary))
-    drawn = _target_figures(result, summary, caption)
-    chosen = next((drawn[name] for name in MAIN if name in drawn), None)
-    return chosen or layer_profile(summary, profile_references(result), caption)
+    with options.drawing():
+        caption, summary = run_caption(result, title), result.summary.assign(series=series_names(result.summary))
+        drawn = _target_figures(result, summary, caption)
+        chosen = next((drawn[name] for name in MAIN if name in drawn), None)
+        chosen = chosen or layer_profile(summary, profile_references(result), caption)
+        if options.width is not None:
+            shrink_for_print(chosen)
+        return chosen
 
 
 def run_caption(result: RunResult, run: str) -> Caption:
