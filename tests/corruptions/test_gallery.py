@@ -46,7 +46,8 @@ def test_a_row_that_cannot_be_drawn_says_why(batch):
     from dataclasses import replace
 
     figure = gallery.sheet(["silhouette"], replace(batch, masks=None), seed=0)
-    assert "silhouette needs object masks" in figure.axes[2].texts[0].get_text().replace("\n", " ")
+    said = figure.axes[2].texts[0].get_text().replace("\n", " ")
+    assert "silhouette needs object masks" in said and "name their column with --mask-column" in said
 
 
 def test_the_sheet_is_written(batch, tmp_path, monkeypatch, capsys):

@@ -125,7 +125,12 @@ def _open(path: str, mask_column: str | None) -> LabelledImages:
             return kind(path=path, limit=CANDIDATES, mask_column=mask_column, **labels).open()
         except VitPatchError as error:
             reason = str(error)
-    raise VitPatchError(reason.replace("data.path", "--data-path").replace("data.mask_column", "--mask-column"))
+    raise VitPatchError(_with_own_options(reason))
+
+
+def _with_own_options(reason: str) -> str:
+    """An error that names keys of ``patch.py``, with this command's options instead."""
+    return reason.replace("data.path", "--data-path").replace("data.mask_column", "--mask-column")
 
 
 def _batch_of(
@@ -164,7 +169,9 @@ def sheet(names: list[str], batch: ImageBatch, seed: int, images: str = "emoji s
         try:
             _draw_row(row, name, batch, seed)
         except VitPatchError as error:
-            words = row[2].text(0, 0.5, "\n".join(textwrap.wrap(str(error), 100)), va="center", fontsize=8)
+            words = row[2].text(
+                0, 0.5, "\n".join(textwrap.wrap(_with_own_options(str(error)), 100)), va="center", fontsize=8
+            )
             words.set_in_layout(False)  # it may go over the empty cells
     return figure
 

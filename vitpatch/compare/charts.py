@@ -185,7 +185,7 @@ class Profile:
             layers.append(alt.Chart().mark_rule().encode(**ends, opacity=opacity(0.5)))
         for end, angle in (("low", 180), ("high", 0)):  # of intervals that go on beyond the scale
             if rows.get(f"{end}_beyond", pd.Series(dtype=bool)).any():
-                arrows = alt.Chart().mark_point(shape="arrow", filled=True, size=90, angle=angle)
+                arrows = alt.Chart().mark_point(shape="arrow", filled=True, size=180, angle=angle)
                 arrows = arrows.transform_filter(f"datum.{end}_beyond")
                 layers.append(arrows.encode(x=self._x, y=self._y(end), color=self._colour, opacity=opacity(1)))
         points = [
