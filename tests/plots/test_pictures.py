@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from drawn import cut_off
 from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from vitpatch.cli.compare import redraw
@@ -207,6 +208,20 @@ def test_a_number_says_that_its_interval_leaves_zero_out():
         axes = figure.axes[0]
         assert [text.get_text() for text in axes.texts] == shown
         assert [label.get_text() for label in axes.get_yticklabels()] == ["cat (n = 9)"]
+
+
+def test_a_layout_measures_only_what_may_reach_beyond_its_axes(monkeypatch):
+    def fail(artist, *everything):
+        raise AssertionError(f"{artist} is measured")
+
+    drawn = [profile.layer_profile(a_summary(), profile.References(TOTAL), CAPTION)]
+    effects = pd.DataFrame({"effect": [0.2] * 4, "effect_low": 0.1, "effect_high": 0.3})
+    drawn.append(classes.class_heatmap([classes.ClassEffects("cat", 9, 9, effects, 0.3)], a_summary(4), CAPTION))
+    for kind in (Line2D, LineCollection):
+        monkeypatch.setattr(kind, "get_tightbbox", fail)
+    for figure in drawn:
+        figure.draw_without_rendering()
+    assert drawn[1].axes[0].texts and not any(text.get_in_layout() for text in drawn[1].axes[0].texts)
 
 
 def test_classes_of_few_images_are_told_apart_in_the_heatmap():
