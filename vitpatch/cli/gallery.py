@@ -170,7 +170,11 @@ def sheet(names: list[str], batch: ImageBatch, seed: int, images: str = "emoji s
             _draw_row(row, name, batch, seed)
         except VitPatchError as error:
             words = row[2].text(
-                0, 0.5, "\n".join(textwrap.wrap(_with_own_options(str(error)), 100)), va="center", fontsize=8
+                0,
+                0.5,
+                "\n".join(textwrap.wrap(_with_own_options(str(error)), 100, break_on_hyphens=False)),
+                va="center",
+                fontsize=8,
             )
             words.set_in_layout(False)  # it may go over the empty cells
     return figure
