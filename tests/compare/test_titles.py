@@ -89,7 +89,7 @@ def test_so_does_the_comparison(tmp_path):
     save_run(tmp_path / "x" / "own", np.full((4, 3), 0.1), corruption=NOISE)
     save_run(tmp_path / "x" / "zero", np.full((4, 3), 0.1), corruption=NOISE, donors=["zero"], direction="noise")
     table = overview_table([load_run(run) for run in find_runs([tmp_path / "x"])], tmp_path).set_index("run")
-    assert table.loc["own", ["corruption", "strength"]].tolist() == ["noise", "std=0.2, clip=True"]
+    assert table.loc["own", ["corruption", "strength"]].tolist() == ["noise", "std=0.2"]
     assert table.loc["zero", ["corruption", "strength"]].tolist() == ["none: zero as donor", ""]
 
 
