@@ -300,7 +300,7 @@ class Heatmap:
             layers.append(dots.encode(**shared, color=ink))
         if self.words and (width or len(self.column_names) <= MAX_COLUMNS_OF_WORDS):
             text = alt.Text(field=self.words, type="nominal")
-            layers.append(alt.Chart().mark_text(fontSize=9).encode(x=x, y=y, text=text, color=ink))
+            layers.append(alt.Chart().mark_text(fontSize=9).encode(**shared, text=text, color=ink))
         addresses = inline_data([{"row": row, "href": address} for row, address in self.addresses.items()])
         lookup = alt.LookupData(data=addresses, key="row", fields=["href"])
         chart = _layered(layers, self.rows, ROW_HEIGHT * len(self.row_names), width)
