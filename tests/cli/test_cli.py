@@ -155,7 +155,7 @@ def test_a_good_run_exits_with_zero_after_a_failed_one(cli, tiny, tmp_path):
 def test_what_a_run_says_to_run_next_can_be_typed(cli, tiny, tmp_path, monkeypatch):
     assert cli(*tiny, "corruption=noise", "data.limit=13", "window=3")[0] == 0
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    read_again, stronger = map(shlex.split, manifest["next"])
+    stronger, read_again = map(shlex.split, manifest["next"])
     assert manifest["finding"] and read_again[:4] == ["python", "-m", "vitpatch.compare", str(tmp_path / "run")]
     monkeypatch.setattr("vitpatch.runs.reading.draw", lambda *everything: {})
     compare_main(read_again[3:])
@@ -202,6 +202,7 @@ def test_after_an_interruption_no_other_job_begins_in_the_process(cli, tiny, tmp
     assert "interrupted: w2: stopped from outside before it began" in printed.splitlines(), printed
 
 
+@pytest.mark.usefixtures("tables_only")
 def test_a_sweep_tells_of_a_refused_start(cli, tiny, tmp_path):
     sweep = ["-m", *tiny, f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweep.subdir=s${seed}"]
     assert cli(*sweep, "seed=0,1")[0] == 0

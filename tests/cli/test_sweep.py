@@ -23,12 +23,14 @@ def test_a_failing_run_does_not_stop_the_others_and_is_told_at_the_end(cli, tiny
     assert said[-1].startswith("failed: w9: window 9: the model has 4 layers"), printed
 
 
+@pytest.mark.usefixtures("tables_only")
 def test_an_old_failure_in_the_folder_is_not_this_sweeps(cli, tiny):
     assert cli(*tiny, "window=9,1", "hydra.sweep.subdir=w${window}")[0] == 1
     code, printed = cli(*tiny, "window=1,2", "hydra.sweep.subdir=w${window}")
     assert code == 0 and "2 of 2 runs finished" in printed and "finished before" in printed
 
 
+@pytest.mark.usefixtures("tables_only")
 def test_model_and_data_are_loaded_once_per_process(cli, tiny, monkeypatch):
     from vitpatch.data import sources
     from vitpatch.models import checkpoint
