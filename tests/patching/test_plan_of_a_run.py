@@ -175,7 +175,7 @@ def test_object_and_its_control_come_from_the_datas_mask(patched, tmp_path):
     drawn = np.isin(in_corner, [0, 1, 4, 5]).mean()
     assert overlap[[0, 3]].tolist() == [drawn, 1] and 0 <= overlap[1] <= 1 and np.isnan(overlap[2])
     mean = np.nanmean(overlap)
-    assert f"random_object has {mean:.0%} of the object's patches on average" in notes[1]
+    assert f"of random_object's patches {mean:.0%} are the object's, on average" in notes[1]
     assert ("warning" in notes[1]) == (mean > 0.5)
 
 

@@ -104,7 +104,7 @@ def test_a_single_image_is_shown_by_ten_draws(made, patched, data):
     run = load_run(folder).read(metric="log_odds")  # for which there are the draws of the run alone
     odds = run.effects["log_odds"].to_numpy().reshape(-1, len(run.summary))
     for page in run.pages:
-        assert page.chosen.endswith("; chosen on prob") and "draws" not in page.chosen
+        assert page.chosen.startswith("chosen on prob: ") and "draws" not in page.chosen
         for image in page.images:
             assert np.allclose(image.patched, odds[image.example_id], rtol=0, atol=1e-5)
 

@@ -63,6 +63,17 @@ def test_a_planted_layer(planted_at, total):
     assert "of the total effect; it is told apart from every other layer." in where and "80%" in where
 
 
+def test_a_place_that_is_shown_is_named_where_the_furthest_is_not(rng, total):
+    """The furthest varies most."""
+    effects = np.outer(total, np.zeros(4)) + rng.normal(size=(IMAGES, 4)) * [0.01, 0.01, 0.6, 0.01]
+    effects += np.array([0, 0.02, 0.1, 0.02]) - effects.mean(0)
+    sentences = said(result_of(effects, total))
+    assert sentences[1].startswith(
+        "Clean attention outputs are shown to restore at layers 1, 3: the furthest is layer 2"
+    )
+    assert ", +0.100 [-0." in sentences[1] and ", which is not shown; about " in sentences[1]
+
+
 def test_the_interval_at_a_place_is_simultaneous(planted_at, total):
     result = result_of(planted_at({3: 0.8}), total)
     row = result.summary.iloc[3]
@@ -105,7 +116,7 @@ def test_how_many_clusters_would_show_a_place(planted_at, total, share):
     result = result_of(planted_at({3: share}, spread=0.06), total)
     (places,) = find(result).places
     row, is_said = result.summary.iloc[places.best], "would show it, if it stays as large" in said(result)[1]
-    assert not places.is_shown and is_said == (places.clusters is not None)
+    assert not places.best_is_shown and is_said == (places.clusters is not None)
     if is_said:
         assert places.clusters == int(np.ceil(IMAGES * ((row["effect"] - row["effect_sim_low"]) / row["effect"]) ** 2))
 

@@ -179,9 +179,13 @@ def _first_group(result: RunResult, group: Places) -> Iterator[str]:
     """Where the effect is furthest, what is not told apart from that, and where it is shown in all."""
     subject, verbs, best = _donor_words(result, group), _verbs(result), group.best
     noun, effect = _noun_of(result, group), _effect(result, best)
-    if not group.is_shown:
+    if not group.best_is_shown:
         furthest = f"the furthest is {_place_with_window(result, best)}, {_effect(result, best, with_share=False)}"
-        yield f"{subject} are not shown to {verbs.towards} at any {noun}: {furthest}{_enough_words(result, group)}."
+        claim = f"are not shown to {verbs.towards} at any {noun}"
+        if group.shown:
+            claim = f"are shown to {verbs.towards} at {_list_rows(result, group, group.shown)}"
+            furthest += ", which is not shown"
+        yield f"{subject} {claim}: {furthest}{_enough_words(result, group)}."
         return
     if len(group.alike) == len(group.shown) == len(group.rows) > 1:
         yield (
@@ -206,13 +210,13 @@ def _enough_words(result: RunResult, group: Places) -> str:
     best = result.summary.iloc[group.best]
     if group.clusters is None:
         is_by_p = best["effect_sim_low"] > 0 or best["effect_sim_high"] < 0
-        return f", but p = {best['p']:.2f}" if is_by_p and not group.is_shown else ""
+        return f", but p = {best['p']:.2f}" if is_by_p and not group.best_is_shown else ""
     return f"; {_needed_words(result, group.clusters)} would show it, if it stays as large"
 
 
 def _only_place(result: RunResult, group: Places) -> Iterator[str]:
     """What is shown at the only place of a group; what is shown the other way has a sentence of its own."""
-    does, is_said = _verbs(result).towards, group.is_shown or result.clusters < 2
+    does, is_said = _verbs(result).towards, group.best_is_shown or result.clusters < 2
     if not group.opposed:
         place, effect = _place_with_window(result, group.best), _effect(result, group.best, with_share=is_said)
         does = does if is_said else f"are not shown to {does}"
@@ -228,8 +232,8 @@ def _other_group(result: RunResult, group: Places, first: Places) -> str:
     if token_kind(row["tokens"]) != token_kind(lead["tokens"]) or not parts:
         parts.append((TOKEN_WORDS[token_kind(row["tokens"])] or " at all tokens").strip())
     where = " ".join(parts)
-    if not group.is_shown and result.clusters > 1:
-        return f"{where} nowhere shown"
+    if not group.best_is_shown and result.clusters > 1:
+        return f"{where} shown at {_list_rows(result, group, group.shown)}" if group.shown else f"{where} nowhere shown"
     return f"{where} most at {_describe_row(result, group.best)}, {_effect(result, group.best)}"
 
 

@@ -269,18 +269,19 @@ def _pages_in_view(pages: Sequence[ExamplePage], run: FinishedRun) -> list[Examp
     of, was = run.view, run.written
     how = [f"on {was.metric}"] * (of.metric is not was.metric)
     how += [f"of {was.include} images"] * (of.include != was.include)
-    chosen = f"; chosen {' '.join(how)}" * bool(how)
-    return [
-        replace(
-            page,
-            chosen=re.sub(MEANS_OF_DRAWS.format(r"\d+"), "", page.chosen) + chosen,  # the run took draws of its own
-            images=[
-                replace(image, base={r: base[r][image.example_id] for r in BaseRun}, patched=patched[image.example_id])
-                for image in page.images
-            ],
-        )
-        for page in pages
-    ]
+    chosen = f"chosen {' '.join(how)}: " * bool(how)
+    included, in_view = set(run.result.examples["example_id"]), []
+    for page in pages:
+        images = [
+            replace(image, base={r: base[r][image.example_id] for r in BaseRun}, patched=patched[image.example_id])
+            for image in page.images
+            if image.example_id in included
+        ]
+        words = chosen + re.sub(MEANS_OF_DRAWS.format(r"\d+"), "", page.chosen)  # the run took draws of its own
+        words += f", {len(images)} of them here" * (len(images) < len(page.images))
+        if images:
+            in_view.append(replace(page, chosen=words, images=images))
+    return in_view
 
 
 def load_run(run: RunLocation | Path | str) -> FinishedRun:
@@ -294,7 +295,8 @@ def load_run(run: RunLocation | Path | str) -> FinishedRun:
         name = folder.path.resolve().name
         run = RunLocation(name, name, folder)
         if not folder.manifest.exists():
-            raise VitPatchError(f"{folder.path}: no finished run of this version is in it")
+            reason = "no finished run of this version is in it" if folder.path.is_dir() else "no such folder"
+            raise VitPatchError(f"{folder.path}: {reason}; give a run's")
     try:
         return _load(run)
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:

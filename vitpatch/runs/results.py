@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def notes(result: RunResult, calibration: Mapping[str, Any] | None = None) -> li
     if OBJECT_OVERLAP in result.examples and result.examples[OBJECT_OVERLAP].notna().any():
         overlap = result.examples[OBJECT_OVERLAP].mean()
         hardly = "; warning: it is hardly a control, being mostly the object itself" * bool(overlap > MOST_OVERLAP)
-        texts.append(f"random_object has {overlap:.0%} of the object's patches on average{hardly}")
+        texts.append(f"of random_object's patches {overlap:.0%} are the object's, on average{hardly}")
     if selected is not None:
         total = "" if np.isnan(selected.total.mean) else f"total effect {selected.total.mean:+.3f}, "
         peak = "no peak layer" if selected.peak_layer is None else f"peak layer {selected.peak_layer}"
@@ -227,20 +228,20 @@ def run_command(typed: Sequence[str], overrides: Mapping[str, str]) -> str:
     ]
     script = ["python", os.path.relpath(PACKAGE.parent / "patch.py")]
     changed = [f"{key}={value}" for key, value in overrides.items()]
-    return shlex.join([*(["vitpatch"] if _is_installed() else script), *kept, *changed])
+    return shlex.join([*(["vitpatch"] if _has_commands() else script), *kept, *changed])
 
 
 def read_command(folder: RunFolder, view: Mapping[str, str]) -> str:
     """The command that reads a finished run again in another view."""
     path = os.path.relpath(folder.path)
     path = str(folder.path) if path.startswith("..") else path
-    program = ["vitpatch-compare"] if _is_installed() else ["python", "-m", "vitpatch.compare"]
+    program = ["vitpatch-compare"] if _has_commands() else ["python", "-m", "vitpatch.compare"]
     return shlex.join([*program, path, *(part for key, value in view.items() for part in (f"--{key}", value))])
 
 
-def _is_installed() -> bool:
-    """Whether the package is a wheel's, with the commands that it brings, or a checkout's."""
-    return (PACKAGE / "conf").is_dir()
+def _has_commands() -> bool:
+    """Whether the package's own commands are what to type: it is a wheel's, or this program was started by one."""
+    return (PACKAGE / "conf").is_dir() or Path(sys.argv[0]).stem == "vitpatch"
 
 
 def closing_lines(

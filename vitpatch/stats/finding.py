@@ -19,6 +19,8 @@ from vitpatch.stats.result import RunResult, is_handover, total_effects
 from vitpatch.stats.summary import OWN_MINUS, GroupPeak, group_rows, in_layer_order
 from vitpatch.types import PREFIX, SUFFIX, Donor, Estimate, Include, Metric, Site, TokenGroup
 
+LEAST_CLUSTERS = 6
+"""Of fewer no p of a test by signs is below 0.05: it is at least 2 / 2 ** clusters."""
 HALF, MOST = 0.5, 0.9
 """Shares of the total effect, for which the smallest prefix and suffix are looked for that recover them."""
 
@@ -54,8 +56,8 @@ class Places:
     clusters: int | None
 
     @property
-    def is_shown(self) -> bool:
-        """Whether the row that goes furthest is shown to."""
+    def best_is_shown(self) -> bool:
+        """Whether the row that goes furthest is shown to; others may be where it is not, which vary less."""
         return self.best in self.shown
 
 
@@ -135,7 +137,7 @@ def find(result: RunResult) -> Finding:
     places = find_places(result, is_single)
     return Finding(
         places=places,
-        controls=tuple(find_controls(result, places[0].best)) if places and places[0].is_shown else (),
+        controls=tuple(find_controls(result, places[0].best)) if places and places[0].best_is_shown else (),
         takeover=takeover,
         reaches=tuple(find_reaches(result)) if has_total else (),
     )
@@ -167,7 +169,7 @@ def _find_group(result: RunResult, peak: GroupPeak, signs: Array, towards: Array
         alike=tuple(peak.members.tolist()),
         shown=tuple(rows[signs[rows] > 0].tolist()),
         opposed=tuple(opposed[np.argsort(towards[opposed], kind="stable")].tolist()),
-        clusters=needed if is_in_doubt else None,
+        clusters=max(needed, LEAST_CLUSTERS) if is_in_doubt and needed is not None else None,
     )
 
 

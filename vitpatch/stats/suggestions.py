@@ -95,7 +95,7 @@ def _after_places(result: RunResult, places: Places, possible: Possible) -> Iter
         if possible.limit is not None:
             yield Suggestion("more images", {"data.limit": str(FEW_IMAGES)})
         return
-    if places.is_shown:
+    if places.best_is_shown:
         yield from _at_what_is_shown(result, places, possible)
     elif site.by_head:
         yield Suggestion("all heads of a layer together", {"target": "attn_out", "window": "1"})
@@ -105,7 +105,7 @@ def _after_places(result: RunResult, places: Places, possible: Possible) -> Iter
         yield Suggestion("where the image moves from its patches to CLS", {"target": "handover", "window": "1"})
     if places.clusters is not None and possible.limit is not None:
         yield _more_images(result, places.clusters, possible.limit)
-    if places.is_shown:
+    if places.shown:
         yield from _other_direction(result)
 
 
