@@ -74,8 +74,9 @@ axes.axhline(0, color="black", linewidth=0.8)
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# So they are undone in different places: what noise takes away is restored most by the early layers, beginning with the
-# very first, while colour's share stays as high up to the end.
+# So they are undone in different places: already the first windows restore a part of what noise takes away, those at
+# layers 1 to 5 most, while there nothing is shown of colour at layers 0 and 1. From layer 6 on colour's share is the
+# larger one.
 #
 # ## Which heads?
 #
@@ -95,10 +96,10 @@ vitpatch.show(heads)
 # sweeps. This one asks where the colour moves from the image's patches to the CLS token, which the classifier reads.
 
 # %%
-# !vitpatch corruption=gray target=handover window=1 data.limit=128 logger=none hydra.run.dir=my_run > my_run.log 2>&1
+# !vitpatch corruption=gray target=handover window=1 data.limit=128 logger=none hydra.run.dir=run > log 2>&1 || cat log
 
 # %%
-run = vitpatch.load_run("my_run")
+run = vitpatch.load_run("run")
 vitpatch.show(run)
 
 # %% [markdown]
@@ -112,8 +113,8 @@ print(*run.read(metric="log_odds").finding, sep="\n")
 # ## A figure for a paper
 #
 # `save` writes the picture as PNG, SVG or PDF, with a width in inches in words and marks that fit it; in a PDF text is
-# text. Here it is one column wide and has no title, which the caption will say. For anything else, `vitpatch.plot`
-# draws on axes of your own.
+# text. Here it is one column wide and has no title, which the caption will say; the lines on top say of how many images
+# it is. For anything else, `vitpatch.plot` draws on axes of your own.
 
 # %%
 shown["noise"].save("profile.pdf", width=3.3, title="")

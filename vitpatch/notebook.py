@@ -20,16 +20,21 @@ from vitpatch.formatting import corruption_name, first_few, format_interval
 from vitpatch.plots.finding import finding_sentences
 from vitpatch.plots.layout import FigureOptions, save_figure
 from vitpatch.plots.run_figures import draw_main
+from vitpatch.plots.style import METRIC_NAMES
 from vitpatch.runs.results import notes
 from vitpatch.stats.finding import find
 from vitpatch.stats.result import RunResult
 from vitpatch.stats.table import result_of
 from vitpatch.study import study_title
-from vitpatch.types import format_window
+from vitpatch.types import Metric, Tested, format_window
 
 MOST_ROWS = 24
 """Of the summary so many are shown, those with the largest effects; all are in ``Shown.summary``."""
 PLACE = ("layer", "head", "tokens", "window")
+INTERVALS = (
+    "Intervals in the table are of each place alone, those of effects in the sentences hold for all places at once; "
+    "p is family-wise, of {tested}."
+)
 DPI, CHARACTERS = 80, 100
 """Dots an inch of the picture; characters a line in a terminal."""
 
@@ -74,7 +79,9 @@ class Shown:
         for words in (*self.finding, *(f"Note: {note}" for note in self.notes)):
             lines += textwrap.wrap(words, CHARACTERS, initial_indent="  ", subsequent_indent="    ")
         rows = self._rows.to_string(index=False)
-        return "\n".join([*lines, "", rows, *[self._left_out] * bool(self._left_out)])
+        return "\n".join(
+            [*lines, "", rows, *[line for words in self._below for line in textwrap.wrap(words, CHARACTERS)]]
+        )
 
     __repr__ = __str__
 
@@ -86,7 +93,9 @@ class Shown:
         picture = base64.b64encode(png.getvalue()).decode("ascii")
         parts = [f"<h4>{escape(self.title)}</h4>", f"<ul>{sentences}</ul>"]
         parts.append(f'<img alt="{escape(self.title)}" src="data:image/png;base64,{picture}">')
-        return "\n".join([*parts, self._rows.to_html(index=False, border=0), f"<p>{escape(self._left_out)}</p>"])
+        return "\n".join(
+            [*parts, self._rows.to_html(index=False, border=0), *(f"<p>{escape(words)}</p>" for words in self._below)]
+        )
 
     @property
     def _rows(self) -> pd.DataFrame:
@@ -101,9 +110,12 @@ class Shown:
         return words.assign(p=rows["p"].map("{:.4f}".format))
 
     @property
-    def _left_out(self) -> str:
-        number = len(self.summary)
-        return f"The {MOST_ROWS} largest of {number} effects; .summary has all." * (number > MOST_ROWS)
+    def _below(self) -> list[str]:
+        """What is said below the table."""
+        number, study = len(self.summary), self.result.study
+        left_out = [f"The {MOST_ROWS} largest of {number} effects; .summary has all."] * (number > MOST_ROWS)
+        metric = study.metric if study.test is Tested.HEADLINE else Metric.LOG_ODDS
+        return [*left_out, INTERVALS.format(tested=f"effects on the {METRIC_NAMES[metric]}")]
 
 
 def show(table: Any) -> Shown:

@@ -11,6 +11,7 @@ from conftest import pictures, save_model, write_parquet
 from vitpatch.cli.commands import STOPPED
 from vitpatch.cli.compare import main as compare_main
 from vitpatch.runs import run
+from vitpatch.runs.results import _python
 
 
 @pytest.fixture
@@ -156,11 +157,11 @@ def test_what_a_run_says_to_run_next_can_be_typed(cli, tiny, tmp_path, monkeypat
     assert cli(*tiny, "corruption=noise", "data.limit=13", "window=3")[0] == 0
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     stronger, read_again = map(shlex.split, manifest["next"])
-    assert manifest["finding"] and read_again[:4] == ["python", "-m", "vitpatch.compare", str(tmp_path / "run")]
+    assert manifest["finding"] and read_again[:4] == [_python(), "-m", "vitpatch.compare", str(tmp_path / "run")]
     monkeypatch.setattr("vitpatch.runs.reading.draw", lambda *everything: {})
     compare_main(read_again[3:])
     assert len(list((tmp_path / "run" / "views").iterdir())) == 1
-    assert stronger[0] == "python" and stronger[1].endswith("patch.py") and "hydra" not in str(stronger)
+    assert stronger[0] == _python() and stronger[1].endswith("patch.py") and "hydra" not in str(stronger)
     code, printed = cli(*stronger[2:], "dry_run=true", f"hydra.run.dir={tmp_path / 'next'}")
     assert stronger[-1] == "corruption=noise_high" and code == 0 and "plan: " in printed, printed
 

@@ -149,7 +149,7 @@ def test_a_run_without_a_readable_image_is_no_run(patched, half_broken, tmp_path
 def test_a_corruption_that_does_nothing_says_so(patched, caplog):
     with caplog.at_level(logging.INFO):
         folder = patched("corruption=none")
-    assert "Nothing changes the probability of the true class: the total effect is 0 (13 images). N" in caplog.text
+    assert "Both runs have the same probability of the true class: the total effect is 0 (13 images). N" in caplog.text
     manifest = manifest_of(folder)
     assert manifest["total_effect"]["mean"] == 0 and manifest["peak_layer"] is None
     assert any("recovered is empty" in note and note.endswith("the total effect is 0") for note in manifest["notes"])

@@ -208,7 +208,7 @@ def test_a_handover_has_a_layer_and_no_peak(rng, total):
     effects, patches = handed_over(rng, total, 5)
     _, taken = said(result_of(effects, total, patches))
     assert taken.startswith(
-        "CLS takes over from the image patches at layer 5 [5, 5], the first at which it recovers more"
+        "CLS takes over from the image patches at layer 5 [5, 5], the first at which it has more of the"
     )
 
 
@@ -226,7 +226,9 @@ def test_the_interval_of_a_takeover_is_that_of_its_resamples(rng, total):
 def test_without_a_takeover_it_says_so(rng, total):
     effects, patches = handed_over(rng, total, LAYERS)
     last = said(result_of(effects, total, patches))[-1]
-    assert last.startswith("CLS recovers more than the image patches at no layer [none, none]: at layer 7 ")
+    assert last.startswith(
+        "CLS has more of the total effect than the image patches at no layer [none, none]: at layer 7 "
+    )
 
 
 @pytest.mark.parametrize("window", [PREFIX, SUFFIX])
@@ -236,15 +238,15 @@ def test_growing_windows_have_no_peak(planted_at, total, window):
     layers = np.arange(LAYERS)
     if window == PREFIX:
         patches = patches.assign(first_layer=0, last_layer=layers)
-        want = "The smallest prefix that recovers half of the total effect is layers 0–3, 50%"
+        want = "The smallest prefix whose mean is half of the total effect is layers 0–3, 50%"
     else:
         share = {LAYERS - 1 - layer: value for layer, value in share.items()}
         patches = patches.assign(first_layer=layers, last_layer=LAYERS - 1)
-        want = "The smallest suffix that recovers half of the total effect is layers 4–7, 50%"
+        want = "The smallest suffix whose mean is half of the total effect is layers 4–7, 50%"
     effects = np.outer(total, [share[layer] for layer in range(LAYERS)]) + 1e-9
     sentences = said(result_of(effects, total, patches))
     assert len(sentences) == 2 and sentences[1].startswith(want)
-    assert "90% is recovered by layers " in sentences[1]
+    assert sentences[1].endswith("; only the longest has 90%, layers 0–7, 100% [100%, 100%].")
 
 
 def test_a_single_layer_has_no_peak(planted_at, total):

@@ -11,7 +11,7 @@ from hand_made import rows
 from measured import result_of
 
 from vitpatch import types
-from vitpatch.runs.results import run_command
+from vitpatch.runs.results import _python, run_command
 from vitpatch.runs.setup import check_config
 from vitpatch.stats.finding import find
 from vitpatch.stats.suggestions import Possible, stronger_option, suggest
@@ -130,7 +130,7 @@ def test_a_command_keeps_what_was_typed_but_for_what_changes():
     ]
     typed += ["window=[1,3]", "+trainer.x=1", "overwrite=true"]
     program, script, *arguments = shlex.split(run_command(typed, {"window": "1", "corruption": "noise_high"}))
-    assert (program, script.rpartition("/")[2]) == ("python", "patch.py")
+    assert (program, script.rpartition("/")[2]) == (_python(), "patch.py")
     kept = ["--config-dir=/my conf", "target=mlp_out", "target.layers=[1]", "+trainer.x=1"]
     assert arguments == [*kept, "window=1", "corruption=noise_high"]
     arguments = shlex.split(run_command(typed, {"target": "z", "target.layers": "[2]"}))[2:]

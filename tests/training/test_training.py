@@ -62,6 +62,26 @@ def test_it_trains_evaluates_and_leaves_a_model_that_patch_takes(cli, arguments,
     )
 
 
+def test_images_that_cannot_be_read_are_left_out_where_that_is_asked_for(cli, arguments, splits, tmp_path):
+    for split in ("train", "test"):
+        table = pd.read_parquet(splits / f"{split}.parquet")
+        table.at[3, "image"] = {"bytes": b"no image", "path": None}
+        table.to_parquet(splits / f"{split}.parquet")
+    code, printed = cli(*arguments, "recipe.epochs=1", "recipe.validation=0.2", script="train_eval")
+    assert code == 1 and "data.on_error=skip leaves it out" in printed
+    code, printed = cli(
+        *arguments, "recipe.epochs=1", "recipe.validation=0.2", "data.on_error=skip", script="train_eval"
+    )
+    assert code == 0 and printed.count("left out: ") == 2 and "9 images of" in printed, printed
+    (saved,) = [line for line in printed.splitlines() if "saved: " in line]
+    assert f"data.path={splits} data.split=test data.on_error=skip model=hf" in saved
+
+
+def test_a_model_that_would_not_be_fine_tuned_is_refused(cli, arguments):
+    code, printed = cli(*arguments, "model=emoji_vit", script="train_eval")
+    assert code == 1 and "error: model=emoji_vit: no model is fine-tuned" in printed
+
+
 def test_it_goes_on_where_it_was_stopped(cli, arguments, tmp_path):
     extra = ["recipe.validation=0.25", "recipe.average=0.5", "recipe.learning_rate=0.0"]  # no epoch is a better one
     assert cli(*arguments, *extra, "recipe.epochs=2", script="train_eval")[0] == 0

@@ -90,10 +90,9 @@ def _doubt_words(result: RunResult, corruption: str) -> str:
     """The same of a total effect that is not shown."""
     study, total = result.study, result.total
     if study.donor is Donor.PAIR and total.mean == total.low == total.high == 0:
-        return f"nothing changes the {METRIC_NAMES[study.metric]}: the total effect is 0"
+        return f"both runs have the same {METRIC_NAMES[study.metric]}: the total effect is 0"
     if study.donor is Donor.PAIR and total.holds_zero:
-        metric = METRIC_NAMES[study.metric]
-        return f"{corruption} is not shown to change the {metric}, which {_change_words(result)}"
+        return f"{corruption} is not shown to change the {METRIC_NAMES[study.metric]}, which {_change_words(result)}"
     reason = doubt_words(total, study.donor, study.direction) or "the total effect is not known to differ from 0"
     return f"{reason}: {_of_metric(result)}"
 
@@ -336,10 +335,10 @@ def _takeover_words(result: RunResult, takeover: Takeover) -> str:
     cls, patches = (_share(result.summary, rows[at]) for rows in (takeover.cls, takeover.patches))
     if takeover.at > at:
         where = f"at layer {takeover.layers[-1]} {cls} against {patches}"
-        return f"CLS recovers more than the image patches at {takeover_layer(takeover)}: {where}."
+        return f"CLS has more of the total effect than the image patches at {takeover_layer(takeover)}: {where}."
     return (
-        f"CLS takes over from the image patches at {takeover_layer(takeover)}, the first at which it recovers more of "
-        f"the total effect: {cls} against {patches}."
+        f"CLS takes over from the image patches at {takeover_layer(takeover)}, the first at which it has more of the "
+        f"total effect: {cls} against {patches}."
     )
 
 
@@ -356,22 +355,23 @@ def _share(summary: pd.DataFrame, row: int) -> str:
 
 
 def _reach_words(summary: pd.DataFrame, reach: Reach) -> str:
-    """Which prefix or suffix recovers half of the total effect, and which most of it."""
+    """Which prefix or suffix has half of the total effect, and which most of it, by means."""
     kind = "prefix" if reach.window == PREFIX else "suffix"
 
     def layers(row: int) -> str:
-        return format_layers(range(summary["first_layer"].iloc[row], summary["last_layer"].iloc[row] + 1))
+        ends = summary["first_layer"].iloc[row], summary["last_layer"].iloc[row]
+        return f"{format_layers(range(ends[0], ends[1] + 1))}, {_share(summary, row)}"
 
-    longest = f"the longest, {layers(reach.longest)}, {_share(summary, reach.longest)}"
+    longest = f"the longest is {layers(reach.longest)}"
     if reach.half is None:
-        return f"no {kind} recovers half of the total effect; {longest}."
-    words = f"the smallest {kind} that recovers half of the total effect is {layers(reach.half)}"
-    words += f", {_share(summary, reach.half)}"
+        return f"no {kind} has half of the total effect, by its mean; {longest}."
+    words = f"the smallest {kind} whose mean is half of the total effect is {layers(reach.half)}"
     if reach.most is None:
-        return f"{words}; none recovers 90%, {longest}."
+        return f"{words}; none has 90%, {longest}."
     if reach.most == reach.half:
         return f"{words}, which is 90% as well."
-    return f"{words}; 90% is recovered by {layers(reach.most)}, {_share(summary, reach.most)}."
+    with_most = "only the longest has 90%," if reach.most == reach.longest else "the smallest with 90% is"
+    return f"{words}; {with_most} {layers(reach.most)}."
 
 
 def _control_words(result: RunResult, controls: Sequence[Control]) -> str:

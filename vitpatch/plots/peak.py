@@ -54,9 +54,10 @@ def peak_stability(groups: Sequence[GroupPeak], summary: pd.DataFrame, caption: 
         axes.remove()
     for axes in panels[::columns]:
         axes.set_ylabel("share of resamples\nin which it is the peak")
+    below = [group.stability[~np.isin(group.rows, group.members)] for group in groups]
     key = [
         Patch(facecolor=style.BLUE, alpha=IN_SET, label="may be the peak (95 % peak set)"),
-        Patch(facecolor=style.GREY, label="shown to be below the peak"),
+        *[Patch(facecolor=style.GREY, label="shown to be below the peak")] * any(shares.any() for shares in below),
         Line2D([], [], color="black", marker="*", linestyle="", label="the peak of all images"),
     ]
     layout.add_legend_below(figure, [], 3, key)

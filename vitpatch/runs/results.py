@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -226,22 +227,37 @@ def run_command(typed: Sequence[str], overrides: Mapping[str, str]) -> str:
         for argument in typed
         if (key := override_key(argument)) not in dropped and key.partition(".")[0] not in groups
     ]
-    script = ["python", os.path.relpath(PACKAGE.parent / "patch.py")]
+    script = [_python(), os.path.relpath(PACKAGE.parent / "patch.py")]
     changed = [f"{key}={value}" for key, value in overrides.items()]
-    return shlex.join([*(["vitpatch"] if _has_commands() else script), *kept, *changed])
+    return shlex.join([*(_own_command("vitpatch") or script), *kept, *changed])
 
 
 def read_command(folder: RunFolder, view: Mapping[str, str]) -> str:
     """The command that reads a finished run again in another view."""
     path = os.path.relpath(folder.path)
     path = str(folder.path) if path.startswith("..") else path
-    program = ["vitpatch-compare"] if _has_commands() else ["python", "-m", "vitpatch.compare"]
+    program = _own_command("vitpatch-compare") or [_python(), "-m", "vitpatch.compare"]
     return shlex.join([*program, path, *(part for key, value in view.items() for part in (f"--{key}", value))])
 
 
-def _has_commands() -> bool:
-    """Whether the package's own commands are what to type: it is a wheel's, or this program was started by one."""
-    return (PACKAGE / "conf").is_dir() or Path(sys.argv[0]).stem == "vitpatch"
+def _own_command(name: str) -> list[str]:
+    """One of the package's own commands, where this program is one or the package is a wheel's; else none."""
+    if not (PACKAGE / "conf").is_dir() and Path(sys.argv[0]).stem != "vitpatch":
+        return []
+    return [_found_as(Path(sys.executable).with_name(name))]
+
+
+def _python() -> str:
+    return _found_as(Path(sys.executable), "python")
+
+
+def _found_as(program: Path, name: str | None = None) -> str:
+    """How a program is called here: by its name where a shell finds that one, else by its path."""
+    name = name or program.name
+    found = shutil.which(name)
+    is_it = found is not None and Path(found).parent.resolve() == program.parent.resolve()
+    path = os.path.relpath(program)
+    return name if is_it else str(program) if path.startswith("..") else path
 
 
 def closing_lines(

@@ -25,7 +25,7 @@ from vitpatch.data.datamodule import BadImage, DecodedImages, PartnerPositions, 
 from vitpatch.data.images import LabelledImages
 from vitpatch.data.sources import ImageSource
 from vitpatch.errors import VitPatchError
-from vitpatch.formatting import first_few, one_line, option_identity
+from vitpatch.formatting import first_few, one_line, option_identity, override_key
 from vitpatch.io import atomic_write, write_csv, write_json
 from vitpatch.models.checkpoint import Checkpoint, new_classifier, pretrained_classifier
 from vitpatch.models.classes import Classes, classes_of_training, label_by_classes
@@ -40,9 +40,10 @@ from vitpatch.runs.config import (
     construct,
     construct_option,
     corruption_option,
-    typed,
     with_defaults,
 )
+from vitpatch.runs.folder import RunFolder
+from vitpatch.runs.results import run_command
 from vitpatch.runs.setup import find_partners
 from vitpatch.runs.trainer import QUIETLY, build_trainer, trainer_factory
 from vitpatch.training.module import Augment, ClassifierTraining, Recipe
@@ -60,6 +61,10 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     check_names_are_text(cfg)
     checked = check_config(cfg)
     source, cfg = checked.source, checked.cfg
+    typed = {group: _typed(folder, group) for group in ("model", "data")}
+    if checked.checkpoint is None and typed["model"]:
+        reason = "no model is fine-tuned, since architecture is trained from scratch; give architecture=none"
+        raise VitPatchError(f"{typed['model'][0]}: {reason}")
     train, test = replace(source, split=cfg.train_split, limit=cfg.train_limit).open(), source.open()
     for corruption in checked.corruptions.values():
         if corruption.needs_masks and test.columns.mask is None:
@@ -91,14 +96,20 @@ def run(cfg: DictConfig, folder: Path, options: Mapping[str, str] | None = None)
     preprocessing.processor.save_pretrained(target)
     saved, batch_size = Checkpoint(str(target)).load().to(device), checked.recipe.batch_size
     table = evaluate(saved, test, checked.corruptions, cfg.seed, batch_size)
-    text = f"{len(test)} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
+    text = f"{table['n'].max()} images of {Path(cfg.data.path).name}, split {cfg.data.split}. {as_markdown(table)}\n"
     for path in (folder, target):
         write_csv(path / "evaluation.csv", table)
         with atomic_write(path / "evaluation.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
     log.info("%s", text)
     write_json(folder / "manifest.json", {"job": "train", "settings": settings, "saved": str(target)})
-    log.info("saved: python patch.py model=hf %s", typed("model.path", str(target)))
+    log.info("saved: %s", run_command(typed["data"], {"model": "hf", "model.path": str(target)}))
+
+
+def _typed(folder: Path, group: str) -> list[str]:
+    """What was typed of an option and its keys."""
+    arguments = RunFolder(folder).typed_arguments() or ()
+    return [argument for argument in arguments if override_key(argument).partition(".")[0] == group]
 
 
 @dataclass(frozen=True)
@@ -180,7 +191,7 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     settings = {key: settings.get(key) for key in own_keys}
     data, recipe = settings["data"], settings["recipe"]
     settings["recipe"] = {key: value for key, value in recipe.items() if key not in ("epochs", "patience")}
-    other_keys = ["split", "limit", "num_workers"] + ["seed"] * (data.get("seed") == settings["seed"])
+    other_keys = ["split", "limit", "num_workers", "on_error"] + ["seed"] * (data.get("seed") == settings["seed"])
     settings["data"] = {key: value for key, value in data.items() if key not in other_keys}
     if settings["architecture"]:
         settings.pop("model")  # it is built, not loaded
@@ -267,27 +278,39 @@ def _loaders(
 ) -> tuple[DataLoader, DataLoader | None]:
     """Batches to train on, in random order, and batches held back, if any: bytes (batch, 3, height, width), labels.
 
-    All images are decoded once; one that cannot be read stops the training. Where the recipe is balanced, each class is
-    drawn equally often.
+    All images are decoded once; one that cannot be read stops the training or is left out, as ``on_error`` says. Where
+    the recipe is balanced, each class is drawn equally often.
     """
     rows, validation_rows = _split(images, recipe.validation)
     decoded = DecodedImages(images, preprocessing.to_input, masks=False)
-    pixels = []
-    for image in map(decoded.__getitem__, range(len(decoded))):
+    pixels, is_readable = [], np.ones(len(decoded), dtype=bool)
+    for row, image in enumerate(map(decoded.__getitem__, range(len(decoded)))):
         if isinstance(image, BadImage):
-            raise VitPatchError(image.reason)
-        pixels.append((image.images[0] * 255).round().byte())
-    dataset = TensorDataset(torch.stack(pixels), torch.tensor(images.labels))
-    labels = images.labels[rows]
+            _leave_out(images, image)
+            is_readable[row] = False
+        else:
+            pixels.append((image.images[0] * 255).round().byte())
+    rows, validation_rows = rows[is_readable[rows]], validation_rows[is_readable[validation_rows]]
+    if not len(rows):
+        raise VitPatchError("training images: none of them can be read")
+    dataset = TensorDataset(torch.stack(pixels), torch.tensor(images.labels[is_readable]))
+    labels, position = images.labels[rows], np.cumsum(is_readable) - 1
     weights = 1 / np.bincount(labels)[labels] if recipe.balanced else np.ones(len(rows))
     training = DataLoader(
-        Subset(dataset, rows.tolist()),
+        Subset(dataset, position[rows].tolist()),
         batch_size=recipe.batch_size,
         sampler=WeightedRandomSampler(torch.from_numpy(weights), len(rows), replacement=recipe.balanced),
         drop_last=len(rows) > recipe.batch_size,
     )
-    held_back = Subset(dataset, validation_rows.tolist())
+    held_back = Subset(dataset, position[validation_rows].tolist())
     return training, DataLoader(held_back, batch_size=recipe.batch_size) if len(held_back) else None
+
+
+def _leave_out(images: LabelledImages, bad: BadImage) -> None:
+    """Says that an image is left out; raises ``VitPatchError`` where none is to be."""
+    if images.on_error == "raise":
+        raise VitPatchError(bad.reason)
+    log.warning("left out: %s", bad.reason.removesuffix("; data.on_error=skip leaves it out"))
 
 
 def _split(images: LabelledImages, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -311,13 +334,17 @@ def evaluate(
     run_probs: dict[str, list[Tensor]] = {run: [] for run in ("clean", *corruptions)}
     labels = []
     for batch, bad in loader:
-        if bad:
-            raise VitPatchError(bad[0].reason)
+        for image in bad:
+            _leave_out(images, image)
+        if batch is None:
+            continue
         labels.append(batch.labels)
         batch = batch.to(model.device)
         for run, probs in run_probs.items():
             pixels = batch.images if run == "clean" else corruptions[run].pixels(batch, seed)
             probs.append(model(model.normalize(pixels)).cpu().double().softmax(-1))
+    if not labels:
+        raise VitPatchError("images to evaluate: none of them can be read")
     truth = torch.cat(labels)
     names = model.label_names or images.label_names or tuple(map(str, range(model.classes)))
     tables = [_table(run, torch.cat(probs), truth, names) for run, probs in run_probs.items()]
