@@ -35,7 +35,7 @@ def test_a_real_run_leaves_no_secret_in_any_file(made, tmp_path):
     """In a repository whose remote has a password, as a real run from its command line."""
     copy = tmp_path / "repo"
     for part in ("vitpatch", "conf"):
-        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "emoji*"))
     shutil.copy(ROOT / "patch.py", copy)
     remote = f"https://somebody:{REMOTE}@example.org/vitpatch.git"
     who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
