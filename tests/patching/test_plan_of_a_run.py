@@ -205,4 +205,5 @@ def test_the_readmes_python_runs(monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("attn_out · window 3 · clean into corrupted\n  Under the corruption ")
-    assert "recovered" in printed and len(printed.partition("\n\n")[2].splitlines()) == 13
+    table = printed.partition("\n\n")[2].partition("\nIntervals ")[0]
+    assert "recovered" in table and len(table.splitlines()) == 13

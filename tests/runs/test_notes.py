@@ -38,4 +38,7 @@ def test_a_random_object_that_is_mostly_the_object_is_a_warning(overlap, warns):
     result = result_of(np.zeros((60, 2)), TOTAL)
     result.examples["random_object_overlap"] = [np.nan, *[overlap] * 59]
     (text,) = notes(result)
-    assert text.startswith(f"random_object has {overlap:.0%} of the object's patches") and ("warning" in text) == warns
+    assert (
+        text.startswith(f"of random_object's patches {overlap:.0%} are the object's, on av")
+        and ("warning" in text) == warns
+    )
