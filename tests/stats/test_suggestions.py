@@ -137,6 +137,21 @@ def test_a_command_keeps_what_was_typed_but_for_what_changes():
     assert [a for a in arguments if "target" in a] == ["target=z", "target.layers=[2]"]
 
 
+@pytest.mark.parametrize("program", ["vitpatch", "vitpatch-train"])
+def test_a_command_is_called_as_it_is_found_here(monkeypatch, tmp_path, program):
+    for name in ("python", "vitpatch", "vitpatch-compare"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert run_command([], {"window": "1"}).split()[0] == str(tmp_path / "python")  # no environment is activated
+    monkeypatch.setattr("sys.argv", [str(tmp_path / program)])
+    assert run_command([], {"window": "1"}) == f"{tmp_path / 'vitpatch'} window=1"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_command([], {"window": "1"}) == "vitpatch window=1"
+    (tmp_path / "vitpatch").rename(tmp_path / "elsewhere")
+    assert run_command([], {"window": "1"}) == "vitpatch window=1"
+
+
 def test_the_commands_compose_to_configs_that_are_valid():
     typed = [
         "corruption=noise",

@@ -209,7 +209,7 @@ def _enough_words(result: RunResult, group: Places) -> str:
     best = result.summary.iloc[group.best]
     if group.clusters is None:
         is_by_p = best["effect_sim_low"] > 0 or best["effect_sim_high"] < 0
-        return f", but p = {best['p']:.2f}" if is_by_p and not group.best_is_shown else ""
+        return f", {'since' if group.shown else 'but'} p = {best['p']:.2f}" * bool(is_by_p and not group.best_is_shown)
     return f"; {_needed_words(result, group.clusters)} would show it, if it stays as large"
 
 

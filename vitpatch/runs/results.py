@@ -242,12 +242,14 @@ def read_command(folder: RunFolder, view: Mapping[str, str]) -> str:
 
 def _own_command(name: str) -> list[str]:
     """One of the package's own commands, where this program is one or the package is a wheel's; else none."""
-    if not (PACKAGE / "conf").is_dir() and Path(sys.argv[0]).stem != "vitpatch":
+    if not (PACKAGE / "conf").is_dir() and not Path(sys.argv[0]).stem.startswith("vitpatch"):
         return []
-    return [_found_as(Path(sys.executable).with_name(name))]
+    beside = Path(sys.executable).with_name(name)  # of an installation for one user it is elsewhere, on the path
+    return [_found_as(beside) if beside.exists() else name]
 
 
 def _python() -> str:
+    """How this Python is called here."""
     return _found_as(Path(sys.executable), "python")
 
 
